@@ -1,0 +1,111 @@
+"""Every tensor-parallel collective passes through here, is counted, and can be kept for recomputation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Direction = Literal["forward", "backward"]
+
+
+class Collectives:
+    """Collectives over the P processes that share one replica; with P = 1 nothing is sent or counted.
+
+    ``calls`` and ``sent`` count by ``(direction, purpose)``: ``sent`` is the size in bytes of each message
+    as it goes into the collective. Purposes: ``sync`` (partial synchronisation inside the layers),
+    ``embedding``, ``loss``, ``replicated`` (gradients of replicated weights), ``check``.
+    """
+
+    def __init__(self, processes: int, group: dist.ProcessGroup | None) -> None:
+        self.processes = processes
+        self.group = group
+        self.calls: Counter[tuple[Direction, str]] = Counter()
+        self.sent: Counter[tuple[Direction, str]] = Counter()
+        self._recorded: list[Tensor] | None = None
+        self._replayed: Iterator[Tensor] | None = None
+
+    def all_reduce(
+        self,
+        message: Tensor,
+        direction: Direction,
+        purpose: str,
+        op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
+    ) -> Tensor:
+        """Sum (or ``op``) the contiguous ``message`` over the P processes, in place, and return it."""
+        if self.processes > 1 and message.numel() > 0:
+            dist.all_reduce(message, op, group=self.group)
+            self.calls[direction, purpose] += 1
+            self.sent[direction, purpose] += message.numel() * message.element_size()
+        return message
+
+    def totals(self) -> dict[str, int]:
+        """Calls and bytes since the last :meth:`reset`, by direction over all purposes."""
+        return {
+            f"{what}_{direction}": sum(n for (d, _), n in counter.items() if d == direction)
+            for what, counter in (("calls", self.calls), ("bytes", self.sent))
+            for direction in ("forward", "backward")
+        }
+
+    def reset(self) -> None:
+        self.calls.clear()
+        self.sent.clear()
+
+    def keep(self, result: Tensor) -> Tensor:
+        """Remember ``result`` if a checkpointed segment is being recorded; returns it."""
+        if self._recorded is not None:
+            self._recorded.append(result)
+        return result
+
+    def kept(self) -> Tensor | None:
+        """While a segment is recomputed: the result of the same collective in the first pass."""
+        return None if self._replayed is None else next(self._replayed)
+
+    def checkpoint_contexts(self) -> tuple:
+        """``context_fn`` of ``torch.utils.checkpoint``: record in forward, replay when recomputing.
+
+        Without it every recomputation would send all its messages again.
+        """
+        tape: list[Tensor] = []
+        return self._record(tape), self._replay(tape)
+
+    @contextmanager
+    def _record(self, tape: list[Tensor]) -> Iterator[None]:
+        self._recorded = tape
+        try:
+            yield
+        finally:
+            self._recorded = None
+
+    @contextmanager
+    def _replay(self, tape: list[Tensor]) -> Iterator[None]:
+        self._replayed = iter(tape)
+        try:
+            yield
+        finally:
+            self._replayed = None
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, collectives: Collectives, purpose: str) -> Tensor:  # type: ignore[override]
+        ctx.collectives, ctx.purpose = collectives, purpose
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        # In float32 whatever the model's type: these sums are few and small, and weights depend on them.
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        message = gradient.to(wide, copy=True, memory_format=torch.contiguous_format)
+        total = ctx.collectives.all_reduce(message, "backward", ctx.purpose)
+        return total.to(gradient.dtype), None, None
+
+
+def sum_gradient(x: Tensor, collectives: Collectives, purpose: str) -> Tensor:
+    """Identity forward; backward, the gradient is summed over the P processes (Megatron's *f*)."""
+    return x if collectives.processes == 1 else _SumGradient.apply(x, collectives, purpose)

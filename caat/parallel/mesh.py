@@ -1,0 +1,61 @@
+"""Who am I: N shards of the model on P processes, times data parallelism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+
+from caat.parallel.collectives import Collectives
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The place of this process.
+
+    A replica has ``shards`` (N) tensor-parallel shards on ``processes`` (P) consecutive ranks, each
+    holding ``local`` = N / P of them; ``data_size`` replicas train on different sequences.
+    """
+
+    shards: int
+    processes: int = 1
+    tensor_rank: int = 0
+    data_rank: int = 0
+    data_size: int = 1
+    tensor: Collectives = field(default_factory=lambda: Collectives(1, None))
+    data_group: dist.ProcessGroup | None = None
+
+    @staticmethod
+    def create(shards: int, processes: int) -> Mesh:
+        """Build the groups over the initialised world; every rank must call it with the same arguments.
+
+        Raises ``ValueError`` if ``processes`` divides neither ``shards`` nor the world.
+        """
+        world, rank = dist.get_world_size(), dist.get_rank()
+        for name, value in (("shards", shards), ("world size", world)):
+            if value % processes:
+                raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
+        # new_group is collective over the world: every rank makes every group and keeps its own.
+        rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
+        tensor_groups = [dist.new_group(ranks) for ranks in rows]
+        data_groups = [dist.new_group(list(ranks)) for ranks in zip(*rows, strict=True)]
+        data_rank, tensor_rank = divmod(rank, processes)
+        return Mesh(
+            shards,
+            processes,
+            tensor_rank,
+            data_rank,
+            world // processes,
+            Collectives(processes, tensor_groups[data_rank]),
+            data_groups[tensor_rank],
+        )
+
+    @property
+    def local(self) -> int:
+        """Shards held by this process (r = N / P), the leading axis of sharded weights and activations."""
+        return self.shards // self.processes
+
+    @property
+    def local_shards(self) -> range:
+        """Numbers of the shards held by this process."""
+        return range(self.tensor_rank * self.local, (self.tensor_rank + 1) * self.local)

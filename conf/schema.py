@@ -1,0 +1,400 @@
+"""Every setting, its default and its rule: the structured schema behind the YAML groups beside it.
+
+Hydra checks names and types against these classes; ranges and what must divide what are checked
+in each ``__post_init__`` and in :meth:`Config.check_layout`. Nothing here imports torch, so a wrong
+setting is reported at once. All checks raise ``ValueError`` with the value, the rule and the remedy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Any
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``condition`` holds: the user's mistake, not ours."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(**settings: float) -> None:
+    """Raise ``ValueError`` naming the first of ``settings`` that is not above zero."""
+    for name, value in settings.items():
+        require(value > 0, f"{name.replace('__', '.')}={value} must be above 0")
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    require(value in choices, f"{name}={value} is not known: choose one of {', '.join(choices)}")
+
+
+@dataclass
+class ModelConfig:
+    """A Llama-style GPT: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no bias."""
+
+    name: str = "tiny"
+    layers: int = 4
+    hidden: int = 256
+    ffn: int = 704
+    heads: int = 8
+    kv_heads: int = 8
+    # Longest sequence the model is meant for (positions are rotary, so nothing is learned per position).
+    sequence: int = 256
+    vocab_size: int = 4096
+    # Rows of the embedding and the head after padding; default: the next multiple of parallel.tensor.
+    padded_vocab_size: int | None = None
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    # Normal(0, init_std); the two projections that write to the residual use init_std / sqrt(2 * layers).
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        require_positive(
+            model__layers=self.layers,
+            model__hidden=self.hidden,
+            model__ffn=self.ffn,
+            model__heads=self.heads,
+            model__kv_heads=self.kv_heads,
+            model__sequence=self.sequence,
+            model__vocab_size=self.vocab_size,
+            model__rope_base=self.rope_base,
+            model__norm_eps=self.norm_eps,
+            model__init_std=self.init_std,
+        )
+        require(
+            self.hidden % self.heads == 0,
+            f"model.hidden={self.hidden} is not divisible by model.heads={self.heads}: "
+            "every head needs the same whole number of channels",
+        )
+        require(
+            self.head_dim % 2 == 0,
+            f"model.hidden / model.heads = {self.head_dim} is odd: rotary positions turn pairs of channels",
+        )
+        require(
+            self.heads % self.kv_heads == 0,
+            f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}: "
+            "every KV head serves the same number of query heads",
+        )
+        if self.padded_vocab_size is not None:
+            require(
+                self.padded_vocab_size >= self.vocab_size,
+                f"model.padded_vocab_size={self.padded_vocab_size} is below "
+                f"model.vocab_size={self.vocab_size}: padding can only add entries",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    def check_shards(self, shards: int) -> None:
+        """Raise ``ValueError`` unless the model can be cut into ``shards`` tensor-parallel shards."""
+        require(shards >= 1, f"parallel.tensor={shards} must be at least 1")
+        for name in ("heads", "kv_heads", "ffn"):
+            value = getattr(self, name)
+            require(
+                value % shards == 0,
+                f"model.{name}={value} is not divisible by parallel.tensor={shards}: "
+                f"choose a parallel.tensor that divides it (or change model.{name})",
+            )
+        if self.padded_vocab_size is not None:
+            require(
+                self.padded_vocab_size % shards == 0,
+                f"model.padded_vocab_size={self.padded_vocab_size} is not divisible by "
+                f"parallel.tensor={shards}: leave it out and the next multiple is used",
+            )
+
+    def padded_vocab(self, shards: int) -> int:
+        """Rows of the embedding and head, a multiple of ``shards``; rows past ``vocab_size`` are masked."""
+        if self.padded_vocab_size is not None:
+            return self.padded_vocab_size
+        return -(-self.vocab_size // shards) * shards
+
+
+@dataclass
+class SyncConfig:
+    """Partial synchronisation of the residual stream (CAAT-Net, arXiv 2506.19645)."""
+
+    # Fraction of the hidden channels that every shard shares: 1 is Megatron's tensor parallelism.
+    ratio: float = 0.5
+    # Factor on the private channels; default sqrt(parallel.tensor), the variance of a sum of N terms.
+    private_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 <= self.ratio <= 1.0,
+            f"sync.ratio={self.ratio} is outside [0, 1]: it is the fraction of the channels that is "
+            "synchronised (1 = all, as in Megatron; 0 = none)",
+        )
+        if self.private_scale is not None:
+            require_positive(sync__private_scale=self.private_scale)
+
+
+@dataclass
+class ParallelConfig:
+    """Shards are architecture (N), processes are deployment (P divides N)."""
+
+    # N: shards of the model. With sync.ratio below 1, another N is another model.
+    tensor: int = 8
+    # P: processes that share one replica; default as many as the world offers and N allows.
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(parallel__tensor=self.tensor)
+        if self.processes is not None:
+            require_positive(parallel__processes=self.processes)
+            require(
+                self.tensor % self.processes == 0,
+                f"parallel.processes={self.processes} does not divide parallel.tensor={self.tensor}: "
+                "every process holds the same number of shards",
+            )
+
+    def tensor_processes(self, world: int) -> int:
+        """P for a world of ``world`` processes; raises ``ValueError`` if the world is not a multiple."""
+        processes = self.processes or gcd(self.tensor, world)
+        require(
+            world % processes == 0,
+            f"{world} processes cannot be cut into replicas of parallel.processes={processes}: "
+            "start a multiple of it, or leave parallel.processes out",
+        )
+        return processes
+
+
+@dataclass
+class LaunchConfig:
+    # Processes to start on this node. 1 trains in the calling process. Ignored under torchrun.
+    processes: int = 1
+    # auto takes CUDA where every process of this node can have a GPU of its own, else the CPU.
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(launch__processes=self.processes)
+        require_choice("launch.device", self.device, ("auto", "cpu", "cuda"))
+
+
+@dataclass
+class ZeroConfig:
+    """DeepSpeed ZeRO: what is cut over data parallelism (1 optimizer state, 2 and gradients, 3 and weights)."""
+
+    stage: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.stage in (0, 1, 2, 3), f"zero.stage={self.stage} is not known: choose 0, 1, 2 or 3")
+
+
+@dataclass
+class DataConfig:
+    """Text in, token shards out. Prepared once per distinct setting, under ``dir``."""
+
+    # A text, jsonl or parquet file, a folder or glob of them, a folder made by `caat tokenize`,
+    # or the name of a Hugging Face dataset. Default: the quick-start text (Wikipedia introductions).
+    path: str | None = None
+    # Of a Hugging Face dataset: its configuration and split.
+    subset: str | None = None
+    split: str = "train"
+    # The column that holds the text in jsonl, parquet and Hugging Face data.
+    text_field: str = "text"
+    # A SentencePiece model to use; default: one of `vocab_size` pieces is trained on the text.
+    tokenizer: str | None = None
+    vocab_size: int = 32000
+    # Fraction of the documents, chosen by a hash of their text, that is held out for validation.
+    validation: float = 0.01
+    # Where prepared token shards are kept.
+    dir: str = "data"
+    # Processes that tokenise; default: one per core.
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(data__vocab_size=self.vocab_size)
+        require(
+            0.0 < self.validation < 1.0,
+            f"data.validation={self.validation} is outside (0, 1): it is the fraction of documents held out",
+        )
+        if self.workers is not None:
+            require_positive(data__workers=self.workers)
+
+
+@dataclass
+class OptimConfig:
+    """AdamW. Weight decay acts on matrices, embeddings and head included, never on norm weights."""
+
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    # Largest global gradient norm; 0 switches clipping off.
+    clip: float = 1.0
+    # Warm-up is linear in all: then cosine or linear to min_lr, constant, or
+    # wsd (warm-up, stable, decay: constant until the last `decay_steps`, then linear to min_lr).
+    schedule: str = "cosine"
+    warmup_steps: int = 20
+    decay_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(optim__lr=self.lr, optim__eps=self.eps)
+        require(
+            0.0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr} is outside [0, optim.lr={self.lr}]"
+        )
+        require(
+            len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas),
+            f"optim.betas={list(self.betas)} must be two numbers in [0, 1)",
+        )
+        for name in ("weight_decay", "clip", "warmup_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name}={value} must not be negative")
+        require_choice("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
+        if self.decay_steps is not None:
+            require_positive(optim__decay_steps=self.decay_steps)
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 100
+    sequence: int = 256
+    # Sequences per process and forward pass; gradient accumulation follows from global_batch.
+    micro_batch: int = 4
+    # Sequences per optimizer step over all data-parallel replicas.
+    global_batch: int = 16
+    precision: str = "bf16"
+    # Recompute in backward: none, full (every block; collectives are kept, never repeated),
+    # selective (attention core and SwiGLU: large to store, cheap to repeat).
+    activation_checkpointing: str = "none"
+    # Validate every so many steps (0: only at the end) on `eval_sequences` held-out sequences.
+    eval_every: int = 50
+    eval_sequences: int = 64
+    log_every: int = 10
+    # Same bits on every run: deterministic kernels only. Costs speed on a GPU.
+    deterministic: bool = False
+    # Stop after so many steps in a row were skipped for a non-finite loss or gradient.
+    max_skipped: int = 10
+    # The device's peak in TFLOP/s for MFU, where the device is not in our table.
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(
+            train__steps=self.steps,
+            train__sequence=self.sequence,
+            train__micro_batch=self.micro_batch,
+            train__global_batch=self.global_batch,
+            train__eval_sequences=self.eval_sequences,
+            train__log_every=self.log_every,
+            train__max_skipped=self.max_skipped,
+        )
+        require(
+            self.eval_every >= 0,
+            f"train.eval_every={self.eval_every} must not be negative (0: only at the end)",
+        )
+        require_choice("train.precision", self.precision, ("fp32", "bf16"))
+        require_choice(
+            "train.activation_checkpointing", self.activation_checkpointing, ("none", "full", "selective")
+        )
+        if self.peak_tflops is not None:
+            require_positive(train__peak_tflops=self.peak_tflops)
+
+    def accumulation(self, data_parallel: int) -> int:
+        """Micro-batches per step; raises ``ValueError`` if ``global_batch`` is not a multiple."""
+        per_pass = self.micro_batch * data_parallel
+        require(
+            self.global_batch % per_pass == 0,
+            f"train.global_batch={self.global_batch} is not a multiple of train.micro_batch="
+            f"{self.micro_batch} times {data_parallel} data-parallel replicas: change one of the two",
+        )
+        return self.global_batch // per_pass
+
+
+@dataclass
+class CheckpointConfig:
+    # Save every so many steps; 0: only at the end.
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"checkpoint.every={self.every} must not be negative (0: only at the end)")
+
+
+@dataclass
+class TrackerConfig:
+    """Besides metrics.jsonl, which is always written."""
+
+    kind: str = "none"
+    project: str = "caat"
+    # wandb: online, or offline (synchronised later with `wandb sync`).
+    mode: str = "online"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_choice("tracker.kind", self.kind, ("none", "wandb"))
+        require_choice("tracker.mode", self.mode, ("online", "offline"))
+
+
+@dataclass
+class RunConfig:
+    # The run folder; default: outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>.
+    dir: str | None = None
+
+
+@dataclass
+class Config:
+    """One training run, whole."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        # Hydra builds the schema before the YAML is merged; only a finished config is checked further.
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+
+    def check_layout(self, world: int) -> None:
+        """Raise ``ValueError`` unless model, shards, batch and ``world`` processes fit together."""
+        self.model.check_shards(self.parallel.tensor)
+        processes = self.parallel.tensor_processes(world)
+        self.train.accumulation(world // processes)
+        require(
+            self.train.sequence <= self.model.sequence,
+            f"train.sequence={self.train.sequence} is longer than model.sequence={self.model.sequence}: "
+            "raise model.sequence too",
+        )
+        require(
+            self.optim.warmup_steps <= self.train.steps,
+            f"optim.warmup_steps={self.optim.warmup_steps} is more than train.steps={self.train.steps}: "
+            "the learning rate would never reach its peak",
+        )
+        decay = self.optim.decay_steps or 0
+        require(
+            self.optim.warmup_steps + decay <= self.train.steps,
+            f"optim.warmup_steps={self.optim.warmup_steps} plus optim.decay_steps={decay} is more than "
+            f"train.steps={self.train.steps}",
+        )
+
+
+@dataclass
+class TokenizeConfig:
+    """`caat tokenize`: text to token shards in `out`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    # The folder to write; default: the one `caat pretrain` would use for the same settings.
+    out: str | None = None
+
+
+@dataclass
+class ScoreConfig:
+    """`caat score`: the log-probability of every next token."""
+
+    checkpoint: str = "???"
+    # A .npy file of token numbers, [length] or [batch, length].
+    tokens: str = "???"
+    # Where to write the result; default: scores.npy beside the checkpoint's run.
+    out: str | None = None
+    precision: str = "fp32"
+    parallel_processes: Any = None

@@ -1,0 +1,22 @@
+"""nn.Modules of a partially synchronised GPT; the linears work in other models too (docs/linears.md)."""
+
+from layers.attention import Attention
+from layers.block import Block
+from layers.embedding import VocabParallelEmbedding
+from layers.gpt import GPT
+from layers.linear import ColumnParallelLinear, RowParallelLinear
+from layers.loss import vocab_parallel_cross_entropy
+from layers.mlp import MLP
+from layers.norm import RMSNorm
+
+__all__ = [
+    "GPT",
+    "MLP",
+    "Attention",
+    "Block",
+    "ColumnParallelLinear",
+    "RMSNorm",
+    "RowParallelLinear",
+    "VocabParallelEmbedding",
+    "vocab_parallel_cross_entropy",
+]

@@ -1,0 +1,120 @@
+"""GPT with N tensor-parallel shards and a partially synchronised residual stream."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from caat.parallel.collectives import sum_gradient
+from caat.parallel.mesh import Mesh
+from caat.parallel.stream import Stream, enter
+from conf.schema import ModelConfig
+from layers.block import Block
+from layers.embedding import VocabParallelEmbedding
+from layers.linear import ColumnParallelLinear, shared_channels
+from layers.loss import vocab_parallel_cross_entropy
+from layers.norm import Normed, RMSNorm
+from layers.rotary import rotary_angles
+from layers.sharding import Sharding
+from layers.weights import FullWeights, Weight, gpt_weights
+
+
+class GPT(nn.Module):
+    """Token numbers and targets [batch, seq] -> loss of every token [batch, seq].
+
+    The number of shards ``mesh.shards`` and ``ratio`` are part of the architecture; the number of
+    processes is not. Raises ``ValueError`` if the shards do not divide heads, KV heads, FFN or vocabulary.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        ratio: float,
+        private_scale: float | None = None,
+        activation_checkpointing: str = "none",
+    ) -> None:
+        super().__init__()
+        config.check_shards(mesh.shards)
+        self.config, self.mesh, self.ratio = config, mesh, ratio
+        self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
+        self.shared_channels = shared_channels(config.hidden, ratio, mesh.shards)
+        self.padded_vocab = config.padded_vocab(mesh.shards)
+        self.checkpoint_blocks = activation_checkpointing == "full"
+        recompute = activation_checkpointing == "selective"
+        self.embedding = VocabParallelEmbedding(self.padded_vocab, config.hidden, mesh)
+        self.blocks = nn.ModuleList(
+            Block(config, mesh, ratio, private_scale, recompute) for _ in range(config.layers)
+        )
+        self.norm = RMSNorm(config.hidden, mesh, config.norm_eps)
+        self.head = ColumnParallelLinear(config.hidden, self.padded_vocab, mesh)
+
+    @staticmethod
+    def build(
+        config: ModelConfig,
+        mesh: Mesh,
+        ratio: float,
+        full: FullWeights,
+        private_scale: float | None = None,
+        activation_checkpointing: str = "none",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> GPT:
+        """A model whose full weights come from ``full(name, shape)``, cut as this process needs them.
+
+        Nothing but one full matrix at a time is held beside the local shards.
+        """
+        with torch.device("meta"):
+            model = GPT(config, mesh, ratio, private_scale, activation_checkpointing)
+        model = model.to(dtype).to_empty(device=device)
+        for weight in gpt_weights(config):
+            parts = [full(name, shape) for name, shape in zip(weight.names, weight.shapes, strict=True)]
+            parameter = model.get_parameter(weight.parameter).detach()
+            sharding = model.sharding(weight)
+            if sharding is None:
+                parameter.copy_(parts[0])
+            else:
+                parts = _padded(parts, sharding)
+                for row, shard in zip(parameter, mesh.local_shards, strict=True):
+                    row.copy_(sharding.cut(parts, mesh.shards, shard))
+        return model
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        logits = self.head(self.hidden(tokens))
+        return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
+
+    def hidden(self, tokens: Tensor) -> Normed:
+        """[batch, seq] -> the final residual stream, to be normalised by the head."""
+        gammas = self._norm_weights()
+        x = enter(self.embedding(tokens), self.shared_channels, self.mesh)
+        cos, sin = rotary_angles(tokens.shape[-1], self.config.head_dim, self.config.rope_base, x.shared)
+        for block, attention_gamma, mlp_gamma in zip(self.blocks, gammas[0::2], gammas[1::2], strict=False):
+            x = self._run(block, x, attention_gamma, mlp_gamma, cos, sin)
+        return self.norm(x, gammas[-1])
+
+    def _run(self, block: nn.Module, x: Stream, *arguments: Tensor) -> Stream:
+        if not (self.checkpoint_blocks and self.training):
+            return block(x, *arguments)
+        return checkpoint(
+            block, x, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
+        )
+
+    def _norm_weights(self) -> list[Tensor]:
+        """All norm weights, layer by layer; their gradients travel to the other shards in one message."""
+        stacked = torch.stack([norm.weight for norm in self.modules() if isinstance(norm, RMSNorm)])
+        return list(sum_gradient(stacked, self.mesh.tensor, "replicated").unbind())
+
+    def sharding(self, weight: Weight) -> Sharding | None:
+        """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""
+        module = self.get_submodule(weight.parameter.removesuffix(".weight"))
+        return getattr(module, "sharding", None)
+
+
+def _padded(parts: list[Tensor], sharding: Sharding) -> list[Tensor]:
+    """Full vocabulary matrices get zero rows up to the padded vocabulary."""
+    missing = [size - part.shape[sharding.dim] for size, part in zip(sharding.sizes, parts, strict=True)]
+    return [F.pad(part, (0, 0, 0, rows)) if rows else part for part, rows in zip(parts, missing, strict=True)]

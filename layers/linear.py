@@ -1,0 +1,108 @@
+"""Column- and row-parallel linears over the shard axis.
+
+Shapes, with r local shards of N and weights [r, out, in]:
+
+| layer  | forward                            | input gradient                       | weight gradient |
+|--------|------------------------------------|--------------------------------------|-----------------|
+| column | [r, ..., in] -> [r, ..., out / N]  | local, no all-reduce                 | local           |
+| row    | [r, ..., in / N] -> stream of out  | shared part: one all-reduce of k     | local           |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caat.parallel.linear import norm_column_parallel, row_parallel
+from caat.parallel.mesh import Mesh
+from caat.parallel.stream import Stream
+from layers.norm import Normed
+from layers.sharding import Sharding
+
+
+def initial_shards(sharding: Sharding, shapes: list[tuple[int, int]], mesh: Mesh) -> nn.Parameter:
+    """``nn.Linear``'s initialisation of the full matrices, then this process's shards: [r, out, in].
+
+    Drawn from torch's default generator, so the same seed on every process gives one consistent model.
+    """
+    full = [nn.Linear(inputs, outputs, bias=False).weight.detach() for outputs, inputs in shapes]
+    return nn.Parameter(torch.stack([sharding.cut(full, mesh.shards, i) for i in mesh.local_shards]))
+
+
+class ColumnParallelLinear(nn.Module):
+    """Bias-free linear whose output features are cut over the shards: [r, ..., in] -> [r, ..., out / N].
+
+    ``out_features`` may be several numbers: projections of the same input fused into one GEMM (q, k, v),
+    each cut on its own; split the output by ``local_sizes``. Given the output of :class:`layers.RMSNorm`,
+    the norm is applied in the same step. Raises ``ValueError`` if N does not divide an output size.
+    """
+
+    def __init__(self, in_features: int, out_features: int | Sequence[int], mesh: Mesh) -> None:
+        super().__init__()
+        sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
+        self.sharding = Sharding(0, sizes)
+        self.sharding.check(mesh.shards, "out_features")
+        self.in_features = in_features
+        self.local_sizes = [size // mesh.shards for size in sizes]
+        self.weight = initial_shards(self.sharding, [(size, in_features) for size in sizes], mesh)
+
+    def forward(self, x: Tensor | Normed) -> Tensor:
+        if isinstance(x, Normed):
+            return norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
+        if self.weight.shape[0] == 1:
+            return F.linear(x.squeeze(0), self.weight.squeeze(0)).unsqueeze(0)
+        flat = x.reshape(x.shape[0], -1, self.in_features)
+        return torch.bmm(flat, self.weight.mT).view(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local shards={self.weight.shape[0]}"
+
+
+class RowParallelLinear(nn.Module):
+    """Bias-free linear whose input features are cut over the shards, then partial synchronisation.
+
+    [r, ..., in / N] -> :class:`~caat.parallel.stream.Stream` of ``out_features`` channels; ``.stack()`` is
+    the plain tensor [r, ..., out]. The first ``int(ratio * out_features)`` channels are summed over all N
+    shards; the others stay private, times ``private_scale`` (default sqrt(N), which keeps the variance of
+    a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        mesh: Mesh,
+        ratio: float = 1.0,
+        private_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.sharding = Sharding(1, (in_features,))
+        self.sharding.check(mesh.shards, "in_features")
+        self.mesh = mesh
+        self.out_features = out_features
+        self.shared_channels = shared_channels(out_features, ratio, mesh.shards)
+        self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
+        self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
+
+    def forward(self, a: Tensor) -> Stream:
+        return row_parallel(a, self.weight, self.shared_channels, self.private_scale, self.mesh)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in={self.sharding.sizes[0]}, out={self.out_features}, "
+            f"shared={self.shared_channels}, local shards={self.weight.shape[0]}"
+        )
+
+
+def shared_channels(hidden: int, ratio: float, shards: int) -> int:
+    """k = int(ratio · h); a single shard has nothing to be private from, so there k = h.
+
+    Raises ``ValueError`` if ``ratio`` is outside [0, 1].
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio={ratio} is outside [0, 1]: it is the fraction of channels synchronised")
+    return hidden if shards == 1 else int(ratio * hidden)

@@ -1,0 +1,37 @@
+"""SwiGLU MLP (arXiv 2002.05202), inner features cut over the shards."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from caat.parallel.mesh import Mesh
+from caat.parallel.stream import Stream
+from conf.schema import ModelConfig
+from layers.linear import ColumnParallelLinear, RowParallelLinear
+from layers.norm import Normed
+
+
+class MLP(nn.Module):
+    """Normed stream -> stream; gate and up are one column-parallel GEMM, down is row-parallel."""
+
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
+    ) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.gate_up = ColumnParallelLinear(config.hidden, (config.ffn, config.ffn), mesh)
+        self.down = RowParallelLinear(config.ffn, config.hidden, mesh, ratio, private_scale)
+
+    def forward(self, x: Normed) -> Stream:
+        gate_up = self.gate_up(x)
+        if self.recompute:
+            return self.down(checkpoint(swiglu, gate_up, use_reentrant=False))
+        return self.down(swiglu(gate_up))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up for ``gate_up`` [..., 2 · ffn]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up

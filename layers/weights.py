@@ -1,0 +1,81 @@
+"""What a GPT's parameters are made of: full tensors by their Hugging Face Llama names, and how they start."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from conf.schema import ModelConfig
+
+# full(name, shape) -> the whole, unpadded tensor of that Hugging Face name.
+FullWeights = Callable[[str, tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of :class:`layers.GPT` and the full tensors that its shards are cut from."""
+
+    parameter: str
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    # Standard deviation at the start; None for norm weights, which start at one.
+    std: float | None
+
+
+def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
+    """Every parameter, in order; vocabulary without padding."""
+    vocab, square, norm = (c.vocab_size, c.hidden), (c.hidden, c.hidden), ((c.hidden,),)
+    key_value, wide = (c.kv_heads * c.head_dim, c.hidden), (c.ffn, c.hidden)
+    # Two projections a layer write to the residual: its variance must not grow with depth (GPT-2).
+    output_std = c.init_std / sqrt(2 * c.layers)
+
+    yield Weight("embedding.weight", ("model.embed_tokens.weight",), (vocab,), c.init_std)
+    for i in range(c.layers):
+        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
+        attention, mlp = theirs + "self_attn.", theirs + "mlp."
+        yield Weight(ours + "attention_norm.weight", (theirs + "input_layernorm.weight",), norm, None)
+        yield Weight(
+            ours + "attention.qkv.weight",
+            (attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"),
+            (square, key_value, key_value),
+            c.init_std,
+        )
+        yield Weight(ours + "attention.output.weight", (attention + "o_proj.weight",), (square,), output_std)
+        yield Weight(ours + "mlp_norm.weight", (theirs + "post_attention_layernorm.weight",), norm, None)
+        yield Weight(
+            ours + "mlp.gate_up.weight",
+            (mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+            (wide, wide),
+            c.init_std,
+        )
+        yield Weight(ours + "mlp.down.weight", (mlp + "down_proj.weight",), (wide[::-1],), output_std)
+    yield Weight("norm.weight", ("model.norm.weight",), norm, None)
+    yield Weight("head.weight", ("lm_head.weight",), (vocab,), c.init_std)
+
+
+def initial_weights(config: ModelConfig, seed: int) -> FullWeights:
+    """The start of training: each full matrix depends on the seed and its own name alone.
+
+    Hence the same model at every N and P, to the bit.
+    """
+    stds = {name: weight.std for weight in gpt_weights(config) for name in weight.names}
+
+    def full(name: str, shape: tuple[int, ...]) -> Tensor:
+        std = stds[name]
+        if std is None:
+            return torch.ones(shape)
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return torch.randn(shape, generator=generator) * std
+
+    return full
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Trained numbers in the model, without padding."""
+    return sum(torch.Size(shape).numel() for weight in gpt_weights(config) for shape in weight.shapes)

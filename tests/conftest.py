@@ -1,0 +1,26 @@
+"""Shared by all tests: the pools of ranks."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import pytest
+
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """``ranks(world)`` gives a pool of that many processes, restarted if an earlier test broke it."""
+    pools: dict[int, Ranks] = {}
+
+    def get(world: int) -> Ranks:
+        if world not in pools or not pools[world].alive:
+            pools[world] = Ranks(world)
+        return pools[world]
+
+    yield get
+    for pool in pools.values():
+        pool.close()

@@ -1,0 +1,145 @@
+"""Oracles 1 to 6: the sharded model against the independent reference, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from layers.linear import shared_channels
+from tests.models import SMALL, batch, build, gathered
+from tests.reference import loss_and_gradients, random_weights, streams
+
+SHARDS = (1, 2, 4, 8)
+RATIOS = (0.0, 0.25, 0.5, 1.0)
+TOLERANCE = dict(rtol=0, atol=1e-10)
+
+
+def mesh_of(shards: int, processes: int) -> Mesh:
+    return Mesh(shards) if processes == 1 else Mesh.create(shards, processes)
+
+
+def measure(shards: int, processes: int, ratio: float, checkpointing: str):
+    """Loss, full gradients, norm gradients of this rank, final stream of the local shards, and the counts."""
+    mesh = mesh_of(shards, processes)
+    model = build(mesh, ratio, checkpointing)
+    tokens, targets = batch()
+    loss = model(tokens, targets).mean()
+    loss.backward()
+    counts = dict(mesh.tensor.calls), dict(mesh.tensor.sent)
+    gradients = gathered(model, {name: p.grad for name, p in model.named_parameters()})
+    with torch.no_grad():
+        stream = model.hidden(tokens).stream
+    return loss.detach(), gradients, stream, counts
+
+
+def many(processes: int, cases):
+    return [measure(shards, processes, ratio, checkpointing) for shards, ratio, checkpointing in cases]
+
+
+def check(results_by_rank, cases):
+    weights, (tokens, targets) = random_weights(SMALL), batch()
+    for index, (shards, ratio, checkpointing) in enumerate(cases):
+        k = shared_channels(SMALL.hidden, ratio, shards)
+        loss, gradients = loss_and_gradients(weights, SMALL, tokens, targets, shards, k)
+        finals = streams(weights, SMALL, tokens, shards, k, shards**0.5)
+        local = shards // len(results_by_rank)
+        for rank, results in enumerate(results_by_rank):
+            got_loss, got, stream, _ = results[index]
+            case = f"N={shards} ratio={ratio} checkpointing={checkpointing} rank={rank}"
+            torch.testing.assert_close(got_loss, loss, **TOLERANCE, msg=lambda m, c=case: f"{c}: {m}")
+            assert set(got) == set(gradients), case
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(
+                    got[name], gradient, **TOLERANCE, msg=lambda m, c=case, n=name: f"{c} {n}: {m}"
+                )
+            for row, shard in zip(stream.stack(), range(rank * local, (rank + 1) * local), strict=True):
+                torch.testing.assert_close(row, finals[shard], **TOLERANCE)
+
+
+def test_one_process_equals_the_reference():
+    cases = [(n, ratio, "none") for n in SHARDS for ratio in RATIOS]
+    cases += [(4, 0.5, "full"), (4, 0.5, "selective")]
+    check([many(1, cases)], cases)
+
+
+def test_ratio_one_is_the_unsharded_model():
+    losses = [measure(n, 1, 1.0, "none") for n in SHARDS]
+    for loss, gradients, _, _ in losses[1:]:
+        torch.testing.assert_close(loss, losses[0][0], **TOLERANCE)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, losses[0][1][name], **TOLERANCE)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_equal_the_reference(ranks, processes):
+    cases = [(n, ratio, "none") for n in SHARDS if n % processes == 0 for ratio in RATIOS]
+    cases += [(processes, 0.5, "full"), (8, 0.25, "selective"), (8, 0.5, "full"), (8, 0.0, "full")]
+    results = ranks(processes).run(many, processes, cases)
+    check(results, cases)
+    for index, (shards, ratio, checkpointing) in enumerate(cases):
+        check_counts(results[0][index][3], ratio, checkpointing)
+        first = results[0][index]
+        for other in results[1:]:
+            # Replicated gradients, and the shared channels, are not merely close: they are the same bits.
+            for name, gradient in first[1].items():
+                if name.endswith("norm.weight"):
+                    assert torch.equal(gradient, other[index][1][name]), name
+            assert torch.equal(first[2].shared, other[index][2].shared), (shards, ratio)
+
+
+def check_counts(counts, ratio: float, checkpointing: str) -> None:
+    """Section 3: per layer two all-reduces of k forward and two backward; around them full ones."""
+    calls, sent = counts
+    size = 8  # float64
+    tokens = batch()[0].numel()
+    k = int(ratio * SMALL.hidden)
+    layers = 2 * SMALL.layers if k else 0
+    assert calls.get(("forward", "sync"), 0) == layers, checkpointing
+    assert calls.get(("backward", "sync"), 0) == layers
+    assert sent.get(("forward", "sync"), 0) == layers * k * tokens * size
+    assert sent.get(("backward", "sync"), 0) == layers * k * tokens * size
+    assert sent["forward", "embedding"] == sent["backward", "embedding"] == SMALL.hidden * tokens * size
+    assert calls["backward", "replicated"] == 1
+    assert sent["backward", "replicated"] == (2 * SMALL.layers + 1) * SMALL.hidden * size
+    assert calls["forward", "loss"] == 2 and sent["forward", "loss"] == 3 * tokens * size
+    assert ("backward", "loss") not in calls
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_gradcheck(ratio):
+    """The backward pass is the exact derivative: by the weights that every operator touches."""
+    model = build(Mesh(2), ratio)
+    tokens, targets = batch(size=1, length=3)
+    names = [
+        "blocks.0.attention.output.weight",
+        "blocks.0.mlp_norm.weight",
+        "blocks.1.mlp.gate_up.weight",
+        "head.weight",
+        "embedding.weight",
+    ]
+
+    def loss(*values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (tokens, targets))
+
+    inputs = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+def test_padding_is_masked():
+    """61 entries on 8 shards are padded to 64; the padding neither gets probability nor gradient."""
+    model = build(Mesh(8), 0.5)
+    tokens, targets = batch()
+    model(tokens, targets).mean().backward()
+    assert model.padded_vocab == 64
+    assert model.head.weight.grad.flatten(0, 1)[61:].abs().max() == 0
+
+
+def place():
+    mesh = Mesh.create(4, 2)
+    return mesh.tensor_rank, mesh.data_rank, list(mesh.local_shards), mesh.data_size
+
+
+def test_mesh_layout(ranks):
+    places = ranks(4).run(place)
+    assert places == [(0, 0, [0, 1], 2), (1, 0, [2, 3], 2), (0, 1, [0, 1], 2), (1, 1, [2, 3], 2)]

@@ -1,0 +1,58 @@
+"""Small models for the oracles, and how their shards become full tensors again."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from caat.parallel.mesh import Mesh
+from conf.schema import ModelConfig
+from layers import GPT
+from layers.weights import gpt_weights
+from tests.reference import random_weights
+
+# 61 is divisible by no N: the vocabulary is padded, and the padding must not count.
+SMALL = ModelConfig(
+    layers=2, hidden=32, ffn=48, heads=16, kv_heads=8, vocab_size=61, sequence=16, norm_eps=1e-5
+)
+
+
+def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor]:
+    """Token numbers and targets [size, length]."""
+    g = torch.Generator().manual_seed(seed)
+    text = torch.randint(SMALL.vocab_size, (size, length + 1), generator=g)
+    return text[:, :-1], text[:, 1:]
+
+
+def build(mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, **kw) -> GPT:
+    """The small model with the reference's weights."""
+    weights = random_weights(SMALL)
+    return GPT.build(
+        SMALL,
+        mesh,
+        ratio,
+        lambda name, _: weights[name],
+        activation_checkpointing=checkpointing,
+        dtype=dtype,
+        **kw,
+    )
+
+
+def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Full tensors by Hugging Face name on every rank, from its ``local`` ones by parameter name."""
+    mesh, full = model.mesh, {}
+    for weight in gpt_weights(model.config):
+        value = local[weight.parameter].detach().contiguous()
+        sharding = model.sharding(weight)
+        if sharding is None:
+            full[weight.names[0]] = value
+            continue
+        rows = [value]
+        if mesh.processes > 1:
+            rows = [torch.empty_like(value) for _ in range(mesh.processes)]
+            dist.all_gather(rows, value, group=mesh.tensor.group)
+        parts = sharding.join([shard for row in rows for shard in row])
+        for name, part, shape in zip(weight.names, parts, weight.shapes, strict=True):
+            full[name] = part[: shape[0]]
+    return full

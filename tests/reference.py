@@ -1,0 +1,115 @@
+"""A second, independent way of computing the model: float64, one tensor per shard, Hugging Face names.
+
+Written from the design's formulas alone. It shares no code with ``layers`` or ``caat``: every shard keeps
+its own whole residual stream, and all gradients come from autograd through plain operations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Tensor]:
+    """Full weights by Hugging Face Llama names, float64; norm weights away from one."""
+    g = torch.Generator().manual_seed(seed)
+    kv = c.kv_heads * (c.hidden // c.heads)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=g, dtype=torch.float64) / columns**0.5
+
+    def scale() -> Tensor:
+        return 1 + 0.2 * torch.randn(c.hidden, generator=g, dtype=torch.float64)
+
+    w = {"model.embed_tokens.weight": matrix(c.vocab_size, c.hidden)}
+    for i in range(c.layers):
+        at = f"model.layers.{i}."
+        w[at + "input_layernorm.weight"] = scale()
+        for name, rows in (("q", c.hidden), ("k", kv), ("v", kv)):
+            w[at + f"self_attn.{name}_proj.weight"] = matrix(rows, c.hidden)
+        w[at + "self_attn.o_proj.weight"] = matrix(c.hidden, c.hidden)
+        w[at + "post_attention_layernorm.weight"] = scale()
+        w[at + "mlp.gate_proj.weight"] = matrix(c.ffn, c.hidden)
+        w[at + "mlp.up_proj.weight"] = matrix(c.ffn, c.hidden)
+        w[at + "mlp.down_proj.weight"] = matrix(c.hidden, c.ffn)
+    w["model.norm.weight"] = scale()
+    w["lm_head.weight"] = matrix(c.vocab_size, c.hidden)
+    return w
+
+
+def _rms(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * gamma
+
+
+def _rope(x: Tensor, base: float) -> Tensor:
+    """x [batch, heads, length, d]; pairs (i, i + d/2) as complex numbers."""
+    d = x.shape[-1]
+    frequency = base ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    angle = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * frequency
+    turned = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def _attention(y: Tensor, q: Tensor, k: Tensor, v: Tensor, d: int, base: float) -> Tensor:
+    b, s, _ = y.shape
+    query, key, value = ((y @ m.T).view(b, s, -1, d).transpose(1, 2) for m in (q, k, v))
+    query, key = _rope(query, base), _rope(key, base)
+    group = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(group, 1) for t in (key, value))
+    logits = query @ key.transpose(-1, -2) / math.sqrt(d)
+    logits = logits.masked_fill(torch.ones(s, s, dtype=torch.bool).triu(1), float("-inf"))
+    return (logits.softmax(-1) @ value).transpose(1, 2).reshape(b, s, -1)
+
+
+def shard_of(m: Tensor, n: int, i: int, dim: int) -> Tensor:
+    size = m.shape[dim] // n
+    return m.narrow(dim, i * size, size)
+
+
+def streams(w: dict[str, Tensor], c, tokens: Tensor, n: int, k: int, scale: float) -> list[Tensor]:
+    """The final residual stream [batch, seq, hidden] of each shard."""
+    d = c.hidden // c.heads
+    x = [w["model.embed_tokens.weight"][tokens]] * n
+
+    def sync(outputs: list[Tensor]) -> list[Tensor]:
+        total = sum(o[..., :k] for o in outputs)
+        return [torch.cat([total, scale * o[..., k:]], -1) for o in outputs]
+
+    for layer in range(c.layers):
+        at = f"model.layers.{layer}."
+        outputs = []
+        for i in range(n):
+            y = _rms(x[i], w[at + "input_layernorm.weight"], c.norm_eps)
+            q, key, v = (shard_of(w[at + f"self_attn.{p}_proj.weight"], n, i, 0) for p in "qkv")
+            a = _attention(y, q, key, v, d, c.rope_base)
+            outputs.append(a @ shard_of(w[at + "self_attn.o_proj.weight"], n, i, 1).T)
+        x = [a + b for a, b in zip(x, sync(outputs), strict=True)]
+        outputs = []
+        for i in range(n):
+            y = _rms(x[i], w[at + "post_attention_layernorm.weight"], c.norm_eps)
+            gate, up = (y @ shard_of(w[at + f"mlp.{p}_proj.weight"], n, i, 0).T for p in ("gate", "up"))
+            a = gate * torch.sigmoid(gate) * up
+            outputs.append(a @ shard_of(w[at + "mlp.down_proj.weight"], n, i, 1).T)
+        x = [a + b for a, b in zip(x, sync(outputs), strict=True)]
+    return x
+
+
+def token_losses(w, c, tokens: Tensor, targets: Tensor, n: int, k: int, scale: float | None = None) -> Tensor:
+    """-log p(target) of every token [batch, seq]."""
+    scale = math.sqrt(n) if scale is None else scale
+    size = -(-c.vocab_size // n)
+    slices = []
+    for i, x in enumerate(streams(w, c, tokens, n, k, scale)):
+        rows = w["lm_head.weight"][i * size : (i + 1) * size]
+        slices.append(_rms(x, w["model.norm.weight"], c.norm_eps) @ rows.T)
+    return -torch.cat(slices, -1).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+
+def loss_and_gradients(w, c, tokens, targets, n, k, scale=None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss, and its gradient by every full weight."""
+    w = {name: value.clone().requires_grad_() for name, value in w.items()}
+    loss = token_losses(w, c, tokens, targets, n, k, scale).mean()
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in w.items()}
