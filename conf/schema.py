@@ -398,3 +398,28 @@ class ScoreConfig:
     out: str | None = None
     precision: str = "fp32"
     parallel_processes: Any = None
+
+
+@dataclass
+class BenchShardsConfig:
+    """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
+
+    shards: int = 8
+    layers: int = 4
+    hidden: int = 512
+    ffn: int = 1408
+    heads: int = 8
+    sequence: int = 256
+    batch: int = 4
+    vocab_size: int = 4096
+    precision: str = "fp32"
+    device: str = "cpu"
+    rounds: int = 10
+    # Where the JSON goes; default: outputs/bench-shards-<time>.json.
+    out: str | None = None
+    # Used by the command itself: print the peak memory of one variant.
+    memory_of: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
+        require_choice("precision", self.precision, ("fp32", "bf16"))

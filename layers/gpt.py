@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import sqrt
 
 import torch
@@ -74,7 +75,7 @@ class GPT(nn.Module):
         for weight in gpt_weights(config):
             parts = [full(name, shape) for name, shape in zip(weight.names, weight.shapes, strict=True)]
             parameter = model.get_parameter(weight.parameter).detach()
-            sharding = model.sharding(weight)
+            sharding = model.sharding_of(weight)
             if sharding is None:
                 parameter.copy_(parts[0])
             else:
@@ -108,7 +109,28 @@ class GPT(nn.Module):
         stacked = torch.stack([norm.weight for norm in self.modules() if isinstance(norm, RMSNorm)])
         return list(sum_gradient(stacked, self.mesh.tensor, "replicated").unbind())
 
-    def sharding(self, weight: Weight) -> Sharding | None:
+    def full_weights(self, local: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor | None]]:
+        """Whole tensors by Hugging Face name, from ``local(parameter)``: this process's shards of each.
+
+        Collective: every rank must exhaust it. The tensors come to the first rank; others get ``None``.
+        """
+        mesh = self.mesh
+        for weight in gpt_weights(self.config):
+            value = local(weight.parameter).contiguous()
+            sharding = self.sharding_of(weight)
+            shards = [value]
+            if sharding is not None and mesh.data_rank == 0:
+                shards = mesh.tensor.gather_first(value)
+            if mesh.data_rank > 0 or mesh.tensor_rank > 0:
+                yield from ((name, None) for name in weight.names)
+            elif sharding is None:
+                yield weight.names[0], value
+            else:
+                parts = sharding.join([shard for held in shards for shard in held])
+                for name, part, shape in zip(weight.names, parts, weight.shapes, strict=True):
+                    yield name, part[: shape[0]]
+
+    def sharding_of(self, weight: Weight) -> Sharding | None:
         """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""
         module = self.get_submodule(weight.parameter.removesuffix(".weight"))
         return getattr(module, "sharding", None)

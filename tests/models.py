@@ -44,7 +44,7 @@ def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:
     mesh, full = model.mesh, {}
     for weight in gpt_weights(model.config):
         value = local[weight.parameter].detach().contiguous()
-        sharding = model.sharding(weight)
+        sharding = model.sharding_of(weight)
         if sharding is None:
             full[weight.names[0]] = value
             continue

@@ -26,7 +26,7 @@ class _RowParallel(torch.autograd.Function):
             row = weight[:, :k].movedim(0, 1).reshape(k, shards * channels)
             shared = a.movedim(0, 1).reshape(-1, shards * channels) @ row.T
             mesh.tensor.keep(mesh.tensor.all_reduce(shared, "forward", "sync"))
-        private = torch.bmm(a, weight[:, k:].mT).mul_(scale)
+        private = _scaled_bmm(a, weight[:, k:].mT, scale)
         ctx.save_for_backward(a, weight)
         ctx.k, ctx.scale, ctx.mesh = k, scale, mesh
         return shared, private
@@ -39,13 +39,12 @@ class _RowParallel(torch.autograd.Function):
         shared_grad = ctx.mesh.tensor.all_reduce(
             shared_grad.clone(memory_format=torch.contiguous_format), "backward", "sync"
         )
-        shared_grad = shared_grad.expand(shards, *shared_grad.shape)
-        private_grad = private_grad * ctx.scale
+        shared_grad = _on_every_shard(shared_grad, shards)
         a_grad = torch.bmm(shared_grad, weight[:, :k])
-        a_grad.baddbmm_(private_grad, weight[:, k:])
+        a_grad.baddbmm_(private_grad, weight[:, k:], alpha=ctx.scale)
         weight_grad = torch.empty_like(weight)
         torch.bmm(shared_grad.mT, a, out=weight_grad[:, :k])
-        torch.bmm(private_grad.mT, a, out=weight_grad[:, k:])
+        _scaled_bmm(private_grad.mT, a, ctx.scale, out=weight_grad[:, k:])
         return a_grad, weight_grad, None, None, None
 
 
@@ -64,8 +63,8 @@ def row_parallel(a: Tensor, weight: Tensor, k: int, scale: float, mesh: Mesh) ->
 class _NormColumnParallel(torch.autograd.Function):
     """y = rstd · ((x · gamma) W^T): rstd is one number per token, so it can follow the GEMM.
 
-    The normalised input is never stored: it is made again in backward from the stream, which is kept
-    anyway. With r shards in one process that is r times the saving.
+    gamma scales the shared channels themselves, but for the private ones it scales W: with r shards in one
+    process those are r streams and W is the smaller by far. The normalised input is never made nor stored.
     """
 
     @staticmethod
@@ -74,10 +73,9 @@ class _NormColumnParallel(torch.autograd.Function):
         wide = torch.promote_types(shared.dtype, torch.float32)
         square = _square_sum(shared, wide) + _square_sum(private, wide)
         rstd = torch.rsqrt(square / gamma.numel() + eps)
-        scaled = (shared * gamma[:k]).expand(shards, *shared.shape)
-        y = torch.bmm(scaled, weight[..., :k].mT)
+        y = torch.bmm(_on_every_shard(shared * gamma[:k], shards), weight[..., :k].mT)
         if private.shape[-1]:
-            y.baddbmm_(private * gamma[k:], weight[..., k:].mT)
+            y.baddbmm_(private, (weight[..., k:] * gamma[k:]).mT)
         y.mul_(rstd)
         ctx.save_for_backward(shared, private, gamma, weight, rstd, y)
         return y
@@ -85,23 +83,36 @@ class _NormColumnParallel(torch.autograd.Function):
     @staticmethod
     def backward(ctx, y_grad: Tensor):  # type: ignore[override]
         shared, private, gamma, weight, rstd, y = ctx.saved_tensors
-        k, h = shared.shape[-1], gamma.numel()
+        shards, k = weight.shape[0], shared.shape[-1]
         # d rstd / d x_j = -rstd^3 x_j / h, and y_grad · y / rstd is the gradient of rstd.
-        pull = (y_grad * y).sum(-1, keepdim=True, dtype=rstd.dtype) * rstd.square() / h
+        pull = (y_grad * y).sum(-1, keepdim=True, dtype=rstd.dtype) * rstd.square() / gamma.numel()
         y_grad = (y_grad * rstd).to(y.dtype)
-        weight_grad = torch.empty_like(weight)
+        weight_grad, gamma_grad = torch.empty_like(weight), torch.empty_like(gamma)
 
-        normed = torch.bmm(y_grad, weight[..., :k]).sum(0)
-        shared_grad = (normed * gamma[:k]).sub_((shared * pull.sum(0)).to(shared.dtype))
-        gamma_grad = [(normed * shared).sum(0)]
-        scaled = (shared * gamma[:k]).expand(y.shape[0], *shared.shape)
-        torch.bmm(y_grad.mT, scaled, out=weight_grad[..., :k])
+        # The shared channels have one gradient: the sum over the local shards that read them.
+        normed_grad = torch.bmm(y_grad, weight[..., :k]).sum(0)
+        torch.sum(normed_grad * shared, 0, out=gamma_grad[:k])
+        shared_grad = normed_grad.mul_(gamma[:k]).addcmul_(shared, pull.sum(0).to(shared.dtype), value=-1)
+        torch.bmm(y_grad.mT, _on_every_shard(shared * gamma[:k], shards), out=weight_grad[..., :k])
 
-        normed = torch.bmm(y_grad, weight[..., k:])
-        private_grad = (normed * gamma[k:]).sub_((private * pull).to(private.dtype))
-        gamma_grad.append((normed * private).sum((0, 1)))
-        torch.bmm(y_grad.mT, private * gamma[k:], out=weight_grad[..., k:])
-        return shared_grad, private_grad, torch.cat(gamma_grad), weight_grad, None
+        scaled_weight = weight[..., k:] * gamma[k:]
+        private_grad = torch.bmm(y_grad, scaled_weight).addcmul_(private, pull.to(private.dtype), value=-1)
+        scaled_weight_grad = torch.bmm(y_grad.mT, private)
+        torch.sum(scaled_weight_grad * weight[..., k:], (0, 1), out=gamma_grad[k:])
+        torch.mul(scaled_weight_grad, gamma[k:], out=weight_grad[..., k:])
+        return shared_grad, private_grad, gamma_grad, weight_grad, None
+
+
+def _on_every_shard(x: Tensor, shards: int) -> Tensor:
+    return x.expand(shards, *x.shape)
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """scale · (a @ b) in one pass."""
+    if out is None:
+        out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    # beta = 0: what is in `out` is ignored, nan included.
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
 def _square_sum(x: Tensor, dtype: torch.dtype) -> Tensor:

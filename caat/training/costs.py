@@ -1,0 +1,25 @@
+"""What a step must compute and send, from the configuration alone."""
+
+from __future__ import annotations
+
+from conf.schema import ModelConfig
+
+
+def flops_per_token(c: ModelConfig, sequence: int) -> int:
+    """Model FLOPs of one trained token, forward and backward, as in PaLM (arXiv 2204.02311, appendix B).
+
+    6 per weight of a matrix product (the head counts, the embedding look-up does not) plus
+    12 · layers · hidden · sequence for attention. Recomputation is not counted.
+    """
+    attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
+    matrices = c.layers * (attention + 3 * c.hidden * c.ffn) + c.hidden * c.vocab_size
+    return 6 * matrices + 12 * c.layers * c.hidden * sequence
+
+
+def sync_bytes(c: ModelConfig, channels: int, tokens: int, element_size: int) -> int:
+    """Bytes into the all-reduces inside the layers, per process and direction, for ``tokens`` tokens.
+
+    Two messages a layer of ``channels`` shared channels each (design, section 3); ``channels`` = hidden is
+    full synchronisation as in Megatron.
+    """
+    return 2 * c.layers * channels * tokens * element_size

@@ -1,0 +1,74 @@
+"""Which device this process computes on, and the process group over it."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins, so longer names first.
+PEAK_TFLOPS = (
+    ("H200", 989.0),
+    ("H100 PCIe", 756.0),
+    ("H100", 989.0),
+    ("H800", 989.0),
+    ("GH200", 989.0),
+    ("B200", 2250.0),
+    ("A100", 312.0),
+    ("A800", 312.0),
+    ("L40S", 362.0),
+    ("RTX 4090", 165.0),
+    ("RTX 3090", 71.0),
+)
+
+
+def choose_device(requested: str, local_rank: int, local_processes: int) -> torch.device:
+    """``auto`` is CUDA where each of this node's processes can have a GPU of its own, else the CPU.
+
+    Raises ``ValueError`` if ``cuda`` is asked for and there are too few GPUs.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested == "cuda" and gpus < local_processes:
+        raise ValueError(
+            f"launch.device=cuda needs a GPU for each of {local_processes} processes and {gpus} are there: "
+            "start fewer processes, or launch.device=cpu"
+        )
+    if requested == "cpu" or gpus < local_processes:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def start_process_group(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Join the world that torchrun describes in the environment, or be a world of one."""
+    # DeepSpeed looks for an accelerator of its own when imported: it must agree with us.
+    os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def peak_tflops(device: torch.device, given: float | None) -> float | None:
+    """The peak that MFU is measured against: ``given``, else from our table, else ``None`` (no MFU)."""
+    if given is not None or device.type != "cuda":
+        return given
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS if part in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process so far: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+    import sys
+
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,212 @@
+"""DeepSpeed ZeRO over our mesh: one optimizer step at a time, the same decision on every rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from caat.parallel.mesh import Mesh
+from conf.schema import OptimConfig
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float
+    # Global L2 norm over all parameters, before clipping; inf or nan if a gradient was not finite.
+    grad_norm: float
+    # True: a non-finite loss or gradient, so weights and optimizer state are as they were.
+    skipped: bool
+
+
+class Engine:
+    """Owns the model's gradients, optimizer state and (at stage 3) its weights.
+
+    ``model(tokens, targets)`` must return the loss of every token. ``stage`` is DeepSpeed's ZeRO stage;
+    stage 0 in bfloat16 is wrong in DeepSpeed 0.19 under tensor parallelism (its norm ignores all ranks but
+    the first), so there stage 1 takes its place and :attr:`stage` says so.
+    """
+
+    def __init__(
+        self, model: nn.Module, mesh: Mesh, optim: OptimConfig, stage: int, precision: str, accumulation: int
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.mesh, self.model, self.clip = mesh, model, optim.clip
+        self.stage = 1 if stage == 0 and precision == "bf16" else stage
+        for module in model.modules():
+            if hasattr(module, "sharding"):
+                # DeepSpeed counts unmarked parameters on tensor rank 0 alone: without this mark the
+                # global norm would silently miss most of the model.
+                module.weight.tensor_model_parallel = True
+        self._optimizer = _AdamW(
+            _decay_groups(model, optim.weight_decay), lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps
+        )
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=self._optimizer,
+            mpu=_Mpu(mesh),
+            dist_init_required=False,
+            config=self._settings(precision, accumulation, model),
+        )
+
+    def _settings(self, precision: str, accumulation: int, model: nn.Module) -> dict:
+        numbers = sum(p.numel() for p in model.parameters())
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only reports with it
+            "gradient_accumulation_steps": accumulation,
+            # At stage 0 DeepSpeed does not tell the norm that it clips by: we clip there.
+            "gradient_clipping": self.clip if self.stage > 0 else 0.0,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**12,
+            "zero_optimization": {
+                "stage": self.stage,
+                # Some buffers have this size whatever the model's.
+                "reduce_bucket_size": min(500_000_000, numbers),
+                "allgather_bucket_size": min(500_000_000, numbers),
+            },
+        }
+        if precision == "bf16":
+            settings["bf16"] = {"enabled": True}
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        return settings
+
+    def step(self, batches: Sequence[tuple[Tensor, Tensor]], lr: float) -> StepResult:
+        """One optimizer step on this rank's micro-batches of (tokens, targets), each [micro_batch, seq]."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        losses: list[Tensor] = []
+        for tokens, targets in batches:
+            loss = self._engine(tokens, targets).mean()
+            self._engine.backward(loss)
+            losses.append(loss.detach())
+            if len(losses) < len(batches):
+                self._engine.step()
+        loss = self.data_mean(torch.stack(losses).mean())
+        grad_norm = self._norm_and_clip() if self.stage == 0 else None
+        self._optimizer.skip = not isfinite(loss) or not isfinite(grad_norm or 0.0)
+        self._engine.step()
+        if grad_norm is None:
+            grad_norm = float(self._engine.get_global_grad_norm())
+        return StepResult(loss, grad_norm, self._optimizer.skip or not isfinite(grad_norm))
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]]) -> float:
+        """Mean loss of every token over all replicas, of (tokens, targets, leading rows that count).
+
+        Each rank must bring as many batches.
+        """
+        self._engine.eval()
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for tokens, targets, rows in batches:
+            losses = self._engine(tokens, targets)[:rows]
+            total += losses.double().sum().cpu()
+            count += losses.numel()
+        self._engine.train()
+        both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)
+        if self.mesh.data_size > 1:
+            dist.all_reduce(both, group=self.mesh.data_group)
+        return float(both[0] / both[1])
+
+    def data_mean(self, value: Tensor) -> float:
+        """Mean of a scalar over the data-parallel replicas."""
+        value = value.double()
+        if self.mesh.data_size > 1:
+            dist.all_reduce(value, group=self.mesh.data_group)
+        return float(value) / self.mesh.data_size
+
+    def local_weight(self, name: str) -> Tensor:
+        """This process's shards of a parameter in float32 (the master weights); collective over replicas."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        parameter = self.model.get_parameter(name)
+        full = safe_get_full_fp32_param(parameter) if self.stage > 0 else None
+        return (parameter if full is None else full).detach().float()
+
+    @torch.no_grad()
+    def _norm_and_clip(self) -> float:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        sharded = [p.grad for p in self.model.parameters() if _is_sharded(p) and p.grad is not None]
+        replicated = [p.grad for p in self.model.parameters() if not _is_sharded(p) and p.grad is not None]
+        square = _square_sum(sharded)
+        self.mesh.tensor.all_reduce(square, "backward", "norm")
+        norm = float((square + _square_sum(replicated)).sqrt())
+        if isfinite(norm) and 0 < self.clip < norm:
+            # The same small addend as in DeepSpeed and torch, so that every stage takes the same step.
+            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
+        return norm
+
+
+class _AdamW(torch.optim.AdamW):
+    """Steps only when told that the step is good. DeepSpeed checks gradients itself, but not the loss."""
+
+    skip = False
+
+    def step(self, closure=None):
+        return None if self.skip else super().step(closure)
+
+
+class _Mpu:
+    """What DeepSpeed asks of a tensor-parallel topology."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        # DeepSpeed wants a group even of one; groups of one are made by every rank together.
+        singles = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+        alone = singles[dist.get_rank()]
+        self._mesh = mesh
+        self._tensor_group = mesh.tensor.group if mesh.processes > 1 else alone
+        self._data_group = mesh.data_group if mesh.data_group is not None else dist.group.WORLD
+
+    def get_model_parallel_rank(self):
+        return self._mesh.tensor_rank
+
+    def get_model_parallel_world_size(self):
+        return self._mesh.processes
+
+    def get_model_parallel_group(self):
+        return self._tensor_group
+
+    def get_data_parallel_rank(self):
+        return self._mesh.data_rank
+
+    def get_data_parallel_world_size(self):
+        return self._mesh.data_size
+
+    def get_data_parallel_group(self):
+        return self._data_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return getattr(parameter, "tensor_model_parallel", False)
+
+
+def _square_sum(tensors: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(tensors))
+    return torch.stack(norms).double().square().sum()
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Decay matrices (linears, embedding and head, as Megatron does), not the vectors of the norms."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _import_deepspeed():
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # Would compile a C++ extension at start for a collective that we do not use.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    return deepspeed

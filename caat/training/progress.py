@@ -1,0 +1,61 @@
+"""What a person sees while a run goes on: a live bar in a terminal, plain lines elsewhere and in log.txt."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """Loss, tokens per second and time left of a run of ``steps`` steps. Used on the first rank only."""
+
+    def __init__(self, steps: int, done: int, log_file: Path) -> None:
+        self._log = log_file.open("a", encoding="utf-8")
+        self._console = Console(stderr=True)
+        self._steps, self._first, self._started = steps, done, time.perf_counter()
+        self._bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=done, status="")
+        self._bar.start()
+
+    def step(self, step: int, status: str) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step, status=status)
+
+    def line(self, step: int, status: str) -> None:
+        """A line that stays: in log.txt, and on the terminal if there is no bar to read it from."""
+        elapsed = time.perf_counter() - self._started
+        left = elapsed / max(1, step - self._first) * (self._steps - step)
+        text = f"step {step:>{len(str(self._steps))}}/{self._steps}  {status}  left {_clock(left)}"
+        self._write(text, terminal=self._bar.disable)
+
+    def say(self, text: str) -> None:
+        """A message for the log and the terminal."""
+        self._write(text, terminal=True)
+
+    def close(self) -> None:
+        self._bar.stop()
+        self._log.close()
+
+    def _write(self, text: str, terminal: bool) -> None:
+        self._log.write(text + "\n")
+        self._log.flush()
+        if terminal:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

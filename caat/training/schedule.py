@@ -1,0 +1,26 @@
+"""The learning rate of every step."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+from conf.schema import OptimConfig
+
+
+def learning_rate(step: int, steps: int, c: OptimConfig) -> float:
+    """Rate of ``step`` (1 to ``steps``): linear warm-up to ``lr``, then the schedule, ``min_lr`` at the end.
+
+    cosine and linear fall over all steps after the warm-up; constant stays; wsd (warm-up, stable, decay;
+    MiniCPM, arXiv 2404.06395) stays until the last ``decay_steps`` (default a tenth), then falls linearly.
+    """
+    if step <= c.warmup_steps:
+        return c.lr * step / c.warmup_steps
+    if c.schedule == "constant":
+        return c.lr
+    decay = steps - c.warmup_steps
+    if c.schedule == "wsd":
+        decay = c.decay_steps or max(1, steps // 10)
+    progress = max(0.0, (step - (steps - decay)) / decay)
+    if c.schedule == "cosine":
+        progress = (1 - cos(pi * progress)) / 2
+    return c.lr + (c.min_lr - c.lr) * progress

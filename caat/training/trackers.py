@@ -1,0 +1,66 @@
+"""Where metrics go: metrics.jsonl always, Weights & Biases if chosen. Used on the first rank only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from conf.schema import TrackerConfig
+
+
+class Tracker(Protocol):
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Keep one flat record of numbers; ``step`` and ``tokens`` are always among them."""
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Finish, with the run's final figures (empty if it failed)."""
+
+
+class JsonLines:
+    """One JSON object a line, flushed at once: a killed run keeps what it had."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """Weights & Biases with trained tokens as the x axis, so that runs of different batch size compare."""
+
+    def __init__(self, c: TrackerConfig, folder: Path, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=c.project,
+            name=folder.name,
+            group=c.group,
+            tags=list(c.tags),
+            dir=str(folder),
+            mode="offline" if c.mode == "offline" else "online",
+            config=dict(settings),
+        )
+        self._run.define_metric("tokens")
+        self._run.define_metric("*", step_metric="tokens")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        self._run.log({key: value for key, value in record.items() if value is not None})
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update(dict(summary))
+        self._run.finish()
+
+
+def open_trackers(c: TrackerConfig, folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+    """The trackers of a run; ``settings`` is its whole configuration."""
+    trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl")]
+    if c.kind == "wandb":
+        trackers.append(Wandb(c, folder, settings))
+    return trackers

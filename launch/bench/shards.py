@@ -1,0 +1,109 @@
+"""`caat bench shards`: what the shard axis costs in one process, against the same model in plain torch."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+
+from caat.parallel.mesh import Mesh
+from caat.training.device import choose_device
+from conf.schema import BenchShardsConfig, ModelConfig
+from launch.bench.dense import DenseGPT
+from launch.bench.report import Report
+from launch.bench.timing import take_turns
+from launch.config import load_verb
+from layers.gpt import GPT
+from layers.weights import initial_weights
+
+VARIANTS = {
+    "plain nn.Linear": None,
+    "one shard": (1, 1.0),
+    "{n} shards, ratio 1": ("n", 1.0),
+    "{n} shards, ratio 0.5": ("n", 0.5),
+}
+
+
+def main(argv: list[str]) -> None:
+    config = load_verb(BenchShardsConfig, argv)
+    if config.memory_of is not None:
+        print(json.dumps(_peak_bytes(config, config.memory_of)))
+        return
+    names = [name.format(n=config.shards) for name in VARIANTS]
+    steps = {name: _step(config, i) for i, name in enumerate(names)}
+    timings = take_turns(steps, config.rounds)
+    memory = [_measure_memory(argv, i) for i in range(len(names))]
+    report = Report(
+        "shards",
+        f"Training step in one process: hidden {config.hidden}, {config.layers} layers, sequence "
+        f"{config.sequence}, batch {config.batch}, {config.precision}, {torch.get_num_threads()} threads",
+    )
+    for i, (name, timing) in enumerate(timings.items()):
+        report.add(
+            variant=name,
+            step_ms=timing.median_ms,
+            spread_ms=timing.spread_ms,
+            time_ratio=timing.ratio,
+            memory_mib=memory[i] / 2**20,
+            memory_ratio=memory[i] / memory[0],
+        )
+    report.finish(config.out)
+
+
+def _step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
+    """One step of the variant: forward, backward, AdamW."""
+    device = choose_device(config.device, 0, 1)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    shape = ModelConfig(
+        layers=config.layers,
+        hidden=config.hidden,
+        ffn=config.ffn,
+        heads=config.heads,
+        kv_heads=config.heads,
+        sequence=config.sequence,
+        vocab_size=config.vocab_size,
+    )
+    cut = list(VARIANTS.values())[variant]
+    model: torch.nn.Module
+    if cut is None:
+        model = DenseGPT(shape).to(device, dtype)
+    else:
+        shards, ratio = (config.shards, cut[1]) if cut[0] == "n" else (1, cut[1])
+        full = initial_weights(shape, 1)
+        model = GPT.build(shape, Mesh(shards), ratio, full, device=device, dtype=dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    text = torch.randint(shape.vocab_size, (config.batch, config.sequence + 1), device=device)
+    tokens, targets = text[:, :-1], text[:, 1:]
+
+    def step() -> None:
+        model(tokens, targets).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _measure_memory(argv: list[str], variant: int) -> int:
+    """Peak bytes of the variant in a process of its own, so that no other variant is in the figure."""
+    command = [sys.executable, "-m", "launch.bench.shards", *argv, f"memory_of={variant}"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _peak_bytes(config: BenchShardsConfig, variant: int) -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step = _step(config, variant)
+    for _ in range(3):
+        step()
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,108 @@
+"""Oracles 2, 5, 6 and 8: a few optimizer steps under every ZeRO stage against one plain torch process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from caat.training.engine import Engine
+from conf.schema import OptimConfig
+from layers.linear import shared_channels
+from layers.weights import gpt_weights
+from tests.models import SMALL, batch, build, gathered
+from tests.reference import random_weights, token_losses
+
+STEPS, LR, ACCUMULATION = 3, 3e-3, 2
+# An eps of the size of the gradients: with Adam's usual 1e-8 the first steps are nearly sign(gradient), and
+# rounding in a gradient near zero would be all that this test sees.
+OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
+
+
+def micro_batch(step: int, replica: int, micro: int):
+    return batch(seed=100 * step + 10 * replica + micro, size=2)
+
+
+def start(precision: str):
+    """The weights that training starts from: with bf16, DeepSpeed's master weights are rounded to it once."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return {name: w.to(dtype).double() for name, w in random_weights(SMALL).items()}
+
+
+def reference(shards: int, ratio: float, replicas: int, precision: str):
+    """Float64, one process, torch's AdamW: weights, gradient norms and losses."""
+    weights = {name: w.requires_grad_() for name, w in start(precision).items()}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": OPTIM.weight_decay},
+            {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=LR,
+        betas=tuple(OPTIM.betas),
+        eps=OPTIM.eps,
+    )
+    k = shared_channels(SMALL.hidden, ratio, shards)
+    norms, losses = [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        parts = [micro_batch(step, replica, m) for replica in range(replicas) for m in range(ACCUMULATION)]
+        loss = torch.stack([token_losses(weights, SMALL, x, y, shards, k).mean() for x, y in parts]).mean()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(weights.values(), OPTIM.clip).item())
+        optimizer.step()
+    return {name: w.detach() for name, w in weights.items()}, norms, losses
+
+
+def train(shards: int, processes: int, ratio: float, stage: int, precision: str, checkpointing: str):
+    mesh = Mesh.create(shards, processes)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = build(mesh, ratio, checkpointing, dtype=dtype)
+    engine = Engine(model, mesh, OPTIM, stage, precision, ACCUMULATION)
+    results = [
+        engine.step([micro_batch(step, mesh.data_rank, m) for m in range(ACCUMULATION)], LR)
+        for step in range(STEPS)
+    ]
+    local = {weight.parameter: engine.local_weight(weight.parameter) for weight in gpt_weights(SMALL)}
+    return gathered(model, local), [r.grad_norm for r in results], [r.loss for r in results], engine.stage
+
+
+def check(by_rank, shards: int, ratio: float, replicas: int, case: str, precision: str = "fp32"):
+    """Losses and norms by step, then the weights: how far training moved them, and how wrong that is."""
+    # float32: the weights' own resolution. bfloat16: the error of a whole tensor against its movement.
+    tolerance = 2e-6 if precision == "fp32" else 2e-2
+    want, norms, losses = reference(shards, ratio, replicas, precision)
+    moved = {name: want[name] - w for name, w in start(precision).items()}
+    assert max(float(m.abs().max()) for m in moved.values()) > 5e-3
+    for weights, got_norms, got_losses, _ in by_rank:
+        assert got_norms == pytest.approx(norms, rel=tolerance), case
+        assert got_losses == pytest.approx(losses, rel=tolerance), case
+        for name, weight in weights.items():
+            error = weight - want[name]
+            if precision == "fp32":
+                assert float(error.abs().max()) < 5e-7, f"{case}: {name} is off by {error.abs().max():.1e}"
+            relative = float(error.norm() / moved[name].norm())
+            assert relative < 2 * tolerance + 1e-4, f"{case}: {name} is off by {relative:.1e} of its movement"
+            if name.endswith("norm.weight"):
+                assert torch.equal(weight, by_rank[0][0][name]), f"{case}: {name} drifted apart"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("world", "shards", "processes"), [(1, 4, 1), (2, 4, 2), (4, 4, 2), (4, 8, 4)])
+def test_float32_equals_one_plain_process(ranks, stage, world, shards, processes):
+    ratio = 0.5
+    by_rank = ranks(world).run(train, shards, processes, ratio, stage, "fp32", "none")
+    check(by_rank, shards, ratio, world // processes, f"stage {stage} world {world}")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_full_checkpointing(ranks, stage):
+    by_rank = ranks(4).run(train, 4, 2, 0.25, stage, "fp32", "full")
+    check(by_rank, 4, 0.25, 2, f"stage {stage}, checkpointed")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bfloat16_is_near(ranks, stage):
+    by_rank = ranks(4).run(train, 4, 2, 0.5, stage, "bf16", "none")
+    assert by_rank[0][3] == max(stage, 1)
+    check(by_rank, 4, 0.5, 2, f"bf16 stage {stage}", "bf16")
