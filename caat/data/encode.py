@@ -1,0 +1,186 @@
+"""Documents to token files: pieces of the corpus, each encoded on its own, by any number of processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import compress, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caat.data.shards import SPLITS, file_name, token_dtype
+from caat.data.split import is_held_out
+from caat.data.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# The cut into pieces depends on the documents alone, so that any number of workers writes the same files.
+DOCUMENTS_PER_PIECE = 1000
+MOST_PIECES = 256
+# Documents encoded at a time: enough to hide Python's overhead, few enough to keep memory small.
+BATCH = 64
+BYTES_PER_WORKER = 16 << 20
+
+# Called with documents, bytes of text and tokens.
+Tick = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs: documents in column ``text``, tokenizer, folder to write, who is held out."""
+
+    documents: Dataset
+    tokenizer: Path
+    out: Path
+    held_out_below: int
+
+
+@dataclass
+class Piece:
+    """What a piece came to. ``tokens`` per split; ``unigram`` counts the training tokens, [vocab_size]."""
+
+    number: int
+    documents: int
+    bytes: int
+    tokens: dict[str, int]
+    unigram: np.ndarray
+
+
+def choose_workers(asked: int | None, documents: Dataset) -> int:
+    """``asked``, or one per core this process may use, but none for less text than its start is worth."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 1 + documents.data.nbytes // BYTES_PER_WORKER)
+
+
+def encode_pieces(job: Job, workers: int, show: Tick) -> Iterator[Piece]:
+    """Encode all documents into ``job.out`` and yield the pieces as they get ready, in any order.
+
+    ``show`` is called now and then with the totals so far: documents, bytes, tokens. A document is
+    ``[bos] + pieces + [eos]``; blank documents are left out; a file that stays empty is not written.
+    """
+    total = len(job.documents)
+    count = max(1, min(MOST_PIECES, total // DOCUMENTS_PER_PIECE))
+    cuts = [total * number // count for number in range(count + 1)]
+    pieces = [range(*pair) for pair in pairwise(cuts)]
+    if min(workers, count) == 1:
+        yield from _encode_inline(job, pieces, show)
+    else:
+        yield from _encode_in_processes(job, pieces, min(workers, count), show)
+
+
+class _Encoder:
+    def __init__(self, job: Job) -> None:
+        self.out = job.out
+        self.held_out_below = job.held_out_below
+        self.documents = job.documents.with_format("arrow")
+        self.tokenizer = load_tokenizer(job.tokenizer)
+        self.vocab_size = self.tokenizer.piece_size()
+        self.dtype = token_dtype(self.vocab_size)
+
+    def encode(self, number: int, rows: range, tick: Tick) -> Piece:
+        """Write the files of one piece; ``tick`` is called with what each batch added."""
+        piece = Piece(number, 0, 0, dict.fromkeys(SPLITS, 0), np.zeros(self.vocab_size, dtype=np.int64))
+        paths = {split: self.out / file_name(split, number) for split in SPLITS}
+        with ExitStack() as stack:
+            files = {split: stack.enter_context(path.open("xb")) for split, path in paths.items()}
+            for start in range(rows.start, rows.stop, BATCH):
+                read = self.documents[start : min(start + BATCH, rows.stop)]["text"].to_pylist()
+                texts = [text for text in read if text and not text.isspace()]
+                utf8 = [text.encode() for text in texts]
+                tokens = self._tokens(texts, utf8)
+                for split in SPLITS:
+                    files[split].write(tokens[split].astype(self.dtype).tobytes())
+                    piece.tokens[split] += len(tokens[split])
+                piece.unigram += np.bincount(tokens["train"], minlength=self.vocab_size)
+                piece.documents += len(texts)
+                size = sum(map(len, utf8))
+                piece.bytes += size
+                tick(len(read), size, sum(map(len, tokens.values())))
+        for split, path in paths.items():
+            if not piece.tokens[split]:
+                path.unlink()
+        return piece
+
+    def _tokens(self, texts: list[str], utf8: list[bytes]) -> dict[str, np.ndarray]:
+        # Arrays from the start: lists of Python integers cost a tenth of the speed.
+        encoded = self.tokenizer.encode(texts, return_type="numpy", add_bos=True, add_eos=True, num_threads=1)
+        held_out = [is_held_out(document, self.held_out_below) for document in utf8]
+        sides = {"train": [not out for out in held_out], "validation": held_out}
+        nothing = np.empty(0, dtype=np.int32)
+        return {split: np.concatenate([nothing, *compress(encoded, sides[split])]) for split in SPLITS}
+
+
+def _encode_inline(job: Job, pieces: list[range], show: Tick) -> Iterator[Piece]:
+    totals = [0, 0, 0]
+
+    def tick(*added: int) -> None:
+        totals[:] = map(sum, zip(totals, added, strict=True))
+        show(*totals)
+
+    encoder = _Encoder(job)
+    for number, rows in enumerate(pieces):
+        yield encoder.encode(number, rows, tick)
+
+
+def _encode_in_processes(job: Job, pieces: list[range], workers: int, show: Tick) -> Iterator[Piece]:
+    # Spawn: a fork of a process that runs torch or holds a GPU can hang.
+    context = multiprocessing.get_context("spawn")
+    totals, stop = context.Array("q", 3), context.Event()
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(job, totals, stop)
+    ) as pool:
+        pending = {pool.submit(_encode_in_worker, number, rows) for number, rows in enumerate(pieces)}
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+                # Without its lock, which a worker that was killed may have taken along.
+                show(*totals.get_obj())
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# Of a worker process: what `_start_worker` made for all its pieces.
+_worker: tuple[_Encoder, Any, Any]
+
+
+def _start_worker(job: Job, totals: Any, stop: Any) -> None:
+    global _worker
+    # The parent alone answers Ctrl-C, through `stop`; if it is killed, its workers must not write on into
+    # a folder that the next run takes over.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker = (_Encoder(job), totals, stop)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(number: int, rows: range) -> Piece:
+    encoder, totals, stop = _worker
+
+    def tick(*added: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("the preparation was stopped")
+        with totals.get_lock():
+            for i, value in enumerate(added):
+                totals[i] += value
+
+    return encoder.encode(number, rows, tick)

@@ -1,0 +1,119 @@
+"""Batches of token sequences, the same for every layout and exact after a restart.
+
+Sequence i of a split is its tokens [i * S, i * S + S], S + 1 of them: inputs and, one further, targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from caat.data.order import Permutation, mix
+from caat.data.shards import TokenShards
+
+# Inputs and targets, int64 [batch, sequence] each.
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Loader:
+    """Shuffled training batches; its whole state is ``position``, the sequences consumed by all ranks.
+
+    The sequences of global batch b are numbers [b * global_batch, (b + 1) * global_batch) of an endless
+    order, a new permutation every epoch, whatever ``data_size`` is; rank d takes the d-th part of them.
+    ``position`` may be set to any number of sequences.
+
+    Raises ``ValueError`` if the split is shorter than one sequence, or the global batch is not a multiple
+    of ``micro_batch`` times ``data_size``.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        sequence: int,
+        micro_batch: int,
+        global_batch: int,
+        seed: int,
+        data_rank: int = 0,
+        data_size: int = 1,
+        position: int = 0,
+    ) -> None:
+        assert 0 <= data_rank < data_size, (data_rank, data_size)
+        if global_batch % (micro_batch * data_size):
+            raise ValueError(
+                f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} "
+                f"times {data_size} data-parallel replicas: change one of the two"
+            )
+        self.shards = shards
+        self.sequence = sequence
+        self.micro_batch = micro_batch
+        self.global_batch = global_batch
+        self.position = position
+        self.count = sequence_count(shards, sequence)
+        self._seed = seed
+        self._share = global_batch // data_size
+        self._offset = data_rank * self._share
+        self._epoch = 0
+        self._order = self._permutation(0)
+
+    def step(self) -> list[Batch]:
+        """This rank's micro-batches of the next global batch, [micro_batch, S] each; moves ``position``."""
+        first = self.position + self._offset
+        numbers = [self._sequence_number(first + i) for i in range(self._share)]
+        self.position += self.global_batch
+        return [
+            _batch(self.shards, self.sequence, numbers[i : i + self.micro_batch])
+            for i in range(0, self._share, self.micro_batch)
+        ]
+
+    def _sequence_number(self, place: int) -> int:
+        epoch, i = divmod(place, self.count)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._permutation(epoch)
+        return self._order[i]
+
+    def _permutation(self, epoch: int) -> Permutation:
+        return Permutation(self.count, mix(self._seed, epoch))
+
+
+def validation_batches(
+    shards: TokenShards, sequence: int, batch: int, count: int, data_rank: int = 0, data_size: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """This rank's part of the first ``count`` sequences (fewer if the split is shorter), in order.
+
+    Yields inputs and targets, int64 [batch, S] each, and how many of the leading rows count: the last
+    round is filled up with copies, so that every rank gets the same number of full batches and stays in
+    step. The exact mean is the sum over the rows that count, divided by S times their sum over all ranks.
+
+    Raises ``ValueError`` at the call if the split is shorter than one sequence.
+    """
+    assert 0 <= data_rank < data_size, (data_rank, data_size)
+    count = min(count, sequence_count(shards, sequence))
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        for start in range(
+            data_rank * batch, -(-count // (batch * data_size)) * batch * data_size, batch * data_size
+        ):
+            numbers = range(start, start + batch)
+            rows = sum(number < count for number in numbers)
+            yield *_batch(shards, sequence, [min(number, count - 1) for number in numbers]), rows
+
+    return batches()
+
+
+def sequence_count(shards: TokenShards, sequence: int) -> int:
+    """Whole sequences in the split, at least one; raises ``ValueError`` if there is none."""
+    count = (len(shards) - 1) // sequence
+    if count < 1:
+        raise ValueError(
+            f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, less than one sequence "
+            f"of train.sequence={sequence} and its last target: lower train.sequence, give more text"
+            + (", or raise data.validation" if shards.split == "validation" else "")
+        )
+    return count
+
+
+def _batch(shards: TokenShards, sequence: int, numbers: list[int]) -> Batch:
+    rows = torch.from_numpy(np.stack([shards.read(i * sequence, sequence + 1) for i in numbers]))
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

@@ -1,0 +1,32 @@
+"""Who is held out: a property of a document's text, not of its place or company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from zlib import crc32
+
+
+def is_held_out(document: bytes, below: int) -> bool:
+    """Whether a document (UTF-8) belongs to validation, given the bound of :func:`held_out_below`."""
+    return crc32(document) < below
+
+
+def held_out_below(texts: Iterable[str], fraction: float) -> int:
+    """The bound that holds out ``fraction`` of the documents, moved if it would leave a split empty.
+
+    Then the one document nearest to the bound changes sides. Stops as soon as both splits have a
+    document, so only a tiny corpus is read whole. Raises ``ValueError`` if two splits cannot be made.
+    """
+    below = int(fraction * (1 << 32))
+    lowest, highest = 1 << 32, -1
+    for text in texts:
+        value = crc32(text.encode())
+        lowest, highest = min(lowest, value), max(highest, value)
+        if lowest < below <= highest:
+            return below
+    if lowest >= highest:
+        raise ValueError(
+            f"the text has {'only one document' if highest >= 0 else 'no document'}, and training and "
+            "validation need one each: give more text, or part it (blank lines in a text file, else rows)"
+        )
+    return lowest + 1 if lowest >= below else highest

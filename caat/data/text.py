@@ -1,0 +1,172 @@
+"""Where text comes from: what ``data.path`` means, and the documents behind it."""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caat.data.quickstart import quickstart_text
+from conf.schema import DataConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# File extension -> the reader of `datasets` that takes it.
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".xz", ".zst")
+KNOWN = f"{', '.join(READERS)} (text and json also as {', '.join(COMPRESSED)})"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What ``data.path`` names. ``kind``: quickstart, hub, prepared (``files`` is its folder) or a reader."""
+
+    kind: str
+    stem: str
+    files: tuple[Path, ...] = ()
+
+
+def check_source(config: DataConfig) -> Source:
+    """What ``config.path`` names, checked as far as costs milliseconds; no network, no heavy import.
+
+    Raises ``ValueError`` for a path or tokenizer that does not exist, is empty or is of an unknown kind.
+    """
+    source = _find(config)
+    if config.tokenizer is not None:
+        tokenizer = Path(config.tokenizer).expanduser()
+        if not tokenizer.is_file() or not tokenizer.stat().st_size:
+            raise ValueError(
+                f"data.tokenizer={config.tokenizer} is not a file or is empty: give a SentencePiece model, "
+                "or leave it out and one is trained on the text"
+            )
+    return source
+
+
+def load_documents(config: DataConfig, cache: Path | None = None) -> Dataset:
+    """The documents as a memory-mapped dataset with one column, ``text``.
+
+    Text files give a document per paragraph (blank lines between), the other kinds one per row.
+    ``cache`` takes the memory-mapped copy of local files; a Hugging Face dataset stays in that library's
+    own cache. The quick-start text is fetched into ``config.dir``.
+
+    Raises ``ValueError`` if there is nothing to read, it cannot be read, or it has no such text column.
+    """
+    source = check_source(config)
+    assert source.kind != "prepared", "a prepared folder holds tokens, not documents"
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    documents = _from_hub(config) if source.kind == "hub" else _from_files(config, source, cache)
+    if not len(documents):
+        raise ValueError(f"data.path={config.path} holds no documents: give a path with text in it")
+    field = "text" if source.kind == "text" else config.text_field
+    columns = documents.column_names
+    if field not in columns:
+        raise ValueError(
+            f"data.text_field={field} is not a column of {config.path}, which has {', '.join(columns)}: "
+            "set data.text_field to the one that holds the text"
+        )
+    if getattr(documents.features[field], "dtype", None) not in ("string", "large_string"):
+        raise ValueError(
+            f"data.text_field={field} of {config.path} holds {documents.features[field]}, not text: "
+            f"set data.text_field to a column of strings (it has {', '.join(columns)})"
+        )
+    return documents.select_columns([field]).rename_columns({field: "text"})
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether ``folder`` looks like one that `caat tokenize` made."""
+    return (folder / "index.json").is_file() and (folder / "tokenizer.model").is_file()
+
+
+def _find(config: DataConfig) -> Source:
+    if config.path is None:
+        return Source("quickstart", "quickstart")
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        if is_prepared(path):
+            return Source("prepared", path.name, (path,))
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return _local(config, path.resolve().name, files)
+    if path.is_file():
+        if _reader(path) is None:
+            raise ValueError(f"data.path={config.path} has an unknown extension: use one of {KNOWN}")
+        return _local(config, path.name.split(".")[0], [path])
+    if glob.has_magic(str(path)):
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        return _local(config, "files", [file for file in files if file.is_file()])
+    if _reader(path) or config.path.startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(config.path):
+        raise ValueError(f"data.path={config.path} does not exist: check the path (from {Path.cwd()})")
+    return Source("hub", config.path.split("/")[-1])
+
+
+def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
+    """The source that ``files`` make up; those of an unknown extension and empty ones are left aside."""
+    files = [file for file in files if _reader(file)]
+    if not files:
+        raise ValueError(f"data.path={config.path} names no text file: known extensions are {KNOWN}")
+    files = [file for file in files if file.stat().st_size]
+    if not files:
+        raise ValueError(f"data.path={config.path} is empty: give a path with text in it")
+    readers = sorted({str(_reader(file)) for file in files})
+    if len(readers) > 1:
+        raise ValueError(
+            f"data.path={config.path} mixes files of kind {' and '.join(readers)}: "
+            "choose one kind with a glob, such as data.path='folder/*.jsonl'"
+        )
+    return Source(readers[0], stem, tuple(files))
+
+
+def _reader(path: Path) -> str | None:
+    if path.suffix in COMPRESSED:
+        reader = READERS.get(Path(path.stem).suffix)
+        return None if reader == "parquet" else reader
+    return READERS.get(path.suffix)
+
+
+def _from_files(config: DataConfig, source: Source, cache: Path | None) -> Dataset:
+    from datasets import load_dataset
+
+    kind, files = source.kind, source.files
+    if kind == "quickstart":
+        kind, files = "json", (quickstart_text(Path(config.dir)),)
+    options = {"sample_by": "paragraph"} if kind == "text" else {}
+    # The reader takes names as patterns.
+    names = [glob.escape(str(file.resolve())) for file in files]
+    try:
+        return load_dataset(
+            kind, data_files=names, split="train", cache_dir=str(cache) if cache else None, **options
+        )
+    except Exception as error:
+        raise ValueError(
+            f"data.path={config.path} could not be read as {kind}: {_cause(error)}. "
+            "Check that the file is whole and of the kind its extension says"
+            + (" (.zst needs the package zstandard)" if files[0].suffix == ".zst" else "")
+        ) from error
+
+
+def _from_hub(config: DataConfig) -> Dataset:
+    from datasets import load_dataset
+
+    assert config.path is not None
+    try:
+        return load_dataset(config.path, config.subset, split=config.split)
+    except Exception as error:
+        raise ValueError(
+            f"data.path={config.path} is neither a file or folder here nor a Hugging Face dataset that can "
+            f"be had (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
+            "Check the path, the dataset's name, its subset and split, and the network"
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong underneath."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")

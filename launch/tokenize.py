@@ -1,0 +1,38 @@
+"""`caat tokenize`: text to a folder of token shards, ahead of a run or for another machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+from caat.data.corpus import prepare, prepared_folder
+from caat.data.shards import SPLITS, read_index
+from conf.schema import TokenizeConfig
+from launch.config import load_verb
+
+
+def main(argv: list[str]) -> None:
+    """Prepare what ``argv`` (``data.path=... out=...``) describes and print what came of it.
+
+    The folder's path is the last line. Raises ``ValueError`` as :func:`caat.data.corpus.prepare`.
+    """
+    config = load_verb(TokenizeConfig, argv)
+    out = Path(config.out).expanduser() if config.out else None
+    fresh = not (out or prepared_folder(config.data)).exists()
+    started = perf_counter()
+    folder = prepare(config.data, out)
+    seconds = perf_counter() - started
+
+    index = read_index(folder)
+    tokens = {split: sum(entry["tokens"] for entry in index[split]) for split in SPLITS}
+    total = sum(tokens.values())
+    print(f"documents          {index['documents']:,}")
+    for split, count in tokens.items():
+        print(f"{split + ' tokens':<18} {count:,}")
+    print(f"vocabulary         {index['vocab_size']:,} pieces")
+    print(f"bytes per token    {index['bytes'] / total:.2f}")
+    if fresh:
+        print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
+    else:
+        print("tokens/s           prepared before, nothing to do")
+    print(folder)

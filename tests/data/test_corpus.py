@@ -1,0 +1,209 @@
+"""Preparing shards: what they hold, for how many workers, and what a crash or a crowd does to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from caat.data import corpus, encode
+from caat.data.corpus import prepare, prepared_folder
+from caat.data.shards import TokenShards, read_index
+from caat.data.tokenizer import load_tokenizer
+from conf.schema import DataConfig
+from tests.data.conftest import write_documents
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(path, **more) -> DataConfig:
+    kept = {"vocab_size": 400, "dir": str(Path(path).parent / "data"), "workers": 1, "validation": 0.1}
+    return DataConfig(path=str(path), **{**kept, **more})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def start(config: DataConfig, body: str = "") -> subprocess.Popen:
+    """Another process that prepares ``config``; ``body`` runs before."""
+    code = f"""
+import sys
+from conf.schema import DataConfig
+from caat.data import corpus
+{body}
+if __name__ == "__main__":
+    print(corpus.prepare(DataConfig(**{vars(config)!r})))
+"""
+    # A file, for the workers it starts to import.
+    script = Path(config.dir).parent / "prepare.py"
+    script.write_text(code)
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_shards_hold_the_documents(documents):
+    folder = prepare(settings(documents))
+    index = read_index(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
+    assert index["documents"] == len(texts) and index["bytes"] == sum(map(len, texts))
+    held_out = [text for text in texts if crc32(text.encode()) < 0.1 * 2**32]
+    assert 10 < len(held_out) < 90
+    for split, expected in (
+        ("train", [text for text in texts if text not in held_out]),
+        ("validation", held_out),
+    ):
+        shards = TokenShards(folder, split)
+        stream = shards.read(0, len(shards))
+        ends = np.flatnonzero(stream == tokenizer.eos_id())
+        found = np.split(stream, ends + 1)[:-1]
+        assert ends[-1] == len(stream) - 1 and all(document[0] == tokenizer.bos_id() for document in found)
+        assert [tokenizer.decode(document[1:-1].tolist()) for document in found] == expected
+    unigram = np.load(folder / "unigram.npy")
+    train = TokenShards(folder, "train")
+    np.testing.assert_array_equal(unigram, np.bincount(train.read(0, len(train)), minlength=400))
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".model", ".npy", ".bin"}
+
+
+def test_any_number_of_workers_writes_the_same(tmp_path, monkeypatch):
+    path = write_documents(tmp_path / "documents.jsonl", 3500)
+    one = prepare(settings(path, workers=1, dir=str(tmp_path / "one")))
+    two = prepare(settings(path, workers=2, dir=str(tmp_path / "two")))
+    assert len(read_index(one)["train"]) == 3
+    assert contents(one) == contents(two) and one.name == two.name
+
+
+def test_prepared_once_per_setting(documents, monkeypatch):
+    config = settings(documents)
+    folder = prepare(config)
+    assert folder == prepared_folder(config) and folder.name.startswith("documents-")
+    monkeypatch.setattr(corpus, "tokenize", lambda *_: pytest.fail("prepared again"))
+    assert prepare(config) == folder
+    assert prepare(settings(documents, workers=2)) == folder
+    assert prepare(DataConfig(path=str(folder))) == folder
+    others = [
+        prepared_folder(settings(documents, **change))
+        for change in ({"vocab_size": 401}, {"validation": 0.2}, {"text_field": "id"})
+    ]
+    os.utime(documents, (1, 1))
+    others.append(prepared_folder(config))
+    assert len({folder, *others}) == 5
+
+
+def test_given_tokenizer_and_out(documents, tmp_path):
+    first = prepare(settings(documents))
+    model = first / "tokenizer.model"
+    config = settings(documents, tokenizer=str(model), vocab_size=9)
+    out = tmp_path / "chosen" / "folder"
+    assert prepare(config, out) == out == prepare(config, out)
+    assert (out / "tokenizer.model").read_bytes() == model.read_bytes()
+    assert (out / "train-00000.bin").read_bytes() == (first / "train-00000.bin").read_bytes()
+    with pytest.raises(ValueError, match="holds shards of other text or settings"):
+        prepare(settings(documents), out)
+    with pytest.raises(ValueError, match="exists and holds no token shards"):
+        prepare(config, tmp_path)
+    with pytest.raises(ValueError, match="is prepared already"):
+        prepare(DataConfig(path=str(first)), tmp_path / "again")
+
+
+def test_wide_tokens(documents, monkeypatch):
+    narrow = prepare(settings(documents))
+    for module in (corpus, encode):
+        monkeypatch.setattr(module, "token_dtype", lambda vocab_size: np.dtype("<u4"))
+    wide = prepare(settings(documents, dir=str(documents.parent / "wide")))
+    assert read_index(wide)["dtype"] == "uint32"
+    for split in ("train", "validation"):
+        a, b = TokenShards(narrow, split), TokenShards(wide, split)
+        assert b.dtype == np.uint32
+        np.testing.assert_array_equal(a.read(0, len(a)), b.read(0, len(b)))
+
+
+@pytest.mark.parametrize("validation", [1e-9, 1 - 1e-9])
+def test_tiny_corpora_get_both_splits(tmp_path, validation):
+    path = tmp_path / "tiny.txt"
+    words = " ".join(f"{a}{b}{c}" for a in "abcde" for b in "fghij" for c in "klmno")
+    path.write_text("\n\n".join(words + " " * number for number in range(1, 5)))
+    folder = prepare(settings(path, vocab_size=300, validation=validation))
+    lengths = sorted(len(TokenShards(folder, split)) for split in ("train", "validation"))
+    assert 0 < lengths[0] * 2 < lengths[1]
+    path.write_text(words)
+    with pytest.raises(ValueError, match=r"has only one document.*give more text"):
+        prepare(settings(path, vocab_size=300))
+    path.write_text(" \n\n ")
+    with pytest.raises(ValueError, match="has no document"):
+        prepare(settings(path, vocab_size=300))
+
+
+def test_failure_leaves_nothing(documents, monkeypatch):
+    monkeypatch.setattr(encode, "load_tokenizer", lambda path: 1 / 0)
+    config = settings(documents)
+    with pytest.raises(ZeroDivisionError):
+        prepare(config)
+    assert [path.name for path in Path(config.dir).iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_preparation(tmp_path, how):
+    """The workers of a killed run end with it, and the next run starts over."""
+    path = write_documents(tmp_path / "documents.jsonl", 3500)
+    config = settings(path, workers=2)
+    slow = """
+import os, time
+from caat.data import encode
+def tokens(self, texts, utf8, encode_batch=encode._Encoder._tokens):
+    (self.out.parent / f"pid-{os.getpid()}").touch()
+    time.sleep(0.2)
+    return encode_batch(self, texts, utf8)
+encode._Encoder._tokens = tokens
+"""
+    process = start(config, slow)
+    folder = prepared_folder(config)
+    deadline = time.monotonic() + 60
+    while len(workers := list(folder.parent.glob("pid-*"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait(timeout=20) != 0
+    assert not folder.exists()
+    pids = [int(worker.name.removeprefix("pid-")) for worker in workers]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    partial = folder.with_name(folder.name + ".partial")
+    assert partial.exists() == (how == signal.SIGKILL)
+    assert prepare(config) == folder
+    assert not partial.exists() and len(read_index(folder)["train"]) == 3
+
+
+def test_two_at_once(documents):
+    """One works, the other waits, and both get the folder."""
+    config = settings(documents)
+    slow = """
+import time
+def tokenize(config, out, tokenize=corpus.tokenize):
+    tokenize(config, out)
+    (out / "done-once").open("x").close()
+    print("worked", file=sys.stderr)
+    time.sleep(1)
+corpus.tokenize = tokenize
+"""
+    both = [start(config, slow), start(config, slow)]
+    results = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert {out.strip() for out, _ in results} == {str(prepared_folder(config))}
+    said = "".join(err for _, err in results)
+    assert said.count("worked") == 1 and said.count("waiting for another process") == 1

@@ -1,0 +1,78 @@
+"""Reading prepared tokens."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from caat.data.shards import TokenShards, token_dtype
+from tests.data.conftest import write_shards
+
+
+@pytest.mark.parametrize("vocab_size", [50_000, 65_536, 65_537, 200_000])
+def test_reads_across_borders(tmp_path, vocab_size):
+    tokens = write_shards(tmp_path / "shards", [5, 1, 7, 2], vocab_size)
+    shards = TokenShards(tmp_path / "shards", "train")
+    assert len(shards) == 15 and shards.vocab_size == vocab_size
+    assert shards.dtype == (np.uint16 if vocab_size <= 65_536 else np.uint32)
+    for start in range(16):
+        for length in range(16 - start):
+            read = shards.read(start, length)
+            assert read.dtype == np.int64
+            np.testing.assert_array_equal(read, tokens[start : start + length])
+    assert len(TokenShards(tmp_path / "shards", "validation")) == 0
+
+
+def test_width_follows_vocabulary():
+    assert token_dtype(65_536) == "<u2" and token_dtype(65_537) == "<u4"
+
+
+def test_opening_maps_nothing(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards", [3] * 40)
+    opened = []
+    memmap = np.memmap
+
+    def spy(path, *args, **kwargs):
+        opened.append(path.name)
+        return memmap(path, *args, **kwargs)
+
+    monkeypatch.setattr(np, "memmap", spy)
+    shards = TokenShards(tmp_path / "shards", "train")
+    assert opened == []
+    shards.read(4, 1)
+    shards.read(3, 3)
+    assert opened == ["train-00001.bin"]
+
+
+def test_missing_and_truncated_files(tmp_path):
+    folder = tmp_path / "shards"
+    write_shards(folder, [3, 4])
+    with (folder / "train-00001.bin").open("r+b") as file:
+        file.truncate(6)
+    with pytest.raises(ValueError, match=r"train-00001\.bin should hold 8 bytes.*6 bytes.*prepare it again"):
+        TokenShards(folder, "train")
+    (folder / "train-00001.bin").unlink()
+    with pytest.raises(ValueError, match=r"train-00001\.bin.*No such file.*prepare it again"):
+        TokenShards(folder, "train")
+
+
+def test_broken_index(tmp_path):
+    folder = tmp_path / "shards"
+    with pytest.raises(ValueError, match=r"index\.json cannot be read.*caat tokenize"):
+        TokenShards(folder, "train")
+    write_shards(folder, [3])
+    index = json.loads((folder / "index.json").read_text())
+    for content, message in (
+        ("{", "is corrupt"),
+        ("[]", "not an index of token shards"),
+        (json.dumps({"format": "other"}), "not an index of token shards"),
+        (json.dumps({**index, "version": 99}), "format version 99, expected"),
+        (json.dumps({key: value for key, value in index.items() if key != "dtype"}), "no dtype"),
+        (json.dumps({**index, "train": [{"file": 3}]}), "is corrupt"),
+        (json.dumps({**index, "dtype": "pancake"}), "is corrupt"),
+    ):
+        (folder / "index.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            TokenShards(folder, "train")

