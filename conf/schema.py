@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import gcd
-from typing import Any
 
 
 def require(condition: bool, message: str) -> None:
@@ -174,7 +173,7 @@ class LaunchConfig:
 
 @dataclass
 class ZeroConfig:
-    """DeepSpeed ZeRO: what is cut over data parallelism (1 optimizer state, 2 and gradients, 3 and weights)."""
+    """DeepSpeed ZeRO cuts over data parallelism: 1 optimizer state, 2 and gradients, 3 and weights."""
 
     stage: int = 1
 
@@ -391,13 +390,21 @@ class TokenizeConfig:
 class ScoreConfig:
     """`caat score`: the log-probability of every next token."""
 
+    # A run folder (its latest checkpoint) or a checkpoint folder.
     checkpoint: str = "???"
     # A .npy file of token numbers, [length] or [batch, length].
     tokens: str = "???"
-    # Where to write the result; default: scores.npy beside the checkpoint's run.
+    # The result's path, without extension (.json and .npy are written); default: scores in the run folder.
     out: str | None = None
+    # fp32, fp64 or bf16.
     precision: str = "fp32"
-    parallel_processes: Any = None
+    # Sequences per forward pass.
+    batch: int = 8
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
+        require_positive(batch=self.batch)
 
 
 @dataclass
@@ -423,3 +430,18 @@ class BenchShardsConfig:
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
         require_choice("precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass
+class BenchTokenizeConfig:
+    """`caat bench tokenize`: speed against bare SentencePiece, memory against the size of the corpus."""
+
+    vocab_size: int = 4096
+    # Copies of the quick-start text (5 MB each) to tokenise.
+    copies: int = 10
+    rounds: int = 3
+    # Where the JSON goes; default: outputs/bench-tokenize-<time>.json.
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(vocab_size=self.vocab_size, copies=self.copies, rounds=self.rounds)

@@ -7,8 +7,6 @@ from math import log
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
@@ -75,31 +73,27 @@ def full_sync_bytes(config: Config, mesh: Mesh, sent: dict[str, int]) -> dict[st
 
 
 def _print(summary: dict, mesh: Mesh) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row(
-        "validation loss",
-        f"{summary['validation_loss']:.4f} nats per token  (uniform guess {summary['uniform_loss']:.4f}, "
-        f"unigram model {summary['unigram_loss']:.4f})",
-    )
-    speed = f"{summary['tokens_per_second']:,.0f} tokens/s, waiting for data {summary['data_wait_share']:.2%}"
-    table.add_row("trained", f"{summary['trained_tokens']:,} tokens at {speed}")
+    rows = {
+        "validation loss": f"{summary['validation_loss']:.4f} nats per token "
+        f"(uniform guess {summary['uniform_loss']:.4f}, unigram model {summary['unigram_loss']:.4f})",
+        "trained": f"{summary['trained_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"{summary['data_wait_share']:.2%} of the time waiting for data",
+    }
     if summary["skipped_steps"]:
-        table.add_row("skipped steps", f"{summary['skipped_steps']} (loss or gradient not finite)")
+        rows["skipped steps"] = f"{summary['skipped_steps']} (loss or gradient not finite)"
     if mesh.processes == 1:
-        table.add_row("tensor-parallel traffic", "none: all shards are in this process")
+        rows["tensor-parallel traffic"] = "none: all shards are in this process"
     else:
         ours = summary["tensor_parallel_bytes_per_step"]
         full = summary["tensor_parallel_bytes_per_step_full_synchronisation"]
-        both = "  ".join(
-            f"{way} {ours[way] / 2**20:.1f} MiB of {full[way] / 2**20:.1f} at full synchronisation "
-            f"({ours[way] / full[way]:.0%})"
-            for way in ours
-        )
-        table.add_row("tensor-parallel traffic", f"per step and process: {both}")
-    table.add_row("checkpoint", summary["checkpoint"])
-    table.add_row("loss plot", summary["plot"])
-    table.add_row("run folder", summary["run"])
-    Console(soft_wrap=True).print(table)
+        for way in ours:
+            rows[f"sent {way}"] = (
+                f"{ours[way] / 2**20:.1f} MiB per step and process, {ours[way] / full[way]:.0%} of the "
+                f"{full[way] / 2**20:.1f} MiB of full synchronisation"
+            )
+    rows |= {"checkpoint": summary["checkpoint"], "loss plot": summary["plot"], "run folder": summary["run"]}
+    width = max(map(len, rows)) + 2
+    print()
+    for name, text in rows.items():
+        print(f"{name:<{width}}{text}")
     print(Path(summary["run"]) / "summary.json")

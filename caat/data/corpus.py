@@ -20,7 +20,7 @@ from caat.data.encode import Job, choose_workers, encode_pieces
 from caat.data.progress import TokenizeProgress
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
 from caat.data.split import held_out_below, is_held_out
-from caat.data.text import check_source, load_documents
+from caat.data.text import batches, check_source, load_documents
 from caat.data.tokenizer import load_tokenizer, train_tokenizer
 from conf.schema import DataConfig
 
@@ -185,5 +185,5 @@ def _tokenizer_lines(documents: Dataset, below: int) -> Iterator[str]:
 
 
 def _texts(documents: Dataset) -> Iterator[str]:
-    for batch in documents.with_format("arrow").iter(256):
-        yield from (text for text in batch["text"].to_pylist() if text and not text.isspace())
+    for batch in batches(documents, range(len(documents)), 256):
+        yield from (text for text in batch if text and not text.isspace())

@@ -18,6 +18,7 @@ import numpy as np
 
 from caat.data.shards import SPLITS, file_name, token_dtype
 from caat.data.split import is_held_out
+from caat.data.text import batches
 from caat.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class _Encoder:
     def __init__(self, job: Job) -> None:
         self.out = job.out
         self.held_out_below = job.held_out_below
-        self.documents = job.documents.with_format("arrow")
+        self.documents = job.documents
         self.tokenizer = load_tokenizer(job.tokenizer)
         self.vocab_size = self.tokenizer.piece_size()
         self.dtype = token_dtype(self.vocab_size)
@@ -94,8 +95,7 @@ class _Encoder:
         paths = {split: self.out / file_name(split, number) for split in SPLITS}
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("xb")) for split, path in paths.items()}
-            for start in range(rows.start, rows.stop, BATCH):
-                read = self.documents[start : min(start + BATCH, rows.stop)]["text"].to_pylist()
+            for read in batches(self.documents, rows, BATCH):
                 texts = [text for text in read if text and not text.isspace()]
                 utf8 = [text.encode() for text in texts]
                 tokens = self._tokens(texts, utf8)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import pickle
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".xz", ".zst")
 KNOWN = f"{', '.join(READERS)} (text and json also as {', '.join(COMPRESSED)})"
+# Documents read between two openings of a memory map.
+REOPEN_AFTER = 16_384
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -83,6 +87,19 @@ def load_documents(config: DataConfig, cache: Path | None = None) -> Dataset:
 def is_prepared(folder: Path) -> bool:
     """Whether ``folder`` looks like one that `caat tokenize` made."""
     return (folder / "index.json").is_file() and (folder / "tokenizer.model").is_file()
+
+
+def batches(documents: Dataset, rows: range, size: int) -> Iterator[list[str]]:
+    """The texts of ``rows``, ``size`` at a time, in memory that does not grow with their number.
+
+    The memory map is opened anew now and then: pages that were read count as resident while it is open.
+    """
+    for first in range(rows.start, rows.stop, REOPEN_AFTER):
+        # A round trip through pickle is how a dataset opens its files again; nothing here is from outside.
+        opened = pickle.loads(pickle.dumps(documents)).with_format("arrow")
+        last = min(first + REOPEN_AFTER, rows.stop)
+        for start in range(first, last, size):
+            yield opened[start : min(start + size, last)]["text"].to_pylist()
 
 
 def _find(config: DataConfig) -> Source:

@@ -1,0 +1,22 @@
+"""`caat bench WHAT`: measurements, each a table, a JSON file and ratios taken in one run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+BENCHMARKS = {
+    "shards": "the shard axis in one process against plain nn.Linear: time and memory",
+    "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the benchmark that ``argv`` begins with; raises ``ValueError`` if it is unknown."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: caat bench WHAT [setting=value ...]   (caat bench WHAT --help for its settings)\n")
+        for name, text in BENCHMARKS.items():
+            print(f"  {name:<10} {text}")
+        return
+    if argv[0] not in BENCHMARKS:
+        raise ValueError(f"{argv[0]} is not a benchmark: choose one of {', '.join(BENCHMARKS)}")
+    import_module(f"launch.bench.{argv[0]}").main(argv[1:])

@@ -1,0 +1,60 @@
+"""The command `caat`: finds the verb and leaves the rest to it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+VERBS = {
+    "pretrain": "train a model, or one for each of several settings (-m)",
+    "tokenize": "turn text into token shards, ahead of a run or for another machine",
+    "score": "the log-probability of every next token under a trained model",
+    "bench": "what partial synchronisation saves on this machine",
+}
+
+
+def main() -> int:
+    """Run the verb on the command line and return its exit status."""
+    argv = sys.argv[1:]
+    verbs = {verb: line for verb, line in VERBS.items() if find_spec(f"launch.{verb}")}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help(verbs))
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from caat import __version__
+
+        print(f"caat {__version__}")
+        return 0
+    from launch.errors import fail, user_errors
+
+    verb, *rest = argv
+    if verb not in verbs:
+        from difflib import get_close_matches
+
+        close = get_close_matches(verb, verbs, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(verbs)}"
+        fail(f"{verb} is not a verb of caat: {hint}")
+    with user_errors():
+        return import_module(f"launch.{verb}").main(rest) or 0
+
+
+def _help(verbs: dict[str, str]) -> str:
+    lines = [f"  {verb:<10} {line}" for verb, line in verbs.items()]
+    return "\n".join(
+        [
+            "caat: train GPT models with tensor parallelism that synchronises only a chosen fraction of the",
+            "activation channels, on any number of processes, with or without a GPU.",
+            "",
+            "usage: caat VERB [setting=value ...]",
+            "",
+            *lines,
+            "",
+            "caat VERB --help lists the settings of a verb; every verb is also python -m launch.VERB.",
+            "caat --version prints the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

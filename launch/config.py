@@ -1,0 +1,212 @@
+"""From what the user typed to a checked, typed configuration, and to a file and back.
+
+`caat pretrain` composes the Hydra groups of ``conf``; the smaller verbs merge ``setting=value`` into a
+schema of their own. Every mistake is a ``ValueError`` of one line: what was given, the rule, the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from caat.data.corpus import prepared_folder
+from caat.data.shards import SPLITS, read_index
+from caat.data.tokenizer import load_tokenizer
+from conf.schema import Config, require
+from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
+from launch.settings import field_types, print_settings, settings_of
+
+T = TypeVar("T")
+
+ConfigStore.instance().store("base_config", node=Config)
+
+
+def initialise() -> AbstractContextManager[None]:
+    """Hydra, looking for its YAML in the package ``conf``, wherever that is installed."""
+    return initialize_config_module("conf", job_name="caat", version_base="1.3")
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
+
+    Raises ``ValueError`` for an unknown setting or option, a wrong type, bad syntax, or a value out of range.
+    """
+    with initialise():
+        for override in parse_overrides(overrides):
+            if override.is_sweep_override():
+                raise ValueError(
+                    f"{override.input_line} gives several values: add -m to train once for each, "
+                    "or write a list as key=[a,b]"
+                )
+        try:
+            config = hydra_compose("config", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            explain(error, overrides)
+    return build(config, Config, overrides)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's reading of ``overrides``, each of a known setting or option. Within `initialise` only.
+
+    Raises ``ValueError`` for bad syntax, an unknown setting or option.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = []
+    for text in overrides:
+        if text.startswith("-"):
+            raise ValueError(f"{text} is not an option: give settings as key=value (see --help)")
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise ValueError(
+                f"{text} cannot be read as key=value: quote a value that has spaces, brackets or '=' in it, "
+                "once for caat and once for the shell: 'key=\"value\"'"
+            ) from error
+        check_known(override)
+        parsed.append(override)
+    return parsed
+
+
+def load_verb(schema: type[T], argv: Sequence[str]) -> T:
+    """``schema`` with the ``setting=value`` of ``argv``; ``--help`` prints the settings and exits.
+
+    A setting of type text takes what follows the ``=`` as it stands. A nested schema that has a group in
+    ``conf`` starts from that group's default and takes its options: ``data=fineweb_edu``.
+
+    Raises ``ValueError`` for an unknown or missing setting, a wrong type, or a value out of range.
+    """
+    if "--help" in argv or "-h" in argv:
+        print_settings(schema, GROUPS)
+        raise SystemExit(0)
+    known, config = settings_of(schema), OmegaConf.structured(schema)
+    nested = [name for name, kind in field_types(schema).items() if is_dataclass(kind) and name in GROUPS]
+    options, values = _default_options(), {}
+    for text in argv:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text} is not of the form setting=value (see --help)")
+        if key in nested:
+            options[key] = check_option(key, value, text)
+        elif key in known:
+            values[key] = known[key].parse(value)
+        else:
+            unknown(key, text, [*known, *nested])
+    try:
+        for group in nested:
+            OmegaConf.update(config, group, OmegaConf.load(CONF / group / f"{options[group]}.yaml"))
+        for key, value in values.items():
+            OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        explain(error, argv, known)
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{key} is required: give {key}=... (see --help)")
+    return build(config, schema, argv)
+
+
+def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """The objects of ``config``; building them checks the ranges, by ``ValueError``."""
+    try:
+        built = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        explain(error, overrides)
+    assert isinstance(built, schema)
+    return built
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write ``config`` as YAML to the new file ``path``; raises ``FileExistsError`` if it is there."""
+    with path.open("x", encoding="utf-8") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in ``path``. Nothing in the file is executed.
+
+    Raises ``ValueError`` if it is missing, not YAML, or holds what the schema does not know or allow.
+    """
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give a run folder of caat") from error
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a configuration of this version of caat ({first_line(error)}): "
+            "give a run folder that caat made"
+        ) from error
+    return build(config, Config)
+
+
+def validate(config: Config, world: int) -> None:
+    """Raise ``ValueError`` for all that can be known to be wrong before ``world`` processes start."""
+    config.check_layout(world)
+    folder = prepared_folder(config.data)
+    if (folder / "index.json").is_file():
+        check_data(config, folder)
+    elif config.data.tokenizer:
+        tokenizer = Path(config.data.tokenizer).expanduser()
+        _check_vocabulary(config, load_tokenizer(tokenizer).piece_size(), f"the tokenizer {tokenizer}")
+    else:
+        _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
+    _check_run_folder(config.run.dir)
+
+
+def check_data(config: Config, folder: Path) -> None:
+    """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
+    index = read_index(folder)
+    _check_vocabulary(config, index["vocab_size"], f"the tokenizer of {folder}")
+    sequence = config.train.sequence
+    for split in SPLITS:
+        tokens = sum(entry["tokens"] for entry in index[split])
+        require(
+            tokens > sequence,
+            f"train.sequence={sequence} is longer than the {split} split of {folder}, {tokens:,} tokens of "
+            "which the last is only a target: lower train.sequence or give more text"
+            + (" (or raise data.validation)" if split == "validation" else ""),
+        )
+
+
+def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
+    size = config.model.vocab_size
+    require(
+        pieces <= size,
+        f"{what} has {pieces:,} pieces and the model only model.vocab_size={size}: "
+        f"give model.vocab_size={pieces} or a smaller tokenizer",
+    )
+
+
+def _check_run_folder(name: str | None) -> None:
+    """Raise ``ValueError`` unless the run folder is new or empty and can be written."""
+    folder = Path(name or "outputs").expanduser()
+    what = f"run.dir={name}" if name else f"the folder of runs {folder.absolute()}"
+    at = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    require(at.is_dir(), f"{what} cannot be made, {at} is a file: give another run.dir=...")
+    require(
+        os.access(at, os.W_OK | os.X_OK),
+        f"{what} cannot be made, {at} is not writable: give another run.dir=...",
+    )
+    require(
+        not name or at != folder.absolute() or not any(at.iterdir()),
+        f"{what} exists and is not empty: give a new folder, or leave run.dir out and one is made",
+    )
+
+
+def _default_options() -> dict[str, str]:
+    """The option of every group that config.yaml starts from."""
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    entries = (entry for entry in defaults["defaults"] if isinstance(entry, dict))
+    return {key: option for entry in entries for key, option in entry.items()}

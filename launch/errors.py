@@ -1,0 +1,55 @@
+"""How a user's mistake ends a command: one line on stderr and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import sleep
+from typing import NoReturn
+
+USER_ERROR = 2
+INTERRUPTED = 130
+OURS = ("caat", "conf", "eval", "launch", "layers")
+# What rank 0 gets to report a mistake that all ranks see, before another one does.
+PATIENCE_SECONDS = 10.0
+
+
+def fail(message: str) -> NoReturn:
+    """Print ``caat: error: message`` as one line and exit with status 2.
+
+    All ranks of a run see most mistakes, and one of them is to report it: rank 0. The others wait, since
+    torchrun stops all ranks as soon as one has exited, and report what rank 0 turned out not to see.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        sleep(PATIENCE_SECONDS)
+        message = f"rank {rank}: {message}"
+    print(f"caat: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_ERROR)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Within it, or in a function decorated with it, a ``ValueError`` that our code raises ends in `fail`.
+
+    One that a library raises is our mistake, not the user's, and keeps its traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _raised_by_us(error):
+            fail(str(error))
+        raise
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # "python -m launch.pretrain" names its module __main__, and says in the spec what it is.
+    scope = frames[-1].f_globals
+    name = scope["__spec__"].name if scope.get("__spec__") else scope["__name__"]
+    return name.split(".")[0] in OURS

@@ -1,0 +1,79 @@
+"""What is wrong with an override, in the user's terms: what was given, the rule, the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.override_parser.types import Override
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+import conf
+from conf.schema import Config
+from launch.settings import Setting, settings_of
+
+CONF = Path(str(conf.__file__)).parent
+# Group -> names of its options.
+GROUPS = {
+    folder.name: sorted(file.name.removesuffix(".yaml") for file in folder.glob("*.yaml"))
+    for folder in sorted(CONF.iterdir())
+    if any(folder.glob("*.yaml"))
+}
+SETTINGS = settings_of(Config)
+
+
+def check_known(override: Override) -> None:
+    """Raise ``ValueError`` unless the setting or the group option of ``override`` exists."""
+    key, text = override.key_or_group, str(override.input_line)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return
+    if override.is_delete():
+        raise ValueError(f"{text} would remove a setting: give it another value, {key}=...")
+    if key in GROUPS and not isinstance(override.value(), dict):
+        sweep = override.is_sweep_override()
+        for option in override.sweep_string_iterator() if sweep else [override.value()]:
+            check_option(key, option, text)
+    elif key not in SETTINGS and key not in GROUPS:
+        unknown(key, text, [*SETTINGS, *GROUPS])
+
+
+def check_option(group: str, option: Any, text: str) -> str:
+    """``option`` as a name; raises ``ValueError`` unless ``group`` has it."""
+    name = "null" if option is None else str(option)
+    if name not in GROUPS[group] and not (group == "experiment" and option is None):
+        inside = next((key for key in SETTINGS if key.startswith(f"{group}.")), None)
+        raise ValueError(
+            f"{text}: there is no {group} {name}, choose one of {', '.join(GROUPS[group])}"
+            + (f" (a single setting is given as {inside}=...)" if inside else "")
+        )
+    return name
+
+
+def unknown(key: str, text: str, known: Iterable[str]) -> NoReturn:
+    """Raise the ``ValueError`` for the setting ``key`` that is not among ``known``."""
+    known = list(known)
+    close = get_close_matches(key, known, n=1) or [name for name in known if name.endswith(f".{key}")]
+    hint = f"did you mean {close[0]}?" if close else "see --help for the settings"
+    raise ValueError(f"{text}: there is no setting {key}, {hint}")
+
+
+def explain(error: Exception, overrides: Sequence[str], known: Mapping[str, Setting] = SETTINGS) -> NoReturn:
+    """Raise what Hydra or OmegaConf found in ``overrides`` as a ``ValueError``."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    # The key of a list's element is the list's.
+    key = (getattr(cause, "full_key", None) or "").split("[")[0]
+    given = next((text for text in reversed(overrides) if text.lstrip("+").startswith(f"{key}=")), None)
+    if isinstance(cause, ValidationError) and key in known:
+        raise ValueError(f"{given or f'{key}={cause.value}'} is not {known[key].rule}") from error
+    if isinstance(cause, ConfigKeyError) and key and key not in known:
+        unknown(key, key, known)
+    raise ValueError(f"{given or key or 'the configuration'}: {first_line(cause)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of an error that has more to say."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

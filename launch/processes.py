@@ -1,0 +1,69 @@
+"""Several processes of a verb on this node, started and watched by torchrun's own agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from launch.errors import USER_ERROR
+
+# Slurm warns with SIGUSR1: the workers are to hear of it too.
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+# What the workers get to save and end after a signal, before they are killed.
+SHUTDOWN_SECONDS = 300
+
+
+class Stopped(Exception):
+    """A signal ended the run; ``status`` is what the shell would report."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
+    """``python -m module arguments`` in ``processes`` processes; 0, or the status of the first to fail.
+
+    Signals reach the workers, which get `SHUTDOWN_SECONDS` to end; then :class:`Stopped` is raised.
+    """
+    # Here and not by a torchrun of its own, which would bury the worker's traceback under two others.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    _prepare_environment(processes)
+    options = ["--standalone", f"--nproc-per-node={processes}"]
+    try:
+        run(parse_args([*options, "-m", module, *arguments]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode != USER_ERROR:
+            verb, how = module.rpartition(".")[2], _how(failure.exitcode)
+            print(f"caat: {verb} failed: rank {rank} ended first, {how}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        raise Stopped(int(error.sigval)) from None
+    return 0
+
+
+def _prepare_environment(processes: int) -> None:
+    """What the workers inherit."""
+    env = os.environ
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    env.setdefault("PET_SIGNALS_TO_HANDLE", SIGNALS)
+    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    # Workers import what this process imports, whatever folder it was started in: "-m" alone would look
+    # for launch and conf in that folder first.
+    env["PYTHONSAFEPATH"] = "1"
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+
+
+def _how(exitcode: int) -> str:
+    return f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"with status {exitcode}"

@@ -1,0 +1,120 @@
+"""The folder of one run: its configuration and what it ran on, written before anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import caat
+from conf.schema import Config
+from launch.config import save_config
+
+PACKAGES = (
+    "caat",
+    "torch",
+    "deepspeed",
+    "hydra-core",
+    "omegaconf",
+    "sentencepiece",
+    "datasets",
+    "safetensors",
+    "wandb",
+    "numpy",
+)
+
+
+def create_run_folder(config: Config) -> Path:
+    """Make the folder of a new run, with ``config.yaml`` and ``environment.json``, and return its path.
+
+    It is ``run.dir``, or ``outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>`` with a number appended if
+    that is taken; of two runs that start at once, each gets its own.
+
+    Raises ``ValueError`` if it cannot be made, or ``run.dir`` holds something.
+    """
+    folder = _given_folder(config.run.dir) if config.run.dir else _new_folder(config)
+    try:
+        save_config(config, folder / "config.yaml")
+    except FileExistsError as error:
+        raise ValueError(f"run.dir={folder} was taken by another run just now: give another one") from error
+    text = json.dumps(describe_environment(), indent=2)
+    (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a reader needs to repeat the run. No environment variables: they hold secrets."""
+    source = Path(str(caat.__file__)).parents[1]
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        # Of caat itself if it runs from a checkout, else of the project it is used in.
+        "git": _git(source, top=True) or _git(Path.cwd()),
+    }
+
+
+def _given_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run.dir={name} cannot be made ({error.strerror}): give another one") from error
+    if any(folder.iterdir()):
+        raise ValueError(f"run.dir={name} exists and is not empty: give a new folder, or leave run.dir out")
+    return folder
+
+
+def _new_folder(config: Config) -> Path:
+    stem = (
+        f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.model.name}-n{config.parallel.tensor}"
+        f"-r{config.sync.ratio:g}-s{config.seed}"
+    )
+    for number in count(1):
+        folder = Path("outputs", stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be made ({error.strerror}): give run.dir=...") from error
+    raise AssertionError("count() does not end")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, top: bool = False) -> dict[str, Any] | None:
+    """Revision of the checkout that ``folder`` is in (``top``: is the top of), and whether it was changed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        root = git("rev-parse", "--show-toplevel")
+        if top and Path(root).resolve() != folder.resolve():
+            return None
+        dirty = bool(git("status", "--porcelain"))
+        return {"checkout": root, "revision": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,116 @@
+"""What a schema offers: its settings by dotted name, with type, default and description."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[float]: "a list of numbers",
+    list[str]: "a list of texts",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value that a user may give."""
+
+    name: str
+    kind: Any
+    default: Any
+    description: str
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """The type, or those of a union."""
+        union = get_origin(self.kind) in (Union, types.UnionType)
+        return get_args(self.kind) if union else (self.kind,)
+
+    @property
+    def rule(self) -> str:
+        """What a value has to be, in words."""
+        kinds = [KINDS.get(kind) for kind in self.types]
+        words = " or ".join(kind for kind in kinds if kind) or "such a value"
+        optional = " or null" if type(None) in self.types else ""
+        example = f", such as {self.name}={self.shown}" if self.default not in (None, "???") else ""
+        return words + optional + example
+
+    @property
+    def shown(self) -> str:
+        """The default as a user would type it."""
+        if isinstance(self.default, list):
+            return f"[{','.join(map(str, self.default))}]"
+        if self.default is None or isinstance(self.default, bool):
+            return {None: "null", True: "true", False: "false"}[self.default]
+        return "required" if self.default == "???" else str(self.default)
+
+    def parse(self, text: str) -> Any:
+        """The value of ``text``: as it stands for text (or null), else as YAML reads it."""
+        if str in self.types:
+            return None if text == "null" and type(None) in self.types else text
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text  # of the wrong type, as the schema will say
+
+
+def field_types(schema: type) -> dict[str, Any]:
+    """Field names and types of a dataclass."""
+    hints = get_type_hints(schema)
+    return {field.name: hints[field.name] for field in fields(schema)}
+
+
+def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
+    """Every setting of ``schema`` and the schemas in it, by dotted name."""
+    found: dict[str, Setting] = {}
+    kinds, descriptions = field_types(schema), _descriptions(schema)
+    for field in fields(schema):
+        name, kind = prefix + field.name, kinds[field.name]
+        if is_dataclass(kind):
+            found |= settings_of(kind, f"{name}.")  # type: ignore[arg-type]
+            continue
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        found[name] = Setting(name, kind, default, descriptions.get(field.name, ""))
+    return found
+
+
+def print_settings(schema: type, groups: Mapping[str, Sequence[str]]) -> None:
+    """The help of a verb: the schema's docstring, then its settings with defaults and descriptions."""
+    print(
+        f"{inspect.cleandoc(schema.__doc__ or '')}\n\nsettings, given as setting=value, with their defaults:"
+    )
+    for name, kind in field_types(schema).items():
+        if is_dataclass(kind) and name in groups:
+            print(f"\n  {name}: one of {', '.join(groups[name])}; a name for many settings at once")
+    for setting in settings_of(schema).values():
+        print(f"\n  {setting.name}={setting.shown}")
+        if setting.description:
+            print(f"      {setting.description}")
+
+
+def _descriptions(schema: type) -> dict[str, str]:
+    """The comment above each field in the schema's source."""
+    try:
+        source = inspect.getsource(schema)
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    comment: list[str] = []
+    for line in source.splitlines():
+        if match := re.match(r"    # ?(.*)", line):
+            comment.append(match[1])
+            continue
+        if match := re.match(r"    (\w+): ", line):
+            found[match[1]] = " ".join(comment)
+        comment = []
+    return found

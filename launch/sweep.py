@@ -1,0 +1,77 @@
+"""What Hydra itself does for `caat pretrain`: sweeps (-m), help, and showing the configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from conf.schema import Config
+from launch.config import build, compose, initialise, parse_overrides, validate
+from launch.errors import user_errors
+from launch.processes import under_torchrun
+
+SWEEP_FLAGS = {"-m", "--multirun"}
+FLAGS = SWEEP_FLAGS | {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+FLAGS |= {"--resolve", "--package", "-p", "--shell-completion", "-sc"}
+
+
+def hydra_command(argv: list[str]) -> int:
+    """Hand ``argv`` with one of Hydra's `FLAGS` to Hydra; the status is 1 if a run of a sweep failed.
+
+    Raises ``ValueError`` for an option that is not known, and for a mistake in any run of a sweep before
+    the first one starts.
+    """
+    for argument in argv:
+        if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
+            raise ValueError(f"{argument} is not an option: give settings as key=value (see --help)")
+    failed: list[str] = []
+    if SWEEP_FLAGS & set(argv):
+        if under_torchrun():
+            raise ValueError("-m starts the processes of each run itself: leave torchrun out")
+        argv = argv + _check_sweep([text for text in argv if not text.startswith("-")])
+
+    def job(config: DictConfig) -> None:
+        folder = HydraConfig.get().runtime.output_dir
+        print(f"run {HydraConfig.get().job.num}: {folder}", flush=True)
+        if status := _train(build(config, Config), folder):
+            failed.append(f"{Path(folder).name} (status {status})")
+
+    # hydra.main reads the command line of the process.
+    sys.argv = ["caat pretrain", *argv]
+    hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")(job)()
+    if failed:
+        print(f"caat: {len(failed)} of the runs failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _train(config: Config, folder: str) -> int:
+    """One run of the sweep, always in processes of its own: nothing of one run reaches the next."""
+    from launch.pretrain import run_in_processes, set_up
+
+    config.run.dir = folder
+    try:
+        with user_errors():
+            return run_in_processes(set_up(config), config.launch.processes)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def _check_sweep(overrides: list[str]) -> list[str]:
+    """Check every run of the sweep; the extra overrides that name its folders by what varies."""
+    with initialise():
+        parsed = parse_overrides(overrides)
+        fixed = [override.get_key_element() for override in parsed if not override.is_sweep_override()]
+        runs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    if len(fixed) == len(parsed):
+        raise ValueError("-m trains once for each of several values and none are given: sync.ratio=1,0.5")
+    if "run.dir" in fixed:
+        raise ValueError("run.dir is one folder for all runs of -m: give hydra.sweep.dir=... instead")
+    for run in runs:
+        config = compose(run)
+        validate(config, config.launch.processes)
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]

@@ -1,0 +1,228 @@
+"""Real runs from the command line, end to end, in short form: every way in, every shipped model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PARAGRAPHS = [
+    f"Paragraph {i}: the quick brown fox number {i * i % 97} jumps over {i} lazy dogs and says "
+    + " ".join(f"word{i * j % 41}" for j in range(40))
+    for i in range(300)
+]
+SHORT = [
+    "model=tiny",
+    "model.layers=2",
+    "parallel.tensor=4",
+    "train.steps=4",
+    "train.sequence=64",
+    "train.eval_every=2",
+    "train.eval_sequences=8",
+    "optim.warmup_steps=2",
+    "data.vocab_size=400",
+    "data.validation=0.1",
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "own.txt"
+    path.write_text("\n\n".join(PARAGRAPHS))
+    return path
+
+
+def command(*arguments: str, cwd: Path, status: int = 0, timeout: int = 300) -> str:
+    """Run ``python arguments`` and return what it printed, both streams."""
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
+    printed = result.stdout + result.stderr
+    assert result.returncode == status, printed
+    return printed
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder)]
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launch.pretrain")
+
+
+def test_three_ways_in_train_the_same_model(text, tmp_path):
+    settings = [*SHORT, f"data.path={text}", "sync.ratio=0.5"]
+    command("-m", "launch.cli", "pretrain", *settings, "run.dir=cli", "launch.processes=2", cwd=tmp_path)
+    command(*TORCHRUN, *settings, "run.dir=torchrun", cwd=tmp_path)
+    command("-m", "launch.pretrain", *settings, "run.dir=one", cwd=tmp_path)
+    assert losses(tmp_path / "cli") == losses(tmp_path / "torchrun")
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "cli"), abs=2e-5)
+    for run in ("cli", "torchrun", "one"):
+        folder = tmp_path / run
+        for name in ("config.yaml", "environment.json", "log.txt", "summary.json", "loss.png"):
+            assert (folder / name).stat().st_size > 0, name
+        last = records(folder)[-1]
+        assert last["validation_loss"] > 0
+    assert records(tmp_path / "one")[-1]["tensor_parallel_bytes_forward"] == 0
+    assert records(tmp_path / "cli")[-1]["tensor_parallel_bytes_forward"] > 0
+
+    tokens = np.arange(33) % 300
+    np.save(tmp_path / "tokens.npy", tokens)
+    scores = []
+    for processes in (1, 2, 4):
+        out = f"scores{processes}"
+        printed = command(
+            "-m",
+            "launch.cli",
+            "score",
+            "checkpoint=cli",
+            "tokens=tokens.npy",
+            f"out={out}",
+            f"launch.processes={processes}",
+            cwd=tmp_path,
+        )
+        assert printed.strip().endswith(f"{out}.json")
+        scores.append(np.load(tmp_path / f"{out}.npy"))
+        assert scores[-1].shape == (32,)
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scores[2], scores[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["zero.stage=3", "train.precision=bf16", "train.activation_checkpointing=full"],
+        ["zero.stage=0", "train.precision=bf16", "train.activation_checkpointing=selective"],
+        ["zero.stage=2", "train.deterministic=true", "optim.schedule=wsd", "checkpoint.every=2"],
+    ],
+)
+def test_training_options(text, tmp_path, settings):
+    # The global batch is the same on any layout: accumulation follows.
+    settings = [*SHORT, f"data.path={text}", *settings, "parallel.processes=1", "launch.processes=2"]
+    printed = command("-m", "launch.pretrain", *settings, "run.dir=run", cwd=tmp_path)
+    assert len(losses(tmp_path / "run")) == 4
+    if "zero.stage=0" in settings:
+        assert "stage 1 takes its place" in printed
+    if "checkpoint.every=2" in settings:
+        saved = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
+        assert saved == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize("model", ["tiny", "130m", "1.1b", "7b"])
+def test_every_model_takes_a_step(model, text, tmp_path):
+    settings = [f"model={model}", "model.layers=1", "model.vocab_size=400", f"data.path={text}"]
+    settings += ["data.validation=0.1", "train.steps=1", "train.sequence=32", "train.micro_batch=1"]
+    settings += ["train.global_batch=1", "train.eval_sequences=1", "optim.warmup_steps=0"]
+    command("-m", "launch.pretrain", *settings, "run.dir=run", cwd=tmp_path)
+    assert len(losses(tmp_path / "run")) == 1
+
+
+def test_wandb_offline_keeps_the_run(text, tmp_path):
+    settings = [*SHORT, f"data.path={text}", "tracker=wandb_offline", "tracker.tags=[test]", "run.dir=run"]
+    command("-m", "launch.pretrain", *settings, cwd=tmp_path)
+    files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 1
+    history = wandb_history(files[0])
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    assert [row["loss"] for row in history] == pytest.approx(losses(tmp_path / "run"))
+    assert "validation_loss" in history[-1] and "tokens" in history[-1]
+
+
+def wandb_history(path: Path) -> list[dict]:
+    """Rows of an offline run, from wandb's own record type: the log is LevelDB's, blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, rows, at, pending = path.read_bytes(), [], 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        pending += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = Record.FromString(pending)
+            pending = b""
+            if record.HasField("history"):
+                items = record.history.item
+                rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_own_rows(kind, tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"story": PARAGRAPHS})
+    path = tmp_path / f"own.{kind}"
+    rows.to_json(path) if kind == "jsonl" else rows.to_parquet(path)
+    settings = [*SHORT, f"data.path={path}", "data.text_field=story", "run.dir=run"]
+    command("-m", "launch.pretrain", *settings, cwd=tmp_path)
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+def test_a_diverging_run_stops_with_one_message(text, tmp_path):
+    settings = [*SHORT, f"data.path={text}", "optim.lr=1e30", "optim.min_lr=0", "optim.clip=0"]
+    settings += ["optim.warmup_steps=0", "train.steps=50", "train.max_skipped=3", "launch.processes=2"]
+    printed = command("-m", "launch.pretrain", *settings, "run.dir=run", cwd=tmp_path, status=3)
+    assert printed.count("3 steps in a row") == 1 and "Lower optim.lr" in printed
+    assert "Traceback" not in printed
+    assert records(tmp_path / "run")[-1]["skipped_steps"] == 3
+
+
+def test_a_wheel_works_elsewhere(tmp_path):
+    """Built from the tree, installed into another environment, run in an empty folder."""
+    command(
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+        cwd=tmp_path,
+    )
+    (wheel,) = tmp_path.glob("caat-*.whl")
+    venv.create(tmp_path / "other", with_pip=True)
+    python = tmp_path / "other/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+    # The other environment borrows our dependencies, but not our checkout: a path entry of a .pth file is
+    # searched for packages, while the .pth files in it (the editable install is one) are not read.
+    (site,) = (tmp_path / "other/lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(str(Path(np.__file__).parents[1]) + "\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    caat = str(tmp_path / "other/bin/caat")
+    where = subprocess.run(
+        [python, "-c", "import layers; print(layers.__file__)"], cwd=empty, capture_output=True, text=True
+    )
+    assert str(site) in where.stdout
+    shown = subprocess.run([caat, "--help"], cwd=empty, capture_output=True, text=True, check=True)
+    assert "pretrain" in shown.stdout
+    settings = ["model=tiny", "train.steps=1", "optim.warmup_steps=0", "train.eval_sequences=4"]
+    result = subprocess.run(
+        [caat, "pretrain", *settings, "launch.processes=2", "run.dir=run"],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(losses(empty / "run")) == 1
+
+
+def test_imports_have_no_side_effects():
+    code = "import sys, layers, caat, caat.parallel.mesh; print('deepspeed' in sys.modules)"
+    assert command("-c", code, cwd=ROOT).strip() == "False"
