@@ -71,7 +71,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if text.startswith("-"):
             raise ValueError(f"{text} is not an option: give settings as key=value (see --help)")
         try:
-            override = parser.parse_override(text)
+            override = parser.parse_overrides([text])[0]
         except HydraException as error:
             raise ValueError(
                 f"{text} cannot be read as key=value: quote a value that has spaces, brackets or '=' in it, "

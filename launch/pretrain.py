@@ -10,7 +10,7 @@ from caat.data.corpus import prepare
 from conf.schema import Config
 from launch.config import check_data, compose, read_config, validate
 from launch.errors import user_errors
-from launch.processes import Stopped, run_workers, under_torchrun
+from launch.processes import run_workers, under_torchrun
 from launch.run_folder import create_run_folder
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
@@ -23,11 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     with user_errors():
-        try:
-            return _main(argv)
-        except Stopped as stop:
-            print(f"caat: {stop}", file=sys.stderr)
-            return stop.status
+        return _main(argv)
 
 
 def _main(argv: list[str]) -> int:

@@ -15,12 +15,8 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SHUTDOWN_SECONDS = 300
 
 
-class Stopped(Exception):
-    """A signal ended the run; ``status`` is what the shell would report."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.status = 128 + number
+class Stopped(SystemExit):
+    """A signal ended the processes, and is to end this one: with the status that a shell would report."""
 
 
 def under_torchrun() -> bool:
@@ -49,7 +45,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
             print(f"caat: {verb} failed: rank {rank} ended first, {how}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
-        raise Stopped(int(error.sigval)) from None
+        number = int(error.sigval)
+        print(f"caat: stopped by {signal.Signals(number).name}", file=sys.stderr)
+        raise Stopped(128 + number) from None
     return 0
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from conf.schema import Config
 from launch.config import build, compose, initialise, parse_overrides, validate
 from launch.errors import user_errors
-from launch.processes import under_torchrun
+from launch.explain import first_line
+from launch.processes import Stopped, under_torchrun
 
 SWEEP_FLAGS = {"-m", "--multirun"}
 FLAGS = SWEEP_FLAGS | {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -57,6 +59,8 @@ def _train(config: Config, folder: str) -> int:
     try:
         with user_errors():
             return run_in_processes(set_up(config), config.launch.processes)
+    except Stopped:
+        raise
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -64,10 +68,14 @@ def _train(config: Config, folder: str) -> int:
 def _check_sweep(overrides: list[str]) -> list[str]:
     """Check every run of the sweep; the extra overrides that name its folders by what varies."""
     with initialise():
-        parsed = parse_overrides(overrides)
+        parse_overrides(overrides)
+        parsed = parse_overrides([*_params(overrides), *overrides])
         fixed = [override.get_key_element() for override in parsed if not override.is_sweep_override()]
-        runs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-    if len(fixed) == len(parsed):
+        try:
+            runs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        except HydraException as error:
+            raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
+    if len(runs) == 1:
         raise ValueError("-m trains once for each of several values and none are given: sync.ratio=1,0.5")
     if "run.dir" in fixed:
         raise ValueError("run.dir is one folder for all runs of -m: give hydra.sweep.dir=... instead")
@@ -75,3 +83,10 @@ def _check_sweep(overrides: list[str]) -> list[str]:
         config = compose(run)
         validate(config, config.launch.processes)
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+
+
+def _params(overrides: list[str]) -> list[str]:
+    """What an experiment sweeps over by itself, in ``hydra.sweeper.params``."""
+    single = [text for text in overrides if text.startswith("experiment=") and "," not in text]
+    config = hydra.compose("config", overrides=single, return_hydra_config=True)
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from math import sqrt
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caat.parallel.linear import norm_column_parallel, row_parallel
+from caat.parallel.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Stream
 from layers.norm import Normed
@@ -53,10 +52,7 @@ class ColumnParallelLinear(nn.Module):
     def forward(self, x: Tensor | Normed) -> Tensor:
         if isinstance(x, Normed):
             return norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
-        if self.weight.shape[0] == 1:
-            return F.linear(x.squeeze(0), self.weight.squeeze(0)).unsqueeze(0)
-        flat = x.reshape(x.shape[0], -1, self.in_features)
-        return torch.bmm(flat, self.weight.mT).view(*x.shape[:-1], -1)
+        return column_parallel(x, self.weight)
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local shards={self.weight.shape[0]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
@@ -13,25 +14,26 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor, mesh: Mesh) -> Tensor:  # type: ignore[override]
         wide = torch.promote_types(logits.dtype, torch.float32)
-        largest = logits.amax(-1).amax(0).to(wide)
-        mesh.tensor.all_reduce(largest, "forward", "loss", dist.ReduceOp.MAX)
-        total = (logits.to(wide) - largest.unsqueeze(-1)).exp_().sum(-1).sum(0)
+        # Each shard's own softmax first, in one kernel; then only one number per shard and token is left.
+        local = F.log_softmax(logits, -1, dtype=wide)
+        local_total = logits[..., 0].to(wide) - local[..., 0]
         index, here = _local_targets(logits, targets, mesh)
-        picked = logits.gather(-1, index).squeeze(-1).to(wide).masked_fill(~here, 0.0).sum(0)
+        picked = (local.gather(-1, index).squeeze(-1) + local_total).masked_fill(~here, 0.0).sum(0)
+        largest = mesh.tensor.all_reduce(local_total.amax(0), "forward", "loss", dist.ReduceOp.MAX)
+        total = (local_total - largest).exp_().sum(0)
         # One message for both sums.
         total, picked = mesh.tensor.all_reduce(torch.stack([total, picked]), "forward", "loss")
         log_total = total.log() + largest
-        ctx.save_for_backward(logits, targets, log_total)
-        ctx.mesh = mesh
+        ctx.save_for_backward(local, (local_total - log_total).exp_(), index, here)
+        ctx.dtype = logits.dtype
         return log_total - picked
 
     @staticmethod
     def backward(ctx, loss_grad: Tensor):  # type: ignore[override]
-        logits, targets, log_total = ctx.saved_tensors
-        gradient = (logits.to(log_total.dtype) - log_total.unsqueeze(-1)).exp_()
-        index, here = _local_targets(logits, targets, ctx.mesh)
-        gradient.scatter_add_(-1, index, -here.unsqueeze(-1).to(gradient.dtype))
-        return gradient.mul_(loss_grad.unsqueeze(-1)).to(logits.dtype), None, None
+        local, share, index, here = ctx.saved_tensors
+        gradient = local.exp().mul_((share * loss_grad).unsqueeze(-1))
+        gradient.scatter_add_(-1, index, torch.where(here, -loss_grad, 0.0).unsqueeze(-1))
+        return gradient.to(ctx.dtype), None, None
 
 
 def _local_targets(logits: Tensor, targets: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ are shared and m = h - k private, c local channels of one shard.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
@@ -74,8 +75,7 @@ class _NormColumnParallel(torch.autograd.Function):
         square = _square_sum(shared, wide) + _square_sum(private, wide)
         rstd = torch.rsqrt(square / gamma.numel() + eps)
         y = torch.bmm(_on_every_shard(shared * gamma[:k], shards), weight[..., :k].mT)
-        if private.shape[-1]:
-            y.baddbmm_(private, (weight[..., k:] * gamma[k:]).mT)
+        y.baddbmm_(private, (weight[..., k:] * gamma[k:]).mT)
         y.mul_(rstd)
         ctx.save_for_backward(shared, private, gamma, weight, rstd, y)
         return y
@@ -125,5 +125,18 @@ def norm_column_parallel(x: Stream, gamma: Tensor, weight: Tensor, eps: float) -
     ``gamma`` [h], ``weight`` [r, c, h]. Returns [r, ..., c]. Each shard normalises what it sees itself:
     the shared channels together with its own private ones.
     """
+    if x.private.shape[-1] == 0:
+        # Nothing is private, so every shard sees the same: normalise once, plainly.
+        return column_parallel(F.rms_norm(x.shared, gamma.shape, gamma, eps).unsqueeze(0), weight)
     y = _NormColumnParallel.apply(x.shared.flatten(0, -2), x.private.flatten(1, -2), gamma, weight, eps)
     return y.view(len(weight), *x.shared.shape[:-1], -1)
+
+
+def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
+    """[r, ..., in] (or [1, ..., in], the same for all shards) by ``weight`` [r, out, in] -> [r, ..., out]."""
+    if len(weight) == 1:
+        return F.linear(x.squeeze(0), weight.squeeze(0)).unsqueeze(0)
+    flat = x.flatten(1, -2)
+    return torch.bmm(flat.expand(len(weight), *flat.shape[1:]), weight.mT).view(
+        -1, *x.shape[1:-1], weight.shape[1]
+    )

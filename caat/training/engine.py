@@ -42,9 +42,12 @@ class Engine:
             if hasattr(module, "sharding"):
                 # DeepSpeed counts unmarked parameters on tensor rank 0 alone: without this mark the
                 # global norm would silently miss most of the model.
-                module.weight.tensor_model_parallel = True
+                module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
         self._optimizer = _AdamW(
-            _decay_groups(model, optim.weight_decay), lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps
+            _decay_groups(model, optim.weight_decay),
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
         )
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import choose_device
+from caat.training.device import choose_device, peak_resident_bytes
 from conf.schema import BenchShardsConfig, ModelConfig
 from launch.bench.dense import DenseGPT
 from launch.bench.report import Report
@@ -96,13 +95,13 @@ def _measure_memory(argv: list[str], variant: int) -> int:
 
 
 def _peak_bytes(config: BenchShardsConfig, variant: int) -> int:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_resident_bytes()
     step = _step(config, variant)
     for _ in range(3):
         step()
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak_resident_bytes() - before
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ large corpus of the same documents.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from subprocess import run
 
 from caat.data.corpus import prepare, tokenize
 from caat.data.quickstart import quickstart_text
+from caat.training.device import peak_resident_bytes
 from conf.schema import BenchTokenizeConfig, DataConfig
 from launch.bench.report import Report
 from launch.config import load_verb
@@ -90,5 +90,4 @@ def _ours(text: Path, tokenizer: Path) -> None:
 if __name__ == "__main__":
     started = time.perf_counter()
     {"bare": _bare, "ours": _ours}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak * 1024}))
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak_resident_bytes()}))
