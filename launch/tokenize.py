@@ -36,3 +36,12 @@ def main(argv: list[str]) -> None:
     else:
         print("tokens/s           prepared before, nothing to do")
     print(folder)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from launch.errors import user_errors
+
+    with user_errors():
+        main(sys.argv[1:])

@@ -10,6 +10,7 @@ def plot_loss(records: list[dict], baselines: Mapping[str, float], title: str, p
     """Training and validation loss (nats per token) with ``baselines`` as horizontal lines, to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -27,6 +28,7 @@ def plot_loss(records: list[dict], baselines: Mapping[str, float], title: str, p
     for (name, value), style in zip(baselines.items(), (":", "--", "-."), strict=False):
         axes.axhline(value, ls=style, color="gray", lw=1, label=f"{name} {value:.2f}")
     axes.set(xlabel="trained tokens", ylabel="loss (nats per token)", title=title)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)

@@ -1,0 +1,9 @@
+"""`python -m launch.bench`."""
+
+import sys
+
+from launch.bench import main
+from launch.errors import user_errors
+
+with user_errors():
+    main(sys.argv[1:])

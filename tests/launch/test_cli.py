@@ -1,0 +1,88 @@
+"""The command `caat`: quick help, verbs, and how mistakes end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from launch import cli, errors
+
+HEAVY = {"torch", "deepspeed", "datasets", "hydra", "numpy"}
+
+
+def caat(monkeypatch, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["caat", *argv])
+    return cli.main()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['caat', '--help']; from launch import cli; cli.main(); print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *printed, modules = result.stdout.splitlines()
+    assert not HEAVY & set(modules.split())
+    assert "  pretrain   train a model" in "\n".join(printed)
+
+
+def test_validation_does_not_import_torch(tmp_path):
+    code = (
+        "import sys; from launch.pretrain import validate, compose; validate(compose(['model=7b']), 8);"
+        "print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert not {"torch", "deepspeed", "datasets"} & set(result.stdout.split())
+
+
+def test_help_of_pretrain(tmp_path):
+    command = [sys.executable, "-m", "launch.pretrain", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    for part in ("usage: caat pretrain", "sync.ratio=F", "model: 1.1b, 130m, 7b, tiny", "examples:"):
+        assert part in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_version(monkeypatch, capsys):
+    assert caat(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("caat 0.")
+
+
+def test_an_unknown_verb(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        caat(monkeypatch, "pretain")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "caat: error: pretain is not a verb of caat: did you mean pretrain?\n"
+
+
+def test_a_mistake_in_a_verb_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        caat(monkeypatch, "tokenize", "data.path=missing.txt")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("caat: error: data.path=missing.txt does not exist")
+
+
+def test_only_our_own_value_errors_are_the_users_mistakes(capsys):
+    with pytest.raises(SystemExit), errors.user_errors():
+        from conf.schema import require
+
+        require(False, "one\nline")
+    assert capsys.readouterr().err == "caat: error: one line\n"
+    # Raised in a library: our bug, whose traceback we need.
+    with pytest.raises(ValueError, match="0 is not in range"), errors.user_errors():
+        import ipaddress
+
+        raise_from_library = ipaddress.ip_address
+        raise_from_library("0 is not in range")
+
+
+def test_other_ranks_let_rank_0_speak_first(monkeypatch, capsys):
+    slept: list[float] = []
+    monkeypatch.setattr(errors, "sleep", slept.append)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit):
+        errors.fail("a file is missing here")
+    assert slept == [errors.PATIENCE_SECONDS]
+    assert capsys.readouterr().err == "caat: error: rank 3: a file is missing here\n"

@@ -1,0 +1,109 @@
+"""The way of a configuration: to a file and back, to a run folder, and into the settings of the verbs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conf.schema import RunConfig, ScoreConfig, TokenizeConfig
+from launch.config import compose, load_verb, read_config, save_config
+from launch.run_folder import create_run_folder
+
+
+def test_a_configuration_survives_its_file(tmp_path):
+    config = compose(["model=1.1b", "sync.ratio=0.3", "tracker.tags=[a,b]", "data.path='/a b/c=(d).txt'"])
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+    with pytest.raises(FileExistsError):
+        save_config(config, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sync: {ratio: 2}", "sync.ratio=2.0 is outside"),
+        ("sync: {ration: 1}", "not a configuration of this version"),
+        ("seed: [", "not a configuration of this version"),
+        ("seed: !!python/object/apply:os.system [touch pwned]", "not a configuration of this version"),
+        ("- 1", "not a configuration of this version"),
+    ],
+)
+def test_a_broken_file_is_refused_and_not_executed(text, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        read_config(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give a run folder"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_run_folders_never_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    config = compose(["sync.ratio=0.25", "seed=7"])
+    folders = [create_run_folder(config) for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert all(folder.parent == Path("outputs") for folder in folders)
+    assert folders[0].name.endswith("-tiny-n8-r0.25-s7")
+    assert read_config(folders[2] / "config.yaml") == config
+    environment = (folders[0] / "environment.json").read_text()
+    assert "hunter2" not in environment
+    assert json.loads(environment)["packages"]["torch"]
+
+
+def test_a_given_run_folder_is_made_or_empty(tmp_path):
+    config = compose([])
+    config = replace(config, run=RunConfig(dir=str(tmp_path / "a" / "b")))
+    assert create_run_folder(config) == tmp_path / "a" / "b"
+    with pytest.raises(ValueError, match="not empty"):
+        create_run_folder(config)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be made"):
+        create_run_folder(replace(config, run=RunConfig(dir=str(tmp_path / "file" / "run"))))
+
+
+def test_a_verb_takes_groups_and_settings():
+    config = load_verb(TokenizeConfig, ["data.vocab_size=500", "out=/a b/c=(d), e", "data.path=null"])
+    assert (config.out, config.data.vocab_size, config.data.path) == ("/a b/c=(d), e", 500, None)
+    # As `caat pretrain` has it by default, so that both mean the same text.
+    assert config.data.validation == compose([]).data.validation
+    # Whatever the order, the setting overrules the option.
+    config = load_verb(TokenizeConfig, ["data.validation=0.5", "data=fineweb_edu"])
+    assert (config.data.subset, config.data.validation) == ("sample-10BT", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("schema", "argv", "says"),
+    [
+        (ScoreConfig, [], "checkpoint is required: give checkpoint=..."),
+        (ScoreConfig, ["checkpoint"], "checkpoint is not of the form setting=value"),
+        (ScoreConfig, ["chekpoint=x"], "did you mean checkpoint?"),
+        (TokenizeConfig, ["data.workers=many"], "data.workers=many is not a whole number or null"),
+        (TokenizeConfig, ["data=wikipedia"], "choose one of fineweb_edu, quickstart"),
+        (TokenizeConfig, ["data.validation=1.5"], "data.validation=1.5 is outside"),
+        (TokenizeConfig, ["data.vocab_size=[1"], "data.vocab_size=[1 is not a whole number"),
+    ],
+)
+def test_mistakes_in_a_verb(schema, argv, says):
+    with pytest.raises(ValueError) as error:
+        load_verb(schema, argv)
+    assert says in str(error.value)
+
+
+def test_the_help_of_a_verb_lists_its_settings(capsys):
+    with pytest.raises(SystemExit) as end:
+        load_verb(TokenizeConfig, ["--help"])
+    printed = capsys.readouterr().out
+    assert not end.value.code
+    assert "data: one of fineweb_edu, quickstart" in printed
+    assert "data.vocab_size=32000" in printed
+    # The comment above the field.
+    assert "Where prepared token shards are kept." in printed

@@ -1,0 +1,184 @@
+"""What a user can get wrong: each mistake is one line with the value, the rule and the remedy, at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from caat.data.tokenizer import train_tokenizer
+from launch.config import compose, validate
+from launch.sweep import hydra_command
+
+# Settings, processes, what the message has to say: the value and the remedy.
+MISTAKES = {
+    "ratio above 1": (["sync.ratio=1.5"], 1, ["sync.ratio=1.5", "1 = all"]),
+    "ratio below 0": (["sync.ratio=-0.1"], 1, ["sync.ratio=-0.1", "0 = none"]),
+    "N not in heads": (["parallel.tensor=16"], 1, ["model.heads=8", "parallel.tensor=16", "choose"]),
+    "N not in kv_heads": (["model.kv_heads=4"], 1, ["model.kv_heads=4", "choose a parallel.tensor"]),
+    "N not in ffn": (["model.ffn=700"], 1, ["model.ffn=700", "choose a parallel.tensor"]),
+    "N not in padding": (["model.padded_vocab_size=4100"], 1, ["padded_vocab_size=4100", "leave it out"]),
+    "padding too small": (["model.padded_vocab_size=4000"], 1, ["padded_vocab_size=4000", "only add"]),
+    "heads not in hidden": (["model.heads=7"], 1, ["model.heads=7", "model.hidden=256", "whole number"]),
+    "N of 0": (["parallel.tensor=0"], 1, ["parallel.tensor=0", "above 0"]),
+    "P not in N": (
+        ["parallel.processes=3"],
+        3,
+        ["parallel.processes=3", "parallel.tensor=8", "every process"],
+    ),
+    "P not in world": (["parallel.processes=4"], 6, ["6 processes", "parallel.processes=4", "multiple"]),
+    "unknown setting": (["sync.ration=0.5"], 1, ["sync.ration=0.5", "did you mean sync.ratio?"]),
+    "setting without its group": (["micro_batch=2"], 1, ["micro_batch=2", "did you mean train.micro_batch?"]),
+    "added setting": (["+train.stepz=1"], 1, ["+train.stepz=1", "did you mean train.steps?"]),
+    "removed setting": (["~sync.ratio"], 1, ["~sync.ratio", "another value"]),
+    "unknown model": (["model=3b"], 1, ["model=3b", "1.1b, 130m, 7b, tiny"]),
+    "unknown experiment": (["experiment=foo"], 1, ["experiment=foo", "quickstart"]),
+    "number for a group": (["sync=0.5"], 1, ["sync=0.5", "full, half, none", "sync.ratio=..."]),
+    "text for a number": (["train.steps=many"], 1, ["train.steps=many", "a whole number"]),
+    "fraction for a count": (["train.steps=1.5"], 1, ["train.steps=1.5", "a whole number"]),
+    "null for a number": (["train.steps=null"], 1, ["train.steps=null", "a whole number"]),
+    "number for a list": (["optim.betas=0.9"], 1, ["optim.betas=0.9", "optim.betas=[0.9,0.95]"]),
+    "texts for numbers": (["optim.betas=[a,b]"], 1, ["optim.betas=[a,b]", "a list of numbers"]),
+    "text for an optional": (["data.workers=x"], 1, ["data.workers=x", "a whole number or null"]),
+    "bad syntax": (["data.path=a b(c"], 1, ["data.path=a b(c", "quote"]),
+    "no value": (["sync.ratio"], 1, ["sync.ratio cannot be read", "key=value"]),
+    "unknown reference": (["data.path=${nowhere}"], 1, ["data.path=${nowhere}", "nowhere"]),
+    "several values": (["sync.ratio=1,0.5"], 1, ["sync.ratio=1,0.5", "add -m"]),
+    "unknown precision": (["train.precision=fp8"], 1, ["train.precision=fp8", "fp32, bf16"]),
+    "negative steps": (["train.steps=-1"], 1, ["train.steps=-1", "above 0"]),
+    "global batch": (["train.global_batch=18"], 1, ["train.global_batch=18", "micro_batch=4", "change one"]),
+    "global batch of replicas": ([], 24, ["train.global_batch=16", "3 data-parallel"]),
+    "unknown stage": (["zero.stage=4"], 1, ["zero.stage=4", "0, 1, 2 or 3"]),
+    "min_lr above lr": (["optim.min_lr=1"], 1, ["optim.min_lr=1.0", "optim.lr=0.001"]),
+    "warm-up above steps": (["optim.warmup_steps=300"], 1, ["optim.warmup_steps=300", "train.steps=200"]),
+    "negative clip": (["optim.clip=-1"], 1, ["optim.clip=-1.0", "not be negative"]),
+    "unknown schedule": (["optim.schedule=poly"], 1, ["optim.schedule=poly", "cosine, linear"]),
+    "unknown device": (["launch.device=tpu"], 1, ["launch.device=tpu", "auto, cpu, cuda"]),
+    "sequence of the model": (["train.sequence=512"], 1, ["train.sequence=512", "raise model.sequence"]),
+    "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
+    "no such text": (["data.path=missing.txt"], 1, ["missing.txt does not exist", "check the path"]),
+    "empty text": (["data.path=empty.txt"], 1, ["data.path=empty.txt is empty", "give a path"]),
+    "unknown kind of text": (["data.path=paper.pdf"], 1, ["data.path=paper.pdf", "use one of .txt"]),
+    "no such tokenizer": (["data.tokenizer=no.model"], 1, ["data.tokenizer=no.model", "leave it out"]),
+    "not a tokenizer": (["data.tokenizer=own.txt"], 1, ["own.txt", "give a SentencePiece model"]),
+    "larger tokenizer": (
+        ["data.tokenizer=own.model", "model.vocab_size=272"],
+        1,
+        ["own.model has 300 pieces", "model.vocab_size=272", "give model.vocab_size=300"],
+    ),
+    "larger data.vocab_size": (
+        ["data.vocab_size=8192"],
+        1,
+        ["data.vocab_size=8192", "model.vocab_size=4096"],
+    ),
+    "larger prepared tokenizer": (
+        ["data.path=prepared", "model.vocab_size=256"],
+        1,
+        ["prepared has 300 pieces", "model.vocab_size=256", "give model.vocab_size=300"],
+    ),
+    "longer than the text": (
+        ["data.path=prepared", "train.sequence=128"],
+        1,
+        ["train.sequence=128", "validation split of prepared, 100 tokens", "lower train.sequence"],
+    ),
+    "run folder below a file": (["run.dir=own.txt/run"], 1, ["run.dir=own.txt/run", "is a file", "another"]),
+    "run folder in use": (["run.dir=prepared"], 1, ["run.dir=prepared", "not empty", "new folder"]),
+    "run folder not writable": (["run.dir=/proc/x"], 1, ["run.dir=/proc/x"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Texts, a tokenizer of 300 pieces, and prepared tokens by hand."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "own.txt").write_text("Some text of one's own.\n\n" * 20)
+    (folder / "empty.txt").touch()
+    (folder / "paper.pdf").write_text("%PDF")
+    lines = (f"sentence number {i} about {i * i}" for i in range(200))
+    train_tokenizer(lines, 300, folder / "own.model")
+    prepared = folder / "prepared"
+    prepared.mkdir()
+    (prepared / "tokenizer.model").touch()
+    index = {"format": "caat-tokens", "version": 1, "key": "0", "source": "", "dtype": "uint16"}
+    index |= {"vocab_size": 300, "bos": 1, "eos": 2, "documents": 2, "bytes": 9}
+    index |= {"train": [{"file": "a", "tokens": 900}, {"file": "b", "tokens": 9}]}
+    index |= {"validation": [{"file": "c", "tokens": 100}]}
+    (prepared / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(name, folder, monkeypatch):
+    settings, world, says = MISTAKES[name]
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    if name == "run folder not writable":
+        # Root may write anywhere, as far as the system says.
+        monkeypatch.setattr("os.access", lambda *_: False)
+        says = [*says, "is not writable", "another run.dir"]
+    with pytest.raises(ValueError) as error:
+        validate(compose(settings), world)
+    message = str(error.value)
+    assert not [part for part in says if part not in message], message
+    assert len(message.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_is_right_passes(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    settings = ["data.path=prepared", "model.vocab_size=304", "train.sequence=99", "run.dir=new/run"]
+    validate(compose(settings), 4)
+    validate(compose(["data.path='own.txt'", "data.tokenizer=own.model"]), 8)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["-m", "sync.ratio=1,1.5"], "sync.ratio=1.5 is outside"),
+        (["-m", "sync.ratio=1,x"], "sync.ratio=x is not a number"),
+        (["-m", "model=tiny,3b"], "there is no model 3b"),
+        (["-m", "sync.ratio=1"], "several values"),
+        (["-m", "seed=1,2", "run.dir=here"], "hydra.sweep.dir"),
+        (["-m", "sync.ratio=interval(0,1)"], "list the values"),
+        (["--stepz"], "--stepz is not an option"),
+    ],
+)
+def test_mistakes_of_a_sweep_are_found_before_its_first_run(argv, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        hydra_command(argv)
+    assert not list(tmp_path.iterdir())
+
+
+PYTHON = ["-m", "launch.pretrain"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "launch.pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("start", "settings", "status", "says"),
+    [
+        (PYTHON, ["sync.ration=0.5"], 2, "did you mean sync.ratio?"),
+        (PYTHON, ["launch.processes=3", "parallel.processes=2"], 2, "3 processes cannot be cut"),
+        (PYTHON, ["data.path=missing.txt"], 2, "missing.txt does not exist"),
+        (PYTHON, ["-m", "sync.ratio=0.5,7"], 2, "sync.ratio=7.0 is outside"),
+        (TORCHRUN, ["sync.ratio=1.5"], 1, "sync.ratio=1.5 is outside"),
+    ],
+)
+def test_a_mistake_ends_the_command(start, settings, status, says, tmp_path):
+    started = perf_counter()
+    result = subprocess.run(
+        [sys.executable, *start, *settings], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    print(f"{perf_counter() - started:.1f} s")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("caat: error:")]
+    assert result.returncode == status
+    assert len(lines) == 1 and says in lines[0], result.stderr
+    # torchrun adds one of its own, about the rank that ended.
+    assert "Traceback" not in result.stderr.split("torch/distributed/elastic")[0]
+    assert "launch/pretrain.py" not in result.stderr
+    assert not list(tmp_path.iterdir())

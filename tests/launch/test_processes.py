@@ -1,0 +1,67 @@
+"""The processes of a run, wherever it is started: what they import, how they fail, how they are stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PARENT = """
+import sys
+from launch.processes import run_workers
+sys.exit(run_workers("job", ["word"], 2))
+"""
+
+
+def start(tmp_path: Path, job: str) -> subprocess.Popen[str]:
+    """Run ``job`` as a module in two processes, from a folder with a ``launch`` and a ``conf`` of its own."""
+    code, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
+    code.mkdir()
+    (code / "job.py").write_text("import os, sys, time\nimport conf.schema, launch.errors\n" + job)
+    (code / "parent.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PARENT}")
+    for package in ("conf", "launch"):
+        (elsewhere / package).mkdir(parents=True)
+        (elsewhere / package / "__init__.py").write_text("raise RuntimeError('not ours')")
+    return subprocess.Popen(
+        [sys.executable, str(code / "parent.py")],
+        cwd=elsewhere,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_workers_import_what_their_parent_does(tmp_path):
+    process = start(
+        tmp_path, "print('rank ' + os.environ['RANK'] + ' ' + sys.argv[1] + '\\n', end='', flush=True)"
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert sorted(out.split("\n")) == ["", "rank 0 word", "rank 1 word"]
+
+
+def test_the_first_failure_is_what_is_shown(tmp_path):
+    job = "if os.environ['RANK'] == '1': raise RuntimeError('boom')\ntime.sleep(60)"
+    process = start(tmp_path, job)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.count("Traceback") == err.count("RuntimeError: boom") == 1
+    assert "caat: job failed: rank 1 ended first, with status 1" in err
+
+
+def test_a_signal_reaches_the_workers(tmp_path):
+    job = (
+        "import signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: (print('saved', flush=True), sys.exit(0)))\n"
+        "print('ready', flush=True)\ntime.sleep(60)"
+    )
+    process = start(tmp_path, job)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=120)
+    assert out.split() == ["saved", "saved"]
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert "caat: stopped by SIGUSR1" in err
