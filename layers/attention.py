@@ -36,12 +36,13 @@ class Attention(nn.Module):
         return self.output(self.core(qkv, cos, sin))
 
     def core(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[r, batch, seq, q + k + v] -> [r, batch, seq, q]: everything between the two GEMMs, all local."""
-        shards, batch, length, _ = qkv.shape
-        # Shards and batch are one axis here: heads of different shards never meet.
-        heads = qkv.view(shards * batch, length, -1, self.head_dim)
-        turned = rotate(heads[:, :, : self.heads + self.kv_heads], cos, sin)
-        q, k = turned.transpose(1, 2).split([self.heads, self.kv_heads], dim=1)
-        v = heads[:, :, self.heads + self.kv_heads :].transpose(1, 2)
+        """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all between the two GEMMs, all local.
+
+        Heads of different shards never meet: those of the r shards are simply more heads.
+        """
+        parts = [self.heads, self.kv_heads, self.kv_heads]
+        heads = qkv.unflatten(-1, (-1, sum(parts), self.head_dim))
+        q, k, v = (part.flatten(2, 3) for part in heads.split(parts, dim=-2))
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-        return out.transpose(1, 2).reshape(shards, batch, length, -1)
+        return out.transpose(1, 2).flatten(2, 3)

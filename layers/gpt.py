@@ -79,9 +79,7 @@ class GPT(nn.Module):
             if sharding is None:
                 parameter.copy_(parts[0])
             else:
-                parts = _padded(parts, sharding)
-                for row, shard in zip(parameter, mesh.local_shards, strict=True):
-                    row.copy_(sharding.cut(parts, mesh.shards, shard))
+                parameter.copy_(sharding.cut(_padded(parts, sharding), mesh.shards, mesh.local_shards))
         return model
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -118,15 +116,15 @@ class GPT(nn.Module):
         for weight in gpt_weights(self.config):
             value = local(weight.parameter).contiguous()
             sharding = self.sharding_of(weight)
-            shards = [value]
+            held = [value]
             if sharding is not None and mesh.data_rank == 0:
-                shards = mesh.tensor.gather_first(value)
+                held = mesh.tensor.gather_first(value)
             if mesh.data_rank > 0 or mesh.tensor_rank > 0:
                 yield from ((name, None) for name in weight.names)
             elif sharding is None:
                 yield weight.names[0], value
             else:
-                parts = sharding.join([shard for held in shards for shard in held])
+                parts = sharding.join(held, mesh.shards)
                 for name, part, shape in zip(weight.names, parts, weight.shapes, strict=True):
                     yield name, part[: shape[0]]
 

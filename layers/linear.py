@@ -1,11 +1,13 @@
-"""Column- and row-parallel linears over the shard axis.
+"""Column- and row-parallel linears; the r shards of a process lie side by side.
 
-Shapes, with r local shards of N and weights [r, out, in]:
+Shapes, with r local shards of N (out_local = out · r / N, in_local alike):
 
-| layer  | forward                            | input gradient                       | weight gradient |
-|--------|------------------------------------|--------------------------------------|-----------------|
-| column | [r, ..., in] -> [r, ..., out / N]  | local, no all-reduce                 | local           |
-| row    | [r, ..., in / N] -> stream of out  | shared part: one all-reduce of k     | local           |
+| layer  | weight          | forward                          | input gradient            |
+|--------|-----------------|----------------------------------|---------------------------|
+| column | [out_local, in] | [r, ..., in] -> [..., out_local] | local, no all-reduce      |
+| row    | [out, in_local] | [..., in_local] -> stream of out | shared part: one all-reduce |
+
+Weight gradients are local in both.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-import torch
 from torch import Tensor, nn
 
 from caat.parallel.linear import column_parallel, norm_column_parallel, row_parallel
@@ -24,20 +25,21 @@ from layers.sharding import Sharding
 
 
 def initial_shards(sharding: Sharding, shapes: list[tuple[int, int]], mesh: Mesh) -> nn.Parameter:
-    """``nn.Linear``'s initialisation of the full matrices, then this process's shards: [r, out, in].
+    """``nn.Linear``'s initialisation of the full matrices, then this process's shards of them.
 
     Drawn from torch's default generator, so the same seed on every process gives one consistent model.
     """
     full = [nn.Linear(inputs, outputs, bias=False).weight.detach() for outputs, inputs in shapes]
-    return nn.Parameter(torch.stack([sharding.cut(full, mesh.shards, i) for i in mesh.local_shards]))
+    return nn.Parameter(sharding.cut(full, mesh.shards, mesh.local_shards))
 
 
 class ColumnParallelLinear(nn.Module):
-    """Bias-free linear whose output features are cut over the shards: [r, ..., in] -> [r, ..., out / N].
+    """Bias-free linear whose output features are cut over the shards: [r, ..., in] -> [..., out_local].
 
-    ``out_features`` may be several numbers: projections of the same input fused into one GEMM (q, k, v),
-    each cut on its own; split the output by ``local_sizes``. Given the output of :class:`layers.RMSNorm`,
-    the norm is applied in the same step. Raises ``ValueError`` if N does not divide an output size.
+    Each local shard brings its own input. ``out_features`` may be several numbers: projections of the same
+    input fused into one GEMM (q, k, v), each cut on its own; shard i's output holds its slice of each.
+    Given the output of :class:`layers.RMSNorm`, the norm is applied in the same step. Raises ``ValueError``
+    if N does not divide an output size.
     """
 
     def __init__(self, in_features: int, out_features: int | Sequence[int], mesh: Mesh) -> None:
@@ -46,7 +48,6 @@ class ColumnParallelLinear(nn.Module):
         self.sharding = Sharding(0, sizes)
         self.sharding.check(mesh.shards, "out_features")
         self.in_features = in_features
-        self.local_sizes = [size // mesh.shards for size in sizes]
         self.weight = initial_shards(self.sharding, [(size, in_features) for size in sizes], mesh)
 
     def forward(self, x: Tensor | Normed) -> Tensor:
@@ -55,13 +56,13 @@ class ColumnParallelLinear(nn.Module):
         return column_parallel(x, self.weight)
 
     def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local shards={self.weight.shape[0]}"
+        return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local out={len(self.weight)}"
 
 
 class RowParallelLinear(nn.Module):
     """Bias-free linear whose input features are cut over the shards, then partial synchronisation.
 
-    [r, ..., in / N] -> :class:`~caat.parallel.stream.Stream` of ``out_features`` channels; ``.stack()`` is
+    [..., in_local] -> :class:`~caat.parallel.stream.Stream` of ``out_features`` channels; ``.stack()`` is
     the plain tensor [r, ..., out]. The first ``int(ratio * out_features)`` channels are summed over all N
     shards; the others stay private, times ``private_scale`` (default sqrt(N), which keeps the variance of
     a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
@@ -90,7 +91,7 @@ class RowParallelLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in={self.sharding.sizes[0]}, out={self.out_features}, "
-            f"shared={self.shared_channels}, local shards={self.weight.shape[0]}"
+            f"shared={self.shared_channels}, local in={self.weight.shape[1]}"
         )
 
 

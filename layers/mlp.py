@@ -20,18 +20,18 @@ class MLP(nn.Module):
         self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.recompute, self.shards = recompute, mesh.local
         self.gate_up = ColumnParallelLinear(config.hidden, (config.ffn, config.ffn), mesh)
         self.down = RowParallelLinear(config.ffn, config.hidden, mesh, ratio, private_scale)
 
     def forward(self, x: Normed) -> Stream:
         gate_up = self.gate_up(x)
         if self.recompute:
-            return self.down(checkpoint(swiglu, gate_up, use_reentrant=False))
-        return self.down(swiglu(gate_up))
+            return self.down(checkpoint(swiglu, gate_up, self.shards, use_reentrant=False))
+        return self.down(swiglu(gate_up, self.shards))
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) · up for ``gate_up`` [..., 2 · ffn]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+def swiglu(gate_up: Tensor, shards: int) -> Tensor:
+    """silu(gate) · up, each of r ``shards`` with its gate beside its up: [..., r · 2c] -> [..., r · c]."""
+    gate, up = gate_up.unflatten(-1, (shards, 2, -1)).unbind(-2)
+    return (F.silu(gate) * up).flatten(-2)

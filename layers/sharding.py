@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,14 @@ class Sharding:
             if size % shards:
                 raise ValueError(f"{what}={size} is not divisible by {shards} tensor-parallel shards")
 
-    def cut(self, parts: Sequence[Tensor], shards: int, index: int) -> Tensor:
-        """Shard ``index`` of ``shards``, from the full parts."""
-        return torch.cat([part.chunk(shards, self.dim)[index] for part in parts], self.dim)
+    def cut(self, parts: Sequence[Tensor], shards: int, which: Iterable[int]) -> Tensor:
+        """The shards numbered ``which`` of ``shards``, side by side, from the full parts."""
+        sliced = [part.chunk(shards, self.dim) for part in parts]
+        return torch.cat([slices[i] for i in which for slices in sliced], self.dim)
 
-    def join(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        """The full parts, from all shards in order."""
-        lengths = [size // len(shards) for size in self.sizes]
-        pieces = [shard.split(lengths, self.dim) for shard in shards]
+    def join(self, held: Sequence[Tensor], shards: int) -> list[Tensor]:
+        """The full parts, from what the processes hold, in the order of their ranks."""
+        each = [shard for local in held for shard in local.chunk(shards // len(held), self.dim)]
+        lengths = [size // shards for size in self.sizes]
+        pieces = [shard.split(lengths, self.dim) for shard in each]
         return [torch.cat(slices, self.dim) for slices in zip(*pieces, strict=True)]

@@ -52,7 +52,7 @@ def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:
         if mesh.processes > 1:
             rows = [torch.empty_like(value) for _ in range(mesh.processes)]
             dist.all_gather(rows, value, group=mesh.tensor.group)
-        parts = sharding.join([shard for row in rows for shard in row])
+        parts = sharding.join(rows, mesh.shards)
         for name, part, shape in zip(weight.names, parts, weight.shapes, strict=True):
             full[name] = part[: shape[0]]
     return full

@@ -52,7 +52,7 @@ class Mesh:
 
     @property
     def local(self) -> int:
-        """Shards held by this process (r = N / P), the leading axis of sharded weights and activations."""
+        """Shards held by this process: r = N / P."""
         return self.shards // self.processes
 
     @property

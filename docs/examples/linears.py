@@ -15,11 +15,11 @@ class Block(nn.Module):
         self.qkv = ColumnParallelLinear(width, (width, width, width), mesh)
         self.out = RowParallelLinear(width, width, mesh, ratio=0.5)
 
-    def forward(self, stream):  # the tensors in here: [local shards, batch, seq, channels]
+    def forward(self, stream):  # stream.stack() is [local shards, batch, seq, channels]
         gamma = sum_gradient(self.gamma, self.mesh.tensor, "replicated")
-        qkv = self.qkv(torch.rms_norm(stream.stack(), gamma.shape, gamma)).unflatten(-1, (3, -1, 16))
-        heads = nn.functional.scaled_dot_product_attention(*qkv.transpose(2, 4).unbind(3), is_causal=True)
-        return stream + self.out(heads.transpose(2, 3).flatten(-2))
+        qkv = self.qkv(torch.rms_norm(stream.stack(), gamma.shape, gamma)).unflatten(-1, (-1, 3, 16))
+        heads = nn.functional.scaled_dot_product_attention(*qkv.transpose(1, 2).unbind(3), is_causal=True)
+        return stream + self.out(heads.transpose(1, 2).flatten(-2))
 
 
 distributed.init_process_group("gloo")

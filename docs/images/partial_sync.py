@@ -1,4 +1,4 @@
-"""Draws docs/images/partial-sync.svg: python docs/images/partial_sync.py"""
+"""Draws partial-sync.svg beside this file: python docs/images/partial_sync.py"""
 
 from __future__ import annotations
 
@@ -8,57 +8,127 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 SHARED = "#4477aa"
-PRIVATE = ("#ccbb44", "#ee6677", "#228833", "#aa3377")
-LOCAL = "#eeeeee"
-INK = "#222222"
-# Every shard is a column of this width; its stream is a bar, shared channels on the left.
-WIDTH, GAP, SPLIT = 2.8, 0.75, 1.4
+PRIVATE = ("#ddaa33", "#bb5566", "#449966", "#9977bb")
+GREY, INK = "#8a8a8a", "#222222"
+# A shard is a column WIDTH wide; the first half of its stream is shared.
+WIDTH, GAP = 3.3, 0.9
+HALF = WIDTH / 2
+LEFTS = [number * (WIDTH + GAP) for number in range(len(PRIVATE))]
+RIGHT = LEFTS[-1] + WIDTH
+BAR = 0.66
+# Heights of the parts, from the stream that comes in to the one that goes on.
+STREAM_IN, NORM, COLUMN, LOCAL, ROW, REDUCE, SUM, STREAM_OUT = 8.5, 7.4, 6.35, 5.3, 4.25, 2.35, 1.4, 0.0
 
 
 def main() -> None:
-    plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 11, "svg.hashsalt": "caat"})
-    figure, axes = plt.subplots(figsize=(13.2, 8.0))
-    lefts = [i * (WIDTH + GAP) for i in range(len(PRIVATE))]
-    for number, (left, colour) in enumerate(zip(lefts, PRIVATE, strict=True)):
-        shard(axes, number, left, colour)
-    all_reduce(axes, lefts)
-    side_notes(axes, lefts)
-    axes.set_xlim(-2.75, lefts[-1] + WIDTH + 0.75)
-    axes.set_ylim(-0.75, 8.5)
-    axes.set_aspect("equal")
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "caat"})
+    figure, axes = plt.subplots(figsize=(13.5, 8.4))
+    for number, (left, colour) in enumerate(zip(LEFTS, PRIVATE, strict=True)):
+        draw_shard(axes, number, left, colour)
+    draw_all_reduce(axes)
+    draw_notes(axes)
+    axes.set(xlim=(-3.2, RIGHT + 0.2), ylim=(-0.2, 9.9), aspect="equal")
     axes.axis("off")
     target = Path(__file__).with_name("partial-sync.svg")
     figure.savefig(target, bbox_inches="tight", facecolor="white", metadata={"Date": None})
     plt.close(figure)
 
 
-def shard(axes, number: int, left: float, colour: str) -> None:
-    """One shard, top to bottom: stream, local layer, partial product, what is added to the stream."""
-    middle = left + WIDTH / 2
-    axes.text(middle, 8.15, f"shard {number}", ha="center", va="center", weight="bold", color=INK)
-    stream(axes, left, 7.1, colour, "shared", "private")
-    arrow(axes, (middle, 7.1), (middle, 6.6))
-    box(axes, left, 5.9, "RMSNorm, its own stream")
-    arrow(axes, (middle, 5.9), (middle, 5.5))
-    box(axes, left, 4.8, "column-parallel linear")
-    arrow(axes, (middle, 4.8), (middle, 4.4))
-    box(axes, left, 3.7, "own heads, or own MLP part")
-    arrow(axes, (middle, 3.7), (middle, 3.3))
-    box(axes, left, 2.6, "row-parallel linear")
-    arrow(axes, (left + SPLIT / 2, 2.6), (left + SPLIT / 2, 1.95), SHARED)
-    private = left + (SPLIT + WIDTH) / 2
-    arrow(axes, (private, 2.6), (private, 0.75), colour)
-    axes.text(
-        private, 1.62, "× √N", ha="center", va="center", color=INK, weight="bold",
-        bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": colour, "linewidth": 1.6},
+def draw_shard(axes: Axes, number: int, left: float, colour: str) -> None:
+    """One shard from top to bottom; nothing in here needs another shard."""
+    middle, shared, private = left + HALF, left + HALF / 2, left + 1.5 * HALF
+    axes.text(middle, STREAM_IN + 1.05, f"shard {number}", ha="center", va="center", weight="bold", color=INK)
+    draw_stream(axes, left, STREAM_IN, colour)
+    boxes = (
+        (NORM, "RMSNorm of this stream"),
+        (COLUMN, "column-parallel linear"),
+        (LOCAL, "own heads / MLP slice"),
+        (ROW, "row-parallel linear"),
+    )
+    above = STREAM_IN
+    for height, text in boxes:
+        draw_arrow(axes, (middle, above), (middle, height + BAR), INK)
+        draw_box(axes, left, height, WIDTH, text, "#f4f4f4", GREY, INK)
+        above = height
+    draw_arrow(axes, (shared, ROW), (shared, REDUCE + BAR), SHARED)
+    draw_arrow(axes, (shared, REDUCE), (shared, SUM + 0.2), SHARED)
+    draw_arrow(axes, (private, ROW), (private, SUM + 0.2), colour)
+    for centre in (shared, private):
+        axes.text(centre, SUM, "+", ha="center", va="center", fontsize=17, color=INK)
+        draw_arrow(
+            axes, (centre, SUM - 0.2), (centre, STREAM_OUT + BAR), SHARED if centre == shared else colour
+        )
+    label = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": colour, "linewidth": 1.8}
+    axes.text(private, ROW - 0.56, "× √N", ha="center", va="center", color=INK, bbox=label, zorder=6)
+    draw_residual(axes, left)
+    draw_stream(axes, left, STREAM_OUT, colour)
+
+
+def draw_stream(axes: Axes, left: float, bottom: float, colour: str) -> None:
+    for start, name, fill in ((left, "shared", SHARED), (left + HALF, "private", colour)):
+        axes.add_patch(
+            Rectangle((start, bottom), HALF, BAR, facecolor=fill, edgecolor="white", linewidth=1.5)
+        )
+        axes.text(
+            start + HALF / 2, bottom + BAR / 2, name, ha="center", va="center", color="white", weight="bold"
+        )
+
+
+def draw_residual(axes: Axes, left: float) -> None:
+    """The stream's own way past the layer."""
+    outside, height = left - 0.3, STREAM_IN + BAR / 2
+    path = [(left, height), (outside, height), (outside, SUM)]
+    axes.plot(*zip(*path, strict=True), color=GREY, linewidth=1.3, linestyle=(0, (3, 2)), zorder=1)
+    draw_arrow(axes, (outside, SUM), (left + HALF / 2 - 0.18, SUM), GREY, (0, (3, 2)))
+    draw_arrow(axes, (left + HALF / 2 + 0.18, SUM), (left + 1.5 * HALF - 0.18, SUM), GREY, (0, (3, 2)))
+
+
+def draw_all_reduce(axes: Axes) -> None:
+    """One bar over all shards, open where private channels pass: they are not part of it."""
+    draw_box(axes, LEFTS[0], REDUCE, LEFTS[-1] + HALF - LEFTS[0], "", SHARED, SHARED, "white")
+    openings = [left + 1.5 * HALF for left in LEFTS[:-1]]
+    for centre in openings:
+        axes.add_patch(Rectangle((centre - 0.2, REDUCE - 0.05), 0.4, BAR + 0.1, color="white", zorder=4))
+    starts, ends = [LEFTS[0], *openings], [*openings, LEFTS[-1] + HALF]
+    words = ("all-reduce", "the shared channels", "are summed", "over all shards")
+    for start, end, text in zip(starts, ends, words, strict=True):
+        place = ((start + end) / 2, REDUCE + BAR / 2)
+        axes.text(*place, text, ha="center", va="center", color="white", weight="bold", zorder=6)
+
+
+def draw_notes(axes: Axes) -> None:
+    notes = (
+        (STREAM_IN + BAR / 2, "residual stream:\nshared channels are the\nsame on every shard"),
+        ((NORM + ROW + BAR) / 2, "attention or MLP:\nno communication"),
+        (REDUCE + BAR / 2, "the only message:\nk of h channels"),
+        (STREAM_OUT + BAR / 2, "residual stream\nfor the next layer"),
+    )
+    for height, text in notes:
+        axes.text(-0.62, height, text, ha="right", va="center", color=INK)
+
+
+def draw_box(
+    axes: Axes, left: float, bottom: float, width: float, text: str, fill: str, edge: str, ink: str
+) -> None:
+    style = "round,pad=0,rounding_size=0.1"
+    axes.add_patch(
+        FancyBboxPatch((left, bottom), width, BAR, boxstyle=style, facecolor=fill, edgecolor=edge, zorder=3)
+    )
+    axes.text(left + width / 2, bottom + BAR / 2, text, ha="center", va="center", color=ink, zorder=5)
+
+
+def draw_arrow(axes: Axes, start: tuple, end: tuple, colour: str, dashes: object = "solid") -> None:
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=13, shrinkA=0, shrinkB=0,
+            color=colour, linewidth=2.2 if dashes == "solid" else 1.3, linestyle=dashes, zorder=5,
+        )
     )  # fmt: skip
-    arrow(axes, (left + SPLIT / 2, 1.3), (left + SPLIT / 2, 0.75), SHARED)
-    stream(axes, left, 0.0, colour, "shared", "private")
-    # The residual connection, from the stream above to the one below.
-    way = [(left, 7.45), (left - 0.22, 7.45), (left - 0.22, 0.38), (left - 0.02, 0.38)]
-    axes.plot(*zip(*way[:3], strict=True), color="#888888", linewidth=1.3, zorder=0)
-    arrow(axes, way[2], way[3], "#888888")
-    axes.text(left - 0.22, 4.2, "+", ha="center", va="center", color="#888888", fontsize=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -183,6 +184,10 @@ def test_a_diverging_run_stops_with_one_message(text, tmp_path):
 
 def test_a_wheel_works_elsewhere(tmp_path):
     """Built from the tree, installed into another environment, run in an empty folder."""
+    # From a copy: setuptools leaves a build folder in the tree, and takes files from an old one.
+    tree = tmp_path / "tree"
+    unwanted = shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=unwanted)
     command(
         "-m",
         "pip",
@@ -192,7 +197,7 @@ def test_a_wheel_works_elsewhere(tmp_path):
         "--no-build-isolation",
         "-w",
         str(tmp_path),
-        str(ROOT),
+        str(tree),
         cwd=tmp_path,
     )
     (wheel,) = tmp_path.glob("caat-*.whl")
