@@ -15,7 +15,7 @@ from layers.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Normed stream -> stream; query, key and value are one column-parallel GEMM, the output row-parallel."""
+    """x + attention(norm(x)); query, key and value are one column-parallel GEMM, the output row-parallel."""
 
     def __init__(
         self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
@@ -29,11 +29,11 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh)
         self.output = RowParallelLinear(config.hidden, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, x: Normed, cos: Tensor, sin: Tensor) -> Stream:
-        qkv = self.qkv(x)
+    def forward(self, normed: Normed, cos: Tensor, sin: Tensor) -> Stream:
+        x, qkv = self.qkv.after_norm(normed)
         if self.recompute:
-            return self.output(checkpoint(self.core, qkv, cos, sin, use_reentrant=False))
-        return self.output(self.core(qkv, cos, sin))
+            return self.output(checkpoint(self.core, qkv, cos, sin, use_reentrant=False), x)
+        return self.output(self.core(qkv, cos, sin), x)
 
     def core(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all between the two GEMMs, all local.

@@ -13,7 +13,7 @@ from layers.norm import RMSNorm
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP on the residual stream: two partial synchronisations each way."""
+    """Pre-norm attention, then MLP, each added to the stream: two partial synchronisations each way."""
 
     def __init__(
         self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
@@ -27,5 +27,5 @@ class Block(nn.Module):
     def forward(
         self, x: Stream, attention_gamma: Tensor, mlp_gamma: Tensor, cos: Tensor, sin: Tensor
     ) -> Stream:
-        x = x + self.attention(self.attention_norm(x, attention_gamma), cos, sin)
-        return x + self.mlp(self.mlp_norm(x, mlp_gamma))
+        x = self.attention(self.attention_norm(x, attention_gamma), cos, sin)
+        return self.mlp(self.mlp_norm(x, mlp_gamma))

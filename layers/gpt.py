@@ -83,7 +83,7 @@ class GPT(nn.Module):
         return model
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        logits = self.head(self.hidden(tokens))
+        _, logits = self.head.after_norm(self.hidden(tokens))
         return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
 
     def hidden(self, tokens: Tensor) -> Normed:

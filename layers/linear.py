@@ -38,8 +38,7 @@ class ColumnParallelLinear(nn.Module):
 
     Each local shard brings its own input. ``out_features`` may be several numbers: projections of the same
     input fused into one GEMM (q, k, v), each cut on its own; shard i's output holds its slice of each.
-    Given the output of :class:`layers.RMSNorm`, the norm is applied in the same step. Raises ``ValueError``
-    if N does not divide an output size.
+    Raises ``ValueError`` if N does not divide an output size.
     """
 
     def __init__(self, in_features: int, out_features: int | Sequence[int], mesh: Mesh) -> None:
@@ -50,10 +49,12 @@ class ColumnParallelLinear(nn.Module):
         self.in_features = in_features
         self.weight = initial_shards(self.sharding, [(size, in_features) for size in sizes], mesh)
 
-    def forward(self, x: Tensor | Normed) -> Tensor:
-        if isinstance(x, Normed):
-            return norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
+    def forward(self, x: Tensor) -> Tensor:
         return column_parallel(x, self.weight)
+
+    def after_norm(self, x: Normed) -> tuple[Stream, Tensor]:
+        """The norm and the product in one step: the stream to go on with, and [..., out_local]."""
+        return norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local out={len(self.weight)}"
@@ -62,8 +63,8 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """Bias-free linear whose input features are cut over the shards, then partial synchronisation.
 
-    [..., in_local] -> :class:`~caat.parallel.stream.Stream` of ``out_features`` channels; ``.stack()`` is
-    the plain tensor [r, ..., out]. The first ``int(ratio * out_features)`` channels are summed over all N
+    ([..., in_local], stream) -> the :class:`~caat.parallel.stream.Stream` with the product added, of which
+    ``.stack()`` is the plain form. The first ``int(ratio * out_features)`` channels are summed over all N
     shards; the others stay private, times ``private_scale`` (default sqrt(N), which keeps the variance of
     a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
     """
@@ -85,8 +86,17 @@ class RowParallelLinear(nn.Module):
         self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
-    def forward(self, a: Tensor) -> Stream:
-        return row_parallel(a, self.weight, self.shared_channels, self.private_scale, self.mesh)
+    def forward(self, a: Tensor, x: Stream) -> Stream:
+        """``a`` [..., in_local], added to the residual stream ``x``: the sum is part of the GEMM.
+
+        Raises ``ValueError`` if ``x`` shares another number of channels than this layer synchronises.
+        """
+        if x.shared.shape[-1] != self.shared_channels:
+            raise ValueError(
+                f"the stream shares {x.shared.shape[-1]} channels and this layer {self.shared_channels}: "
+                "enter() and every row-parallel layer need the same ratio"
+            )
+        return row_parallel(a, self.weight, x, self.private_scale, self.mesh)
 
     def extra_repr(self) -> str:
         return (

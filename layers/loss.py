@@ -51,4 +51,9 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: in
     if real < size:
         padding = torch.arange(size, device=logits.device) >= real
         logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+    if mesh.processes == 1:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, -2).to(wide), targets.flatten(), reduction="none").view_as(
+            targets
+        )
     return _CrossEntropy.apply(logits, targets, mesh)

@@ -14,7 +14,7 @@ from layers.norm import Normed
 
 
 class MLP(nn.Module):
-    """Normed stream -> stream; gate and up are one column-parallel GEMM, down is row-parallel."""
+    """x + mlp(norm(x)); gate and up are one column-parallel GEMM, down is row-parallel."""
 
     def __init__(
         self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
@@ -24,11 +24,11 @@ class MLP(nn.Module):
         self.gate_up = ColumnParallelLinear(config.hidden, (config.ffn, config.ffn), mesh)
         self.down = RowParallelLinear(config.ffn, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, x: Normed) -> Stream:
-        gate_up = self.gate_up(x)
+    def forward(self, normed: Normed) -> Stream:
+        x, gate_up = self.gate_up.after_norm(normed)
         if self.recompute:
-            return self.down(checkpoint(swiglu, gate_up, self.shards, use_reentrant=False))
-        return self.down(swiglu(gate_up, self.shards))
+            return self.down(checkpoint(swiglu, gate_up, self.shards, use_reentrant=False), x)
+        return self.down(swiglu(gate_up, self.shards), x)
 
 
 def swiglu(gate_up: Tensor, shards: int) -> Tensor:

@@ -13,7 +13,7 @@ from caat.parallel.stream import Stream
 
 
 class Normed(NamedTuple):
-    """A stream to be normalised by the column-parallel layer that reads it (one pass, nothing stored)."""
+    """A stream that the column-parallel layer reading it will normalise (one pass, nothing stored)."""
 
     stream: Stream
     weight: Tensor

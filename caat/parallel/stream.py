@@ -22,9 +22,6 @@ class Stream(NamedTuple):
     shared: Tensor
     private: Tensor
 
-    def __add__(self, other: Stream) -> Stream:  # type: ignore[override]
-        return Stream(self.shared + other.shared, self.private + other.private)
-
     def stack(self) -> Tensor:
         """The plain form [r, ..., h]: what each local shard sees."""
         shards = self.private.shape[0]

@@ -19,7 +19,7 @@ class Block(nn.Module):
         gamma = sum_gradient(self.gamma, self.mesh.tensor, "replicated")
         qkv = self.qkv(torch.rms_norm(stream.stack(), gamma.shape, gamma)).unflatten(-1, (-1, 3, 16))
         heads = nn.functional.scaled_dot_product_attention(*qkv.transpose(1, 2).unbind(3), is_causal=True)
-        return stream + self.out(heads.transpose(1, 2).flatten(-2))
+        return self.out(heads.transpose(1, 2).flatten(-2), stream)
 
 
 distributed.init_process_group("gloo")

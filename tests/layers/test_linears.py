@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.stream import enter
 from layers import ColumnParallelLinear, RowParallelLinear
 
 
@@ -20,19 +21,27 @@ def test_column_then_row_is_two_plain_linears(shards):
     column, row = double(ColumnParallelLinear(12, 24, mesh)), double(RowParallelLinear(24, 12, mesh))
     (first,), (second,) = (layer.sharding.join([layer.weight], shards) for layer in (column, row))
     x = torch.randn(2, 5, 12, dtype=torch.float64)
-    out = row(column(x.expand(shards, 2, 5, 12)))
-    torch.testing.assert_close(out.shared, x @ first.T @ second.T, rtol=0, atol=1e-12)
+    out = row(column(x.expand(shards, 2, 5, 12)), enter(x, 12, mesh))
+    torch.testing.assert_close(out.shared, x + x @ first.T @ second.T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
 def test_row_gradient_is_exact(ratio):
-    row = double(RowParallelLinear(8, 12, Mesh(2), ratio))
-    a = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    mesh = Mesh(2)
+    row = double(RowParallelLinear(8, 12, mesh, ratio))
+    a, x = (torch.randn(3, n, dtype=torch.float64, requires_grad=True) for n in (8, 12))
 
-    def stacked(a, weight):
-        return torch.func.functional_call(row, {"weight": weight}, (a,)).stack()
+    def stacked(a, weight, x):
+        stream = enter(x, row.shared_channels, mesh)
+        return torch.func.functional_call(row, {"weight": weight}, (a, stream)).stack()
 
-    assert torch.autograd.gradcheck(stacked, (a, row.weight))
+    assert torch.autograd.gradcheck(stacked, (a, row.weight, x))
+
+
+def test_another_ratio_than_the_stream_is_refused():
+    row = RowParallelLinear(8, 12, Mesh(2), ratio=0.5)
+    with pytest.raises(ValueError, match="the stream shares 3 channels and this layer 6"):
+        row(torch.ones(3, 8), enter(torch.ones(3, 12), 3, Mesh(2)))
 
 
 def test_same_seed_same_full_matrix():

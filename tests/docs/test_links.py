@@ -1,0 +1,54 @@
+"""What the documentation points to is there: files, verbs and settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from conf.schema import ScoreConfig, TokenizeConfig
+from launch.config import compose, load_verb
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```[a-z]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:caat |.* -m launch\.)(\w+) ?(.*)$")
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """(verb, arguments) of every caat command in fenced code."""
+    blocks = FENCED.findall(page.read_text(encoding="utf-8"))
+    found = [COMMAND.match(line) for block in blocks for line in block.splitlines()]
+    return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_to_files(page):
+    links = [link.split("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8"))]
+    assert [link for link in links if link and "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_verbs_exist(page):
+    assert [verb for verb, _ in commands(page) if find_spec(f"launch.{verb}") is None] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_settings_exist(page):
+    for verb, arguments in commands(page):
+        if verb == "pretrain" and "-m" not in arguments:
+            compose(arguments)
+        elif verb in ("tokenize", "score"):
+            load_verb({"tokenize": TokenizeConfig, "score": ScoreConfig}[verb], arguments)
+
+
+def test_commands_are_found():
+    assert {"pretrain"} <= {verb for verb, _ in commands(ROOT / "README.md")}
