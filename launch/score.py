@@ -77,7 +77,7 @@ def _score(config: ScoreConfig, tokens: np.ndarray, world: int) -> None:
 
     from caat.parallel.mesh import Mesh
     from caat.training.checkpoint import read_architecture
-    from caat.training.device import choose_device, start_process_group
+    from caat.training.device import choose_device, start_process_group, stop_process_group
     from eval.score import load_model, next_token_log_probabilities
 
     folder = _check(config, tokens, world)
@@ -93,7 +93,7 @@ def _score(config: ScoreConfig, tokens: np.ndarray, world: int) -> None:
     rows = torch.from_numpy(np.atleast_2d(tokens)).to(device)
     scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
     if world > 1:
-        torch.distributed.destroy_process_group()
+        stop_process_group()
     if mesh.tensor_rank == 0:
         _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1))
 

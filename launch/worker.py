@@ -15,7 +15,7 @@ from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
 from caat.training import checkpoint
-from caat.training.device import choose_device, start_process_group
+from caat.training.device import choose_device, start_process_group, stop_process_group
 from caat.training.engine import Engine
 from caat.training.loop import NonFiniteError, Output, train
 from caat.training.progress import RunProgress
@@ -46,14 +46,17 @@ def work(config: Config, folder: Path | None) -> None:
     check_data(config, tokens)
 
     start_process_group(device)
+    status = 0
     try:
         _train(config, _agree_on(folder, config), tokens, device)
     except NonFiniteError as error:
         if dist.get_rank() == 0:
             print(f"caat: error: {error}", file=sys.stderr)
-        sys.exit(3)
-    finally:
-        dist.destroy_process_group()
+        status = 3
+    # All ranks come here or none does: after any other error the others may still be in a collective.
+    stop_process_group()
+    if status:
+        sys.exit(status)
 
 
 def _train(config: Config, folder: Path, tokens: Path, device: torch.device) -> None:

@@ -58,6 +58,14 @@ def start_process_group(device: torch.device, timeout: timedelta = timedelta(min
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
+def stop_process_group() -> None:
+    """Leave the world, together with all other ranks."""
+    # Gloo's threads need the interpreter once more after a message has arrived, to let go of its tensor. A
+    # process that ends right then is aborted; the barrier gives them the time.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def peak_tflops(device: torch.device, given: float | None) -> float | None:
     """The peak that MFU is measured against: ``given``, else from our table, else ``None`` (no MFU)."""
     if given is not None or device.type != "cuda":

@@ -1,4 +1,3 @@
-# caat's linears in a plain transformer that learns the first bytes of this file (see docs/linears.md).
 import torch
 from torch import distributed, nn
 
@@ -24,7 +23,7 @@ class Block(nn.Module):
 
 distributed.init_process_group("gloo")
 mesh = Mesh.create(shards=4, processes=distributed.get_world_size())
-torch.manual_seed(1)  # the same everywhere: each process draws the full matrices and keeps its shards
+torch.manual_seed(1)  # the same everywhere: each process draws full matrices and keeps its shards
 model = nn.Sequential(nn.Embedding(256, 64), Block(mesh), Block(mesh), ColumnParallelLinear(64, 256, mesh))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 text = torch.from_file(__file__, size=8 * 129, dtype=torch.uint8).long().view(8, 129)
@@ -36,4 +35,5 @@ for step in range(20):
     optimizer.step()
     if distributed.get_rank() == 0:
         print(f"step {step} loss {loss:.6f}")
+distributed.barrier()  # nobody leaves while gloo still has work
 distributed.destroy_process_group()
