@@ -438,7 +438,7 @@ class BenchTokenizeConfig:
 
     vocab_size: int = 4096
     # Copies of the quick-start text (5 MB each) to tokenise.
-    copies: int = 10
+    copies: int = 20
     rounds: int = 3
     # Where the JSON goes; default: outputs/bench-tokenize-<time>.json.
     out: str | None = None

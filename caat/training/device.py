@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-import resource
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from caat.training.memory import peak_resident_bytes
 
 # Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins, so longer names first.
 PEAK_TFLOPS = (
@@ -79,15 +77,3 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return peak_resident_bytes() / 2**30
-
-
-def peak_resident_bytes() -> int:
-    """Most memory this process had in RAM so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss: on Linux a process starts with the peak of the one that started it.
-        kilobytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert kilobytes
-        return int(kilobytes[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import choose_device, peak_resident_bytes
+from caat.training.device import choose_device
+from caat.training.memory import peak_resident_bytes
 from conf.schema import BenchShardsConfig, ModelConfig
 from launch.bench.dense import DenseGPT
 from launch.bench.report import Report

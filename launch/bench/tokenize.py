@@ -17,7 +17,7 @@ from subprocess import run
 
 from caat.data.corpus import prepare, tokenize
 from caat.data.quickstart import quickstart_text
-from caat.training.device import peak_resident_bytes
+from caat.training.memory import peak_resident_bytes
 from conf.schema import BenchTokenizeConfig, DataConfig
 from launch.bench.report import Report
 from launch.config import load_verb

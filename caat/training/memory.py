@@ -1,0 +1,20 @@
+"""How much memory this process took."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_resident_bytes() -> int:
+    """Most memory this process had in RAM so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss: on Linux a process starts with the peak of the one that started it.
+        kilobytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert kilobytes
+        return int(kilobytes[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
