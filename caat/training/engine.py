@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from math import isfinite
 
 import torch
@@ -49,13 +52,15 @@ class Engine:
             betas=(optim.betas[0], optim.betas[1]),
             eps=optim.eps,
         )
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=self._optimizer,
-            mpu=_Mpu(mesh),
-            dist_init_required=False,
-            config=self._settings(precision, accumulation, model),
-        )
+        # In bf16 it prints memory figures of its own here, past every logger.
+        with redirect_stdout(StringIO()):
+            self._engine, _, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=self._optimizer,
+                mpu=_Mpu(mesh),
+                dist_init_required=False,
+                config=self._settings(precision, accumulation, model),
+            )
 
     def _settings(self, precision: str, accumulation: int, model: nn.Module) -> dict:
         numbers = sum(p.numel() for p in model.parameters())
@@ -212,4 +217,6 @@ def _import_deepspeed():
     # Would compile a C++ extension at start for a collective that we do not use.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Of torch, about names that DeepSpeed calls: nothing that our user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     return deepspeed

@@ -182,6 +182,40 @@ def test_a_diverging_run_stops_with_one_message(text, tmp_path):
     assert records(tmp_path / "run")[-1]["skipped_steps"] == 3
 
 
+def test_the_quick_start_experiment(text, tmp_path):
+    settings = ["experiment=quickstart", "train.steps=2", "optim.warmup_steps=0", "train.eval_sequences=4"]
+    settings += [f"data.path={text}", "data.vocab_size=400", "data.validation=0.2", "run.dir=run"]
+    printed = command("-m", "launch.pretrain", *settings, cwd=tmp_path)
+    assert "4 shards on 2 processes" in printed and "of full synchronisation" in printed
+    assert "run/summary.json" in printed.splitlines()
+
+
+def test_a_sweep_trains_every_ratio(text, tmp_path):
+    settings = [*SHORT, f"data.path={text}", "sync.ratio=1,0", "hydra.sweep.dir=sweep"]
+    command("-m", "launch.cli", "pretrain", "-m", *settings, cwd=tmp_path)
+    runs = sorted(tmp_path.glob("sweep/*/summary.json"))
+    assert [run.parent.name for run in runs] == ["sync.ratio-0", "sync.ratio-1"]
+    assert len({json.loads(run.read_text())["validation_loss"] for run in runs}) == 2
+
+
+def test_tokenize_then_train_on_the_folder(text, tmp_path):
+    settings = [f"data.path={text}", "data.vocab_size=400", "data.validation=0.1", "out=tokens"]
+    printed = command("-m", "launch.cli", "tokenize", *settings, cwd=tmp_path)
+    assert "tokens" in printed.splitlines()
+    command("-m", "launch.pretrain", *SHORT, "data.path=tokens", "run.dir=run", cwd=tmp_path)
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_benchmarks_run(tmp_path):
+    small = ["hidden=64", "ffn=128", "layers=1", "sequence=32", "vocab_size=256", "rounds=2"]
+    command("-m", "launch.cli", "bench", "shards", *small, "out=shards.json", cwd=tmp_path)
+    rows = json.loads((tmp_path / "shards.json").read_text())["rows"]
+    assert rows[0]["variant"] == "plain nn.Linear" and len(rows) == 4
+    assert all(row["step_ms"] > 0 for row in rows)
+    command("-m", "launch.cli", "bench", "tokenize", "copies=1", "rounds=1", "out=t.json", cwd=tmp_path)
+    assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 3
+
+
 def test_a_wheel_works_elsewhere(tmp_path):
     """Built from the tree, installed into another environment, run in an empty folder."""
     # From a copy: setuptools leaves a build folder in the tree, and takes files from an old one.
