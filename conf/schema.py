@@ -118,6 +118,13 @@ class SyncConfig:
     ratio: float = 0.5
     # Factor on the private channels; default sqrt(parallel.tensor), the variance of a sum of N terms.
     private_scale: float | None = None
+    # Arithmetic goes on while sums are on their way; the result is the same.
+    overlap: bool = True
+    # The type that travels: auto is that of the activations (train.precision).
+    wire_dtype: str = "auto"
+    # The type that sums are made in, rounded once: auto is float32. bfloat16 with a bfloat16 wire is a
+    # plain all-reduce, which rounds after every addition.
+    sum_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         require(
@@ -127,6 +134,19 @@ class SyncConfig:
         )
         if self.private_scale is not None:
             require_positive(sync__private_scale=self.private_scale)
+        for name in ("wire_dtype", "sum_dtype"):
+            require_choice(f"sync.{name}", getattr(self, name), ("auto", "bfloat16", "float32"))
+
+    def check_types(self, precision: str) -> None:
+        """Raise ``ValueError`` if sums would be narrower than what travels at this ``train.precision``."""
+        activations = "bfloat16" if precision == "bf16" else "float32"
+        travels = activations if self.wire_dtype == "auto" else self.wire_dtype
+        require(
+            (travels, self.sum_dtype) != ("float32", "bfloat16"),
+            f"sync.sum_dtype=bfloat16 is narrower than the float32 that travels (sync.wire_dtype="
+            f"{self.wire_dtype}, train.precision={precision}): leave sync.sum_dtype out, or set "
+            "sync.wire_dtype=bfloat16",
+        )
 
 
 @dataclass
@@ -359,6 +379,7 @@ class Config:
         self.model.check_shards(self.parallel.tensor)
         processes = self.parallel.tensor_processes(world)
         self.train.accumulation(world // processes)
+        self.sync.check_types(self.train.precision)
         require(
             self.train.sequence <= self.model.sequence,
             f"train.sequence={self.train.sequence} is longer than model.sequence={self.model.sequence}: "
@@ -405,43 +426,3 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
         require_positive(batch=self.batch)
-
-
-@dataclass
-class BenchShardsConfig:
-    """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
-
-    shards: int = 8
-    layers: int = 4
-    hidden: int = 512
-    ffn: int = 1408
-    heads: int = 8
-    sequence: int = 256
-    batch: int = 4
-    vocab_size: int = 4096
-    precision: str = "fp32"
-    device: str = "cpu"
-    rounds: int = 10
-    # Where the JSON goes; default: outputs/bench-shards-<time>.json.
-    out: str | None = None
-    # Used by the command itself: print the peak memory of one variant.
-    memory_of: int | None = None
-
-    def __post_init__(self) -> None:
-        require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
-        require_choice("precision", self.precision, ("fp32", "bf16"))
-
-
-@dataclass
-class BenchTokenizeConfig:
-    """`caat bench tokenize`: speed against bare SentencePiece, memory against the size of the corpus."""
-
-    vocab_size: int = 4096
-    # Copies of the quick-start text (5 MB each) to tokenise.
-    copies: int = 20
-    rounds: int = 3
-    # Where the JSON goes; default: outputs/bench-tokenize-<time>.json.
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        require_positive(vocab_size=self.vocab_size, copies=self.copies, rounds=self.rounds)

@@ -14,6 +14,7 @@ from caat.data.corpus import prepare
 from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
+from caat.parallel.wire import Wire
 from caat.training import checkpoint
 from caat.training.device import choose_device, start_process_group, stop_process_group
 from caat.training.engine import Engine
@@ -62,7 +63,7 @@ def work(config: Config, folder: Path | None) -> None:
 def _train(config: Config, folder: Path, tokens: Path, device: torch.device) -> None:
     c = config.train
     processes = config.parallel.tensor_processes(dist.get_world_size())
-    mesh = Mesh.create(config.parallel.tensor, processes)
+    mesh = Mesh.create(config.parallel.tensor, processes, Wire.of(config.sync))
     first = dist.get_rank() == 0
 
     model = GPT.build(

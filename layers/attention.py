@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream
+from caat.parallel.stream import Arriving
 from conf.schema import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed
@@ -29,11 +29,11 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh)
         self.output = RowParallelLinear(config.hidden, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, normed: Normed, cos: Tensor, sin: Tensor) -> Stream:
+    def forward(self, normed: Normed, cos: Tensor, sin: Tensor) -> Arriving:
         x, qkv = self.qkv.after_norm(normed)
         if self.recompute:
-            return self.output(checkpoint(self.core, qkv, cos, sin, use_reentrant=False), x)
-        return self.output(self.core(qkv, cos, sin), x)
+            return self.output.before_norm(checkpoint(self.core, qkv, cos, sin, use_reentrant=False), x)
+        return self.output.before_norm(self.core(qkv, cos, sin), x)
 
     def core(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all between the two GEMMs, all local.

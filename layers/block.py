@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream
+from caat.parallel.stream import Arriving, Stream
 from conf.schema import ModelConfig
 from layers.attention import Attention
 from layers.mlp import MLP
@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.mlp = MLP(config, mesh, ratio, private_scale, recompute)
 
     def forward(
-        self, x: Stream, attention_gamma: Tensor, mlp_gamma: Tensor, cos: Tensor, sin: Tensor
-    ) -> Stream:
+        self, x: Stream | Arriving, attention_gamma: Tensor, mlp_gamma: Tensor, cos: Tensor, sin: Tensor
+    ) -> Arriving:
         x = self.attention(self.attention_norm(x, attention_gamma), cos, sin)
         return self.mlp(self.mlp_norm(x, mlp_gamma))

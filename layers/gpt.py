@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from caat.parallel.collectives import sum_gradient
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream, enter
+from caat.parallel.stream import Arriving, Stream, enter
 from conf.schema import ModelConfig
 from layers.block import Block
 from layers.embedding import VocabParallelEmbedding
 from layers.linear import ColumnParallelLinear, shared_channels
 from layers.loss import vocab_parallel_cross_entropy
-from layers.norm import Normed, RMSNorm
+from layers.norm import Normed, RMSNorm, norm_weights
 from layers.rotary import rotary_angles
 from layers.sharding import Sharding
 from layers.weights import FullWeights, Weight, gpt_weights
@@ -88,24 +87,20 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
-        gammas = self._norm_weights()
-        x = enter(self.embedding(tokens), self.shared_channels, self.mesh)
-        cos, sin = rotary_angles(tokens.shape[-1], self.config.head_dim, self.config.rope_base, x.shared)
+        gammas = norm_weights(self, self.mesh)
+        embedded = self.embedding(tokens)
+        cos, sin = rotary_angles(tokens.shape[-1], self.config.head_dim, self.config.rope_base, embedded)
+        x: Stream | Arriving = enter(embedded, self.shared_channels, self.mesh)
         for block, attention_gamma, mlp_gamma in zip(self.blocks, gammas[0::2], gammas[1::2], strict=False):
             x = self._run(block, x, attention_gamma, mlp_gamma, cos, sin)
         return self.norm(x, gammas[-1])
 
-    def _run(self, block: nn.Module, x: Stream, *arguments: Tensor) -> Stream:
+    def _run(self, block: nn.Module, x: Stream | Arriving, *arguments: Tensor) -> Arriving:
         if not (self.checkpoint_blocks and self.training):
             return block(x, *arguments)
         return checkpoint(
             block, x, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
         )
-
-    def _norm_weights(self) -> list[Tensor]:
-        """All norm weights, layer by layer; their gradients travel to the other shards in one message."""
-        stacked = torch.stack([norm.weight for norm in self.modules() if isinstance(norm, RMSNorm)])
-        return list(sum_gradient(stacked, self.mesh.tensor, "replicated").unbind())
 
     def full_weights(self, local: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor | None]]:
         """Whole tensors by Hugging Face name, from ``local(parameter)``: this process's shards of each.

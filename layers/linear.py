@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from caat.parallel.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream
+from caat.parallel.stream import Arriving, Stream
 from layers.norm import Normed
 from layers.sharding import Sharding
 
@@ -88,6 +88,13 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, a: Tensor, x: Stream) -> Stream:
         """``a`` [..., in_local], added to the residual stream ``x``: the sum is part of the GEMM.
+
+        Raises ``ValueError`` as :meth:`before_norm`.
+        """
+        return self.before_norm(a, x).settled()
+
+    def before_norm(self, a: Tensor, x: Stream) -> Arriving:
+        """As :meth:`forward`, without waiting: for a norm and the column-parallel linear after it to read.
 
         Raises ``ValueError`` if ``x`` shares another number of channels than this layer synchronises.
         """

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream
+from caat.parallel.stream import Arriving
 from conf.schema import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed
@@ -24,11 +24,11 @@ class MLP(nn.Module):
         self.gate_up = ColumnParallelLinear(config.hidden, (config.ffn, config.ffn), mesh)
         self.down = RowParallelLinear(config.ffn, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, normed: Normed) -> Stream:
+    def forward(self, normed: Normed) -> Arriving:
         x, gate_up = self.gate_up.after_norm(normed)
         if self.recompute:
-            return self.down(checkpoint(swiglu, gate_up, self.shards, use_reentrant=False), x)
-        return self.down(swiglu(gate_up, self.shards), x)
+            return self.down.before_norm(checkpoint(swiglu, gate_up, self.shards, use_reentrant=False), x)
+        return self.down.before_norm(swiglu(gate_up, self.shards), x)
 
 
 def swiglu(gate_up: Tensor, shards: int) -> Tensor:

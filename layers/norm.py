@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from caat.parallel.collectives import sum_gradient
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream
+from caat.parallel.stream import Arriving, Stream
 
 
 class Normed(NamedTuple):
     """A stream that the column-parallel layer reading it will normalise (one pass, nothing stored)."""
 
-    stream: Stream
+    stream: Stream | Arriving
     weight: Tensor
     eps: float
 
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
     The weight is replicated and every shard sees another stream, so its gradient is summed over all
     shards. ``forward(x, weight)`` takes a weight whose gradient is summed already: a model with many
-    norms sums them in one message (see :class:`layers.GPT`).
+    norms sums them in one message (:func:`norm_weights`).
     """
 
     def __init__(self, hidden: int, mesh: Mesh, eps: float = 1e-5) -> None:
@@ -33,7 +33,13 @@ class RMSNorm(nn.Module):
         self.mesh, self.eps = mesh, eps
         self.weight = nn.Parameter(torch.ones(hidden))
 
-    def forward(self, x: Stream, weight: Tensor | None = None) -> Normed:
+    def forward(self, x: Stream | Arriving, weight: Tensor | None = None) -> Normed:
         if weight is None:
             weight = sum_gradient(self.weight, self.mesh.tensor, "replicated")
         return Normed(x, weight, self.eps)
+
+
+def norm_weights(model: nn.Module, mesh: Mesh) -> list[Tensor]:
+    """The weights of all norms of ``model``, in order; one message sums all their gradients."""
+    stacked = torch.stack([norm.weight for norm in model.modules() if isinstance(norm, RMSNorm)])
+    return list(sum_gradient(stacked, mesh.tensor, "replicated").unbind())

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from caat.parallel.wire import Background, Wait, Wire, sum_by_slices
 
 Direction = Literal["forward", "backward"]
 
@@ -17,18 +20,20 @@ Direction = Literal["forward", "backward"]
 class Collectives:
     """Collectives over the P processes that share one replica; with P = 1 nothing is sent or counted.
 
-    ``calls`` and ``sent`` count by ``(direction, purpose)``: ``sent`` is the size in bytes of each message
-    as it goes into the collective. Purposes: ``sync`` (partial synchronisation inside the layers),
+    ``calls`` and ``sent`` count by ``(direction, purpose)``: ``sent`` is the size in bytes of each message,
+    in the type that travels. Purposes: ``sync`` (partial synchronisation inside the layers),
     ``embedding``, ``loss``, ``replicated`` (gradients of replicated weights), ``norm`` (of the gradient).
     """
 
-    def __init__(self, processes: int, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, processes: int, group: dist.ProcessGroup | None, wire: Wire | None = None) -> None:
         self.processes = processes
         self.group = group
+        self.wire = wire or Wire()
         self.calls: Counter[tuple[Direction, str]] = Counter()
         self.sent: Counter[tuple[Direction, str]] = Counter()
         self._recorded: list[Tensor] | None = None
         self._replayed: Iterator[Tensor] | None = None
+        self._background = Background()
 
     def all_reduce(
         self,
@@ -40,9 +45,40 @@ class Collectives:
         """Sum (or ``op``) the contiguous ``message`` over the P processes, in place, and return it."""
         if self.processes > 1 and message.numel() > 0:
             dist.all_reduce(message, op, group=self.group)
-            self.calls[direction, purpose] += 1
-            self.sent[direction, purpose] += message.numel() * message.element_size()
+            self._count(message, direction, purpose)
         return message
+
+    def start_sum(self, x: Tensor, direction: Direction, purpose: str) -> Wait:
+        """Start to sum the contiguous activations ``x`` in place, as :attr:`wire` says.
+
+        ``x`` must be left alone until the returned function has been called, and no other collective may
+        start meanwhile: processes match them by their order.
+        """
+        if self.processes == 1 or x.numel() == 0:
+            return _nothing
+        message = self.wire.cast(x)
+        self._count(message, direction, purpose)
+        if self.wire.by_slices(message, self.processes):
+            add_up = partial(sum_by_slices, sum_dtype=self.wire.sum_dtype, group=self.group)
+            arrived = self._background.run(add_up, message)
+        else:
+            work = dist.all_reduce(message, group=self.group, async_op=True)
+            assert work is not None
+            arrived = work.wait
+
+        def wait() -> None:
+            arrived()
+            if message is not x:
+                x.copy_(message)
+
+        if self.wire.overlap:
+            return wait
+        wait()
+        return _nothing
+
+    def _count(self, message: Tensor, direction: Direction, purpose: str) -> None:
+        self.calls[direction, purpose] += 1
+        self.sent[direction, purpose] += message.numel() * message.element_size()
 
     def gather_first(self, value: Tensor) -> list[Tensor]:
         """The ``value`` of every process, by rank, on the first of them; others get an empty list."""
@@ -98,6 +134,10 @@ class Collectives:
             yield
         finally:
             self._replayed = None
+
+
+def _nothing() -> None:
+    pass
 
 
 class _SumGradient(torch.autograd.Function):

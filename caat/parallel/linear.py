@@ -13,60 +13,67 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Stream
+from caat.parallel.stream import Arriving, Entry, Stream, Transfer
 
 
 class _RowParallel(torch.autograd.Function):
-    """z[:k] = sum over shards of a W[:k]^T,  z[k:] = scale · a W[k:]^T  (CAAT-Net, arXiv 2506.19645)."""
+    """s = a W[:k]^T, to be summed over the processes;  z[k:] = x[k:] + scale · a W[k:]^T  (arXiv 2506.19645).
+
+    The GEMM is cut by output channel, so that the shared channels travel while the private ones are
+    computed. Backward, their gradient is on its way when this is called, behind all that is private.
+    """
 
     @staticmethod
     def forward(
-        ctx, a: Tensor, weight: Tensor, x_shared: Tensor, x_private: Tensor, scale: float, mesh: Mesh
+        ctx, a: Tensor, weight: Tensor, x_private: Tensor, scale: float, mesh: Mesh, transfer: Transfer
     ):  # type: ignore[override]
-        k = x_shared.shape[-1]
+        k = len(weight) - x_private.shape[-1]
         shared = mesh.tensor.kept()
         if shared is None:
             # The GEMM sums over the local shards, in its accumulator.
-            shared = a @ weight[:k].T
-            mesh.tensor.keep(mesh.tensor.all_reduce(shared, "forward", "sync"))
+            shared = mesh.tensor.keep(a @ weight[:k].T)
+            transfer.start(shared, "forward")
         private_weight = _by_shard(weight[k:] * scale, mesh.local)
         private = torch.baddbmm(x_private, _by_shard(a, mesh.local), private_weight.mT)
         ctx.save_for_backward(a, weight)
-        ctx.k, ctx.scale, ctx.mesh = k, scale, mesh
-        return x_shared + shared, private
+        ctx.k, ctx.scale, ctx.mesh, ctx.transfer = k, scale, mesh, transfer
+        return shared, private
 
     @staticmethod
     def backward(ctx, shared_grad: Tensor, private_grad: Tensor):  # type: ignore[override]
         a, weight = ctx.saved_tensors
-        k, scale, mesh = ctx.k, ctx.scale, ctx.mesh
-        # Every shard used its own copy of the shared channels: the sum of their gradients is the gradient.
-        total_grad = mesh.tensor.all_reduce(
-            shared_grad.clone(memory_format=torch.contiguous_format), "backward", "sync"
-        )
-        a_grad = total_grad @ weight[:k]
-        _by_shard(a_grad, mesh.local).baddbmm_(private_grad, _by_shard(weight[k:] * scale, mesh.local))
-        weight_grad = torch.empty_like(weight)
-        torch.mm(total_grad.T, a, out=weight_grad[:k])
-        private_weight_grad = torch.bmm(private_grad.mT, _by_shard(a, mesh.local))
-        torch.mul(private_weight_grad, scale, out=_by_shard(weight_grad[k:], mesh.local))
-        return a_grad, weight_grad, shared_grad, private_grad, None, None
+        k, scale, shards = ctx.k, ctx.scale, ctx.mesh.local
+        a_grad, weight_grad = torch.empty_like(a), torch.empty_like(weight)
+        torch.bmm(private_grad, _by_shard(weight[k:] * scale, shards), out=_by_shard(a_grad, shards))
+        private_weight_grad = torch.bmm(private_grad.mT, _by_shard(a, shards))
+        torch.mul(private_weight_grad, scale, out=_by_shard(weight_grad[k:], shards))
+
+        ctx.transfer.wait()
+        a_grad.addmm_(shared_grad, weight[:k])
+        torch.mm(shared_grad.T, a, out=weight_grad[:k])
+        return a_grad, weight_grad, private_grad, None, None, None
 
 
-def row_parallel(a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh) -> Stream:
+def row_parallel(a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh) -> Arriving:
     """Row-parallel product, partial synchronisation of the shared channels, added to the stream ``x``.
 
     ``a`` [..., r · c], ``weight`` [h, r · c], ``x`` of h channels. Shared channels get the sum over all N
-    shards, private ones their own shard's product times ``scale``. Backward sums the shared gradient over
-    the processes; the column-parallel layer before needs no all-reduce of its own.
+    shards, which may still be on its way, private ones their own shard's product times ``scale``. Backward
+    sums the shared gradient over the processes; the column-parallel layer before needs no all-reduce of
+    its own.
     """
-    shared, private = _RowParallel.apply(
-        a.flatten(0, -2), weight, x.shared.flatten(0, -2), x.private.flatten(1, -2), scale, mesh
+    transfer = Transfer(mesh.tensor)
+    arriving, private = _RowParallel.apply(
+        a.flatten(0, -2), weight, x.private.flatten(1, -2), scale, mesh, transfer
     )
-    return Stream(shared.view(x.shared.shape), private.view(x.private.shape))
+    return Arriving(x.shared, arriving.view(x.shared.shape), private.view(x.private.shape), transfer)
 
 
 class _NormColumnParallel(torch.autograd.Function):
     """y = rstd · ((x · gamma) W^T): rstd is one number per token and shard, so it can follow the GEMM.
+
+    The GEMM is cut by input channel: the private ones are multiplied while the shared ones still travel,
+    as does their gradient, backward, while all that is left of this function is computed.
 
     gamma scales the shared channels themselves, but for the private ones it scales W: with r shards in one
     process those are r streams and W is the smaller by far. The normalised input is never made nor stored.
@@ -74,16 +81,33 @@ class _NormColumnParallel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, shared: Tensor, private: Tensor, gamma: Tensor, weight: Tensor, eps: float):  # type: ignore[override]
+    def forward(
+        ctx,
+        shared: Tensor,  # the residual, as long as something is arriving
+        arriving: Tensor | None,
+        private: Tensor,
+        transfer: Transfer | None,
+        entry: Entry | None,
+        gamma: Tensor,
+        weight: Tensor,
+        eps: float,
+    ):  # type: ignore[override]
         shards, k = len(private), shared.shape[-1]
         wide = torch.promote_types(shared.dtype, torch.float32)
-        square = _square_sum(shared, wide) + _square_sum(private, wide)
-        rstd = torch.rsqrt(square / gamma.numel() + eps)
-        y = (shared * gamma[:k]) @ weight[:, :k].T
+        y = shared.new_empty(len(shared), len(weight))
         of_shard = _by_shard(y, shards)
-        of_shard.baddbmm_(private, (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1)).mT)
+        private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
+        torch.bmm(private, private_weight.mT, out=of_shard)
+        square = _square_sum(private, wide)
+
+        if transfer is not None and arriving is not None:
+            transfer.wait()
+            shared = shared + arriving
+        y.addmm_(shared * gamma[:k], weight[:, :k].T)
+        rstd = torch.rsqrt((square + _square_sum(shared, wide)) / gamma.numel() + eps)
         of_shard.mul_(rstd)
         ctx.save_for_backward(shared, private, gamma, weight, rstd, y)
+        ctx.transfer, ctx.entry = transfer, entry
         return shared, private, y
 
     @staticmethod
@@ -96,25 +120,31 @@ class _NormColumnParallel(torch.autograd.Function):
         pull = pull * rstd.square() / gamma.numel()
         # The same memory again: a fresh tensor of this size costs as much as the product.
         of_shard = torch.mul(_by_shard(y_grad, shards), rstd, out=_by_shard(y_grad_scaled, shards))
-        weight_grad, gamma_grad = torch.empty_like(weight), torch.empty_like(gamma)
 
         # The GEMM sums over the local shards: the shared channels have one gradient.
         normed_grad = y_grad_scaled @ weight[:, :k]
-        torch.sum(normed_grad * shared, 0, out=gamma_grad[:k])
-        shared_grad = normed_grad.mul_(gamma[:k]).addcmul_(shared, pull.sum(0).to(shared.dtype), value=-1)
-        shared_grad.add_(x_shared_grad)
-        torch.mm(y_grad_scaled.T, shared * gamma[:k], out=weight_grad[:, :k])
+        shared_grad = torch.addcmul(x_shared_grad, normed_grad, gamma[:k])
+        shared_grad.addcmul_(shared, pull.sum(0).to(shared.dtype), value=-1)
+        arriving_grad = None if ctx.transfer is None else ctx.transfer.start_copy(shared_grad, "backward")
 
         private_weight = weight[:, k:].unflatten(0, (shards, -1))
         private_grad = torch.baddbmm(x_private_grad, of_shard, private_weight * gamma[k:])
         private_grad.addcmul_(private, pull.to(private.dtype), value=-1)
+        if ctx.entry is not None:
+            ctx.entry.start(shared_grad, private_grad)
+
+        weight_grad, gamma_grad = torch.empty_like(weight), torch.empty_like(gamma)
         scaled_weight_grad = torch.bmm(of_shard.mT, private)
         torch.sum(scaled_weight_grad * private_weight, (0, 1), out=gamma_grad[k:])
         torch.mul(scaled_weight_grad.flatten(0, 1), gamma[k:], out=weight_grad[:, k:])
-        return shared_grad, private_grad, gamma_grad, weight_grad, None
+        torch.sum(normed_grad.mul_(shared), 0, out=gamma_grad[:k])
+        torch.mm(y_grad_scaled.T, shared * gamma[:k], out=weight_grad[:, :k])
+        return shared_grad, arriving_grad, private_grad, None, None, gamma_grad, weight_grad, None
 
 
-def norm_column_parallel(x: Stream, gamma: Tensor, weight: Tensor, eps: float) -> tuple[Stream, Tensor]:
+def norm_column_parallel(
+    x: Stream | Arriving, gamma: Tensor, weight: Tensor, eps: float
+) -> tuple[Stream, Tensor]:
     """RMSNorm of the stream on each shard, then the column-parallel product.
 
     ``gamma`` [h], ``weight`` [r · c, h]. Returns ``x`` for the residual to go on with, and the product
@@ -122,12 +152,20 @@ def norm_column_parallel(x: Stream, gamma: Tensor, weight: Tensor, eps: float) -
     """
     if x.private.shape[-1] == 0:
         # Nothing is private, so every shard sees the same: normalise once, plainly.
+        x = x.settled()
         return x, F.linear(F.rms_norm(x.shared, gamma.shape, gamma, eps), weight)
-    shared, private, y = _NormColumnParallel.apply(
-        x.shared.flatten(0, -2), x.private.flatten(1, -2), gamma, weight, eps
-    )
-    stream = Stream(shared.view(x.shared.shape), private.view(x.private.shape))
-    return stream, y.view(*x.shared.shape[:-1], len(weight))
+    private = x.private.flatten(1, -2)
+    if isinstance(x, Arriving):
+        shared, private, y = _NormColumnParallel.apply(
+            x.residual.flatten(0, -2), x.sum.flatten(0, -2), private, x.transfer, None, gamma, weight, eps
+        )
+    else:
+        shared, private, y = _NormColumnParallel.apply(
+            x.shared.flatten(0, -2), None, private, None, x.entry, gamma, weight, eps
+        )
+    tokens = x.private.shape[1:-1]
+    stream = Stream(shared.view(*tokens, -1), private.view(x.private.shape))
+    return stream, y.view(*tokens, -1)
 
 
 def column_parallel(x: Tensor, weight: Tensor) -> Tensor:

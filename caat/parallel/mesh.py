@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
+from caat.parallel.priority import wake_gloo_first
+from caat.parallel.wire import Wire
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Mesh:
     data_group: dist.ProcessGroup | None = None
 
     @staticmethod
-    def create(shards: int, processes: int) -> Mesh:
+    def create(shards: int, processes: int, wire: Wire | None = None) -> Mesh:
         """Build the groups over the initialised world; every rank must call it with the same arguments.
 
         Raises ``ValueError`` if ``processes`` divides neither ``shards`` nor the world.
@@ -39,6 +41,7 @@ class Mesh:
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
         tensor_groups = [dist.new_group(ranks) for ranks in rows]
         data_groups = [dist.new_group(list(ranks)) for ranks in zip(*rows, strict=True)]
+        wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
         return Mesh(
             shards,
@@ -46,7 +49,7 @@ class Mesh:
             tensor_rank,
             data_rank,
             world // processes,
-            Collectives(processes, tensor_groups[data_rank]),
+            Collectives(processes, tensor_groups[data_rank], wire),
             data_groups[tensor_rank],
         )
 

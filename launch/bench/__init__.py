@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 BENCHMARKS = {
+    "step": "time and bytes of a step on this machine's network, by ratio, with and without overlap",
+    "link": "the same over a slow network made on this machine (root)",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }

@@ -5,42 +5,58 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+Plot = Callable[[list[dict], str, Path], None]
 
 
 class Report:
     """Rows of figures under one heading."""
 
-    def __init__(self, name: str, heading: str) -> None:
-        self.name, self.heading = name, heading
+    def __init__(self, name: str, heading: str, columns: Mapping[str, str] | None = None) -> None:
+        """``columns``: what the table shows, by its heading; default all figures by their names."""
+        self.name, self.heading, self.columns = name, heading, columns
         self.rows: list[dict] = []
 
     def add(self, **figures: str | float) -> None:
         self.rows.append(figures)
 
-    def finish(self, out: str | None) -> None:
-        """Print the table, write ``outputs/bench-<name>-<time>.json`` (or ``out``), print its path last."""
-        table = Table(title=self.heading, title_justify="left")
-        for column in self.rows[0]:
-            table.add_column(column, justify="left" if isinstance(self.rows[0][column], str) else "right")
+    def finish(self, out: str | None, plot: Plot | None = None) -> None:
+        """Print the table, write ``outputs/bench-<name>-<time>.json`` (or ``out``), print its path last.
+
+        ``plot(rows, heading, path)`` draws the picture beside it.
+        """
+        table = Table(title=self.heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        columns = self.columns or {name: name for name in self.rows[0]}
+        for name, title in columns.items():
+            table.add_column(
+                title, no_wrap=True, justify="left" if isinstance(self.rows[0][name], str) else "right"
+            )
         for row in self.rows:
-            table.add_row(*(_text(value) for value in row.values()))
+            table.add_row(*(_text(row[name]) for name in columns))
         Console().print(table)
         path = Path(out or f"outputs/bench-{self.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
         result = {"benchmark": self.name, "heading": self.heading, "machine": machine, "rows": self.rows}
         path.write_text(json.dumps(result, indent=2) + "\n")
+        if plot is not None:
+            plot(self.rows, self.heading, path.with_suffix(".png"))
+            print(path.with_suffix(".png"))
         print(path)
 
 
 def _text(value: str | float) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, int) and value >= 2**20:
+        return f"{value / 2**20:,.2f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -12,7 +12,8 @@ import torch
 from caat.parallel.mesh import Mesh
 from caat.training.device import choose_device
 from caat.training.memory import peak_resident_bytes
-from conf.schema import BenchShardsConfig, ModelConfig
+from conf.bench import BenchShardsConfig
+from conf.schema import ModelConfig
 from launch.bench.dense import DenseGPT
 from launch.bench.report import Report
 from launch.bench.timing import take_turns
@@ -35,19 +36,19 @@ def main(argv: list[str]) -> None:
         return
     names = [name.format(n=config.shards) for name in VARIANTS]
     steps = {name: _step(config, i) for i, name in enumerate(names)}
-    timings = take_turns(steps, config.rounds)
+    times = take_turns(steps, config.rounds)
     memory = [_measure_memory(argv, i) for i in range(len(names))]
     report = Report(
         "shards",
         f"Training step in one process: hidden {config.hidden}, {config.layers} layers, sequence "
         f"{config.sequence}, batch {config.batch}, {config.precision}, {torch.get_num_threads()} threads",
     )
-    for i, (name, timing) in enumerate(timings.items()):
+    for i, name in enumerate(names):
         report.add(
             variant=name,
-            step_ms=timing.median_ms,
-            spread_ms=timing.spread_ms,
-            time_ratio=timing.ratio,
+            step_ms=times[name].median,
+            spread_ms=times[name].spread,
+            time_ratio=times[name].ratio_to(times[names[0]]),
             memory_mib=memory[i] / 2**20,
             memory_ratio=memory[i] / memory[0],
         )

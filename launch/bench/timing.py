@@ -11,37 +11,49 @@ from rich.progress import track
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Milliseconds: the median, and half the distance between the quartiles."""
+class Times:
+    """Milliseconds of one variant, round by round."""
 
-    median_ms: float
-    spread_ms: float
-    # Median over the rounds of this variant's time by the first variant's in the same round.
-    ratio: float
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles."""
+        if len(self.values) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.values, n=4)
+        return (high - low) / 2
+
+    def ratio_to(self, other: Times) -> float:
+        """Median over the rounds of this variant's time by the other's in the same round."""
+        return statistics.median(a / b for a, b in zip(self.values, other.values, strict=True))
+
+    def above(self, other: Times) -> Times:
+        """What this variant took more than the other, round by round."""
+        return Times([a - b for a, b in zip(self.values, other.values, strict=True)])
 
 
 def take_turns(
-    variants: Mapping[str, Callable[[], None]], rounds: int, warm_up: int = 2
-) -> dict[str, Timing]:
-    """Run every variant once a round, so that a slow spell of the machine hits all of them alike."""
+    variants: Mapping[str, Callable[[], None]],
+    rounds: int,
+    warm_up: int = 2,
+    before: Callable[[], object] = lambda: None,
+    show: bool = True,
+) -> dict[str, Times]:
+    """Run every variant once a round, so that a slow spell of the machine hits all of them alike.
+
+    ``before`` is called, and not timed, in front of each run: a barrier, where several processes measure.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in track(range(rounds + warm_up), "measuring", transient=True):
+    for number in track(range(rounds + warm_up), "measuring", transient=True, disable=not show):
         for name, run in variants.items():
+            before()
             started = time.perf_counter()
             run()
             if number >= warm_up:
                 times[name].append((time.perf_counter() - started) * 1e3)
-    first = next(iter(times.values()))
-    return {
-        name: Timing(
-            statistics.median(values),
-            _half_quartile_distance(values),
-            statistics.median(a / b for a, b in zip(values, first, strict=True)),
-        )
-        for name, values in times.items()
-    }
-
-
-def _half_quartile_distance(values: list[float]) -> float:
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return (high - low) / 2
+    return {name: Times(values) for name, values in times.items()}

@@ -30,7 +30,7 @@ def measure(shards: int, processes: int, ratio: float, checkpointing: str):
     gradients = gathered(model, {name: p.grad for name, p in model.named_parameters()})
     after_blocks = []
     for block in model.blocks:
-        block.register_forward_hook(lambda module, inputs, stream: after_blocks.append(stream))
+        block.register_forward_hook(lambda module, inputs, stream: after_blocks.append(stream.settled()))
     with torch.no_grad():
         model(tokens, targets)
     return loss.detach(), gradients, after_blocks, counts

@@ -29,7 +29,7 @@ def poisoned(stage: int, precision: str, where: str):
         model.register_forward_hook(spoil_loss)
     else:
         model.blocks[1].mlp.register_forward_hook(
-            lambda module, inputs, out: out.shared.register_hook(spoil_gradient) and None
+            lambda module, inputs, out: out.private.register_hook(spoil_gradient) and None
         )
     results, weights = [], []
     for step in range(3):

@@ -95,6 +95,29 @@ def test_float32_equals_one_plain_process(ranks, stage, world, shards, processes
     check(by_rank, shards, ratio, world // processes, f"stage {stage} world {world}")
 
 
+def train_with_no_weight_whole(*arguments):
+    """DeepSpeed leaves weights below 100,000 numbers whole at stage 3: all of these small models."""
+    settings = Engine._settings
+
+    def cut_all(self, *rest):
+        values = settings(self, *rest)
+        values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return values
+
+    Engine._settings = cut_all
+    try:
+        return train(*arguments)
+    finally:
+        Engine._settings = settings
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_weights_that_stage_3_cuts(ranks, ratio, checkpointing):
+    by_rank = ranks(4).run(train_with_no_weight_whole, 4, 2, ratio, 3, "fp32", checkpointing)
+    check(by_rank, 4, ratio, 2, f"stage 3, ratio {ratio}, {checkpointing}")
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_full_checkpointing(ranks, stage):
     by_rank = ranks(4).run(train, 4, 2, 0.25, stage, "fp32", "full")

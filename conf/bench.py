@@ -1,0 +1,141 @@
+"""The settings of `caat bench`, one class a benchmark; each documents itself by `caat bench WHAT --help`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from conf.schema import ModelConfig, require, require_choice, require_positive
+
+
+@dataclass
+class BenchShardsConfig:
+    """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
+
+    shards: int = 8
+    layers: int = 4
+    hidden: int = 512
+    ffn: int = 1408
+    heads: int = 8
+    sequence: int = 256
+    batch: int = 4
+    vocab_size: int = 4096
+    precision: str = "fp32"
+    device: str = "cpu"
+    rounds: int = 10
+    # Where the JSON goes; default: outputs/bench-shards-<time>.json.
+    out: str | None = None
+    # Used by the command itself: print the peak memory of one variant.
+    memory_of: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
+        require_choice("precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass
+class BenchTokenizeConfig:
+    """`caat bench tokenize`: speed against bare SentencePiece, memory against the size of the corpus."""
+
+    vocab_size: int = 4096
+    # Copies of the quick-start text (5 MB each) to tokenise.
+    copies: int = 20
+    rounds: int = 3
+    # Where the JSON goes; default: outputs/bench-tokenize-<time>.json.
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(vocab_size=self.vocab_size, copies=self.copies, rounds=self.rounds)
+
+
+@dataclass
+class BenchStackConfig:
+    """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
+
+    layers: int = 4
+    hidden: int = 512
+    ffn: int = 1408
+    heads: int = 8
+    sequence: int = 256
+    # Sequences a step.
+    batch: int = 4
+    precision: str = "fp32"
+    # P, with as many shards.
+    processes: int = 2
+    # Fractions of the channels to synchronise, beside full synchronisation.
+    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
+    rounds: int = 15
+    device: str = "auto"
+    # Where the JSON goes, the plot beside it; default: outputs/bench-<benchmark>-<time>.json.
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence)
+        require_choice("precision", self.precision, ("fp32", "bf16"))
+        require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require(
+            self.processes > 1, f"processes={self.processes} must be at least 2: one has nobody to talk to"
+        )
+        for ratio in self.ratios:
+            require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
+        self.shape.check_shards(self.processes)
+
+    @property
+    def shape(self) -> ModelConfig:
+        return ModelConfig(
+            layers=self.layers,
+            hidden=self.hidden,
+            ffn=self.ffn,
+            heads=self.heads,
+            kv_heads=self.heads,
+            sequence=self.sequence,
+            vocab_size=self.hidden,
+        )
+
+
+@dataclass
+class BenchStepConfig(BenchStackConfig):
+    """`caat bench step`: time and bytes of a step on this machine's own network, by ratio, with and without
+    overlap, beside full synchronisation in Megatron's form and no communication at all."""
+
+
+@dataclass
+class BenchLinkConfig(BenchStackConfig):
+    """`caat bench link`: the same between network namespaces joined by a shaped link (root, ip and tc)."""
+
+    # One rate or several, as tc writes them: 1gbit, or 100mbit,1gbit,10gbit.
+    rate: str = "1gbit"
+    # One-way delay, as tc writes it: 0ms, 1ms, ...
+    delay: str = "0ms"
+    # What may pass at once above the rate. Small, or short messages never meet the rate.
+    burst: str = "128kb"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rate in self.rates:
+            rate_bytes(rate)
+        delay_seconds(self.delay)
+        require(
+            re.fullmatch(r"\d+(\.\d+)?[kmg]?b", self.burst) is not None,
+            f"burst={self.burst} is not a size of tc: write 128kb or 1mb",
+        )
+
+    @property
+    def rates(self) -> list[str]:
+        return [rate.strip() for rate in self.rate.strip("[]").split(",")]
+
+
+def rate_bytes(rate: str) -> float:
+    """Bytes per second of a rate such as 1gbit; raises ``ValueError``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])bit", rate)
+    require(match is not None, f"rate={rate} is not a rate of tc: write 100mbit, 1gbit, 400gbit")
+    assert match is not None
+    return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2]] / 8
+
+
+def delay_seconds(delay: str) -> float:
+    """Seconds of a delay such as 1ms; raises ``ValueError``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", delay)
+    require(match is not None, f"delay={delay} is not a time of tc: write 5us, 1ms")
+    assert match is not None
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]

@@ -1,0 +1,85 @@
+"""Pictures of the benchmarks, drawn from the rows of their reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from conf.bench import rate_bytes
+
+COLOURS = {"none": "#7f7f7f", "full": "#c44e52", "partial": "#4c72b0", "overlap": "#55a868"}
+
+
+def plot_steps(rows: list[dict], title: str, path: Path) -> None:
+    """A bar a row: what is computed, and the communication that is left exposed."""
+    figure, axes = _figure(4.6)
+    limit = next(row["step_ms"] for row in rows if row["mode"] == "none")
+    shown = [row for row in rows if row["mode"] != "none"]
+    labels = ["no communication", *(_label(row) for row in shown)]
+    colours = ["#bbbbbb", *(COLOURS.get(row["mode"], "#8172b3") for row in shown)]
+    axes.barh(labels, [limit] * len(labels), color="#dddddd")
+    above = [0.0, *(row["step_ms"] - limit for row in shown)]
+    axes.barh(labels, above, left=limit, color=colours)
+    axes.errorbar(
+        [limit, *(row["step_ms"] for row in shown)],
+        labels,
+        xerr=[0.0, *(row["spread_ms"] for row in shown)],
+        fmt="none",
+        ecolor="black",
+        lw=1,
+        capsize=2,
+    )
+    for row in shown:
+        predicted = row.get("predicted_ms")
+        if predicted is not None:
+            axes.plot(predicted, _label(row), "k|", ms=14, mew=1.5)
+    axes.invert_yaxis()
+    axes.set(xlabel="step (ms): arithmetic grey, exposed communication in colour, | predicted", title=title)
+    figure.savefig(path, dpi=130)
+
+
+def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
+    """Step time of full synchronisation by each other mode's, against the rate of the link."""
+    figure, axes = _figure(4.2)
+    rates = list(dict.fromkeys(row["rate"] for row in rows))
+    full = {row["rate"]: row for row in rows if row["mode"] == "full"}
+    for key in dict.fromkeys(
+        (row["mode"], row["ratio"]) for row in rows if row["mode"] in ("partial", "overlap")
+    ):
+        mode, ratio = key
+        if ratio == 1.0:
+            continue
+        series = {row["rate"]: row for row in rows if (row["mode"], row["ratio"]) == key}
+        x = [rate_bytes(rate) * 8 / 1e9 for rate in rates]
+        colour, alpha = COLOURS[mode], 1.0 if ratio >= 0.5 else 0.5
+        measured = [full[rate]["step_ms"] / series[rate]["step_ms"] for rate in rates]
+        predicted = [full[rate]["predicted_ms"] / series[rate]["predicted_ms"] for rate in rates]
+        axes.plot(x, measured, "o-", label=_label(series[rates[0]]), color=colour, alpha=alpha)
+        axes.plot(x, predicted, "--", lw=1, color=colour, alpha=alpha)
+    axes.plot([], [], "--", color="gray", lw=1, label="predicted")
+    axes.axhline(1.0, color="gray", lw=0.8)
+    axes.set(
+        xscale="log",
+        xlabel="rate of the link (Gbit/s)",
+        ylabel="speed-up over full synchronisation",
+        title=title,
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.title.set_fontsize(9)
+    return figure, axes
+
+
+def _label(row: dict) -> str:
+    return f"{row['mode']}, ratio {row['ratio']:g}"

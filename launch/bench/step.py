@@ -1,0 +1,94 @@
+"""`caat bench step`: what partial synchronisation saves on this machine and its own network."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+from caat.training.costs import flops_per_token
+from caat.training.prediction import Link, predict
+from conf.bench import BenchStackConfig, BenchStepConfig
+from launch.bench.plots import plot_steps
+from launch.bench.report import Report
+from launch.config import load_verb
+from launch.processes import run_workers
+
+COLUMNS = {
+    "mode": "sums",
+    "ratio": "ratio",
+    "step_ms": "step ms",
+    "spread_ms": "±",
+    "exposed_ms": "exposed",
+    "hidden_ms": "hidden",
+    "bytes_forward": "MiB sent",
+    "predicted_ms": "predicted",
+}
+
+
+def main(argv: list[str]) -> None:
+    config = load_verb(BenchStepConfig, argv)
+    report = Report(
+        "step",
+        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
+        f"{config.sequence} tokens, {config.precision}, {config.processes} processes of this machine",
+        COLUMNS,
+    )
+    rows = run_here("launch.bench.measure", config)
+    for row in with_prediction(rows, config, measured_link(rows, config)):
+        report.add(**row)
+    report.finish(config.out, plot_steps)
+
+
+def run_here(module: str, config: BenchStackConfig) -> list[dict]:
+    """``config.processes`` processes of ``module`` on this machine; the rows that the first of them wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("settings.json", "rows.json")]
+        paths[0].write_text(json.dumps(stack_settings(config)))
+        status = run_workers(module, [str(path) for path in paths], config.processes)
+        if status:
+            sys.exit(status)
+        return json.loads(paths[1].read_text())
+
+
+def stack_settings(config: BenchStackConfig) -> dict:
+    """What the measuring processes need to know, as plain values."""
+    return {field.name: getattr(config, field.name) for field in fields(BenchStackConfig)}
+
+
+def measured_link(rows: list[dict], config: BenchStackConfig) -> Link:
+    """The rate at which this network carries the largest messages, and the delay that the smallest show."""
+    sent = sorted({(row["bytes_forward"], row["communication_ms"]) for row in rows if row["bytes_forward"]})
+    messages, processes = 4 * config.layers, config.processes
+    (small, small_ms), (large, large_ms) = sent[0], sent[-1]
+    steps = 2 * (processes - 1)
+    if small == large:
+        return Link(steps / processes * 2 * large / (large_ms / 1e3))
+    per_byte = max(0.0, (large_ms - small_ms) / 1e3 / (2 * (large - small)))
+    delay = max(0.0, (small_ms / 1e3 - 2 * small * per_byte) / messages / steps)
+    return Link(steps / processes / per_byte, delay) if per_byte else Link(float("inf"), delay)
+
+
+def with_prediction(rows: list[dict], config: BenchStackConfig, link: Link) -> list[dict]:
+    """``rows`` with what stays hidden, and the closed formula's step beside the measured one."""
+    shape = config.shape
+    tokens = config.batch * config.sequence
+    limit_ms = next(row["step_ms"] for row in rows if row["mode"] == "none")
+    sustained = flops_per_token(shape, config.sequence) * tokens / config.processes / limit_ms * 1e3
+    element_size = 2 if config.precision == "bf16" else 4
+    found = []
+    for row in rows:
+        how = row["mode"], row["ratio"], element_size, sustained, link
+        step = predict(shape, tokens, config.processes, *how)
+        hidden = max(0.0, row["communication_ms"] - max(0.0, row["exposed_ms"]))
+        found.append(
+            row
+            | {
+                "hidden_ms": hidden,
+                "predicted_ms": step.seconds * 1e3,
+                "error": step.seconds * 1e3 / row["step_ms"] - 1,
+            }
+        )
+    return found

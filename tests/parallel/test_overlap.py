@@ -1,0 +1,158 @@
+"""What is computed while sums are on their way, and that it changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from caat.parallel.collectives import Collectives
+from caat.parallel.mesh import Mesh
+from caat.parallel.stream import enter
+from caat.parallel.wire import Wire
+from layers.linear import RowParallelLinear
+from tests.models import SMALL, batch, build
+
+GEMMS = ("mm", "addmm_", "bmm", "baddbmm", "addmm")
+
+
+class Journal(TorchDispatchMode):
+    """GEMMs and copies, between the starts and the ends of sums, in the order of the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.entries.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+    def between(self, direction: str) -> list[list[str]]:
+        """What happened during each sum of the layers, in order."""
+        found, inside = [], None
+        for entry in self.entries:
+            if entry == f"start {direction}":
+                inside = []
+            elif entry == "wait" and inside is not None:
+                found.append(inside)
+                inside = None
+            elif inside is not None:
+                inside.append(entry)
+        return found
+
+
+def write_down(collectives: Collectives, journal: Journal) -> None:
+    start = collectives.start_sum
+
+    def noted(x, direction, purpose):
+        wait = start(x, direction, purpose)
+        if purpose != "sync":
+            return wait
+        journal.entries.append(f"start {direction}")
+        return lambda: (journal.entries.append("wait"), wait())
+
+    collectives.start_sum = noted  # type: ignore[method-assign]
+
+
+def hidden_work(ratio: float):
+    mesh = Mesh.create(2, 2)
+    model = build(mesh, ratio)
+    journal = Journal()
+    write_down(mesh.tensor, journal)
+    tokens, targets = batch()
+    with journal:
+        model(tokens, targets).mean().backward()
+    return journal.between("forward"), journal.between("backward")
+
+
+def test_private_arithmetic_hides_every_sum(ranks):
+    forward, backward = ranks(2).run(hidden_work, 0.5)[0]
+    assert len(forward) == len(backward) == 2 * SMALL.layers
+    for during in forward:
+        # The private outputs of this row-parallel GEMM, the private inputs of the column-parallel one.
+        assert [op for op in during if op in GEMMS] == ["baddbmm", "bmm"]
+    for during in backward:
+        # Of the column: private input gradient, both weight gradients. Of the row: both private gradients.
+        assert [op for op in during if op in GEMMS] == ["baddbmm", "bmm", "mm", "bmm", "bmm"]
+
+
+def copies(ratio: float):
+    mesh = Mesh.create(2, 2)
+    model = build(mesh, ratio)
+    tokens, _ = batch()
+    embedded = model.embedding(tokens).detach().requires_grad_()
+    stream = enter(embedded, model.shared_channels, mesh)
+    row, column = model.blocks[0].mlp.down, model.blocks[1].attention.qkv
+    a = torch.randn(*tokens.shape, row.weight.shape[1], dtype=row.weight.dtype)
+    gamma = torch.ones(SMALL.hidden, dtype=row.weight.dtype)
+    journal = Journal()
+    with journal:
+        _, y = column.after_norm(model.norm(row.before_norm(a, stream), gamma))
+        y.square().sum().backward()
+    return [op for op in journal.entries if op in ("clone", "cat", "copy_", "_to_copy", "contiguous")]
+
+
+def test_one_copy_per_synchronisation(ranks):
+    """Backward, the message is a copy: the gradient itself goes on along the residual. And one concatenation,
+    where the stream begins: the sum of all channels travels as one message."""
+    assert ranks(2).run(copies, 0.5)[0] == ["clone", "cat"]
+
+
+def gradients(wire: Wire, checkpointing: str):
+    mesh = Mesh.create(4, 2, wire)
+    model = build(mesh, 0.5, checkpointing, dtype=torch.float32)
+    tokens, targets = batch()
+    loss = model(tokens, targets).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_overlap_changes_no_bit(ranks, checkpointing):
+    pool = ranks(2)
+    for on, off in zip(
+        pool.run(gradients, Wire(overlap=True), checkpointing),
+        pool.run(gradients, Wire(overlap=False), checkpointing),
+        strict=True,
+    ):
+        assert torch.equal(on[0], off[0])
+        assert all(torch.equal(gradient, off[1][name]) for name, gradient in on[1].items())
+
+
+def read_twice():
+    mesh = Mesh.create(2, 2)
+    row = RowParallelLinear(8, 12, mesh, 0.5)
+    x = enter(torch.randn(3, 12, requires_grad=True), 6, mesh)
+    arriving = row.before_norm(torch.randn(3, 4), x)
+    total = arriving.settled().stack().sum() + arriving.settled().stack().sum()
+    try:
+        total.backward()
+    except AssertionError as error:
+        return str(error)
+    return "nothing was said"
+
+
+def test_reading_an_arriving_stream_twice_is_refused(ranks):
+    assert all("read twice" in said for said in ranks(2).run(read_twice))
+
+
+def saved_bytes(ratio: float) -> int:
+    """Memory that the backward pass of one shard waits for, by storage, without the parameters."""
+    model = build(Mesh(2, 2, 0, tensor=Collectives(1, None)), ratio, dtype=torch.float32)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in own:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    tokens, targets = batch()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model(tokens, targets).mean()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("ratio", [0.75, 0.5, 0.25, 0.0])
+def test_no_more_activations_than_full_synchronisation(ratio):
+    assert saved_bytes(ratio) <= saved_bytes(1.0)
