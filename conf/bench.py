@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from conf.schema import ModelConfig, require, require_choice, require_positive
+from conf.schema import ModelConfig, ParallelConfig, require, require_choice, require_positive
 
 
 @dataclass
@@ -99,6 +99,16 @@ class BenchStepConfig(BenchStackConfig):
     overlap, beside full synchronisation in Megatron's form and no communication at all."""
 
 
+def check_link(rate: str, delay: str, burst: str) -> None:
+    """Raise ``ValueError`` unless all are as tc writes them."""
+    rate_bytes(rate)
+    delay_seconds(delay)
+    require(
+        re.fullmatch(r"\d+(\.\d+)?[kmg]?b", burst) is not None,
+        f"burst={burst} is not a size of tc: write 128kb or 1mb",
+    )
+
+
 @dataclass
 class BenchLinkConfig(BenchStackConfig):
     """`caat bench link`: the same between network namespaces joined by a shaped link (root, ip and tc)."""
@@ -113,16 +123,60 @@ class BenchLinkConfig(BenchStackConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for rate in self.rates:
-            rate_bytes(rate)
-        delay_seconds(self.delay)
-        require(
-            re.fullmatch(r"\d+(\.\d+)?[kmg]?b", self.burst) is not None,
-            f"burst={self.burst} is not a size of tc: write 128kb or 1mb",
-        )
+            check_link(rate, self.delay, self.burst)
 
     @property
     def rates(self) -> list[str]:
         return [rate.strip() for rate in self.rate.strip("[]").split(",")]
+
+
+@dataclass
+class BenchPeersConfig(BenchStackConfig):
+    """`caat bench peers`: the same blocks, sizes and data in torch's parallelize_module and in
+    megatron-core's linears (if installed: the extra "peers"), beside ours at ratio 1 and below."""
+
+    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5])
+    # Over a shaped link of this rate, as in `caat bench link`; default: this machine's own network.
+    rate: str | None = None
+    delay: str = "0ms"
+    burst: str = "128kb"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rate is not None:
+            check_link(self.rate, self.delay, self.burst)
+
+
+@dataclass
+class BenchPredictConfig:
+    """`caat bench predict`: step time by ratio from FLOPs, bytes and a link's rate and delay; nothing is run.
+
+    One forward and backward pass of a replica on parallel.processes (default: parallel.tensor) processes.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    ratios: list[float] = field(default_factory=lambda: [0.75, 0.5, 0.25, 0.0])
+    # Between any two processes, each way.
+    link: str = "400gbit"
+    # One way.
+    delay: str = "5us"
+    # What a process sustains in arithmetic alone, in TFLOP/s.
+    tflops: float = 400.0
+    # Sequences of model.sequence tokens a pass.
+    micro_batch: int = 1
+    # The type that travels: bf16 or fp32.
+    precision: str = "bf16"
+    # Where the JSON goes, the plot beside it; default: outputs/bench-predict-<time>.json.
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        rate_bytes(self.link)
+        delay_seconds(self.delay)
+        require_positive(tflops=self.tflops, micro_batch=self.micro_batch)
+        require_choice("precision", self.precision, ("fp32", "bf16"))
+        for ratio in self.ratios:
+            require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
 
 
 def rate_bytes(rate: str) -> float:

@@ -108,7 +108,9 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
             unknown(key, text, [*known, *nested])
     try:
         for group in nested:
-            OmegaConf.update(config, group, OmegaConf.load(CONF / group / f"{options[group]}.yaml"))
+            option = OmegaConf.load(CONF / group / f"{options[group]}.yaml")
+            # An option of the whole configuration (a model brings its schedule) has this group by name.
+            OmegaConf.update(config, group, option[group] if group in option else option)
         for key, value in values.items():
             OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:

@@ -96,14 +96,15 @@ class _NormColumnParallel(torch.autograd.Function):
         wide = torch.promote_types(shared.dtype, torch.float32)
         y = shared.new_empty(len(shared), len(weight))
         of_shard = _by_shard(y, shards)
-        private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
-        torch.bmm(private, private_weight.mT, out=of_shard)
+        if k < len(gamma):
+            private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
+            torch.bmm(private, private_weight.mT, out=of_shard)
         square = _square_sum(private, wide)
 
         if transfer is not None and arriving is not None:
             transfer.wait()
             shared = shared + arriving
-        y.addmm_(shared * gamma[:k], weight[:, :k].T)
+        y.addmm_(shared * gamma[:k], weight[:, :k].T, beta=int(k < len(gamma)))
         rstd = torch.rsqrt((square + _square_sum(shared, wide)) / gamma.numel() + eps)
         of_shard.mul_(rstd)
         ctx.save_for_backward(shared, private, gamma, weight, rstd, y)
@@ -150,11 +151,13 @@ def norm_column_parallel(
     ``gamma`` [h], ``weight`` [r · c, h]. Returns ``x`` for the residual to go on with, and the product
     [..., r · c]. Each shard normalises what it sees itself: the shared channels with its own private ones.
     """
-    if x.private.shape[-1] == 0:
-        # Nothing is private, so every shard sees the same: normalise once, plainly.
-        x = x.settled()
-        return x, F.linear(F.rms_norm(x.shared, gamma.shape, gamma, eps), weight)
     private = x.private.flatten(1, -2)
+    if nothing_private := private.shape[-1] == 0:
+        # Every shard sees the same: normalise once.
+        private = private[:1]
+        if not x.travels:
+            x = x.settled()
+            return x, F.linear(F.rms_norm(x.shared, gamma.shape, gamma, eps), weight)
     if isinstance(x, Arriving):
         shared, private, y = _NormColumnParallel.apply(
             x.residual.flatten(0, -2), x.sum.flatten(0, -2), private, x.transfer, None, gamma, weight, eps
@@ -164,8 +167,10 @@ def norm_column_parallel(
             x.shared.flatten(0, -2), None, private, None, x.entry, gamma, weight, eps
         )
     tokens = x.private.shape[1:-1]
-    stream = Stream(shared.view(*tokens, -1), private.view(x.private.shape))
-    return stream, y.view(*tokens, -1)
+    stream = Stream(
+        shared.unflatten(0, tokens), x.private if nothing_private else private.unflatten(1, tokens)
+    )
+    return stream, y.unflatten(0, tokens)
 
 
 def column_parallel(x: Tensor, weight: Tensor) -> Tensor:

@@ -22,6 +22,10 @@ class Transfer:
         self._collectives = collectives
         self._wait: Wait | None = None
 
+    @property
+    def travels(self) -> bool:
+        return self._collectives.processes > 1
+
     def start(self, x: Tensor, direction: Direction) -> None:
         """Begin to sum ``x`` over the processes, in place."""
         assert self._wait is None, "a stream was read twice while its sum was on its way"
@@ -29,7 +33,7 @@ class Transfer:
 
     def start_copy(self, x: Tensor, direction: Direction) -> Tensor:
         """Begin to sum a copy of ``x`` and return it (``x`` itself if there is nobody to send it to)."""
-        if self._collectives.processes == 1:
+        if not self.travels:
             return x
         message = x.clone(memory_format=torch.contiguous_format)
         self.start(message, direction)
@@ -58,6 +62,11 @@ class Stream(NamedTuple):
     def settled(self) -> Stream:
         return self
 
+    @property
+    def travels(self) -> bool:
+        """Whether another process waits for the gradient."""
+        return self.entry is not None
+
     def stack(self) -> Tensor:
         """The plain form [r, ..., h]: what each local shard sees."""
         shards = len(self.private)
@@ -78,6 +87,11 @@ class Arriving(NamedTuple):
     def settled(self) -> Stream:
         """The stream, its last synchronisation waited for."""
         return Stream(_Arrive.apply(self.residual, self.sum, self.transfer), self.private)
+
+    @property
+    def travels(self) -> bool:
+        """Whether another process takes part."""
+        return self.transfer.travels
 
 
 class _Arrive(torch.autograd.Function):

@@ -7,6 +7,8 @@ from importlib import import_module
 BENCHMARKS = {
     "step": "time and bytes of a step on this machine's network, by ratio, with and without overlap",
     "link": "the same over a slow network made on this machine (root)",
+    "peers": "the same blocks in torch's and megatron-core's tensor parallelism, beside ours",
+    "predict": "step time by ratio on a machine that one does not have, from a closed formula",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }

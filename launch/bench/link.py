@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from caat.training.prediction import Link
-from conf.bench import BenchLinkConfig, delay_seconds, rate_bytes
+from conf.bench import BenchLinkConfig, BenchStackConfig, delay_seconds, rate_bytes
 from launch.bench.namespaces import Host, shaped_hosts
 from launch.bench.plots import plot_speed_up, plot_steps
 from launch.bench.report import Report
@@ -22,8 +22,7 @@ from launch.config import load_verb
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchLinkConfig, argv)
-    # Both end the benchmark like Ctrl-C does: by leaving every block, which takes the namespaces away.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    stop_in_order()
     report = Report(
         "link",
         f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
     )
     for rate in config.rates:
         with shaped_hosts(config.processes, rate, config.delay, config.burst) as hosts:
-            rows = run_on_hosts(hosts, "launch.bench.measure", stack_settings(config))
+            rows = run_on_hosts(hosts, "network", config)
         link = Link(rate_bytes(rate), delay_seconds(config.delay))
         for row in with_prediction(rows, config, link):
             report.add(rate=rate, delay=config.delay, **row)
@@ -40,14 +39,19 @@ def main(argv: list[str]) -> None:
     report.finish(config.out, plot)
 
 
-def run_on_hosts(hosts: list[Host], module: str, settings: dict) -> list[dict]:
-    """One process of ``module`` on each host; the rows that the first of them wrote."""
+def stop_in_order() -> None:
+    """SIGTERM ends the benchmark as Ctrl-C does: every block is left, which takes the namespaces away."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def run_on_hosts(hosts: list[Host], kind: str, config: BenchStackConfig) -> list[dict]:
+    """One measuring process on each host; the rows that the first of them wrote."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("settings.json", "rows.json")]
-        paths[0].write_text(json.dumps(settings))
+        paths[0].write_text(json.dumps(stack_settings(config)))
         processes = [
             subprocess.Popen(
-                host.command(sys.executable, "-m", module, *map(str, paths)),
+                host.command(sys.executable, "-m", "launch.bench.measure", kind, *map(str, paths)),
                 env={**os.environ, **_environment(rank, hosts)},
             )
             for rank, host in enumerate(hosts)

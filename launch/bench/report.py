@@ -24,7 +24,7 @@ class Report:
         self.name, self.heading, self.columns = name, heading, columns
         self.rows: list[dict] = []
 
-    def add(self, **figures: str | float) -> None:
+    def add(self, **figures: str | float | None) -> None:
         self.rows.append(figures)
 
     def finish(self, out: str | None, plot: Plot | None = None) -> None:
@@ -52,9 +52,9 @@ class Report:
         print(path)
 
 
-def _text(value: str | float) -> str:
-    if isinstance(value, str):
-        return value
+def _text(value: str | float | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
     if isinstance(value, int) and value >= 2**20:
         return f"{value / 2**20:,.2f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The stack of blocks that the communication benchmarks time: ours, and one in Megatron's form.
+"""The stack of blocks that the communication benchmarks time: ours, and one of anybody's linears.
 
 Both start where an embedding ends and end in a column-parallel head. Each sums 2 messages a layer forward
 and 2 backward, and one of all channels beside: Megatron for the head, ours for the embedding.
@@ -6,9 +6,12 @@ and 2 backward, and one of all channels beside: Megatron for the head, ours for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
@@ -19,6 +22,8 @@ from layers.linear import ColumnParallelLinear, shared_channels
 from layers.mlp import swiglu
 from layers.norm import RMSNorm, norm_weights
 from layers.rotary import rotary_angles, rotate
+
+Linears = Callable[[int, int], nn.Module]
 
 
 class OurStack(nn.Module):
@@ -67,41 +72,82 @@ class _SumBackward(torch.autograd.Function):
         return ctx.collectives.all_reduce(gradient, "backward", ctx.purpose), None, None
 
 
-class _MegatronBlock(nn.Module):
-    def __init__(self, c: ModelConfig, mesh: Mesh) -> None:
+class ColumnLinear(nn.Module):
+    """Megatron's *f*, then a plain linear of this process's outputs."""
+
+    def __init__(self, inputs: int, outputs: int, mesh: Mesh, purpose: str = "sync") -> None:
         super().__init__()
-        self.c, self.mesh = c, mesh
+        self.collectives, self.purpose = mesh.tensor, purpose
+        self.weight = nn.Parameter(torch.empty(outputs // mesh.processes, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_SumBackward.apply(x, self.collectives, self.purpose), self.weight)
+
+
+class RowLinear(nn.Module):
+    """A plain linear of this process's inputs, then Megatron's *g*."""
+
+    def __init__(self, inputs: int, outputs: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.collectives = mesh.tensor
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // mesh.processes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _SumForward.apply(F.linear(x, self.weight), self.collectives)
+
+
+class PlainBlock(nn.Module):
+    """A block of anybody's ``column(inputs, outputs)`` and ``row(inputs, outputs)`` linears."""
+
+    def __init__(self, c: ModelConfig, column: Linears, row: Linears) -> None:
+        super().__init__()
+        self.head_dim = c.head_dim
         self.attention_norm = nn.RMSNorm(c.hidden, c.norm_eps)
-        self.qkv = ColumnParallelLinear(c.hidden, (c.hidden, c.hidden, c.hidden), mesh)
-        self.output = nn.Linear(c.hidden // mesh.shards, c.hidden, bias=False)
+        self.qkv, self.output = column(c.hidden, 3 * c.hidden), row(c.hidden, c.hidden)
         self.mlp_norm = nn.RMSNorm(c.hidden, c.norm_eps)
-        self.gate_up = ColumnParallelLinear(c.hidden, (c.ffn, c.ffn), mesh)
-        self.down = nn.Linear(c.ffn // mesh.shards, c.hidden, bias=False)
+        self.gate_up, self.down = column(c.hidden, 2 * c.ffn), row(c.ffn, c.hidden)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        messages = self.mesh.tensor
-        qkv = F.linear(_SumBackward.apply(self.attention_norm(x), messages), self.qkv.weight)
-        q, k, v = qkv.unflatten(-1, (3, -1, self.c.head_dim)).unbind(-3)
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_dim))
+        q, k, v = qkv.unbind(-3)
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2, 3)
-        x = x + _SumForward.apply(self.output(a), messages)
-        gate_up = F.linear(_SumBackward.apply(self.mlp_norm(x), messages), self.gate_up.weight)
-        return x + _SumForward.apply(self.down(swiglu(gate_up, 1)), messages)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.output(a.transpose(1, 2).flatten(2, 3))
+        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x)), 1))
 
 
-class MegatronStack(nn.Module):
-    """Full synchronisation as in Megatron-LM (arXiv 1909.08053, figure 3), every sum waited for."""
+class PlainStack(nn.Module):
+    """Full synchronisation: [batch, seq, hidden] -> this process's part of the loss."""
 
-    def __init__(self, c: ModelConfig, mesh: Mesh) -> None:
+    def __init__(self, c: ModelConfig, column: Linears, row: Linears, head: Linears) -> None:
         super().__init__()
-        self.c, self.mesh = c, mesh
-        self.blocks = nn.ModuleList(_MegatronBlock(c, mesh) for _ in range(c.layers))
+        self.c = c
+        self.blocks = nn.ModuleList(PlainBlock(c, column, row) for _ in range(c.layers))
         self.norm = nn.RMSNorm(c.hidden, c.norm_eps)
-        self.head = ColumnParallelLinear(c.hidden, c.hidden, mesh)
+        self.head = head(c.hidden, c.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         cos, sin = rotary_angles(x.shape[1], self.c.head_dim, self.c.rope_base, x)
         for block in self.blocks:
             x = block(x, cos, sin)
-        out = F.linear(_SumBackward.apply(self.norm(x), self.mesh.tensor, "head"), self.head.weight)
-        return out.square().mean()
+        return self.head(self.norm(x)).square().mean()
+
+
+def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
+    """Full synchronisation as in Megatron-LM (arXiv 1909.08053, figure 3), every sum waited for."""
+    return PlainStack(
+        c,
+        lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh),
+        lambda inputs, outputs: RowLinear(inputs, outputs, mesh),
+        lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh, "head"),
+    )
+
+
+@torch.no_grad()
+def copy_weights(ours: OurStack, other: nn.Module) -> None:
+    """Give ``other`` this process's weights of ``ours``: the same function at ratio 1."""
+    theirs = dict(other.named_parameters())
+    for name, parameter in ours.named_parameters():
+        target = theirs[name.replace(".attention.", ".").replace(".mlp.", ".")]
+        local = target.to_local() if isinstance(target, DTensor) else target
+        local.copy_(parameter)

@@ -36,18 +36,18 @@ def main(argv: list[str]) -> None:
         f"{config.sequence} tokens, {config.precision}, {config.processes} processes of this machine",
         COLUMNS,
     )
-    rows = run_here("launch.bench.measure", config)
+    rows = run_here("network", config)
     for row in with_prediction(rows, config, measured_link(rows, config)):
         report.add(**row)
     report.finish(config.out, plot_steps)
 
 
-def run_here(module: str, config: BenchStackConfig) -> list[dict]:
-    """``config.processes`` processes of ``module`` on this machine; the rows that the first of them wrote."""
+def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
+    """``config.processes`` measuring processes on this machine; the rows that the first of them wrote."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("settings.json", "rows.json")]
         paths[0].write_text(json.dumps(stack_settings(config)))
-        status = run_workers(module, [str(path) for path in paths], config.processes)
+        status = run_workers("launch.bench.measure", [kind, *map(str, paths)], config.processes)
         if status:
             sys.exit(status)
         return json.loads(paths[1].read_text())

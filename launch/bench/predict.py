@@ -1,0 +1,56 @@
+"""`caat bench predict`: what partial synchronisation would save on a machine that one does not have."""
+
+from __future__ import annotations
+
+from caat.training.costs import sync_bytes
+from caat.training.prediction import Link, predict
+from conf.bench import BenchPredictConfig, delay_seconds, rate_bytes
+from conf.schema import require
+from launch.bench.plots import plot_steps
+from launch.bench.report import Report
+from launch.config import load_verb
+
+
+def main(argv: list[str]) -> None:
+    config = load_verb(BenchPredictConfig, argv)
+    c, processes = config.model, config.parallel.processes or config.parallel.tensor
+    c.check_shards(config.parallel.tensor)
+    require(
+        config.parallel.tensor % processes == 0,
+        f"parallel.processes={processes} does not divide parallel.tensor={config.parallel.tensor}",
+    )
+    tokens = config.micro_batch * c.sequence
+    element_size = 2 if config.precision == "bf16" else 4
+    link = Link(rate_bytes(config.link), delay_seconds(config.delay))
+    report = Report(
+        "predict",
+        f"Predicted: {c.name}, {tokens} tokens on {processes} processes of {config.tflops:g} TFLOP/s, "
+        f"{config.link}, {config.delay}",
+        {
+            "mode": "sums",
+            "ratio": "ratio",
+            "step_ms": "step ms",
+            "exposed_ms": "exposed",
+            "speed_up": "speed-up",
+            "bytes_forward": "MiB sent",
+        },
+    )
+    rows = [("none", 1.0), ("full", 1.0)]
+    rows += [(mode, ratio) for ratio in config.ratios for mode in ("partial", "overlap")]
+    steps = {
+        row: predict(c, tokens, processes, *row, element_size, config.tflops * 1e12, link) for row in rows
+    }
+    for (mode, ratio), step in steps.items():
+        channels = 0 if mode == "none" else int(ratio * c.hidden)
+        sent = sync_bytes(c, channels, tokens, element_size)
+        report.add(
+            mode=mode,
+            ratio=ratio,
+            step_ms=step.seconds * 1e3,
+            spread_ms=0.0,
+            exposed_ms=step.exposed * 1e3,
+            speed_up=steps["full", 1.0].seconds / step.seconds,
+            bytes_forward=sent,
+            bytes_backward=sent,
+        )
+    report.finish(config.out, plot_steps)

@@ -1,0 +1,151 @@
+"""What the communication benchmarks time: one forward and backward pass of the same stack, in many ways."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from caat.parallel.collectives import Collectives
+from caat.parallel.mesh import Mesh
+from caat.parallel.wire import Wire
+from conf.bench import BenchStackConfig
+from launch.bench.stack import OurStack, PlainStack, copy_weights, megatron_stack
+
+
+@dataclass
+class Variant:
+    """One way to make the sums of a step. ``step`` returns this process's part of the loss."""
+
+    mode: str
+    ratio: float
+    step: Callable[[], float]
+    # None: somebody else's collectives, which we cannot count.
+    messages: Collectives | None
+
+
+def network_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
+    """No communication, full synchronisation, and ours at every ratio: without, waiting, overlapped."""
+    group = dist.new_group()
+    variants = [_plain(config, device, "none", None), _plain(config, device, "full", group)]
+    for ratio in config.ratios:
+        variants.append(_ours(config, device, "none", ratio, None, Wire(overlap=False)))
+        variants.append(_ours(config, device, "partial", ratio, group, Wire(overlap=False)))
+        variants.append(_ours(config, device, "overlap", ratio, group, Wire()))
+    return variants
+
+
+def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
+    """No communication, the peers that are installed, and ours. At ratio 1 all losses must agree.
+
+    Raises ``ArithmeticError`` if one does not: then it does not do the same work.
+    """
+    group = dist.new_group()
+    variants = [_plain(config, device, "none", None), _torch(config, device)]
+    megatron_core = _megatron_core(config, device)
+    if megatron_core is not None:
+        variants.append(megatron_core)
+    variants += [_ours(config, device, "overlap", ratio, group, Wire()) for ratio in config.ratios]
+    losses = {v.mode: v.step() for v in variants[1:] if v.ratio == 1.0}
+    reference = _plain(config, device, "full", group).step()
+    for mode, loss in losses.items():
+        if abs(loss - reference) > (0.05 if config.precision == "bf16" else 1e-4) * abs(reference):
+            raise ArithmeticError(f"{mode} has the loss {loss}, full synchronisation {reference}")
+    return variants
+
+
+def _mesh(config: BenchStackConfig, group: dist.ProcessGroup | None, wire: Wire | None = None) -> Mesh:
+    """P shards on P processes; without a ``group`` nothing is sent."""
+    messages = Collectives(config.processes if group else 1, group, wire)
+    return Mesh(config.processes, config.processes, dist.get_rank(), tensor=messages)
+
+
+def _ours(config: BenchStackConfig, device, mode: str, ratio: float, group, wire: Wire) -> Variant:
+    mesh = _mesh(config, group, wire)
+    return Variant(mode, ratio, _step(config, device, _our_stack(config, mesh, ratio)), mesh.tensor)
+
+
+def _our_stack(config: BenchStackConfig, mesh: Mesh, ratio: float) -> OurStack:
+    torch.manual_seed(0)
+    return OurStack(config.shape, mesh, ratio)
+
+
+def _plain(config: BenchStackConfig, device, mode: str, group) -> Variant:
+    mesh = _mesh(config, group)
+    stack = megatron_stack(config.shape, mesh)
+    copy_weights(_our_stack(config, mesh, 1.0), stack)
+    return Variant(mode, 1.0, _step(config, device, stack), mesh.tensor)
+
+
+def _torch(config: BenchStackConfig, device) -> Variant:
+    """torch's own tensor parallelism, as its tutorial applies it to a transformer."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def linear(inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs, bias=False)
+
+    stack = PlainStack(config.shape, linear, linear, linear)
+    device_mesh = init_device_mesh(device.type, (config.processes,))
+    how = {"qkv": ColwiseParallel(), "output": RowwiseParallel(), "gate_up": ColwiseParallel()}
+    for block in stack.blocks:
+        parallelize_module(block, device_mesh, how | {"down": RowwiseParallel()})
+    parallelize_module(stack, device_mesh, {"head": ColwiseParallel()})
+    copy_weights(_our_stack(config, _mesh(config, None), 1.0), stack)
+    return Variant("torch parallelize_module", 1.0, _step(config, device, stack), None)
+
+
+def _megatron_core(config: BenchStackConfig, device) -> Variant | None:
+    """megatron-core's linears; None, said once, where it is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from megatron.core import ModelParallelConfig, parallel_state, tensor_parallel
+        except ImportError:
+            if dist.get_rank() == 0:
+                print("megatron-core is not installed (pip install 'caat[peers]'): left out")
+            return None
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=config.processes)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    settings = ModelParallelConfig(
+        tensor_model_parallel_size=config.processes, use_cpu_initialization=True, params_dtype=dtype
+    )
+    common = {"config": settings, "init_method": nn.init.zeros_, "bias": False, "skip_bias_add": False}
+
+    class Column(tensor_parallel.ColumnParallelLinear):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__(inputs, outputs, gather_output=False, **common)
+
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    class Row(tensor_parallel.RowParallelLinear):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__(inputs, outputs, input_is_parallel=True, **common)
+
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    stack = PlainStack(config.shape, Column, Row, Column)
+    copy_weights(_our_stack(config, _mesh(config, None), 1.0), stack)
+    return Variant("megatron-core", 1.0, _step(config, device, stack), None)
+
+
+def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> Callable[[], float]:
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    stack = stack.to(device, dtype)
+    torch.manual_seed(1)
+    x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)
+    x.requires_grad_()
+
+    def step() -> float:
+        stack.zero_grad()
+        loss = stack(x)
+        loss.backward()
+        return loss.item()  # waits for the device
+
+    return step
