@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -108,9 +108,9 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
             unknown(key, text, [*known, *nested])
     try:
         for group in nested:
-            option = OmegaConf.load(CONF / group / f"{options[group]}.yaml")
+            option = DictConfig(OmegaConf.load(CONF / group / f"{options[group]}.yaml"))
             # An option of the whole configuration (a model brings its schedule) has this group by name.
-            OmegaConf.update(config, group, option[group] if group in option else option)
+            OmegaConf.update(config, group, option.get(group, option))
         for key, value in values.items():
             OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
