@@ -56,6 +56,17 @@ def start_process_group(device: torch.device, timeout: timedelta = timedelta(min
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
+def side_store() -> dist.Store | None:
+    """A connection of its own to the store that the ranks met by, for a thread; None for a world of one."""
+    if dist.get_world_size() == 1:
+        return None
+    env = os.environ
+    address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+    # The store outlives a restart of its processes: each attempt starts with nothing in it.
+    return dist.PrefixStore(f"caat/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 def stop_process_group() -> None:
     """Leave the world, together with all other ranks."""
     # Gloo's threads need the interpreter once more after a message has arrived, to let go of its tensor. A
