@@ -60,7 +60,7 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
 
     A signal to this process reaches them; if they saved before they ended, the status is `STOPPED`.
     """
-    write_status(folder, "starting", 0)
+    write_status(folder, "starting")
     arguments = ["--run-folder", str(folder)]
     try:
         status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)

@@ -72,10 +72,10 @@ def reopen_run_folder(config: Config, folder: Path) -> Path:
     return folder
 
 
-def write_status(folder: Path, status: str, step: int) -> None:
+def write_status(folder: Path, status: str) -> None:
     """Keep where a run is: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``."""
     aside = folder / ".status.tmp"
-    aside.write_text(json.dumps({"status": status, "step": step}) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps({"status": status}) + "\n", encoding="utf-8")
     aside.rename(folder / "status.json")
 
 

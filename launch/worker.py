@@ -105,10 +105,14 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
         watchdog.stop()
         return
     lost_connection = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
-    wait = LOST_CONNECTION_SECONDS if lost_connection else 0.0
-    if watchdog.claim_failure(f"{type(error).__name__}: {error}", wait):
+    if lost_connection:
+        # By itself it says nothing: the rank at the other end of it is gone, and may have said why.
+        if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
+            print(f"caat: error: rank {dist.get_rank()} lost the connection to another rank", file=sys.stderr)
+    elif watchdog.claim_failure(f"{type(error).__name__}: {error}"):
         traceback.print_exception(error)
-        print(f"caat: error: rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
+        print(f"caat: error: rank {dist.get_rank()}: {error}", file=sys.stderr)
+    sys.stderr.flush()
     # Not sys.exit: gloo's threads and the one of a save in flight would be waited for.
     os._exit(1)
 
@@ -162,17 +166,17 @@ def _train(
         output.progress.say(_opening(config, mesh, engine, device, len(training), folder))
         if source is not None:
             output.progress.say(f"resumed from {source} at step {start.step}, {start.tokens:,} tokens")
-        write_status(folder, "running", start.step)
+        write_status(folder, "running")
     summary: dict = {}
-    status, step = "failed", start.step
+    status = "failed"
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
         record = train(config, engine, loader, validation, start, supervision, device, output)
         if output:
             summary = summarise(config, mesh, record, tokens, folder)
-        status, step = "finished", c.steps
-    except StoppedBySignal as stopped:
-        status, step = "stopped", stopped.step
+        status = "finished"
+    except StoppedBySignal:
+        status = "stopped"
         raise
     except tuple(ENDINGS):
         # What was being saved when the run had to end is good.
@@ -180,7 +184,7 @@ def _train(
         raise
     finally:
         if output:
-            write_status(folder, status, step)
+            write_status(folder, status)
             output.progress.close()
             for tracker in output.trackers:
                 tracker.close(summary)

@@ -127,8 +127,8 @@ def train(
             raise NonFiniteError(
                 f"stopped at step {step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
                 f"that is not finite (last loss {result.loss}, gradient norm {result.grad_norm}). Lower "
-                f"optim.lr ({config.optim.lr}), use a longer optim.warmup_steps, or look at the data of these steps; "
-                "train.max_skipped sets how many are borne"
+                f"optim.lr ({config.optim.lr}), use a longer optim.warmup_steps, or look at the data of "
+                "these steps; train.max_skipped sets how many are borne"
             )
         to.watchdog.beat(f"agreeing after step {step}")
         stop, save_failed = to.control.maximum(to.request.number, int(to.saver.failed))

@@ -29,6 +29,10 @@ class SaveError(RuntimeError):
     """A checkpoint could not be written; the message names the rank and the cause. Earlier ones are whole."""
 
 
+class _NotFinite(Exception):
+    """What is to be saved would be of no use."""
+
+
 class Saver:
     """Writes checkpoints of this run, on all ranks together.
 
@@ -134,7 +138,7 @@ class Saver:
         result, problem = None, None
         try:
             result = work()
-        except OSError as error:
+        except (OSError, _NotFinite) as error:
             problem = str(error)
         outcomes = self._control.gather((result, problem))
         problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text]
@@ -163,7 +167,7 @@ class Saver:
                 _append(open_file, turn, parts)
                 if turn.tensors is turn.file.contents[-1]:
                     checksums[turn.file.name] = open_file.close()
-            except OSError as error:
+            except (OSError, _NotFinite) as error:
                 problem = error
         if open_file is not None and problem is not None:
             open_file.abandon()
@@ -186,4 +190,7 @@ class Saver:
 def _append(file: TensorFile, turn: Turn, parts: Sequence[Tensor]) -> None:
     for number in range(len(turn.tensors.names)):
         for strip in turn.tensors.strips(number, parts):
+            # A sum is not finite if any of its terms is not.
+            if not strip.sum().isfinite():
+                raise _NotFinite(f"{turn.file.kind} of {turn.tensors.names[number]} holds nan or inf")
             file.append(strip)
