@@ -73,6 +73,7 @@ def train(
     peak = peak_tflops(device, c.peak_tflops)
     state = start
     record: dict = {}
+    due = False
     for step in range(start.step + 1, c.steps + 1):
         to.watchdog.beat(f"reading the data of step {step}")
         started = time.perf_counter()
@@ -134,7 +135,10 @@ def train(
         stop, save_failed = to.control.maximum(to.request.number, int(to.saver.failed))
         if save_failed:
             _bear(to.saver.wait, config, output)
-        if last or stop or (config.checkpoint.every and step % config.checkpoint.every == 0):
+        due = due or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
+        # While steps are skipped, the weights are what may be wrong: the last checkpoint is the better one.
+        if last or stop or (due and not result.skipped):
+            due = False
             to.watchdog.beat(f"saving step {step}")
             now = replace(state, adam_steps=engine.adam_steps, random=random_state())
             _bear(partial(to.saver.save, now), config, output)

@@ -62,7 +62,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(POLL_SECONDS):
             if self._store is not None and self._store.check([FAILED]):
-                self._leave(1)
+                time.sleep(LATER_SECONDS)
+                os._exit(1)
             if time.monotonic() - self._last > self._seconds:
                 self._report()
 
@@ -74,9 +75,10 @@ class Watchdog:
         text = diagnosis(reports, self._world, self._seconds)
         if self._rank == min(reports) and self.claim_failure(text):
             print(f"caat: error: {text}", file=sys.stderr, flush=True)
+        time.sleep(LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
-        self._leave(HUNG_STATUS)
+        os._exit(HUNG_STATUS)
 
     def _reports(self) -> dict[int, dict]:
         keys = {rank: f"stall/{rank}" for rank in range(self._world)}
@@ -95,10 +97,6 @@ class Watchdog:
         process = json.loads(self._store.get(f"process/{rank}"))
         if process["host"] == socket.gethostname():
             os.kill(process["pid"], signal.SIGKILL)
-
-    def _leave(self, status: int) -> None:
-        time.sleep(LATER_SECONDS)
-        os._exit(status)
 
     def _put(self, key: str, value: Mapping[str, object]) -> None:
         if self._store is not None:

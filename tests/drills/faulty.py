@@ -17,14 +17,8 @@ def install(fault: dict[str, Any]) -> None:
     """Break this process as told, if it is the rank that is meant."""
     if int(os.environ.get("RANK", "0")) != fault["rank"]:
         return
-    {
-        "raise": _raise,
-        "hang": _hang,
-        "gradient": _gradient,
-        "weight": _weight,
-        "batch": _batch,
-        "drift": _drift,
-    }[fault["kind"]](fault["step"])
+    kinds = {"raise": _raise, "hang": _hang, "gradient": _gradient, "weight": _weight, "batch": _batch}
+    {**kinds, "drift": _drift}[fault["kind"]](fault["step"])
 
 
 def _at(step: int, owner: Any, method: str, action: Callable[..., None]) -> None:
@@ -96,13 +90,13 @@ def _batch(step: int) -> None:
 
 
 def _drift(step: int) -> None:
-    """One bit of a norm weight flips on this rank alone."""
+    """One bit of a norm weight's master copy flips on this rank alone."""
     import torch
 
     from caat.training.engine import Engine
 
     def spoil(engine: Engine) -> None:
-        weight = engine.model.get_parameter("blocks.0.mlp_norm.weight").detach()
+        weight = engine.fragments()["blocks.0.mlp_norm.weight"].values["weight"]
         weight.view(torch.int32)[3] ^= 1
 
     _at(step, Engine, "step", spoil)

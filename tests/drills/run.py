@@ -42,13 +42,8 @@ class Run:
 
     def __init__(self, folder: Path, text: Path, *settings: str) -> None:
         self.folder = folder
-        self._settings = [
-            *SETTINGS,
-            f"data.path={text}",
-            f"data.dir={text.parent / 'data'}",
-            f"run.dir={folder}",
-        ]
-        self._settings += settings
+        data = [f"data.path={text}", f"data.dir={text.parent / 'data'}"]
+        self._settings = [*SETTINGS, *data, f"run.dir={folder}", *settings]
         self.output = ""
 
     def start(self, *settings: str, fault: dict | None = None) -> subprocess.Popen[str]:
@@ -74,9 +69,7 @@ class Run:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             self.output = process.communicate()[0]
-            raise AssertionError(
-                f"{self.folder.name} did not end within {TIMEOUT} s:\n{self.output}"
-            ) from None
+            raise AssertionError(f"{self.folder} did not end in {TIMEOUT} s:\n{self.output}") from None
         return process.returncode
 
     def run(self, *settings: str, fault: dict | None = None) -> int:
