@@ -6,6 +6,7 @@ from importlib import import_module
 
 BENCHMARKS = {
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
+    "checkpoint": "what saving costs training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }
 
