@@ -13,11 +13,15 @@ from conf.schema import Config
 from launch.resume import checkpoints_to_try
 
 
+class DamagedError(Exception):
+    """There is no checkpoint that the run may start from."""
+
+
 def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Watchdog) -> Path | None:
     """Verify what the run may resume from, best first; ``None``: it starts from the beginning. Collective.
 
     In the run's own folder the chosen one becomes the latest, and later ones are set aside. Raises
-    ``ValueError`` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says to stop.
+    :class:`DamagedError` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says to stop.
     """
     candidates = control.gather([str(path) for path in checkpoints_to_try(config, run)])[0]
     for candidate in map(Path, candidates):
@@ -28,14 +32,14 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
             return candidate
         what = f"{candidate} is damaged: {'; '.join(problems)}"
         if config.checkpoint.on_damage == "stop":
-            raise ValueError(
+            raise DamagedError(
                 f"{what}. Give resume=... another checkpoint, or checkpoint.on_damage=previous to take "
                 "the last good one"
             )
         if control.rank == 0:
             print(f"caat: WARNING: {what}. Trying the one before it", file=sys.stderr, flush=True)
     if candidates:
-        raise ValueError(
+        raise DamagedError(
             f"all {len(candidates)} checkpoints to resume from are damaged, up to {candidates[-1]}: give a "
             "good one with resume=..., or start a new run"
         )

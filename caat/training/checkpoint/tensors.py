@@ -66,21 +66,20 @@ class FullTensors:
         for first in range(0, shape[0], rows):
             yield torch.cat([part[first : first + rows] for part in slices], dim=1)
 
-    def read(self, which: range, read: ReadSlice) -> Tensor:
-        """The shards ``which``, side by side, in float32; padding is zero."""
+    def read(self, which: range, read: ReadSlice, into: Tensor) -> None:
+        """Fill ``into``, of :meth:`local_shape`, with the shards ``which``, side by side; padding is zero."""
         if self.dim is None:
-            return read(self.names[0], tuple(slice(0, size) for size in self.shapes[0])).float()
-        local = torch.zeros(self.local_shape(len(which)))
+            into.copy_(read(self.names[0], tuple(slice(0, size) for size in self.shapes[0])))
+            return
         for number, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
             for shard, (start, length) in zip(which, self._places(number, len(which)), strict=True):
-                stop = min((shard + 1) * length, shape[self.dim])
-                count = stop - shard * length
-                if count <= 0:
-                    continue
-                where = [slice(0, size) for size in shape]
-                where[self.dim] = slice(shard * length, stop)
-                local.narrow(self.dim, start, count).copy_(read(name, tuple(where)))
-        return local
+                first, stop = shard * length, min((shard + 1) * length, shape[self.dim])
+                count = max(0, stop - first)
+                if count:
+                    where = [slice(0, size) for size in shape]
+                    where[self.dim] = slice(first, stop)
+                    into.narrow(self.dim, start, count).copy_(read(name, tuple(where)))
+                into.narrow(self.dim, start + count, length - count).zero_()
 
     def _places(self, number: int, shards: int) -> list[tuple[int, int]]:
         """Start and length along ``dim`` of tensor ``number`` in each of a process's ``shards``."""
