@@ -21,7 +21,7 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
     """Verify what the run may resume from, best first; ``None``: it starts from the beginning. Collective.
 
     In the run's own folder the chosen one becomes the latest, and later ones are set aside. Raises
-    :class:`DamagedError` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says to stop.
+    :class:`DamagedError` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says stop.
     """
     candidates = control.gather([str(path) for path in checkpoints_to_try(config, run)])[0]
     for candidate in map(Path, candidates):
