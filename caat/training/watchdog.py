@@ -70,8 +70,7 @@ class Watchdog:
     def _report(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
         place = where(sys._current_frames().get(self._main or 0))
-        self._put(f"stall/{self._rank}", {"beats": self._beats, "doing": self._doing, **place})
-        reports = self._reports()
+        reports = self._exchange({"beats": self._beats, "doing": self._doing, **place})
         text = diagnosis(reports, self._world, self._seconds)
         if self._rank == min(reports) and self.claim_failure(text):
             print(f"caat: error: {text}", file=sys.stderr, flush=True)
@@ -80,10 +79,12 @@ class Watchdog:
             self._kill(rank)
         os._exit(HUNG_STATUS)
 
-    def _reports(self) -> dict[int, dict]:
-        keys = {rank: f"stall/{rank}" for rank in range(self._world)}
+    def _exchange(self, own: dict) -> dict[int, dict]:
+        """Reports by rank, of those that give one in time."""
         if self._store is None:
-            return {self._rank: {"beats": self._beats, "doing": self._doing, **where(None)}}
+            return {self._rank: own}
+        self._put(f"stall/{self._rank}", own)
+        keys = {rank: f"stall/{rank}" for rank in range(self._world)}
         end = time.monotonic() + REPORT_SECONDS
         while time.monotonic() < end and not self._store.check(list(keys.values())):
             time.sleep(POLL_SECONDS)

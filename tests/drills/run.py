@@ -43,7 +43,7 @@ class Run:
     def __init__(self, folder: Path, text: Path, *settings: str) -> None:
         self.folder = folder
         data = [f"data.path={text}", f"data.dir={text.parent / 'data'}"]
-        self._settings = [*SETTINGS, *data, f"run.dir={folder}", *settings]
+        self.settings = [*SETTINGS, *data, f"run.dir={folder}", *settings]
         self.output = ""
 
     def start(self, *settings: str, fault: dict | None = None) -> subprocess.Popen[str]:
@@ -51,7 +51,7 @@ class Run:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if fault:
             environment["CAAT_DRILL"] = json.dumps(fault)
-        command = [sys.executable, "-m", "tests.drills.start", *self._settings, *settings]
+        command = [sys.executable, "-m", "tests.drills.start", *self.settings, *settings]
         return subprocess.Popen(
             command,
             cwd=self.folder.parent,
