@@ -127,9 +127,12 @@ def _train(
     first = control.rank == 0
 
     source = choose_checkpoint(config, folder, control, watchdog)
+    watchdog.beat("building the model")
     model = _build(config, mesh, device, source)
+    watchdog.beat("starting DeepSpeed")
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
     tensors = full_tensors(model)
+    watchdog.beat("loading the optimizer state")
     start = _restore(engine, tensors, source) or State(
         0, 0, 0, c.sequence, config.seed, data_fingerprint(tokens), 0
     )
