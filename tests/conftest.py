@@ -13,7 +13,7 @@ from tests.ranks import Ranks
 
 @pytest.fixture(scope="session")
 def ranks():
-    """``ranks(world)`` gives a pool of that many processes, restarted if an earlier test broke it or it is worn."""
+    """``ranks(world)`` gives a pool of that many processes: a new one if the last is broken or worn."""
     pools: dict[int, Ranks] = {}
 
     def get(world: int) -> Ranks:
