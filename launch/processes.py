@@ -40,7 +40,11 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     try:
         run(parse_args([*options, "-m", module, *arguments]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Of those that ended at about the same time, one that was killed did not end because of another.
+        rank, failure = min(
+            error.failures.items(),
+            key=lambda item: (item[1].exitcode != -signal.SIGKILL, item[1].timestamp),
+        )
         if failure.exitcode not in (USER_ERROR, STOPPED):
             verb, how = module.rpartition(".")[2], _how(failure.exitcode)
             print(f"caat: {verb} failed: rank {rank} ended first, {how}", file=sys.stderr)
