@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -39,18 +40,22 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._stopped = threading.Event()
         self._put(f"process/{rank}", {"host": socket.gethostname(), "pid": os.getpid()})
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
 
     def beat(self, doing: str) -> None:
         """Called by the main thread between any two things that may take long; costs nothing."""
         self._beats, self._doing, self._last = self._beats + 1, doing, time.monotonic()
 
     def stop(self) -> None:
+        """Stop watching. Called by the main thread before the process ends."""
         self._stopped.set()
+        # A thread that Python ends while it asks the store takes the whole process down with it.
+        self._thread.join()
 
     def claim_failure(self, cause: str, wait: float = 0.0) -> bool:
         """Whether this rank is the first to fail; another one gets ``wait`` seconds to come before it."""
-        self.stop()
+        self._stopped.set()
         if self._store is None:
             return True
         end = time.monotonic() + wait
@@ -60,12 +65,14 @@ class Watchdog:
         return self._store.compare_set(FAILED, "", ours).decode() == ours
 
     def _watch(self) -> None:
-        while not self._stopped.wait(POLL_SECONDS):
-            if self._store is not None and self._store.check([FAILED]):
-                time.sleep(LATER_SECONDS)
-                os._exit(1)
-            if time.monotonic() - self._last > self._seconds:
-                self._report()
+        # Without the store there is nobody to tell: the process that kept it is gone, and this run with it.
+        with suppress(dist.DistError):
+            while not self._stopped.wait(POLL_SECONDS):
+                if self._store is not None and self._store.check([FAILED]):
+                    time.sleep(LATER_SECONDS)
+                    os._exit(1)
+                if time.monotonic() - self._last > self._seconds:
+                    self._report()
 
     def _report(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
