@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart test test-slow check clean help
+.PHONY: quickstart test test-slow drills check clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ test: $(VENV)/installed ## the tests (minutes)
 
 test-slow: $(VENV)/installed ## slower truths: real runs end to end, every shipped config, the wheel
 	$(RUN) pytest -m slow
+
+drills: $(VENV)/installed ## break real runs in every way we know of, and print what became of them (half an hour)
+	$(RUN) tests.drills
 
 check: $(VENV)/installed ## lint, format, types
 	$(RUN) ruff check .

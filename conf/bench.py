@@ -49,6 +49,39 @@ class BenchTokenizeConfig:
 
 
 @dataclass
+class BenchCheckpointConfig:
+    """`caat bench checkpoint`: training with and without saving, and loading against reading the bytes."""
+
+    layers: int = 8
+    hidden: int = 768
+    ffn: int = 2048
+    heads: int = 8
+    vocab_size: int = 4096
+    shards: int = 8
+    processes: int = 1
+    # Of each process; default: all cores, shared by the processes.
+    threads: int | None = None
+    sequence: int = 256
+    batch: int = 1
+    # Pairs of an interval with a save and one without.
+    rounds: int = 8
+    # The interval is so many times what a save takes when training waits for it.
+    interval: float = 10.0
+    # Where the checkpoints go for a while: the disk that is measured.
+    folder: str = "outputs"
+    # Where the JSON goes; default: outputs/bench-checkpoint-<time>.json.
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
+        require_positive(processes=self.processes, interval=self.interval, threads=self.threads or 1)
+        require(
+            self.shards % self.processes == 0,
+            f"processes={self.processes} do not divide shards={self.shards}: choose a divisor",
+        )
+
+
+@dataclass
 class BenchStackConfig:
     """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
 

@@ -185,10 +185,15 @@ class LaunchConfig:
     processes: int = 1
     # auto takes CUDA where every process of this node can have a GPU of its own, else the CPU.
     device: str = "auto"
+    # A run that does not get on for so long is ended, with the process that hangs named.
+    hang_seconds: float = 600.0
+    # After a process died: start all of them again from the last checkpoint, so many times.
+    max_restarts: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(launch__processes=self.processes)
+        require_positive(launch__processes=self.processes, launch__hang_seconds=self.hang_seconds)
         require_choice("launch.device", self.device, ("auto", "cpu", "cuda"))
+        require(self.max_restarts >= 0, f"launch.max_restarts={self.max_restarts} must not be negative")
 
 
 @dataclass
@@ -287,6 +292,8 @@ class TrainConfig:
     deterministic: bool = False
     # Stop after so many steps in a row were skipped for a non-finite loss or gradient.
     max_skipped: int = 10
+    # Compare what must be the same on several processes every so many steps; 0: never.
+    check_replicas_every: int = 100
     # The device's peak in TFLOP/s for MFU, where the device is not in our table.
     peak_tflops: float | None = None
 
@@ -303,6 +310,10 @@ class TrainConfig:
         require(
             self.eval_every >= 0,
             f"train.eval_every={self.eval_every} must not be negative (0: only at the end)",
+        )
+        require(
+            self.check_replicas_every >= 0,
+            f"train.check_replicas_every={self.check_replicas_every} must not be negative (0: never)",
         )
         require_choice("train.precision", self.precision, ("fp32", "bf16"))
         require_choice(
@@ -324,11 +335,29 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
+    """Saved every so many steps, at the end, and on SIGTERM and SIGUSR1."""
+
     # Save every so many steps; 0: only at the end.
     every: int = 0
+    # Write beside training, from a copy in host memory; else training waits until the files are on disk.
+    asynchronous: bool = True
+    # Keep so many of the last checkpoints and delete older ones; 0: keep all.
+    keep: int = 0
+    # Of the older ones, keep those whose step is a multiple of this; 0: none.
+    keep_every: int = 0
+    # When a checkpoint cannot be written, as on a full disk: warn and train on, or stop.
+    on_failure: str = "warn"
+    # When the checkpoint to resume from is damaged: take the previous one, with a warning, or stop.
+    on_damage: str = "previous"
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"checkpoint.every={self.every} must not be negative (0: only at the end)")
+        require(self.keep >= 0, f"checkpoint.keep={self.keep} must not be negative (0: keep all)")
+        require(
+            self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every} must not be negative (0: none)"
+        )
+        require_choice("checkpoint.on_failure", self.on_failure, ("warn", "stop"))
+        require_choice("checkpoint.on_damage", self.on_damage, ("previous", "stop"))
 
 
 @dataclass
@@ -369,10 +398,17 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 1
+    # never; auto: from the last checkpoint in run.dir, from the start if there is none; or the path of a
+    # checkpoint or a run.
+    resume: str = "never"
 
     def __post_init__(self) -> None:
         # Hydra builds the schema before the YAML is merged; only a finished config is checked further.
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        require(
+            self.resume != "auto" or self.run.dir is not None,
+            "resume=auto needs run.dir=...: the folder of the run, the same each time it is started",
+        )
 
     def check_layout(self, world: int) -> None:
         """Raise ``ValueError`` unless model, shards, batch and ``world`` processes fit together."""

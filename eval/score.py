@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
-from caat.training.checkpoint import Architecture, Weights, read_architecture
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.reading import Tensors
 from layers.gpt import GPT
 
 
@@ -22,7 +23,7 @@ def load_model(
     """
     architecture = read_architecture(folder)
     check_shards(architecture, mesh.shards)
-    weights = Weights(folder)
+    weights = Tensors(folder)
     model = GPT.build(
         architecture.model,
         mesh,

@@ -29,6 +29,7 @@ from caat.data.shards import SPLITS, read_index
 from caat.data.tokenizer import load_tokenizer
 from conf.schema import Config, require
 from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
+from launch.resume import check_resume, continues
 from launch.settings import field_types, print_settings, settings_of
 
 T = TypeVar("T")
@@ -164,7 +165,8 @@ def validate(config: Config, world: int) -> None:
         _check_vocabulary(config, load_tokenizer(tokenizer).piece_size(), f"the tokenizer {tokenizer}")
     else:
         _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
-    _check_run_folder(config.run.dir)
+    check_resume(config)
+    _check_run_folder(config)
 
 
 def check_data(config: Config, folder: Path) -> None:
@@ -191,8 +193,9 @@ def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
     )
 
 
-def _check_run_folder(name: str | None) -> None:
-    """Raise ``ValueError`` unless the run folder is new or empty and can be written."""
+def _check_run_folder(config: Config) -> None:
+    """Raise ``ValueError`` unless the run folder can be written, and is new or empty or to be continued."""
+    name = config.run.dir
     folder = Path(name or "outputs").expanduser()
     what = f"run.dir={name}" if name else f"the folder of runs {folder.absolute()}"
     at = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
@@ -202,8 +205,9 @@ def _check_run_folder(name: str | None) -> None:
         f"{what} cannot be made, {at} is not writable: give another run.dir=...",
     )
     require(
-        not name or at != folder.absolute() or not any(at.iterdir()),
-        f"{what} exists and is not empty: give a new folder, or leave run.dir out and one is made",
+        not name or at != folder.absolute() or not any(at.iterdir()) or continues(config),
+        f"{what} exists and is not empty: give resume=auto to continue the run in it, give a new folder, or "
+        "leave run.dir out and one is made",
     )
 
 

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from time import sleep
 from typing import NoReturn
 
+# Exit statuses.
 USER_ERROR = 2
+NOT_FINITE = 3
+DRIFTED = 4
+NOT_SAVED = 6
+# Stopped by a signal, and saved: the same command goes on from there with resume=auto. As in sysexits.h:
+# "temporary failure, try again later".
+STOPPED = 75
 INTERRUPTED = 130
 OURS = ("caat", "conf", "eval", "launch", "layers")
 # What rank 0 gets to report a mistake that all ranks see, before another one does.

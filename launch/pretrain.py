@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from caat.data.corpus import prepare
-from conf.schema import Config
+from conf.schema import Config, LaunchConfig
 from launch.config import check_data, compose, read_config, validate
-from launch.errors import user_errors
-from launch.processes import run_workers, under_torchrun
-from launch.run_folder import create_run_folder
+from launch.errors import STOPPED, user_errors
+from launch.processes import Stopped, run_workers, under_torchrun
+from launch.resume import check_restartable, check_resume_data
+from launch.run_folder import open_run_folder, read_status, write_status
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
@@ -37,23 +38,36 @@ def _main(argv: list[str]) -> int:
     config = compose(argv)
     if under_torchrun():
         validate(config, int(os.environ["WORLD_SIZE"]))
+        check_restartable(config)
         return _work(config, None)
     folder = set_up(config)
     if config.launch.processes == 1:
         return _work(config, folder)
-    return run_in_processes(folder, config.launch.processes)
+    return run_in_processes(folder, config.launch)
 
 
 def set_up(config: Config) -> Path:
     """All that comes before the first process: checks, data, run folder. Raises ``ValueError``."""
     validate(config, config.launch.processes)
-    check_data(config, prepare(config.data))
-    return create_run_folder(config)
+    tokens = prepare(config.data)
+    check_data(config, tokens)
+    check_resume_data(config, tokens)
+    return open_run_folder(config)
 
 
-def run_in_processes(folder: Path, processes: int) -> int:
-    """Train the run in ``folder`` on processes of its own; returns the exit status."""
-    status = run_workers("launch.pretrain", ["--run-folder", str(folder)], processes)
+def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
+    """Train the run in ``folder`` on processes of its own; returns the exit status.
+
+    A signal to this process reaches them; if they saved before they ended, the status is `STOPPED`.
+    """
+    write_status(folder, "starting")
+    arguments = ["--run-folder", str(folder)]
+    try:
+        status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
+    except Stopped:
+        if read_status(folder) != "stopped":
+            raise
+        raise Stopped(STOPPED) from None
     if status:
         print(f"what was written is in {folder}", file=sys.stderr)
     return status

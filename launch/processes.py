@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from launch.errors import USER_ERROR
+from launch.errors import STOPPED, USER_ERROR
 
 # Slurm warns with SIGUSR1: the workers are to hear of it too.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -24,10 +24,11 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
+def run_workers(module: str, arguments: Sequence[str], processes: int, max_restarts: int = 0) -> int:
     """``python -m module arguments`` in ``processes`` processes; 0, or the status of the first to fail.
 
-    Signals reach the workers, which get `SHUTDOWN_SECONDS` to end; then :class:`Stopped` is raised.
+    If one fails, all of them are ended and started again, ``max_restarts`` times. Signals reach the workers,
+    which get `SHUTDOWN_SECONDS` to end; then :class:`Stopped` is raised.
     """
     # Here and not by a torchrun of its own, which would bury the worker's traceback under two others.
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -35,12 +36,16 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.run import parse_args, run
 
     _prepare_environment(processes)
-    options = ["--standalone", f"--nproc-per-node={processes}"]
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={max_restarts}"]
     try:
         run(parse_args([*options, "-m", module, *arguments]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode != USER_ERROR:
+        # Of those that ended at about the same time, one that was killed did not end because of another.
+        rank, failure = min(
+            error.failures.items(),
+            key=lambda item: (item[1].exitcode != -signal.SIGKILL, item[1].timestamp),
+        )
+        if failure.exitcode not in (USER_ERROR, STOPPED):
             verb, how = module.rpartition(".")[2], _how(failure.exitcode)
             print(f"caat: {verb} failed: rank {rank} ended first, {how}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

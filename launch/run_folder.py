@@ -18,6 +18,7 @@ from typing import Any
 import caat
 from conf.schema import Config
 from launch.config import save_config
+from launch.resume import continues
 
 PACKAGES = (
     "caat",
@@ -33,6 +34,13 @@ PACKAGES = (
 )
 
 
+def open_run_folder(config: Config) -> Path:
+    """A new run's folder, or that of the run that ``resume`` continues. Raises ``ValueError``."""
+    if continues(config):
+        return reopen_run_folder(config, Path(str(config.run.dir)).expanduser())
+    return create_run_folder(config)
+
+
 def create_run_folder(config: Config) -> Path:
     """Make the folder of a new run, with ``config.yaml`` and ``environment.json``, and return its path.
 
@@ -46,9 +54,37 @@ def create_run_folder(config: Config) -> Path:
         save_config(config, folder / "config.yaml")
     except FileExistsError as error:
         raise ValueError(f"run.dir={folder} was taken by another run just now: give another one") from error
-    text = json.dumps(describe_environment(), indent=2)
-    (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+    _write_environment(folder / "environment.json")
     return folder
+
+
+def reopen_run_folder(config: Config, folder: Path) -> Path:
+    """Go on in the folder of an earlier run: its configuration is now ``config``.
+
+    The environment of each start is kept: ``environment-2.json`` and on.
+    """
+    aside = folder / "config.yaml.tmp"
+    aside.unlink(missing_ok=True)
+    save_config(config, aside)
+    aside.rename(folder / "config.yaml")
+    numbered = (folder / f"environment-{number}.json" for number in count(2))
+    _write_environment(next(path for path in numbered if not path.exists()))
+    return folder
+
+
+def write_status(folder: Path, status: str) -> None:
+    """Keep where a run is: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``."""
+    aside = folder / ".status.tmp"
+    aside.write_text(json.dumps({"status": status}) + "\n", encoding="utf-8")
+    aside.rename(folder / "status.json")
+
+
+def read_status(folder: Path) -> str:
+    """What :func:`write_status` wrote last; ``unknown`` if nothing."""
+    try:
+        return json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 def describe_environment() -> dict[str, Any]:
@@ -66,6 +102,10 @@ def describe_environment() -> dict[str, Any]:
         # Of caat itself if it runs from a checkout, else of the project it is used in.
         "git": _git(source, top=True) or _git(Path.cwd()),
     }
+
+
+def _write_environment(path: Path) -> None:
+    path.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
 
 
 def _given_folder(name: str) -> Path:

@@ -49,7 +49,8 @@ def read_tokens(path: str) -> np.ndarray:
 
 def _check(config: ScoreConfig, tokens: np.ndarray, world: int) -> Path:
     """Everything that can be wrong with the checkpoint and the layout; returns the checkpoint folder."""
-    from caat.training.checkpoint import find, read_architecture
+    from caat.training.checkpoint.architecture import read_architecture
+    from caat.training.checkpoint.folder import find
 
     folder = find(config.checkpoint)
     architecture = read_architecture(folder)
@@ -76,7 +77,7 @@ def _score(config: ScoreConfig, tokens: np.ndarray, world: int) -> None:
     import torch
 
     from caat.parallel.mesh import Mesh
-    from caat.training.checkpoint import read_architecture
+    from caat.training.checkpoint.architecture import read_architecture
     from caat.training.device import choose_device, start_process_group, stop_process_group
     from eval.score import load_model, next_token_log_probabilities
 

@@ -58,7 +58,7 @@ def _train(config: Config, folder: str) -> int:
     config.run.dir = folder
     try:
         with user_errors():
-            return run_in_processes(set_up(config), config.launch.processes)
+            return run_in_processes(set_up(config), config.launch)
     except Stopped:
         raise
     except SystemExit as end:

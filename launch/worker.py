@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,26 +17,51 @@ from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
-from caat.training import checkpoint
-from caat.training.device import choose_device, start_process_group, stop_process_group
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.reading import load_state, load_weights
+from caat.training.checkpoint.saver import SaveError, Saver
+from caat.training.checkpoint.state import State, read_state
+from caat.training.checkpoint.tensors import FullTensors
+from caat.training.control import Control
+from caat.training.device import choose_device, side_store, start_process_group, stop_process_group
 from caat.training.engine import Engine
-from caat.training.loop import NonFiniteError, Output, train
+from caat.training.fragments import KINDS
+from caat.training.loop import NonFiniteError, Output, Supervision, train
 from caat.training.progress import RunProgress
+from caat.training.randomness import set_random_state
+from caat.training.replicas import DriftError, ReplicaGuard
+from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.trackers import open_trackers
+from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.config import check_data
-from launch.run_folder import create_run_folder
+from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
+from launch.resume import check_resume_data, data_fingerprint
+from launch.run_folder import open_run_folder, write_status
+from launch.start import DamagedError, choose_checkpoint
 from launch.summary import summarise
+from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
+
+# Raised on all ranks at the same step; each says in its message what happened.
+ENDINGS: dict[type[Exception], int] = {
+    NonFiniteError: NOT_FINITE,
+    DriftError: DRIFTED,
+    SaveError: NOT_SAVED,
+    StoppedBySignal: STOPPED,
+    DamagedError: USER_ERROR,
+}
+# What another rank that failed first gets to say so, before this one reports that it lost the connection.
+LOST_CONNECTION_SECONDS = 3.0
 
 
 def work(config: Config, folder: Path | None) -> None:
     """Train as this rank of the world (or as a world of one); every rank of a run calls it alike.
 
     ``folder`` is the run folder; ``None``: the first rank makes it. Raises ``ValueError`` for what the user
-    can mend, before the process group starts. Exits with status 3 if training stopped for a loss or
-    gradient that is not finite.
+    can mend, before the process group starts. Exits with one of the statuses in ``launch.errors`` if
+    training stopped early.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -45,85 +72,153 @@ def work(config: Config, folder: Path | None) -> None:
     _set_determinism(config)
     tokens = prepare(config.data)
     check_data(config, tokens)
+    state = check_resume_data(config, tokens, folder)
+    if state is not None and state.step >= config.train.steps:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
+        return
 
-    start_process_group(device)
-    status = 0
-    try:
-        _train(config, _agree_on(folder, config), tokens, device)
-    except NonFiniteError as error:
-        if dist.get_rank() == 0:
-            print(f"caat: error: {error}", file=sys.stderr)
-        status = 3
-    # All ranks come here or none does: after any other error the others may still be in a collective.
-    stop_process_group()
+    with StopRequest() as request:
+        start_process_group(device)
+        watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
+        status = 0
+        try:
+            _train(config, _agree_on(folder, config), tokens, device, request, watchdog)
+        except tuple(ENDINGS) as error:
+            if dist.get_rank() == 0:
+                print(f"caat: {'' if type(error) is StoppedBySignal else 'error: '}{error}", file=sys.stderr)
+            status = ENDINGS[type(error)]
+        except Exception as error:
+            _fail(error, watchdog)
+            raise
+        # All ranks come here or none does: after any other error the others may still be in a collective.
+        stop_process_group()
+        watchdog.stop()
     if status:
         sys.exit(status)
 
 
-def _train(config: Config, folder: Path, tokens: Path, device: torch.device) -> None:
-    c = config.train
+def _fail(error: Exception, watchdog: Watchdog) -> None:
+    """End this process, so that the first rank to fail is the one that is heard; returns in a world of one.
+
+    A mistake of the user is raised by all ranks, and reported by the launcher.
+    """
+    if dist.get_world_size() == 1 or isinstance(error, ValueError):
+        watchdog.stop()
+        return
+    lost_connection = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
+    if lost_connection:
+        # By itself it says nothing: the rank at the other end of it is gone, and may have said why.
+        if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
+            print(f"caat: error: rank {dist.get_rank()} lost the connection to another rank", file=sys.stderr)
+    elif watchdog.claim_failure(f"{type(error).__name__}: {error}"):
+        traceback.print_exception(error)
+        print(f"caat: error: rank {dist.get_rank()}: {error}", file=sys.stderr)
+    sys.stderr.flush()
+    # Not sys.exit: gloo's threads and the one of a save in flight would be waited for.
+    os._exit(1)
+
+
+def _train(
+    config: Config, folder: Path, tokens: Path, device: torch.device, request: StopRequest, watchdog: Watchdog
+) -> None:
+    c, control = config.train, Control()
     processes = config.parallel.tensor_processes(dist.get_world_size())
     mesh = Mesh.create(config.parallel.tensor, processes, Wire.of(config.sync))
-    first = dist.get_rank() == 0
+    first = control.rank == 0
 
-    model = GPT.build(
-        config.model,
-        mesh,
-        config.sync.ratio,
-        initial_weights(config.model, config.seed),
-        config.sync.private_scale,
-        c.activation_checkpointing,
-        device,
+    source = choose_checkpoint(config, folder, control, watchdog)
+    watchdog.beat("building the model")
+    model = _build(config, mesh, device, source)
+    watchdog.beat("starting DeepSpeed")
+    engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
+    tensors = full_tensors(model)
+    watchdog.beat("loading the optimizer state")
+    start = _restore(engine, tensors, source) or State(
+        0, 0, 0, c.sequence, config.seed, data_fingerprint(tokens), 0
     )
-    accumulation = c.accumulation(mesh.data_size)
-    engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, accumulation)
 
     training = TokenShards(tokens, "train")
     held_out = TokenShards(tokens, "validation")
     place = (mesh.data_rank, mesh.data_size)
-    loader = Loader(training, c.sequence, c.micro_batch, c.global_batch, config.seed, *place)
+    loader = Loader(
+        training, c.sequence, c.micro_batch, c.global_batch, config.seed, *place, position=start.position
+    )
 
     def validation():
         batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, *place)
         return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
 
-    architecture = checkpoint.Architecture(
-        config.model, mesh.shards, config.sync.ratio, model.shared_channels, model.private_scale
+    saver = Saver(
+        folder / "checkpoints",
+        tensors,
+        Architecture(
+            config.model, mesh.shards, config.sync.ratio, model.shared_channels, model.private_scale
+        ),
+        tokens / "tokenizer.model",
+        mesh,
+        engine.fragments,
+        config.checkpoint,
     )
-
-    def save(step: int) -> None:
-        state = {
-            "step": step,
-            "tokens": step * c.global_batch * c.sequence,
-            "position": loader.position,
-            "seed": config.seed,
-        }
-        checkpoint.save(
-            folder / "checkpoints",
-            model.full_weights(engine.local_weight),
-            architecture,
-            tokens / "tokenizer.model",
-            state,
-            first,
-        )
+    guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
 
     output = None
     if first:
-        settings = dataclasses.asdict(config)
         output = Output(
-            open_trackers(config.tracker, folder, settings), RunProgress(c.steps, 0, folder / "log.txt")
+            open_trackers(config.tracker, folder, dataclasses.asdict(config), start.step),
+            RunProgress(c.steps, start.step, folder / "log.txt"),
         )
         output.progress.say(_opening(config, mesh, engine, device, len(training), folder))
+        if source is not None:
+            output.progress.say(f"resumed from {source} at step {start.step}, {start.tokens:,} tokens")
+        write_status(folder, "running")
     summary: dict = {}
+    status = "failed"
     try:
-        record = train(config, engine, loader, validation, save, device, output)
+        supervision = Supervision(control, saver, request, watchdog, guard)
+        record = train(config, engine, loader, validation, start, supervision, device, output)
         if output:
             summary = summarise(config, mesh, record, tokens, folder)
+        status = "finished"
+    except StoppedBySignal:
+        status = "stopped"
+        raise
+    except tuple(ENDINGS):
+        # What was being saved when the run had to end is good.
+        saver.finish()
+        raise
     finally:
         if output:
+            write_status(folder, status)
             output.progress.close()
             for tracker in output.trackers:
                 tracker.close(summary)
+
+
+def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None) -> GPT:
+    """The model with its initial weights, or those of the checkpoint ``source``."""
+    arguments = (config.sync.private_scale, config.train.activation_checkpointing)
+    if source is None:
+        initial = initial_weights(config.model, config.seed)
+        return GPT.build(config.model, mesh, config.sync.ratio, initial, *arguments, device)
+    with torch.device("meta"):
+        model = GPT(config.model, mesh, config.sync.ratio, *arguments)
+    model = model.to_empty(device=device)
+    load_weights(model, full_tensors(model), mesh.local_shards, source)
+    return model
+
+
+def _restore(engine: Engine, tensors: Sequence[FullTensors], source: Path | None) -> State | None:
+    """Optimizer and random state of the checkpoint; the weights are in the model already."""
+    if source is None:
+        return None
+    state, _ = read_state(source)
+    # In float32 the master weights are the model's; in bfloat16 the model's are rounded.
+    kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
+    load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source)
+    engine.adam_steps = state.adam_steps
+    set_random_state(state.random)
+    return state
 
 
 def _opening(
@@ -151,7 +246,7 @@ def _agree_on(folder: Path | None, config: Config) -> Path:
     """The first rank makes the run folder if there is none yet; all ranks learn its name."""
     names = [None if folder is None else str(folder)]
     if folder is None and dist.get_rank() == 0:
-        names = [str(create_run_folder(config))]
+        names = [str(open_run_folder(config))]
     dist.broadcast_object_list(names, src=0)
     assert names[0] is not None
     return Path(names[0])

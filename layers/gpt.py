@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from math import sqrt
 
 import torch
@@ -101,27 +100,6 @@ class GPT(nn.Module):
         return checkpoint(
             block, x, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
         )
-
-    def full_weights(self, local: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor | None]]:
-        """Whole tensors by Hugging Face name, from ``local(parameter)``: this process's shards of each.
-
-        Collective: every rank must exhaust it. The tensors come to the first rank; others get ``None``.
-        """
-        mesh = self.mesh
-        for weight in gpt_weights(self.config):
-            value = local(weight.parameter).contiguous()
-            sharding = self.sharding_of(weight)
-            held = [value]
-            if sharding is not None and mesh.data_rank == 0:
-                held = mesh.tensor.gather_first(value)
-            if mesh.data_rank > 0 or mesh.tensor_rank > 0:
-                yield from ((name, None) for name in weight.names)
-            elif sharding is None:
-                yield weight.names[0], value
-            else:
-                parts = sharding.join(held, mesh.shards)
-                for name, part, shape in zip(weight.names, parts, weight.shapes, strict=True):
-                    yield name, part[: shape[0]]
 
     def sharding_of(self, weight: Weight) -> Sharding | None:
         """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""

@@ -13,11 +13,13 @@ from tests.ranks import Ranks
 
 @pytest.fixture(scope="session")
 def ranks():
-    """``ranks(world)`` gives a pool of that many processes, restarted if an earlier test broke it."""
+    """``ranks(world)`` gives a pool of that many processes: a new one if the last is broken or worn."""
     pools: dict[int, Ranks] = {}
 
     def get(world: int) -> Ranks:
-        if world not in pools or not pools[world].alive:
+        if world not in pools or not pools[world].fresh:
+            if world in pools:
+                pools[world].close()
             pools[world] = Ranks(world)
         return pools[world]
 

@@ -18,11 +18,15 @@ class RankError(AssertionError):
     """A function failed on some rank; the message holds that rank's traceback."""
 
 
+# Every gloo group that a function makes keeps a thread that wakes up now and then, until its process ends.
+LIFETIME = 20
+
+
 class Ranks:
     """``world`` processes in one gloo group; :meth:`run` calls a module-level function on every one."""
 
     def __init__(self, world: int) -> None:
-        self.world = world
+        self.world, self._runs = world, 0
         self._folder = tempfile.TemporaryDirectory()
         context = mp.get_context("spawn")
         pipes = [context.Pipe() for _ in range(world)]
@@ -36,6 +40,7 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 240) -> list[Any]:
         """Results of ``function(*arguments)`` by rank; raises :class:`RankError` with the first traceback."""
+        self._runs += 1
         for pipe in self._pipes:
             pipe.send((function, arguments))
         results = []
@@ -51,8 +56,9 @@ class Ranks:
         return results
 
     @property
-    def alive(self) -> bool:
-        return all(process.is_alive() for process in self._processes)
+    def fresh(self) -> bool:
+        """Alive, and not slowed down by what earlier functions left."""
+        return self._runs < LIFETIME and all(process.is_alive() for process in self._processes)
 
     def close(self) -> None:
         for process in self._processes:

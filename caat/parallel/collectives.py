@@ -80,15 +80,6 @@ class Collectives:
         self.calls[direction, purpose] += 1
         self.sent[direction, purpose] += message.numel() * message.element_size()
 
-    def gather_first(self, value: Tensor) -> list[Tensor]:
-        """The ``value`` of every process, by rank, on the first of them; others get an empty list."""
-        if self.processes == 1:
-            return [value]
-        gathered = [torch.empty_like(value) for _ in range(self.processes)]
-        # NCCL has no gather to one: all_gather works on every backend.
-        dist.all_gather(gathered, value, group=self.group)
-        return gathered if dist.get_rank(self.group) == 0 else []
-
     def totals(self) -> dict[str, int]:
         """Calls and bytes since the last :meth:`reset`, by direction over all purposes."""
         return {

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from caat.training.memory import peak_resident_bytes
 
@@ -50,10 +51,27 @@ def start_process_group(device: torch.device, timeout: timedelta = timedelta(min
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world = next(rendezvous("env://", timeout=timeout))
+        # After a restart torchrun gives the same store again, in which the addresses of dead processes are.
+        store = dist.PrefixStore(_attempt(), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     else:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def side_store() -> dist.Store | None:
+    """A connection of its own to the store that the ranks met by, for a thread; None for a world of one."""
+    if dist.get_world_size() == 1:
+        return None
+    env = os.environ
+    address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+    return dist.PrefixStore(f"{_attempt()}/side", store)
+
+
+def _attempt() -> str:
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def stop_process_group() -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
+from caat.training.fragments import Fragment, adam_steps, fragments, set_adam_steps
 from conf.schema import OptimConfig
 
 
@@ -39,7 +40,7 @@ class Engine:
         self, model: nn.Module, mesh: Mesh, optim: OptimConfig, stage: int, precision: str, accumulation: int
     ) -> None:
         deepspeed = _import_deepspeed()
-        self.mesh, self.model, self.clip = mesh, model, optim.clip
+        self.mesh, self.model, self.clip, self.precision = mesh, model, optim.clip, precision
         self.stage = 1 if stage == 0 and precision == "bf16" else stage
         for module in model.modules():
             if hasattr(module, "sharding"):
@@ -134,6 +135,19 @@ class Engine:
         parameter = self.model.get_parameter(name)
         full = safe_get_full_fp32_param(parameter) if self.stage > 0 else None
         return (parameter if full is None else full).detach().float()
+
+    def fragments(self) -> dict[str, Fragment]:
+        """Live views of the optimizer state that this process holds, by parameter."""
+        return fragments(self.model, self._engine.optimizer, self._optimizer, self.stage)
+
+    @property
+    def adam_steps(self) -> int:
+        """Steps that AdamW has taken; to be set with the moments, when resuming."""
+        return adam_steps(self._optimizer)
+
+    @adam_steps.setter
+    def adam_steps(self, steps: int) -> None:
+        set_adam_steps(self._optimizer, steps)
 
     @torch.no_grad()
     def _norm_and_clip(self) -> float:

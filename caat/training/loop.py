@@ -1,22 +1,30 @@
-"""The training loop, top to bottom: batches, step, metrics, validation, checkpoint."""
+"""The training loop, top to bottom: batches, step, metrics, validation, what all ranks decide, checkpoint."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from caat.data.loader import Loader
+from caat.training.checkpoint.saver import SaveError, Saver
+from caat.training.checkpoint.state import State
+from caat.training.control import Control
 from caat.training.costs import flops_per_token
 from caat.training.device import memory_gib, peak_tflops
 from caat.training.engine import Engine
 from caat.training.progress import RunProgress
+from caat.training.randomness import random_state
+from caat.training.replicas import ReplicaGuard
 from caat.training.schedule import learning_rate
+from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.trackers import Tracker
+from caat.training.watchdog import Watchdog
 from conf.schema import Config
 
 
@@ -32,41 +40,66 @@ class Output:
     progress: RunProgress
 
 
+@dataclass
+class Supervision:
+    """What looks after a run: who agrees, saves, asks it to stop, and notices when it hangs or drifts."""
+
+    control: Control
+    saver: Saver
+    request: StopRequest
+    watchdog: Watchdog
+    guard: ReplicaGuard
+
+
 def train(
     config: Config,
     engine: Engine,
     loader: Loader,
     validation: Callable[[], Iterable[tuple[Tensor, Tensor, int]]],
-    save: Callable[[int], None],
+    start: State,
+    supervision: Supervision,
     device: torch.device,
     output: Output | None,
 ) -> dict:
-    """Train for ``config.train.steps`` steps; returns the last step's record.
+    """Train from ``start`` to ``config.train.steps`` steps; returns the last step's record.
 
-    ``validation()`` gives this rank's held-out batches; ``save(step)`` writes a checkpoint, on all ranks.
-    Raises :class:`NonFiniteError` on every rank at the same step.
+    ``validation()`` gives this rank's held-out batches. Raises on every rank at the same step:
+    :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving), :class:`SaveError`, and
+    :class:`~caat.training.replicas.DriftError`.
     """
-    c, mesh = config.train, engine.mesh
+    c, mesh, to = config.train, engine.mesh, supervision
     tokens_per_step = c.global_batch * c.sequence
     flops_per_step = flops_per_token(config.model, c.sequence) * tokens_per_step
     peak = peak_tflops(device, c.peak_tflops)
-    skipped = skipped_in_a_row = 0
+    state = start
     record: dict = {}
-    for step in range(1, c.steps + 1):
+    due = False
+    for step in range(start.step + 1, c.steps + 1):
+        to.watchdog.beat(f"reading the data of step {step}")
         started = time.perf_counter()
         mesh.tensor.reset()
         batches = [(tokens.to(device), targets.to(device)) for tokens, targets in loader.step()]
         waited = time.perf_counter() - started
+        to.watchdog.beat(f"training step {step}")
+        to.guard.before(step)
         rate = learning_rate(step, c.steps, config.optim)
         result = engine.step(batches, rate)
         seconds = time.perf_counter() - started
+        to.guard.after(step)
 
+        state = replace(
+            state,
+            step=step,
+            tokens=state.tokens + tokens_per_step,
+            position=loader.position,
+            skipped=state.skipped + result.skipped,
+            skipped_in_a_row=state.skipped_in_a_row + 1 if result.skipped else 0,
+            learning_rate=rate,
+        )
         tflops = flops_per_step / seconds / 1e12 / (mesh.processes * mesh.data_size)
-        skipped += result.skipped
-        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         record = {
             "step": step,
-            "tokens": step * tokens_per_step,
+            "tokens": state.tokens,
             "loss": _number(result.loss),
             "learning_rate": rate,
             "grad_norm": _number(result.grad_norm),
@@ -76,31 +109,66 @@ def train(
             "mfu": tflops / peak if peak else None,
             "memory_gib": memory_gib(device),
             "data_wait_seconds": waited,
-            "skipped_steps": skipped,
+            "skipped_steps": state.skipped,
             **{f"tensor_parallel_{name}": n for name, n in mesh.tensor.totals().items()},
         }
         last = step == c.steps
         validate = last or (c.eval_every > 0 and step % c.eval_every == 0)
         if validate:
-            record["validation_loss"] = engine.evaluate(validation())
+            record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step))
         if output:
             for tracker in output.trackers:
                 tracker.log(record)
             status = _status(record)
             output.progress.step(step, status)
-            if step == 1 or validate or result.skipped or step % c.log_every == 0:
+            if step == start.step + 1 or validate or result.skipped or step % c.log_every == 0:
                 output.progress.line(step, status)
         # Every rank counts the same steps: results are the same on all of them.
-        if skipped_in_a_row >= c.max_skipped:
+        if state.skipped_in_a_row >= c.max_skipped:
             raise NonFiniteError(
-                f"stopped at step {step}: {skipped_in_a_row} steps in a row had a loss or gradient that "
-                f"is not finite (last loss {result.loss}, gradient norm {result.grad_norm}). Lower optim.lr "
-                f"({config.optim.lr}), use a longer optim.warmup_steps, or look at the data of these steps; "
-                "train.max_skipped sets how many are borne"
+                f"stopped at step {step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
+                f"that is not finite (last loss {result.loss}, gradient norm {result.grad_norm}). Lower "
+                f"optim.lr ({config.optim.lr}), use a longer optim.warmup_steps, or look at the data of "
+                "these steps; train.max_skipped sets how many are borne"
             )
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            save(step)
+        to.watchdog.beat(f"agreeing after step {step}")
+        stop, save_failed = to.control.maximum(to.request.number, int(to.saver.failed))
+        if save_failed:
+            _bear(to.saver.wait, config, output)
+        due = due or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
+        # While steps are skipped, the weights are what may be wrong: the last checkpoint is the better one.
+        if last or stop or (due and not result.skipped):
+            due = False
+            to.watchdog.beat(f"saving step {step}")
+            now = replace(state, adam_steps=engine.adam_steps, random=random_state())
+            _bear(partial(to.saver.save, now), config, output)
+        if last or stop:
+            to.watchdog.beat(f"waiting until step {step} is on disk")
+            # What the run came to is not to be lost: here a failure stops it in any case.
+            to.saver.wait()
+        if stop and not last:
+            raise StoppedBySignal(stop, step)
     return record
+
+
+def _bear(save: Callable[[], None], config: Config, output: Output | None) -> None:
+    """Run ``save``; a failure is a warning, unless ``checkpoint.on_failure`` says to stop."""
+    try:
+        save()
+    except SaveError as error:
+        if config.checkpoint.on_failure == "stop":
+            raise
+        if output:
+            output.progress.say(
+                f"WARNING: no checkpoint was written ({error}). Training goes on, and the next one is tried "
+                "when it is due; until then, what is trained is only in memory. Earlier checkpoints are whole"
+            )
+
+
+def _watched(batches: Iterable, watchdog: Watchdog, step: int) -> Iterable:
+    for batch in batches:
+        watchdog.beat(f"validating after step {step}")
+        yield batch
 
 
 def _number(value: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +20,14 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line, flushed at once: a killed run keeps what it had."""
+    """One JSON object a line, flushed at once: a killed run keeps what it had.
 
-    def __init__(self, path: Path) -> None:
+    Lines of steps after ``done``, which a resumed run does again, are dropped first.
+    """
+
+    def __init__(self, path: Path, done: int) -> None:
+        if path.is_file():
+            _drop_lines_after(path, done)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -39,6 +45,9 @@ class Wandb:
         import wandb
 
         self._run = wandb.init(
+            # The same run when resumed; wandb takes no step twice.
+            id=_run_id(folder),
+            resume="allow",
             project=c.project,
             name=folder.name,
             group=c.group,
@@ -51,16 +60,38 @@ class Wandb:
         self._run.define_metric("*", step_metric="tokens")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        self._run.log({key: value for key, value in record.items() if value is not None})
+        values = {key: value for key, value in record.items() if value is not None}
+        self._run.log(values, step=record["step"])
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
         self._run.finish()
 
 
-def open_trackers(c: TrackerConfig, folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers of a run; ``settings`` is its whole configuration."""
-    trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl")]
+def open_trackers(c: TrackerConfig, folder: Path, settings: Mapping[str, Any], done: int) -> list[Tracker]:
+    """The trackers of a run that starts after step ``done``; ``settings`` is its whole configuration."""
+    trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl", done)]
     if c.kind == "wandb":
         trackers.append(Wandb(c, folder, settings))
     return trackers
+
+
+def _drop_lines_after(path: Path, done: int) -> None:
+    """Keep whole lines of steps up to ``done``; the last line of a killed run may be torn."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= done:
+                kept.append(line)
+        except ValueError:
+            continue
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.rename(path)
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / "wandb_id"
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "peers": "the same blocks in torch's and megatron-core's tensor parallelism, beside ours",
     "predict": "step time by ratio on a machine that one does not have, from a closed formula",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
+    "checkpoint": "what saving costs training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }
 

@@ -2,44 +2,121 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors import safe_open
 
 from caat.parallel.mesh import Mesh
-from caat.training import checkpoint
+from caat.training.checkpoint import files
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.reading import damage, load_state, load_weights
+from caat.training.checkpoint.saver import Saver
+from caat.training.checkpoint.state import State, read_state
+from caat.training.control import Control
 from caat.training.engine import Engine
-from conf.schema import OptimConfig
+from caat.training.fragments import KINDS
+from conf.schema import CheckpointConfig, OptimConfig
 from eval.score import load_model, next_token_log_probabilities
+from layers.full_tensors import full_tensors
 from layers.linear import shared_channels
-from tests.models import SMALL, batch, build
+from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, token_losses
 
+LR = 1e-2
 
-def architecture(shards: int, ratio: float) -> checkpoint.Architecture:
+
+def architecture(shards: int, ratio: float) -> Architecture:
     k = shared_channels(SMALL.hidden, ratio, shards)
-    return checkpoint.Architecture(SMALL, shards, ratio, k, shards**0.5)
+    return Architecture(SMALL, shards, ratio, k, shards**0.5)
 
 
-def write(folder: Path, shards: int, processes: int, ratio: float, stage: int):
-    """A checkpoint of the reference's weights, as the engine of that layout saves it."""
+def state(step: int, **values) -> State:
+    return State(step, tokens=step * 32, position=step * 2, sequence=16, seed=1, data="0", **values)
+
+
+def saver(folder: Path, engine: Engine, ratio: float, **settings) -> Saver:
+    tokenizer = folder / "t.model"
+    if dist.get_rank() == 0:
+        tokenizer.write_bytes(b"not looked into here")
+    dist.barrier()
+    model = engine.model
+    return Saver(
+        folder / "checkpoints",
+        full_tensors(model),
+        architecture(engine.mesh.shards, ratio),
+        tokenizer,
+        engine.mesh,
+        engine.fragments,
+        CheckpointConfig(**settings),
+    )
+
+
+def start(shards: int, processes: int, ratio: float, stage: int, precision: str = "fp32") -> Engine:
     mesh = Mesh.create(shards, processes)
     model = build(mesh, ratio, dtype=torch.float32)
-    engine = Engine(model, mesh, OptimConfig(), stage, "fp32", 1)
-    tokenizer = folder / "t.model"
-    if torch.distributed.get_rank() == 0:
-        tokenizer.write_bytes(b"not looked into here")
-    checkpoint.save(
-        folder / "checkpoints",
-        model.full_weights(engine.local_weight),
-        architecture(shards, ratio),
-        tokenizer,
-        {"step": 7},
-        torch.distributed.get_rank() == 0,
-    )
+    return Engine(model, mesh, OptimConfig(), stage, precision, 1)
+
+
+def write(
+    folder: Path, shards: int, processes: int, ratio: float, stage: int, steps: int, share_bytes: int, **how
+):
+    """Train a few steps and save; every rank's full optimizer state, gathered by other means."""
+    files.SHARE_BYTES = share_bytes
+    engine = start(shards, processes, ratio, stage)
+    for step in range(steps):
+        engine.step([batch(seed=step)], LR)
+    writer = saver(folder, engine, ratio, **how)
+    writer.save(state(7, adam_steps=engine.adam_steps))
+    # What training does to the state while the files are written must not reach them.
+    full = whole_state(engine)
+    engine.step([batch(seed=99)], LR)
+    writer.wait()
+    return full
+
+
+def whole_state(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
+    """Full tensors by kind and Hugging Face name: what replicas hold is added up, then shards are joined."""
+    held, mesh = engine.fragments(), engine.mesh
+
+    def local(each, kind: str) -> torch.Tensor:
+        fragment, shape = held[each.parameter], each.local_shape(mesh.local)
+        total = torch.zeros(torch.Size(shape).numel())
+        if fragment.size and (engine.stage > 0 or mesh.data_rank == 0):
+            total.narrow(0, fragment.start, fragment.size).copy_(fragment.values[kind])
+        dist.all_reduce(total, group=mesh.data_group)
+        return total.view(shape)
+
+    tensors = full_tensors(engine.model)
+    return {
+        kind: gathered(engine.model, {each.parameter: local(each, kind) for each in tensors})
+        for kind in KINDS
+    }
+
+
+def on_disk(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in folder.glob(f"{files.STEMS[kind]}[-.]*safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+def load(folder: Path, shards: int, processes: int, ratio: float, stage: int, precision: str = "fp32"):
+    """The engine's whole state after loading, and the loss of the next step."""
+    mesh = Mesh.create(shards, processes)
+    model = build(mesh, ratio, dtype=torch.float32)
+    load_weights(model, full_tensors(model), mesh.local_shards, folder)
+    engine = Engine(model, mesh, OptimConfig(), stage, precision, 1)
+    load_state(engine.fragments(), KINDS, full_tensors(model), mesh.local_shards, folder)
+    engine.adam_steps = read_state(folder)[0].adam_steps
+    return whole_state(engine), engine.adam_steps
 
 
 def score(folder: Path, shards: int, processes: int):
@@ -48,10 +125,21 @@ def score(folder: Path, shards: int, processes: int):
     return next_token_log_probabilities(load_model(folder, mesh), text)
 
 
+def differing(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Tensor]]) -> list[str]:
+    """Tensors that are not the same, bit for bit."""
+    assert all(a[kind].keys() == b[kind].keys() for kind in KINDS)
+    return [
+        f"{kind} {name}"
+        for kind in KINDS
+        for name in a[kind]
+        if not torch.equal(a[kind][name], b[kind][name])
+    ]
+
+
 @pytest.mark.parametrize(("stage", "ratio"), [(0, 0.5), (1, 0.25), (2, 1.0), (3, 0.5)])
 def test_saved_anywhere_scored_anywhere(ranks, tmp_path, stage, ratio):
-    ranks(4).run(write, tmp_path, 4, 2, ratio, stage)
-    folder = checkpoint.find(tmp_path / "checkpoints")
+    ranks(4).run(write, tmp_path, 4, 2, ratio, stage, 0, 2**26)
+    folder = find(tmp_path / "checkpoints")
     assert folder.name == "step-00000007"
     k = shared_channels(SMALL.hidden, ratio, 4)
     weights = {name: w.float().double() for name, w in random_weights(SMALL).items()}
@@ -61,10 +149,46 @@ def test_saved_anywhere_scored_anywhere(ranks, tmp_path, stage, ratio):
             torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("share_bytes", [2**26, 20_000])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_optimizer_state_survives_every_change_of_layout(ranks, tmp_path, stage, share_bytes):
+    """Written by one stage on four processes, in one file of each kind or several; read by all others."""
+    want = ranks(4).run(write, tmp_path, 4, 2, 0.5, stage, 2, share_bytes)[0]
+    folder = find(tmp_path)
+    count = len(list(folder.glob("model*.safetensors")))
+    assert count == 1 if share_bytes == 2**26 else count > 2
+    disk = {kind: on_disk(folder, kind) for kind in KINDS}
+    assert differing(disk, want) == []
+    assert float(disk["exp_avg_sq"]["lm_head.weight"].abs().max()) > 0
+    for world, processes, other in ((1, 1, 1), (2, 2, 3), (4, 4, 2), (4, 1, 3), (4, 2, 0), (2, 1, 1)):
+        for got, steps in ranks(world).run(load, folder, 4, processes, 0.5, other):
+            assert differing(got, want) == [], f"stage {stage} to {other} on {processes} of {world}"
+            assert steps == 2
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_keeps_its_master_weights(ranks, tmp_path, stage):
+    want = ranks(4).run(write, tmp_path, 4, 2, 0.5, 1, 2, 2**26)[0]
+    for got, _ in ranks(4).run(load, find(tmp_path), 4, 2, 0.5, stage, "bf16"):
+        assert differing(got, want) == []
+
+
+def test_waiting_for_the_disk_gives_the_same_files(ranks, tmp_path):
+    for name, asynchronous in (("a", True), ("b", False)):
+        (tmp_path / name).mkdir()
+        ranks(2).run(write_with, tmp_path / name, asynchronous)
+    a, b = (find(tmp_path / name) for name in "ab")
+    assert read_state(a)[1] == read_state(b)[1]
+
+
+def write_with(folder: Path, asynchronous: bool) -> None:
+    write(folder, 4, 2, 0.5, 1, 1, 2**26, asynchronous=asynchronous)
+
+
 def test_hugging_face_reads_ratio_one(ranks, tmp_path):
     transformers = pytest.importorskip("transformers")
-    ranks(2).run(write, tmp_path, 2, 2, 1.0, 1)
-    folder = checkpoint.find(tmp_path / "checkpoints")
+    ranks(2).run(write, tmp_path, 2, 2, 1.0, 1, 0, 2**10)
+    folder = find(tmp_path / "checkpoints")
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens, targets = batch()
     with torch.no_grad():
@@ -74,28 +198,22 @@ def test_hugging_face_reads_ratio_one(ranks, tmp_path):
     torch.testing.assert_close(ours.flatten(), loss, rtol=0, atol=1e-5)
 
 
-def test_several_files_and_their_index(ranks, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FILE_BYTES", 10_000)
-    model = build(Mesh(4), 0.5, dtype=torch.float32)
-    tokenizer = tmp_path / "t.model"
-    tokenizer.write_bytes(b"x")
-    local = model.full_weights(lambda name: model.get_parameter(name).detach())
-    folder = checkpoint.save(tmp_path, local, architecture(4, 0.5), tokenizer, {"step": 1}, True)
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+def test_several_files_and_their_index(ranks, tmp_path):
+    ranks(4).run(write, tmp_path, 4, 2, 0.5, 1, 0, 2**10)
+    folder = find(tmp_path)
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    assert names == [f"model-{i + 1:05}-of-{len(names):05}.safetensors" for i in range(4)]
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"].values()) == set(files)
-    with torch.no_grad():
-        torch.testing.assert_close(load_model(folder, Mesh(4))(*batch()), model(*batch()), rtol=0, atol=0)
+    assert set(index["weight_map"].values()) == set(names)
+    sizes = [(folder / name).stat().st_size for name in names]
+    # Even but for the size of a parameter, the largest of which is the fused q, k and v.
+    assert max(sizes) - min(sizes) < 2 * 4 * 32 * (32 + 16 + 16)
 
 
 @pytest.fixture
-def saved(tmp_path):
-    model = build(Mesh(4), 0.5, dtype=torch.float32)
-    tokenizer = tmp_path / "t.model"
-    tokenizer.write_bytes(b"x")
-    local = model.full_weights(lambda name: model.get_parameter(name).detach())
-    return checkpoint.save(tmp_path, local, architecture(4, 0.5), tokenizer, {"step": 1}, True)
+def saved(ranks, tmp_path) -> Path:
+    ranks(1).run(write, tmp_path, 4, 1, 0.5, 1, 1, 2**26)
+    return find(tmp_path)
 
 
 def test_other_shards_are_refused(saved):
@@ -116,13 +234,45 @@ def test_other_shards_are_refused(saved):
 def test_damage_is_named(saved, damage, message):
     damage(saved)
     with pytest.raises(ValueError, match=message):
-        load_model(checkpoint.find(saved), Mesh(4))
+        load_model(find(saved), Mesh(4))
 
 
 def test_checksums_match(saved):
-    import hashlib
-
     state = json.loads((saved / "state.json").read_text())
     for name, digest in state["sha256"].items():
         assert hashlib.sha256((saved / name).read_bytes()).hexdigest() == digest
     assert set(state["sha256"]) == {p.name for p in saved.iterdir()} - {"state.json"}
+
+
+def verify(folder: Path) -> list[str]:
+    return damage(folder, Control())
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.exp_avg_sq.safetensors", "config.json", "state.json"]
+)
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+def test_every_damaged_file_is_found_by_all_ranks(ranks, saved, name, how):
+    assert ranks(2).run(verify, saved) == [[], []]
+    path = saved / name
+    if how == "flipped":
+        flip(path)
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-1] if name != "state.json" else b"{")
+    else:
+        path.unlink()
+    first, second = ranks(2).run(verify, saved)
+    assert first == second and len(first) == 1 and name in first[0]
+
+
+def test_nothing_is_unpickled(saved):
+    assert {path.suffix for path in saved.iterdir()} == {".safetensors", ".json", ".model"}
+    for path in saved.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            assert len(tensors.keys()) > 0

@@ -1,0 +1,90 @@
+"""config.json of a checkpoint: a Hugging Face Llama configuration, and how the model is cut."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from conf.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What makes the function: the model, and how it is cut."""
+
+    model: ModelConfig
+    shards: int
+    ratio: float
+    shared_channels: int
+    private_scale: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A Hugging Face Llama configuration with our part under ``caat``."""
+        c = self.model
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": c.hidden,
+            "intermediate_size": c.ffn,
+            "num_hidden_layers": c.layers,
+            "num_attention_heads": c.heads,
+            "num_key_value_heads": c.kv_heads,
+            "head_dim": c.head_dim,
+            "max_position_embeddings": c.sequence,
+            "vocab_size": c.vocab_size,
+            "rms_norm_eps": c.norm_eps,
+            "rope_theta": c.rope_base,
+            "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
+            "initializer_range": c.init_std,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "dtype": "float32",
+            "caat": {
+                "shards": self.shards,
+                "ratio": self.ratio,
+                "shared_channels": self.shared_channels,
+                "private_scale": self.private_scale,
+                "padded_vocab_size": c.padded_vocab(self.shards),
+            },
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any], where: Path) -> Architecture:
+        """Raises ``ValueError`` naming the first key that is missing."""
+        try:
+            ours = values["caat"]
+            model = ModelConfig(
+                name=where.name,
+                layers=values["num_hidden_layers"],
+                hidden=values["hidden_size"],
+                ffn=values["intermediate_size"],
+                heads=values["num_attention_heads"],
+                kv_heads=values["num_key_value_heads"],
+                sequence=values["max_position_embeddings"],
+                vocab_size=values["vocab_size"],
+                padded_vocab_size=ours["padded_vocab_size"],
+                rope_base=values["rope_theta"],
+                norm_eps=values["rms_norm_eps"],
+                init_std=values["initializer_range"],
+            )
+            shards, ratio = ours["shards"], ours["ratio"]
+            scale = ours.get("private_scale", sqrt(shards))
+            return Architecture(model, shards, ratio, ours["shared_channels"], scale)
+        except KeyError as missing:
+            raise ValueError(f"{where}: config.json has no {missing}: is it a caat checkpoint?") from None
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """From config.json; raises ``ValueError`` if it is missing, damaged or not ours."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: config.json cannot be read ({error})") from None
+    return Architecture.from_json(values, folder)

@@ -1,0 +1,102 @@
+"""From the ranks that hold a parameter's state to the rank that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint.files import File
+from caat.training.checkpoint.tensors import FullTensors
+from caat.training.control import Control
+
+# held(parameter, kind) -> this rank's fragment, flat float32 on the CPU.
+Held = Callable[[str, str], Tensor]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One parameter's tensors of one kind, on their way to a file of their writer."""
+
+    file: File
+    tensors: FullTensors
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Numbers ``[start, start + size)`` of the flattened parameter of a tensor rank, and who sends them."""
+
+    source: int
+    tensor_rank: int
+    start: int
+    size: int
+
+
+class Exchange:
+    """Who sends what to whom. A turn of every writer goes on at a time, so each holds one parameter at most.
+
+    ``ranges`` are the start and size of this rank's fragment of every parameter. Collective to make.
+    """
+
+    def __init__(
+        self, files: Sequence[File], ranges: dict[str, tuple[int, int]], mesh: Mesh, control: Control
+    ) -> None:
+        self.mesh, self.control = mesh, control
+        self._ranges = control.gather(ranges)
+        queues: list[list[Turn]] = [[] for _ in range(control.world)]
+        for file in files:
+            queues[file.writer] += [Turn(file, tensors) for tensors in file.contents]
+        self.rounds = [[queue[i] for queue in queues if i < len(queue)] for i in range(max(map(len, queues)))]
+
+    def sent_by_me(self) -> list[tuple[str, str]]:
+        """Parameters and kinds of which some writer, this rank included, gets this rank's fragment."""
+        return [
+            (turn.tensors.parameter, turn.file.kind)
+            for turns in self.rounds
+            for turn in turns
+            if any(piece.source == self.control.rank for piece in self._pieces(turn))
+        ]
+
+    def run(self, turns: Sequence[Turn], held: Held) -> tuple[Turn, list[Tensor]] | None:
+        """One round; for this rank's turn in it, the parameter of every tensor rank. Collective."""
+        me, mine, requests, buffers = self.control.rank, None, [], []
+        for turn in turns:
+            parameter = turn.tensors.parameter
+            if turn.file.writer == me:
+                processes = 1 if turn.tensors.dim is None else self.mesh.processes
+                shape = turn.tensors.local_shape(self.mesh.local)
+                buffers = [torch.empty(prod(shape)) for _ in range(processes)]
+                mine = turn, [buffer.view(shape) for buffer in buffers]
+            for piece in self._pieces(turn):
+                if turn.file.writer == me:
+                    into = buffers[piece.tensor_rank].narrow(0, piece.start, piece.size)
+                    if piece.source == me:
+                        into.copy_(held(parameter, turn.file.kind))
+                    else:
+                        requests.append(dist.irecv(into, piece.source, group=self.control.group))
+                elif piece.source == me:
+                    message = held(parameter, turn.file.kind)
+                    requests.append(dist.isend(message, turn.file.writer, group=self.control.group))
+        for request in requests:
+            assert request is not None
+            request.wait()
+        return mine
+
+    def _pieces(self, turn: Turn) -> list[Piece]:
+        """Each number once, of the replica nearest to the writer."""
+        found: dict[tuple[int, int], Piece] = {}
+        for rank in sorted(range(self.control.world), key=lambda rank: self._distance(rank, turn)):
+            start, size = self._ranges[rank][turn.tensors.parameter]
+            tensor_rank = 0 if turn.tensors.dim is None else rank % self.mesh.processes
+            if size:
+                found.setdefault((tensor_rank, start), Piece(rank, tensor_rank, start, size))
+        return [found[place] for place in sorted(found)]
+
+    def _distance(self, rank: int, turn: Turn) -> int:
+        writer = turn.file.writer
+        return 0 if rank == writer else 1 + (rank // self.mesh.processes != writer // self.mesh.processes)

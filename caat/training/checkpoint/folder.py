@@ -1,0 +1,122 @@
+"""The folder of checkpoints: what is in it, what `latest` names, what is kept. Nothing in it is ever half."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from caat.training.checkpoint.durable import sync_folder, write_bytes
+from conf.schema import require
+
+NAME = re.compile(r"step-(\d{8,})")
+LATEST = "latest"
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08}"
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint folder is named for."""
+    match = NAME.fullmatch(folder.name)
+    assert match, folder
+    return int(match[1])
+
+
+def whole_checkpoints(checkpoints: Path) -> list[Path]:
+    """All checkpoints in the folder, newest first. A folder has its name only once it is whole."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if path.is_dir() and NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The checkpoint that `latest` names, if there is one."""
+    try:
+        name = (checkpoints / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return checkpoints / name if NAME.fullmatch(name) and (checkpoints / name).is_dir() else None
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder meant by ``path``: itself, or the latest of a run or checkpoints folder.
+
+    Raises ``ValueError`` if there is none.
+    """
+    start = Path(path).expanduser()
+    require(start.is_dir(), f"checkpoint={path} is not a folder: give a run folder or a checkpoint in it")
+    if (start / "config.json").is_file():
+        return start
+    for checkpoints in (start, start / "checkpoints"):
+        if (checkpoints / LATEST).is_file():
+            whole = [folder for folder in (latest(checkpoints), *whole_checkpoints(checkpoints)) if folder]
+            require(bool(whole), f"{checkpoints / LATEST} names no checkpoint that is there")
+            return whole[0]
+    raise ValueError(f"checkpoint={path} holds no checkpoint: no config.json, and no `latest` file in it")
+
+
+def publish(aside: Path, folder: Path) -> None:
+    """Give the durable folder ``aside`` its name, then point `latest` at it."""
+    sync_folder(aside)
+    if folder.exists():
+        _remove(folder)
+    aside.rename(folder)
+    sync_folder(folder.parent)
+    point_latest_at(folder)
+
+
+def point_latest_at(folder: Path) -> None:
+    """Atomically: a reader finds the old name or the new one."""
+    pointer = folder.parent / f".{LATEST}.tmp"
+    write_bytes(pointer, f"{folder.name}\n".encode())
+    pointer.rename(folder.parent / LATEST)
+    sync_folder(folder.parent)
+
+
+def retain(checkpoints: Path, keep: int, keep_every: int) -> None:
+    """Delete all but the last ``keep`` (0: none is deleted) and the multiples of ``keep_every`` steps.
+
+    What `latest` names stays.
+    """
+    if keep == 0:
+        return
+    for folder in whole_checkpoints(checkpoints)[keep:]:
+        if folder != latest(checkpoints) and not (keep_every and step_of(folder) % keep_every == 0):
+            _remove(folder)
+
+
+def roll_back(checkpoints: Path, to: Path) -> list[Path]:
+    """Make ``to`` the latest, set later checkpoints aside and clear what a killed save left.
+
+    Returns where the later ones are now. They are not deleted: somebody may want to look at them.
+    """
+    if latest(checkpoints) != to:
+        point_latest_at(to)
+    aside = []
+    for folder in whole_checkpoints(checkpoints):
+        if step_of(folder) > step_of(to):
+            place = folder.with_name(f"{folder.name}.aside")
+            if place.exists():
+                shutil.rmtree(place)
+            aside.append(folder.rename(place))
+    clear_leftovers(checkpoints)
+    return aside
+
+
+def clear_leftovers(checkpoints: Path) -> None:
+    """Remove what a save or a deletion that was killed left behind."""
+    for pattern in ("step-*.tmp", "step-*.deleted"):
+        for folder in checkpoints.glob(pattern):
+            shutil.rmtree(folder)
+
+
+def _remove(folder: Path) -> None:
+    """By another name first: a deletion that is killed leaves no half checkpoint."""
+    doomed = folder.with_name(f"{folder.name}.deleted")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,151 @@
+"""Reading checkpoints: checksums first, then only the slices that a process needs. Nothing is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caat.training.checkpoint.files import STEMS, index_name
+from caat.training.checkpoint.state import read_state
+from caat.training.checkpoint.tensors import FullTensors
+from caat.training.control import Control
+from caat.training.fragments import Fragment
+from conf.schema import require
+
+# Hashing runs at a gigabyte a second and core, beside others.
+HASHING_THREADS = 4
+
+
+class Tensors:
+    """The full tensors of one kind in a checkpoint, by Hugging Face name, read when asked for.
+
+    Raises ``ValueError`` if files or tensors are missing or damaged, or have another shape than asked for.
+    """
+
+    def __init__(self, folder: Path, kind: str = "weight") -> None:
+        self._folder = folder
+        self._files: dict[str, Any] = {}
+        single = folder / f"{STEMS[kind]}.safetensors"
+        index = folder / index_name(kind)
+        if single.is_file():
+            self._where = dict.fromkeys(self._open(single.name).keys(), single.name)
+        elif index.is_file():
+            self._where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        else:
+            raise ValueError(f"{folder} has no {single.name}: is it a whole checkpoint?")
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The whole tensor."""
+        self.check(name, shape)
+        return self._open(self._where[name]).get_tensor(name)
+
+    def part(self, name: str, where: tuple[slice, ...]) -> Tensor:
+        """The slice ``where`` of the tensor; no more of it is read."""
+        return self._open(self._where[name]).get_slice(name)[where]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise ``ValueError`` unless the tensor is there, with this shape."""
+        if name not in self._where:
+            raise ValueError(f"{self._folder} has no tensor {name}: it belongs to another model")
+        found = tuple(self._open(self._where[name]).get_slice(name).get_shape())
+        require(
+            found == tuple(shape),
+            f"{self._folder}: {name} has shape {found} where config.json means {tuple(shape)}",
+        )
+
+    def _open(self, file: str):
+        from safetensors import SafetensorError, safe_open
+
+        if file not in self._files:
+            try:
+                self._files[file] = safe_open(self._folder / file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{self._folder / file} is missing or damaged ({error})") from None
+        return self._files[file]
+
+
+def damage(folder: Path, control: Control) -> list[str]:
+    """What is wrong with the files of a checkpoint, a line each; none if all have their checksums.
+
+    Every file is read once, by one of the ranks. Collective, with the same answer on all ranks.
+    """
+    try:
+        _, checksums = read_state(folder)
+    except ValueError as error:
+        checksums, unreadable = {}, [str(error)]
+    else:
+        unreadable = []
+    mine = _share(folder, list(checksums), control)
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        problems = [*pool.map(lambda name: _problem(folder / name, checksums[name]), mine)]
+    everyone = control.gather(unreadable + [problem for problem in problems if problem])
+    return sorted({problem for problems in everyone for problem in problems})
+
+
+def load_weights(model: nn.Module, tensors: Sequence[FullTensors], which: range, folder: Path) -> None:
+    """Fill the parameters of ``model``, which holds the shards ``which``, before DeepSpeed gets them."""
+    file = Tensors(folder)
+    for each in tensors:
+        _check(each, file)
+        each.read(which, file.part, model.get_parameter(each.parameter).detach())
+
+
+def load_state(
+    fragments: dict[str, Fragment],
+    kinds: Sequence[str],
+    tensors: Sequence[FullTensors],
+    which: range,
+    folder: Path,
+) -> None:
+    """Fill this rank's part of the optimizer state of these ``kinds``, of the shards ``which``."""
+    for kind in kinds:
+        file = Tensors(folder, kind)
+        for each in tensors:
+            fragment = fragments[each.parameter]
+            if fragment.size == 0:
+                continue
+            _check(each, file)
+            shape, values = each.local_shape(len(which)), fragment.values[kind]
+            if fragment.size == prod(shape):
+                each.read(which, file.part, values.view(shape))
+                continue
+            whole = torch.empty(shape)
+            each.read(which, file.part, whole)
+            values.copy_(whole.view(-1).narrow(0, fragment.start, fragment.size))
+
+
+def _check(tensors: FullTensors, file: Tensors) -> None:
+    for name, shape in zip(tensors.names, tensors.shapes, strict=True):
+        file.check(name, shape)
+
+
+def _share(folder: Path, names: list[str], control: Control) -> list[str]:
+    """This rank's files to verify: the largest first, each to the rank with least to read so far."""
+    sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in names}
+    loads = [0] * control.world
+    mine = []
+    for name in sorted(names, key=lambda name: (-sizes[name], name)):
+        rank = loads.index(min(loads))
+        loads[rank] += sizes[name]
+        if rank == control.rank:
+            mine.append(name)
+    return mine
+
+
+def _problem(path: Path, checksum: str) -> str | None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    if found != checksum:
+        return f"{path.name} is damaged: its content does not have the checksum in state.json"
+    return None

@@ -1,0 +1,196 @@
+"""Saving: a copy between two steps, files written beside training, visible when all of them are on disk."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint import folder as folders
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.durable import write_bytes, write_json
+from caat.training.checkpoint.exchange import Exchange, Turn
+from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
+from caat.training.checkpoint.state import State, write_state
+from caat.training.checkpoint.tensors import FullTensors
+from caat.training.control import Control
+from caat.training.fragments import Fragment
+from conf.schema import CheckpointConfig
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the message names the rank and the cause. Earlier ones are whole."""
+
+
+class _NotFinite(Exception):
+    """What is to be saved would be of no use."""
+
+
+class Saver:
+    """Writes checkpoints of this run, on all ranks together.
+
+    ``fragments()`` are the live optimizer state of this rank. Its messages travel in a group of their own:
+    they never meet those of training.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        tensors: Sequence[FullTensors],
+        architecture: Architecture,
+        tokenizer: Path,
+        mesh: Mesh,
+        fragments: Callable[[], dict[str, Fragment]],
+        settings: CheckpointConfig,
+    ) -> None:
+        self.checkpoints, self.architecture, self.settings = checkpoints, architecture, settings
+        self._tokenizer = tokenizer.read_bytes()
+        self._fragments = fragments
+        self._control = Control()
+        self._files = plan_files(tensors, self._control.world)
+        ranges = {name: (held.start, held.size) for name, held in fragments().items()}
+        self._exchange = Exchange(self._files, ranges, mesh, self._control)
+        self._sent = self._exchange.sent_by_me()
+        self._snapshot: dict[tuple[str, str], Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: SaveError | None = None
+        self.last_step: int | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows by now that the save in flight failed; :meth:`wait` then tells all."""
+        return self._error is not None
+
+    def save(self, state: State) -> None:
+        """Save what training holds now. Collective.
+
+        Asynchronous: returns when it has been copied, after an earlier save has ended. Raises
+        :class:`SaveError` on all ranks alike if the earlier one, or this one if not asynchronous, failed.
+        """
+        self.wait()
+        fragments = self._fragments()
+        self.last_step = state.step
+        if not self.settings.asynchronous:
+            self._write(state, lambda name, kind: fragments[name].values[kind].cpu())
+            self.wait()
+            return
+        self._copy(fragments)
+        self._thread = threading.Thread(
+            target=self._write,
+            args=(state, lambda name, kind: self._snapshot[name, kind]),
+            name=f"checkpoint {state.step}",
+            # A run that fails must be able to end.
+            daemon=True,
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises :class:`SaveError` on all ranks if the last save failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error, self.last_step = self._error, None, None
+            raise error
+
+    def finish(self) -> None:
+        """Let what is in flight come to its end, good or bad."""
+        with suppress(SaveError):
+            self.wait()
+
+    def _copy(self, fragments: dict[str, Fragment]) -> None:
+        """To host memory that is kept from save to save: touching new memory costs more than the copy."""
+        for name, kind in self._sent:
+            live = fragments[name].values[kind]
+            if (name, kind) not in self._snapshot:
+                self._snapshot[name, kind] = torch.empty(live.shape, pin_memory=live.is_cuda)
+            self._snapshot[name, kind].copy_(live, non_blocking=True)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+    def _write(self, state: State, held: Callable[[str, str], Tensor]) -> None:
+        """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
+        folder = self.checkpoints / folders.checkpoint_name(state.step)
+        aside = folder.with_name(f"{folder.name}.tmp")
+        try:
+            self._together(lambda: self._make(aside) if self._control.rank == 0 else None)
+            checksums: dict[str, str] = {}
+            for part in self._together(lambda: self._write_files(aside, held)):
+                checksums |= part
+            self._together(lambda: self._publish(aside, folder, state, checksums))
+        except SaveError as error:
+            # The disk may be full: what is there of it is of no use.
+            shutil.rmtree(aside, ignore_errors=True)
+            self._error = error
+        except Exception as error:
+            # Another rank is gone, and with it this run.
+            self._error = SaveError(f"rank {self._control.rank}: {error}")
+
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        """``work()`` of every rank; raises :class:`SaveError` on all of them if it fails on one."""
+        result, problem = None, None
+        try:
+            result = work()
+        except (OSError, _NotFinite) as error:
+            problem = str(error)
+        outcomes = self._control.gather((result, problem))
+        problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text]
+        if problems:
+            raise SaveError("; ".join(problems))
+        return [result for result, _ in outcomes]
+
+    def _make(self, aside: Path) -> None:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        folders.clear_leftovers(self.checkpoints)
+        aside.mkdir()
+
+    def _write_files(self, aside: Path, held: Callable[[str, str], Tensor]) -> dict[str, str]:
+        """This rank's files, tensor by tensor as they arrive; returns their checksums."""
+        checksums, open_file, problem = {}, None, None
+        for turns in self._exchange.rounds:
+            arrived = self._exchange.run(turns, held)
+            # A rank that cannot write goes on receiving: others wait to be rid of what they send.
+            if arrived is None or problem is not None:
+                continue
+            turn, parts = arrived
+            try:
+                if turn.tensors is turn.file.contents[0]:
+                    open_file = TensorFile(aside / turn.file.name, turn.file.contents)
+                assert open_file is not None
+                _append(open_file, turn, parts)
+                if turn.tensors is turn.file.contents[-1]:
+                    checksums[turn.file.name] = open_file.close()
+            except (OSError, _NotFinite) as error:
+                problem = error
+        if open_file is not None and problem is not None:
+            open_file.abandon()
+        if problem is not None:
+            raise problem
+        return checksums
+
+    def _publish(self, aside: Path, folder: Path, state: State, checksums: dict[str, str]) -> None:
+        """By the first rank, once all files are on disk."""
+        if self._control.rank > 0:
+            return
+        checksums |= write_indices(aside, self._files)
+        checksums["config.json"] = write_json(aside / "config.json", self.architecture.to_json())
+        checksums["tokenizer.model"] = write_bytes(aside / "tokenizer.model", self._tokenizer)
+        write_state(aside, state, checksums)
+        folders.publish(aside, folder)
+        folders.retain(self.checkpoints, self.settings.keep, self.settings.keep_every)
+
+
+def _append(file: TensorFile, turn: Turn, parts: Sequence[Tensor]) -> None:
+    for number in range(len(turn.tensors.names)):
+        for strip in turn.tensors.strips(number, parts):
+            # A sum is not finite if any of its terms is not.
+            if not strip.sum().isfinite():
+                raise _NotFinite(f"{turn.file.kind} of {turn.tensors.names[number]} holds nan or inf")
+            file.append(strip)

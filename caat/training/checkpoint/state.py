@@ -1,0 +1,63 @@
+"""state.json: where training stood, and a checksum of every file of the checkpoint, its own included."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from caat.training.checkpoint.durable import write_json
+
+
+@dataclass(frozen=True)
+class State:
+    """Where training stands after ``step`` steps."""
+
+    step: int
+    # Trained on so far, and sequences of the data's order consumed.
+    tokens: int
+    position: int
+    # What the position counts: sequences of this length, in the order of this seed, of this data.
+    sequence: int
+    seed: int
+    data: str
+    # Steps that AdamW took, for its bias correction: skipped ones do not count.
+    adam_steps: int
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    learning_rate: float = 0.0
+    # Generator states in hexadecimal, by device. Training draws nothing from them so far.
+    random: dict[str, str] = field(default_factory=dict)
+
+
+def write_state(folder: Path, state: State, checksums: dict[str, str]) -> None:
+    """Write state.json, durably."""
+    values = {**asdict(state), "sha256": dict(sorted(checksums.items()))}
+    write_json(folder / "state.json", {**values, "state_sha256": _digest(values)})
+
+
+def read_state(folder: Path) -> tuple[State, dict[str, str]]:
+    """The state and the checksums by file name.
+
+    Raises ``ValueError`` if state.json is missing, damaged, or not of a checkpoint that training can resume.
+    """
+    path = folder / "state.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        digest = values.pop("state_sha256")
+        checksums = values["sha256"]
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error})") from None
+    if _digest(values) != digest:
+        raise ValueError(f"{path} is damaged: its content does not have the checksum that it names")
+    known = {each.name for each in fields(State)}
+    try:
+        return State(**{name: value for name, value in values.items() if name in known}), checksums
+    except TypeError as error:
+        raise ValueError(f"{path} is of another version of caat ({error})") from None
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,32 @@
+"""What all ranks decide together: small messages beside training, over gloo whatever the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Control:
+    """A group of all ranks. Every rank makes it, and every method is called by all of them, in one thread."""
+
+    def __init__(self) -> None:
+        self.world, self.rank = dist.get_world_size(), dist.get_rank()
+        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+
+    def maximum(self, *values: int) -> list[int]:
+        """Of each value over all ranks."""
+        if self.group is None:
+            return list(values)
+        message = torch.tensor(values)
+        dist.all_reduce(message, dist.ReduceOp.MAX, group=self.group)
+        return message.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The small ``value`` of every rank, by rank, on all ranks."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.group)
+        return values

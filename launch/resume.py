@@ -1,0 +1,160 @@
+"""Where a run continues from, decided and checked before any process starts. Reads JSON files only."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from hashlib import sha256
+from math import sqrt
+from pathlib import Path
+
+from caat.data.shards import read_index
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.folder import find, latest, whole_checkpoints
+from caat.training.checkpoint.state import State, read_state
+from conf.schema import Config, ModelConfig, require
+
+# Of a model, what may change between a checkpoint and a run: it is not in the function.
+NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes again, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def check_restartable(config: Config) -> None:
+    """Raise ``ValueError`` if torchrun is to restart processes that would not find their run again."""
+    require(
+        config.run.dir is not None or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0",
+        "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
+    )
+
+
+def continues(config: Config, folder: Path | None = None) -> bool:
+    """Whether the run goes on in a folder that an earlier start of it made: ``folder``, or ``run.dir``."""
+    run = folder or _run_folder(config)
+    if run is None or not (run / "config.yaml").is_file():
+        return False
+    if restarted() or config.resume == "auto":
+        return True
+    from_path = Path(config.resume).expanduser().resolve()
+    return config.resume != "never" and run.resolve() in (from_path, *from_path.parents)
+
+
+def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]:
+    """Checkpoints to resume from, best first; none: train from the start.
+
+    Raises ``ValueError`` if ``resume`` names a path without one.
+    """
+    run = folder or _run_folder(config)
+    if run is not None and (restarted() or config.resume == "auto"):
+        found = _from_latest(run / "checkpoints")
+        if found or config.resume in ("auto", "never"):
+            return found
+    if config.resume == "never":
+        return []
+    require(
+        Path(config.resume).expanduser().is_dir(),
+        f"resume={config.resume} is not a folder: give never, auto, a run folder or a checkpoint in it",
+    )
+    chosen = find(config.resume)
+    given = Path(config.resume).expanduser()
+    return [chosen] if chosen == given else _from_latest(chosen.parent)
+
+
+def check_resume(config: Config, folder: Path | None = None) -> State | None:
+    """The state that the run would continue from, if any; raises ``ValueError`` unless it can.
+
+    Contents of large files are not looked at here: the processes verify those together.
+    """
+    problem = ""
+    candidates = checkpoints_to_try(config, folder)
+    for checkpoint in candidates:
+        try:
+            state, architecture = read_state(checkpoint)[0], read_architecture(checkpoint)
+        except ValueError as error:
+            require(config.checkpoint.on_damage == "previous", f"{error} (checkpoint.on_damage=stop)")
+            problem = problem or str(error)
+            continue
+        _check_architecture(config, architecture, checkpoint)
+        _check_state(config, state, checkpoint)
+        return state
+    require(not candidates, f"no checkpoint to resume from is whole: {problem}")
+    return None
+
+
+def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) -> State | None:
+    """:func:`check_resume`, and whether the prepared ``tokens`` are what was trained on until then."""
+    state = check_resume(config, folder)
+    if state is None:
+        return None
+    require(
+        state.data == data_fingerprint(tokens),
+        f"the checkpoint to resume from was trained on other text or another tokenizer than {tokens}, where "
+        "its position means nothing: give the data settings that it was trained with",
+    )
+    return state
+
+
+def data_fingerprint(tokens: Path) -> str:
+    """Of prepared tokens: the same wherever they lie, and if they are prepared again from the same text."""
+    index = read_index(tokens)
+    digest = sha256((tokens / "tokenizer.model").read_bytes())
+    digest.update(json.dumps([index["documents"], index["bytes"], index["train"]], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_architecture(config: Config, found: Architecture, checkpoint: Path) -> None:
+    for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
+        ours, theirs = getattr(config.model, name), getattr(found.model, name)
+        require(
+            ours == theirs,
+            f"model.{name}={ours}, but {checkpoint} holds a model with {theirs}: give model.{name}={theirs}, "
+            "or start a new run",
+        )
+    ratio, shards = config.sync.ratio, config.parallel.tensor
+    require(
+        ratio == found.ratio,
+        f"sync.ratio={ratio}, but {checkpoint} was trained at {found.ratio}, which is another function: "
+        f"give sync.ratio={found.ratio}, or start a new run",
+    )
+    require(
+        shards == found.shards or ratio == 1,
+        f"parallel.tensor={shards}, but {checkpoint} was trained with {found.shards} shards at "
+        f"sync.ratio={ratio}: with private channels another number of shards is another model. Give "
+        f"parallel.tensor={found.shards}, on any number of processes",
+    )
+    scale = config.sync.private_scale or sqrt(shards)
+    require(
+        ratio == 1 or scale == found.private_scale,
+        f"sync.private_scale is {scale}, but {checkpoint} was trained with {found.private_scale}: give "
+        f"sync.private_scale={found.private_scale}",
+    )
+
+
+def _check_state(config: Config, state: State, checkpoint: Path) -> None:
+    for name, ours, theirs in (
+        ("train.sequence", config.train.sequence, state.sequence),
+        ("seed", config.seed, state.seed),
+    ):
+        require(
+            ours == theirs,
+            f"{name}={ours}, but {checkpoint} was trained with {theirs}: its position in the data counts "
+            f"sequences of that length in the order of that seed. Give {name}={theirs}",
+        )
+    require(
+        state.step < config.train.steps or config.resume == "auto" or restarted(),
+        f"{checkpoint} has done {state.step} steps and train.steps={config.train.steps}: give more steps",
+    )
+
+
+def _from_latest(checkpoints: Path) -> list[Path]:
+    """What `latest` names, then older ones; all, if it names nothing."""
+    whole, newest = whole_checkpoints(checkpoints), latest(checkpoints)
+    return whole if newest is None else whole[whole.index(newest) :]
+
+
+def _run_folder(config: Config) -> Path | None:
+    return None if config.run.dir is None else Path(config.run.dir).expanduser()

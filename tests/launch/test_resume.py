@@ -1,0 +1,167 @@
+"""What a run may continue from: decided from small files before any process starts, or refused at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.durable import write_json
+from caat.training.checkpoint.folder import point_latest_at, publish
+from caat.training.checkpoint.state import State, write_state
+from conf.schema import Config
+from launch.config import compose, validate
+from launch.resume import check_resume, check_resume_data, checkpoints_to_try, continues, data_fingerprint
+from launch.run_folder import open_run_folder
+
+AT_200 = State(200, tokens=4096, position=64, sequence=256, seed=1, data="", adam_steps=200)
+
+
+def add_checkpoint(run: Path, step: int, *settings: str) -> Path:
+    """A checkpoint as `model=tiny` writes it, without its tensors."""
+    config = compose([*settings, "resume=never"])
+    shards, ratio = config.parallel.tensor, config.sync.ratio
+    aside = run / "checkpoints" / f"step-{step:08}.tmp"
+    aside.mkdir(parents=True)
+    architecture = Architecture(config.model, shards, ratio, int(ratio * 256), shards**0.5)
+    checksums = {"config.json": write_json(aside / "config.json", architecture.to_json())}
+    write_state(aside, replace(AT_200, step=step), checksums)
+    folder = run / "checkpoints" / f"step-{step:08}"
+    publish(aside, folder)
+    (run / "config.yaml").touch()
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    for step in (50, 100, 150):
+        add_checkpoint(folder, step)
+    return folder
+
+
+def steps(paths: list[Path]) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in paths]
+
+
+def test_what_is_tried_and_in_which_order(run):
+    assert checkpoints_to_try(compose(["run.dir=run"])) == []
+    assert steps(checkpoints_to_try(compose(["run.dir=run", "resume=auto"]))) == [150, 100, 50]
+    assert steps(checkpoints_to_try(compose(["resume=run"]))) == [150, 100, 50]
+    assert steps(checkpoints_to_try(compose(["resume=run/checkpoints/step-00000100"]))) == [100]
+    point_latest_at(run / "checkpoints" / "step-00000100")
+    assert steps(checkpoints_to_try(compose(["run.dir=run", "resume=auto"]))) == [100, 50]
+    (run / "checkpoints" / "latest").unlink()
+    assert steps(checkpoints_to_try(compose(["run.dir=run", "resume=auto"]))) == [150, 100, 50]
+    assert checkpoints_to_try(compose(["run.dir=new", "resume=auto"])) == []
+
+
+def test_a_restart_goes_on_where_the_run_was(run, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    config = compose(["run.dir=run"])
+    assert continues(config) and steps(checkpoints_to_try(config)) == [150, 100, 50]
+    # Before its first checkpoint, a run that was resumed from elsewhere starts from there again.
+    elsewhere = compose(["run.dir=new", "resume=run/checkpoints/step-00000050"])
+    assert steps(checkpoints_to_try(elsewhere)) == [50]
+
+
+def test_the_run_folder_is_used_again(run):
+    config = compose(["run.dir=run", "resume=auto", "launch.processes=2"])
+    validate(config, 2)
+    assert open_run_folder(config) == Path("run")
+    assert "processes: 2" in (run / "config.yaml").read_text()
+    assert (run / "environment-2.json").is_file()
+    open_run_folder(config)
+    assert (run / "environment-3.json").is_file()
+
+
+def test_a_new_run_from_another_ones_checkpoint(run):
+    config = compose(["run.dir=other", "resume=run"])
+    validate(config, 1)
+    assert not continues(config)
+    assert open_run_folder(config) == Path("other")
+
+
+REFUSED = {
+    "no folder for auto": (["resume=auto", "run.dir=null"], ["resume=auto needs run.dir"]),
+    "no such path": (["resume=nowhere"], ["resume=nowhere is not a folder", "never, auto"]),
+    "nothing in it": (["resume=empty"], ["empty holds no checkpoint"]),
+    "folder without resume": (["run.dir=run"], ["run.dir=run", "give resume=auto"]),
+    "another N": (
+        ["resume=run", "parallel.tensor=4"],
+        ["parallel.tensor=4", "trained with 8 shards at sync.ratio=0.5", "Give parallel.tensor=8"],
+    ),
+    "another ratio": (["resume=run", "sync.ratio=0.25"], ["sync.ratio=0.25", "trained at 0.5", "give"]),
+    "another scale": (["resume=run", "sync.private_scale=1"], ["private_scale is 1.0", "give"]),
+    "another model": (["resume=run", "model.layers=2"], ["model.layers=2", "a model with 4", "give"]),
+    "another length": (["resume=run", "train.sequence=128"], ["train.sequence=128", "256"]),
+    "another seed": (["resume=run", "seed=2"], ["seed=2", "Give seed=1"]),
+    "no steps left": (["resume=run", "train.steps=150"], ["has done 150 steps", "give more steps"]),
+    "negative keep": (["checkpoint.keep=-1"], ["checkpoint.keep=-1", "0: keep all"]),
+    "negative keep_every": (["checkpoint.keep_every=-1"], ["checkpoint.keep_every=-1", "0: none"]),
+    "unknown on_failure": (["checkpoint.on_failure=panic"], ["checkpoint.on_failure=panic", "warn, stop"]),
+    "unknown on_damage": (["checkpoint.on_damage=x"], ["checkpoint.on_damage=x", "previous, stop"]),
+    "no time to hang": (["launch.hang_seconds=0"], ["launch.hang_seconds=0", "above 0"]),
+    "negative restarts": (["launch.max_restarts=-1"], ["launch.max_restarts=-1"]),
+    "negative interval": (["train.check_replicas_every=-1"], ["check_replicas_every=-1", "0: never"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, run):
+    settings, says = REFUSED[name]
+    Path("empty").mkdir()
+    with pytest.raises(ValueError) as error:
+        validate(compose(settings), 1)
+    assert not [part for part in says if part not in str(error.value)], str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_may_change(run):
+    """The layout, the schedule's length, precision, batch: none is in the function or the data's order."""
+    settings = ["resume=run", "zero.stage=3", "parallel.processes=2", "train.global_batch=32"]
+    settings += ["train.precision=bf16", "train.steps=300", "optim.lr=1e-4", "optim.min_lr=0"]
+    state = check_resume(compose(settings))
+    assert state is not None and state.step == 150
+
+
+def test_at_ratio_one_n_may_change(run):
+    add_checkpoint(Path("full"), 20, "sync.ratio=1")
+    assert check_resume(compose(["resume=full", "sync.ratio=1", "parallel.tensor=2"])) is not None
+
+
+def test_damaged_json_is_passed_over_or_refused(run):
+    (run / "checkpoints/step-00000150/state.json").write_text("{}")
+    state = check_resume(compose(["resume=run"]))
+    assert state is not None and state.step == 100
+    with pytest.raises(ValueError, match=r"step-00000150.*on_damage=stop"):
+        check_resume(compose(["resume=run", "checkpoint.on_damage=stop"]))
+    for step in (50, 100):
+        (run / f"checkpoints/step-{step:08}/config.json").write_text("{")
+    with pytest.raises(ValueError, match="no checkpoint to resume from is whole"):
+        check_resume(compose(["resume=run"]))
+
+
+def test_other_data_is_refused(run):
+    tokens = Path("tokens")
+    tokens.mkdir()
+    index = {"format": "caat-tokens", "version": 1, "key": "0", "source": "", "dtype": "uint16"}
+    index |= {"vocab_size": 300, "bos": 1, "eos": 2, "documents": 2, "bytes": 9}
+    index |= {"train": [{"file": "a", "tokens": 900}], "validation": [{"file": "c", "tokens": 100}]}
+    (tokens / "index.json").write_text(json.dumps(index))
+    (tokens / "tokenizer.model").write_bytes(b"x")
+    config: Config = compose(["resume=run"])
+    with pytest.raises(ValueError, match="trained on other text or another tokenizer"):
+        check_resume_data(config, tokens)
+    same = replace(AT_200, step=150, data=data_fingerprint(tokens))
+    write_state(run / "checkpoints/step-00000150", same, {})
+    assert check_resume_data(config, tokens) == same
+    (tokens / "index.json").write_text(json.dumps({**index, "key": "prepared elsewhere"}))
+    assert check_resume_data(config, tokens) == same
+    (tokens / "tokenizer.model").write_bytes(b"y")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        check_resume_data(config, tokens)

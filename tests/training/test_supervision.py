@@ -1,0 +1,193 @@
+"""What looks after a run: failed saves, replicas that drift, ranks that hang, signals, agreement."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from caat.parallel.mesh import Mesh
+from caat.training import replicas
+from caat.training.checkpoint.saver import SaveError
+from caat.training.control import Control
+from caat.training.engine import Engine
+from caat.training.replicas import DriftError, ReplicaGuard
+from caat.training.signals import StopRequest
+from caat.training.trackers import JsonLines
+from caat.training.watchdog import diagnosis, where
+from conf.schema import OptimConfig
+from tests.models import batch, build
+from tests.training.test_checkpoint import saver, start, state
+
+
+def failing_save(folder, asynchronous: bool):
+    """The first save cannot make its folder, the second is not finite on the last rank, the third is good."""
+    engine = start(4, 2, 0.5, 0)
+    writer = saver(folder, engine, 0.5, asynchronous=asynchronous)
+    messages = []
+    if dist.get_rank() == 0:
+        (folder / "checkpoints").write_text("in the way")
+    dist.barrier()
+    for step in (1, 2, 3):
+        if step == 2:
+            if dist.get_rank() == 0:
+                (folder / "checkpoints").unlink()
+            engine.model.get_parameter("blocks.0.mlp.down.weight").detach()[0, 0] = float("nan")
+        if step == 3:
+            engine.model.get_parameter("blocks.0.mlp.down.weight").detach()[0, 0] = 1.0
+        try:
+            writer.save(state(step, adam_steps=0))
+            writer.wait()
+            messages.append("saved")
+        except SaveError as error:
+            messages.append(str(error))
+    return messages
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_that_fails_is_known_to_all_and_leaves_nothing(ranks, tmp_path, asynchronous):
+    first, second = ranks(2).run(failing_save, tmp_path, asynchronous)
+    assert first == second
+    assert "rank 0" in first[0] and "checkpoints" in first[0]
+    assert "weight of model.layers.0.mlp.down_proj.weight holds nan or inf" in first[1]
+    assert first[2] == "saved"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000003"]
+
+
+def step_during_save(folder):
+    """Whether training goes on while files are being written, and what is visible meanwhile."""
+    engine = start(4, 2, 0.5, 1)
+    writer = saver(folder, engine, 0.5)
+    original = writer._write_files
+
+    def slow(aside, held):
+        time.sleep(1.5)
+        return original(aside, held)
+
+    writer._write_files = slow
+    started = time.monotonic()
+    writer.save(state(1, adam_steps=0))
+    engine.step([batch()], 1e-2)
+    trained = time.monotonic() - started
+    visible = (folder / "checkpoints" / "latest").exists()
+    writer.save(state(2, adam_steps=1))
+    waited = time.monotonic() - started
+    writer.wait()
+    return trained, visible, waited, (folder / "checkpoints" / "latest").read_text().strip()
+
+
+def test_training_goes_on_while_files_are_written(ranks, tmp_path):
+    for trained, visible, waited, last in ranks(2).run(step_during_save, tmp_path):
+        assert trained < 1.4 and not visible
+        assert waited >= 1.5, "a save that is due waits for the one in flight"
+        assert last == "step-00000002"
+
+
+def drift(kind: str, stage: int):
+    """What the guard says of good steps and of one in which the last rank's copy changed."""
+    mesh = Mesh.create(4, 2)
+    model = build(mesh, 0.5, dtype=torch.float32)
+    engine = Engine(model, mesh, OptimConfig(lr=1e-2), stage, "fp32", 1)
+    guard = ReplicaGuard(model, model.blocks[-1], mesh, Control(), 2)
+    last = dist.get_rank() == 3
+    replicas.SHARDED_EACH_TIME = 100
+    for step in (1, 2, 3, 4):
+        guard.before(step)
+        if step == 4 and last and kind == "channels":
+            model.blocks[0].register_forward_hook(
+                lambda module, inputs, out: out._replace(residual=out.residual + 1)
+            )
+        engine.step([batch(seed=step)], 1e-2)
+        if step == 4 and last and kind == "norm":
+            model.get_parameter("norm.weight").detach().view(torch.int32)[0] ^= 1
+        if step == 4 and last and kind == "replica":
+            model.get_parameter("blocks.1.mlp.down.weight").detach()[1, 1] += 1e-3
+        try:
+            guard.after(step)
+        except DriftError as error:
+            return step, str(error)
+    return 4, ""
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_what_is_equal_passes(ranks, stage):
+    assert set(ranks(4).run(drift, "nothing", stage)) == {(4, "")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "says"),
+    [
+        ("norm", 0, "norm.weight on rank 3 is not what it is on the others"),
+        ("norm", 3, "norm.weight on rank 3 is not what it is on the others"),
+        ("replica", 1, "blocks.1.mlp.down.weight on rank"),
+        ("channels", 0, "the shared channels of the residual stream on rank"),
+    ],
+)
+def test_a_drift_is_named(ranks, kind, stage, says):
+    for step, message in ranks(4).run(drift, kind, stage):
+        assert step == 4 and says in message
+
+
+def agree():
+    control = Control()
+    return control.maximum(control.rank, 5 - control.rank), control.gather({"rank": control.rank})
+
+
+def test_all_ranks_agree(ranks):
+    for maximum, gathered in ranks(4).run(agree):
+        assert maximum == [3, 5]
+        assert gathered == [{"rank": i} for i in range(4)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_is_a_request(number):
+    before = signal.getsignal(number)
+    with StopRequest() as request:
+        assert request.number == 0
+        os.kill(os.getpid(), number)
+        assert request.number == number
+    assert signal.getsignal(number) == before
+
+
+def report(beats: int, doing: str, collective: str = "") -> dict:
+    return {"beats": beats, "doing": doing, "at": "caat/x.py:1 (f)", "collective": collective}
+
+
+def test_who_hangs_is_who_is_behind():
+    text = diagnosis({0: report(9, "training step 3", "all_reduce"), 1: report(8, "reading")}, 2, 60)
+    assert "no progress for 60 s; rank 1 hangs while reading, in caat/x.py:1 (f)" in text
+    assert "rank 0 waits in all_reduce while training step 3" in text
+
+
+def test_who_hangs_is_who_is_in_no_collective():
+    reports = {0: report(9, "training", "all_reduce"), 1: report(9, "training")}
+    assert "rank 1 hangs while training" in diagnosis(reports, 2, 60)
+
+
+def test_who_says_nothing_is_frozen():
+    text = diagnosis({0: report(9, "training", "all_reduce"), 2: report(9, "training", "all_reduce")}, 3, 60)
+    assert "rank 1 does not answer" in text and "rank 2 waits" in text
+
+
+def test_when_all_wait_nobody_is_blamed():
+    reports = {rank: report(9, "training", "all_reduce") for rank in range(2)}
+    assert "all ranks wait for each other" in diagnosis(reports, 2, 60)
+
+
+def test_where_a_stack_is():
+    assert where(None) == {"at": "unknown", "collective": ""}
+    assert where(sys._getframe())["collective"] == ""
+
+
+def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    tracker = JsonLines(path, 2)
+    tracker.log({"step": 3, "loss": 1.0})
+    tracker.close({})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
