@@ -82,6 +82,31 @@ class BenchCheckpointConfig:
 
 
 @dataclass
+class BenchMfuConfig:
+    """`caat bench mfu`: a training step in one process, by shard count, as a share of the device's peak."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    # N, one row each.
+    shards: list[int] = field(default_factory=lambda: [1, 8])
+    ratio: float = 0.5
+    # Sequences of model.sequence tokens a step.
+    micro_batch: int = 4
+    precision: str = "bf16"
+    device: str = "auto"
+    # Dense peak of the device; default: known for common GPUs, else no MFU is shown.
+    peak_tflops: float | None = None
+    rounds: int = 10
+    # Where the JSON goes; default: outputs/bench-mfu-<time>.json.
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(rounds=self.rounds, micro_batch=self.micro_batch, peak_tflops=self.peak_tflops or 1)
+        require_choice("precision", self.precision, ("fp32", "bf16"))
+        require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require(0.0 <= self.ratio <= 1.0, f"ratio={self.ratio} is outside [0, 1]")
+
+
+@dataclass
 class BenchStackConfig:
     """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
 

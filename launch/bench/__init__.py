@@ -9,6 +9,7 @@ BENCHMARKS = {
     "link": "the same over a slow network made on this machine (root)",
     "peers": "the same blocks in torch's and megatron-core's tensor parallelism, beside ours",
     "predict": "step time by ratio on a machine that one does not have, from a closed formula",
+    "mfu": "a training step in one process as a share of the device's peak, by shard count",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
     "checkpoint": "what saving costs training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",

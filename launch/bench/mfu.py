@@ -1,0 +1,71 @@
+"""`caat bench mfu`: how much of the device's peak a training step in one process reaches, by shard count."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+from rich.progress import track
+
+from caat.parallel.mesh import Mesh
+from caat.training.costs import flops_per_token
+from caat.training.device import choose_device, memory_gib, peak_tflops
+from conf.bench import BenchMfuConfig
+from launch.bench.report import Report
+from launch.config import load_verb
+from layers.gpt import GPT
+from layers.weights import initial_weights
+
+WARM_UP = 3
+
+
+def main(argv: list[str]) -> None:
+    config = load_verb(BenchMfuConfig, argv)
+    for shards in config.shards:
+        config.model.check_shards(shards)
+    device = choose_device(config.device, 0, 1)
+    peak = peak_tflops(device, config.peak_tflops)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    of_peak = f", peak {peak:g} TFLOP/s" if peak else ""
+    report = Report(
+        "mfu",
+        f"{config.model.name}, {config.micro_batch} x {config.model.sequence} tokens a step, "
+        f"{config.precision}, one process, {name}{of_peak}",
+    )
+    for shards in config.shards:
+        seconds = _seconds(config, shards, device)
+        tokens = config.micro_batch * config.model.sequence
+        tflops = flops_per_token(config.model, config.model.sequence) * tokens / median(seconds) / 1e12
+        report.add(
+            shards=shards,
+            ratio=config.ratio,
+            step_ms=median(seconds) * 1e3,
+            fastest_ms=min(seconds) * 1e3,
+            tokens_per_second=tokens / median(seconds),
+            tflops=tflops,
+            mfu=tflops / peak if peak else None,
+            memory_gib=memory_gib(device),
+        )
+    report.finish(config.out)
+
+
+def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[float]:
+    """Of each step: forward, backward, AdamW."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    full = initial_weights(config.model, 1)
+    model = GPT.build(config.model, Mesh(shards), config.ratio, full, device=device, dtype=dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+    shape = (config.micro_batch, config.model.sequence + 1)
+    text = torch.randint(config.model.vocab_size, shape, device=device)
+    seconds = []
+    for step in track(range(config.rounds + WARM_UP), f"{shards} shards", transient=True):
+        started = time.perf_counter()
+        model(text[:, :-1], text[:, 1:]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if step >= WARM_UP:
+            seconds.append(time.perf_counter() - started)
+    return seconds

@@ -1,0 +1,164 @@
+"""The communication benchmarks: their rows, their mistakes, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.bench import BenchLinkConfig, BenchPeersConfig, BenchStepConfig, delay_seconds, rate_bytes
+from launch.bench.namespaces import shaped_hosts
+
+SMALL = [
+    "layers=1",
+    "hidden=64",
+    "ffn=96",
+    "heads=2",
+    "sequence=32",
+    "batch=2",
+    "rounds=2",
+    "ratios=[1.0,0.5]",
+]
+COMMAND = [sys.executable, "-m", "launch.cli", "bench"]
+MAY_NAMESPACE = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("tc") is not None
+namespaces = pytest.mark.skipif(not MAY_NAMESPACE, reason="network namespaces need root, ip and tc")
+
+
+def bench(tmp_path: Path, *arguments: str) -> list[dict]:
+    result = subprocess.run(
+        [*COMMAND, *arguments, f"out={tmp_path / 'result.json'}"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().splitlines()[-1] == str(tmp_path / "result.json")
+    assert (tmp_path / "result.png").stat().st_size > 1000
+    return json.loads((tmp_path / "result.json").read_text())["rows"]
+
+
+def check_rows(rows: list[dict]) -> None:
+    """1 layer, 64 tokens of 64 float32 channels: 2 sums each way of 16 KiB, and half of that at ratio 0.5."""
+    by = {(row["mode"], row["ratio"]): row for row in rows}
+    assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap"}
+    for (mode, ratio), row in by.items():
+        expected = 0 if mode == "none" else int(2 * 64 * 64 * 4 * ratio)
+        assert row["bytes_forward"] == row["bytes_backward"] == expected, (mode, ratio)
+        assert row["step_ms"] > 0 and row["spread_ms"] >= 0 and row["predicted_ms"] > 0
+    assert by["full", 1.0]["bytes_ends"] == 64 * 64 * 4
+
+
+@pytest.mark.slow
+def test_step(tmp_path):
+    check_rows(bench(tmp_path, "step", *SMALL))
+
+
+@pytest.mark.slow
+@namespaces
+def test_link(tmp_path):
+    rows = bench(tmp_path, "link", *SMALL, "rate=100mbit,1gbit")
+    for rate in ("100mbit", "1gbit"):
+        check_rows([row for row in rows if row["rate"] == rate])
+
+
+@pytest.mark.slow
+def test_peers(tmp_path):
+    """The peers compute our loss (else the command fails); megatron-core only where it is installed."""
+    rows = bench(tmp_path, "peers", *SMALL)
+    assert {"none", "overlap", "torch parallelize_module"} <= {row["mode"] for row in rows}
+
+
+def test_predict(tmp_path):
+    rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "link=100gbit", "ratios=[0.5]")
+    times = {row["mode"]: row["step_ms"] for row in rows}
+    assert times["none"] < times["overlap"] < times["partial"] < times["full"]
+
+
+def left_behind() -> list[str]:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.startswith("caat-")]
+
+
+@namespaces
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_hosts_reach_each_other_at_the_rate_and_are_taken_away(hosts):
+    with shaped_hosts(hosts, "100mbit", "0ms", "32kb") as made:
+        for host in made:
+            shaped = subprocess.run(
+                ["tc", "-n", host.namespace, "qdisc", "show", "dev", host.interface],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert "rate 100Mbit" in shaped.stdout
+        last = made[-1]
+        address = (last.address, 5000)
+        code = f"import socket; socket.create_server({address}).accept()[0].send(b'yes')"
+        server = subprocess.Popen(last.command(sys.executable, "-c", code))
+        code = (
+            "import socket, time\n"
+            "for _ in range(100):\n"
+            "    try:\n"
+            f"        print(socket.create_connection({address}, 1).recv(3)); break\n"
+            "    except OSError:\n"
+            "        time.sleep(0.1)\n"
+        )
+        heard = subprocess.run(
+            made[0].command(sys.executable, "-c", code),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        server.wait(10)
+        assert heard.stdout.strip() == "b'yes'"
+    assert not left_behind()
+
+
+@pytest.mark.slow
+@namespaces
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_benchmark_takes_its_hosts_away(tmp_path, number):
+    process = subprocess.Popen(
+        [*COMMAND, "link", "rounds=1000", f"out={tmp_path / 'never.json'}"], stderr=subprocess.PIPE
+    )
+    for _ in range(300):
+        if left_behind():
+            break
+        time.sleep(0.1)
+    time.sleep(3)
+    assert left_behind()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not left_behind() and not (tmp_path / "never.json").exists()
+
+
+def test_units():
+    assert rate_bytes("1gbit") == 1.25e8 and rate_bytes("200mbit") == 2.5e7
+    assert delay_seconds("5us") == pytest.approx(5e-6) and delay_seconds("1ms") == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: BenchLinkConfig(rate="fast"), "rate=fast is not a rate of tc"),
+        (lambda: BenchLinkConfig(delay="2"), "delay=2 is not a time of tc"),
+        (lambda: BenchLinkConfig(burst="lots"), "burst=lots is not a size of tc"),
+        (lambda: BenchPeersConfig(rate="1gb"), "rate=1gb is not a rate of tc"),
+        (lambda: BenchStepConfig(processes=1), "processes=1 must be at least 2"),
+        (lambda: BenchStepConfig(ratios=[1.5]), "ratios: 1.5 is outside"),
+        (lambda: BenchStepConfig(processes=3), "not divisible by"),
+    ],
+)
+def test_mistakes(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -1,0 +1,52 @@
+"""The closed formula of step time, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from caat.training.costs import flops_per_token
+from caat.training.prediction import Link, predict
+from conf.schema import ModelConfig
+
+# One layer of 4 channels, 2 processes, 10 tokens; a link of 8 bytes a second without delay.
+TINY = ModelConfig(layers=1, hidden=4, ffn=6, heads=2, kv_heads=2, sequence=10, vocab_size=8)
+COMPUTE = flops_per_token(TINY, 10) * 10 / 2 / 1e3
+
+
+def step(mode: str, ratio: float, link: Link, processes: int = 2):
+    return predict(TINY, 10, processes, mode, ratio, 2, 1e3, link)
+
+
+def test_full_and_partial_wait_for_every_message():
+    link = Link(rate=8.0)
+    # A ring of two sends the whole message: 10 tokens of 4 channels of 2 bytes take 10 s, of 2 channels 5 s.
+    assert step("none", 1.0, link).seconds == pytest.approx(COMPUTE)
+    assert step("full", 1.0, link).exposed == pytest.approx(4 * 10 + 10)
+    assert step("partial", 0.5, link).exposed == pytest.approx(4 * 5 + 10)
+    assert step("partial", 0.0, link).exposed == pytest.approx(10)
+
+
+def test_delay_counts_twice_a_ring_step():
+    assert Link(8.0, 0.25).all_reduce_seconds(16, 2) == pytest.approx(2 * 0.25 + 2)
+    assert Link(8.0, 0.25).all_reduce_seconds(16, 4) == pytest.approx(6 * 0.25 + 3)
+    assert Link(8.0, 0.25).all_reduce_seconds(0, 4) == 0
+
+
+def test_overlap_hides_what_arithmetic_lasts():
+    # Two private channels, FLOPs of a process. Forward: attention-out then gate_up, 2·10·2·(2 + 6); down
+    # then the head, 2·10·2·(3 + 4). Backward: 2·10·(2·6 + 4·6 + 2·2·2) and 2·10·(2·4 + 4·4 + 2·2·3).
+    # The embedding's message hides behind the first weight gradient: 2·10·4·6.
+    hidden = [0.32, 0.28, 0.88, 0.72]
+    link = Link(rate=80.0)  # messages of 0.5 s, the embedding's of 1 s
+    expected = sum(max(0.0, 0.5 - h) for h in hidden) + max(0.0, 1.0 - 0.48)
+    assert step("overlap", 0.5, link).exposed == pytest.approx(expected)
+    assert step("overlap", 0.5, Link(rate=1e9)).exposed == 0
+
+
+def test_full_synchronisation_has_nothing_private_to_hide_behind():
+    link = Link(rate=80.0)
+    assert step("overlap", 1.0, link) == step("full", 1.0, link)
+
+
+def test_one_process_sends_nothing():
+    assert step("full", 1.0, Link(8.0), processes=1).exposed == 0
