@@ -33,8 +33,8 @@ class _RowParallel(torch.autograd.Function):
             # The GEMM sums over the local shards, in its accumulator.
             shared = mesh.tensor.keep(a @ weight[:k].T)
             transfer.start(shared, "forward")
-        private_weight = _by_shard(weight[k:] * scale, mesh.local)
-        private = torch.baddbmm(x_private, _by_shard(a, mesh.local), private_weight.mT)
+        private_weight = _by_shard(weight[k:], mesh.local)
+        private = torch.baddbmm(x_private, _by_shard(a, mesh.local), private_weight.mT, alpha=scale)
         ctx.save_for_backward(a, weight)
         ctx.k, ctx.scale, ctx.mesh, ctx.transfer = k, scale, mesh, transfer
         return shared, private
@@ -44,9 +44,8 @@ class _RowParallel(torch.autograd.Function):
         a, weight = ctx.saved_tensors
         k, scale, shards = ctx.k, ctx.scale, ctx.mesh.local
         a_grad, weight_grad = torch.empty_like(a), torch.empty_like(weight)
-        torch.bmm(private_grad, _by_shard(weight[k:] * scale, shards), out=_by_shard(a_grad, shards))
-        private_weight_grad = torch.bmm(private_grad.mT, _by_shard(a, shards))
-        torch.mul(private_weight_grad, scale, out=_by_shard(weight_grad[k:], shards))
+        _scaled_bmm(private_grad, _by_shard(weight[k:], shards), scale, _by_shard(a_grad, shards))
+        _scaled_bmm(private_grad.mT, _by_shard(a, shards), scale, _by_shard(weight_grad[k:], shards))
 
         ctx.transfer.wait()
         a_grad.addmm_(shared_grad, weight[:k])
@@ -75,8 +74,8 @@ class _NormColumnParallel(torch.autograd.Function):
     The GEMM is cut by input channel: the private ones are multiplied while the shared ones still travel,
     as does their gradient, backward, while all that is left of this function is computed.
 
-    gamma scales the shared channels themselves, but for the private ones it scales W: with r shards in one
-    process those are r streams and W is the smaller by far. The normalised input is never made nor stored.
+    gamma scales the channels themselves, but with r > 1 shards in one process it scales W for the private
+    ones: those are r streams, and W is the smaller by far. The normalised input is never made nor stored.
     x itself is passed on to the residual, so that backward adds both its gradients within a GEMM.
     """
 
@@ -96,7 +95,9 @@ class _NormColumnParallel(torch.autograd.Function):
         wide = torch.promote_types(shared.dtype, torch.float32)
         y = shared.new_empty(len(shared), len(weight))
         of_shard = _by_shard(y, shards)
-        if k < len(gamma):
+        if shards == 1 and k < len(gamma):
+            torch.mm(private[0] * gamma[k:], weight[:, k:].T, out=y)
+        elif k < len(gamma):
             private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
             torch.bmm(private, private_weight.mT, out=of_shard)
         square = _square_sum(private, wide)
@@ -128,8 +129,11 @@ class _NormColumnParallel(torch.autograd.Function):
         shared_grad.addcmul_(shared, pull.sum(0).to(shared.dtype), value=-1)
         arriving_grad = None if ctx.transfer is None else ctx.transfer.start_copy(shared_grad, "backward")
 
-        private_weight = weight[:, k:].unflatten(0, (shards, -1))
-        private_grad = torch.baddbmm(x_private_grad, of_shard, private_weight * gamma[k:])
+        if shards == 1:
+            private_grad = torch.addcmul(x_private_grad, y_grad_scaled @ weight[:, k:], gamma[k:])
+        else:
+            private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
+            private_grad = torch.baddbmm(x_private_grad, of_shard, private_weight)
         private_grad.addcmul_(private, pull.to(private.dtype), value=-1)
         if ctx.entry is not None:
             ctx.entry.start(shared_grad, private_grad)
@@ -137,7 +141,8 @@ class _NormColumnParallel(torch.autograd.Function):
         weight_grad = torch.empty_like(weight)
         if shards == 1:
             # One GEMM is faster than two of half the width by more than putting its input together costs.
-            torch.mm(y_grad_scaled.T, torch.cat([shared, private[0]], -1), out=weight_grad)
+            x = torch.cat([shared, private[0]], -1) if k < len(gamma) else shared
+            torch.mm(y_grad_scaled.T, x, out=weight_grad)
         else:
             torch.mm(y_grad_scaled.T, shared, out=weight_grad[:, :k])
             torch.bmm(of_shard.mT, private, out=weight_grad[:, k:].unflatten(0, (shards, -1)))
@@ -187,6 +192,10 @@ def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
 def _by_shard(x: Tensor, shards: int) -> Tensor:
     """[rows, r · c] as a view [r, rows, c]."""
     return x.unflatten(-1, (shards, -1)).movedim(1, 0)
+
+
+def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
 def _square_sum(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -46,6 +46,8 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
             runs[f"alone {size['bytes_forward']}"] = _messages_alone(config, device, variant)
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}
+    peers = [times[name] for name, variant in zip(names, variants, strict=True) if variant.messages is None]
+    faster_peer = min(peers, key=lambda t: t.median, default=None)
     alone_ms = {name.removeprefix("alone "): times[name].median for name in times}
     return [
         {
@@ -53,6 +55,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
             "ratio": variant.ratio,
             "step_ms": times[name].median,
             "spread_ms": times[name].spread,
+            "of_faster_peer": times[name].ratio_to(faster_peer) if faster_peer else None,
             "exposed_ms": times[name].above(times[names[0]]).median,
             **size,
             "communication_ms": alone_ms.get(str(size["bytes_forward"]), 0.0),

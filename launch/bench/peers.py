@@ -32,7 +32,6 @@ def main(argv: list[str]) -> None:
         stop_in_order()
         with shaped_hosts(config.processes, config.rate, config.delay, config.burst) as hosts:
             rows = run_on_hosts(hosts, "peers", config)
-    fastest = min(row["step_ms"] for row in rows if row["bytes_forward"] is None)
     for row in rows:
-        report.add(rate=config.rate, **row, time_ratio=row["step_ms"] / fastest)
+        report.add(rate=config.rate, **row)
     report.finish(config.out, plot_steps)
