@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +38,8 @@ def plot_steps(rows: list[dict], title: str, path: Path) -> None:
         if predicted is not None:
             axes.plot(predicted, _label(row), "k|", ms=14, mew=1.5)
     axes.invert_yaxis()
-    axes.set(xlabel="step (ms): arithmetic grey, exposed communication in colour, | predicted", title=title)
+    axes.set(xlabel="step (ms): arithmetic grey, exposed communication in colour, | predicted")
+    _title(axes, title)
     figure.savefig(path, dpi=130)
 
 
@@ -65,8 +67,8 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
         xscale="log",
         xlabel="rate of the link (Gbit/s)",
         ylabel="speed-up over full synchronisation",
-        title=title,
     )
+    _title(axes, title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
@@ -77,8 +79,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_fontsize(9)
     return figure, axes
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(fill(title, 90), fontsize=9, loc="left")
 
 
 def _label(row: dict) -> str:
