@@ -48,6 +48,8 @@ if __name__ == "__main__":
     script.write_text(code)
     return subprocess.Popen(
         [sys.executable, str(script)],
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

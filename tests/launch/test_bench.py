@@ -128,7 +128,10 @@ def test_hosts_reach_each_other_at_the_rate_and_are_taken_away(hosts):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_benchmark_takes_its_hosts_away(tmp_path, number):
     process = subprocess.Popen(
-        [*COMMAND, "link", "rounds=1000", f"out={tmp_path / 'never.json'}"], stderr=subprocess.PIPE
+        [*COMMAND, "link", "rounds=1000", f"out={tmp_path / 'never.json'}"],
+        stderr=subprocess.PIPE,
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(300):
         if left_behind():
