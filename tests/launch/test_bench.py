@@ -82,9 +82,9 @@ def test_predict(tmp_path):
     assert times["none"] < times["overlap"] < times["partial"] < times["full"]
 
 
-def left_behind() -> list[str]:
+def hosts_of(pid: int) -> list[str]:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if line.startswith("caat-")]
+    return [line for line in listed.splitlines() if line.startswith(f"caat-{pid}-")]
 
 
 @namespaces
@@ -120,7 +120,7 @@ def test_hosts_reach_each_other_at_the_rate_and_are_taken_away(hosts):
         )
         server.wait(10)
         assert heard.stdout.strip() == "b'yes'"
-    assert not left_behind()
+    assert not hosts_of(os.getpid())
 
 
 @pytest.mark.slow
@@ -134,15 +134,15 @@ def test_an_interrupted_benchmark_takes_its_hosts_away(tmp_path, number):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(300):
-        if left_behind():
+        if hosts_of(process.pid):
             break
         time.sleep(0.1)
     time.sleep(3)
-    assert left_behind()
+    assert hosts_of(process.pid)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not left_behind() and not (tmp_path / "never.json").exists()
+    assert not hosts_of(process.pid) and not (tmp_path / "never.json").exists()
 
 
 def test_units():
