@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
             "ratio": "ratio",
             "step_ms": "step ms",
             "spread_ms": "±",
-            "time_ratio": "of the faster peer",
+            "of_faster_peer": "of faster peer",
         },
     )
     if config.rate is None:
