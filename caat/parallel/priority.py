@@ -27,8 +27,8 @@ def wake_gloo_first() -> None:
 def wake_first(thread: int | None = None) -> None:
     """Let a ``thread`` (default: this one) run as soon as it has something to do, where Linux can.
 
-    A message thread needs a core for microseconds, yet waits up to 3 ms for the time slice of a thread that
-    computes, and what hides its message goes by unused. One that asks for short slices goes first; any
+    A message thread needs a core for microseconds, yet waits for the whole time slice of a thread that
+    computes, milliseconds, and what hides its message goes by unused. One that asks for short slices goes first; any
     user may ask. Kernels before 6.12 take no notice.
     """
     number = SCHED_SETATTR.get(platform.machine())
