@@ -9,16 +9,34 @@ from conf.schema import ModelConfig, ParallelConfig, require, require_choice, re
 
 
 @dataclass
-class BenchShardsConfig:
-    """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
+class ShapeConfig:
+    """A model made for measuring: its sizes, and those of its input."""
 
-    shards: int = 8
     layers: int = 4
     hidden: int = 512
     ffn: int = 1408
     heads: int = 8
     sequence: int = 256
+    # Sequences a step.
     batch: int = 4
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        return ModelConfig(
+            layers=self.layers,
+            hidden=self.hidden,
+            ffn=self.ffn,
+            heads=self.heads,
+            kv_heads=self.heads,
+            sequence=self.sequence,
+            vocab_size=vocab_size,
+        )
+
+
+@dataclass
+class BenchShardsConfig(ShapeConfig):
+    """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
+
+    shards: int = 8
     vocab_size: int = 4096
     precision: str = "fp32"
     device: str = "cpu"
@@ -49,20 +67,18 @@ class BenchTokenizeConfig:
 
 
 @dataclass
-class BenchCheckpointConfig:
+class BenchCheckpointConfig(ShapeConfig):
     """`caat bench checkpoint`: training with and without saving, and loading against reading the bytes."""
 
     layers: int = 8
     hidden: int = 768
     ffn: int = 2048
-    heads: int = 8
+    batch: int = 1
     vocab_size: int = 4096
     shards: int = 8
     processes: int = 1
     # Of each process; default: all cores, shared by the processes.
     threads: int | None = None
-    sequence: int = 256
-    batch: int = 1
     # Pairs of an interval with a save and one without.
     rounds: int = 8
     # The interval is so many times what a save takes when training waits for it.
@@ -107,16 +123,9 @@ class BenchMfuConfig:
 
 
 @dataclass
-class BenchStackConfig:
+class BenchStackConfig(ShapeConfig):
     """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
 
-    layers: int = 4
-    hidden: int = 512
-    ffn: int = 1408
-    heads: int = 8
-    sequence: int = 256
-    # Sequences a step.
-    batch: int = 4
     precision: str = "fp32"
     # P, with as many shards.
     processes: int = 2
@@ -140,15 +149,8 @@ class BenchStackConfig:
 
     @property
     def shape(self) -> ModelConfig:
-        return ModelConfig(
-            layers=self.layers,
-            hidden=self.hidden,
-            ffn=self.ffn,
-            heads=self.heads,
-            kv_heads=self.heads,
-            sequence=self.sequence,
-            vocab_size=self.hidden,
-        )
+        """Its head is as wide as the stream: there is no vocabulary."""
+        return self.model(vocab_size=self.hidden)
 
 
 @dataclass

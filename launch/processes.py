@@ -35,7 +35,7 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    _prepare_environment(processes)
+    prepare_environment(processes)
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={max_restarts}"]
     try:
         run(parse_args([*options, "-m", module, *arguments]))
@@ -56,8 +56,8 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     return 0
 
 
-def _prepare_environment(processes: int) -> None:
-    """What the workers inherit."""
+def prepare_environment(processes: int) -> None:
+    """Set, in this process, what ``processes`` workers on this node inherit."""
     env = os.environ
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     env.setdefault("PET_SIGNALS_TO_HANDLE", SIGNALS)

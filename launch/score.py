@@ -78,12 +78,12 @@ def _score(config: ScoreConfig, tokens: np.ndarray, world: int) -> None:
 
     from caat.parallel.mesh import Mesh
     from caat.training.checkpoint.architecture import read_architecture
-    from caat.training.device import choose_device, start_process_group, stop_process_group
+    from caat.training.device import DTYPES, choose_device, start_process_group, stop_process_group
     from eval.score import load_model, next_token_log_probabilities
 
     folder = _check(config, tokens, world)
     device = choose_device(config.launch.device, int(os.environ.get("LOCAL_RANK", "0")), world)
-    dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[config.precision]
+    dtype = DTYPES[config.precision]
     shards = read_architecture(folder).shards
     if world == 1:
         mesh = Mesh(shards)

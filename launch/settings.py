@@ -99,7 +99,15 @@ def print_settings(schema: type, groups: Mapping[str, Sequence[str]]) -> None:
 
 
 def _descriptions(schema: type) -> dict[str, str]:
-    """The comment above each field in the schema's source."""
+    """The comment above each field in the source of the schema and of those that it extends."""
+    found: dict[str, str] = {}
+    for each in reversed(schema.__mro__):
+        if is_dataclass(each):
+            found |= _comments(each)
+    return found
+
+
+def _comments(schema: type) -> dict[str, str]:
     try:
         source = inspect.getsource(schema)
     except OSError:
@@ -110,7 +118,7 @@ def _descriptions(schema: type) -> dict[str, str]:
         if match := re.match(r"    # ?(.*)", line):
             comment.append(match[1])
             continue
-        if match := re.match(r"    (\w+): ", line):
+        if (match := re.match(r"    (\w+): ", line)) and comment:
             found[match[1]] = " ".join(comment)
         comment = []
     return found

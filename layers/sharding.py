@@ -1,4 +1,4 @@
-"""How the shards of a weight and its full, unsharded parts make each other."""
+"""How the shards of a weight are cut from its full, unsharded parts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,3 @@ class Sharding:
         """The shards numbered ``which`` of ``shards``, side by side, from the full parts."""
         sliced = [part.chunk(shards, self.dim) for part in parts]
         return torch.cat([slices[i] for i in which for slices in sliced], self.dim)
-
-    def join(self, held: Sequence[Tensor], shards: int) -> list[Tensor]:
-        """The full parts, from what the processes hold, in the order of their ranks."""
-        each = [shard for local in held for shard in local.chunk(shards // len(held), self.dim)]
-        lengths = [size // shards for size in self.sizes]
-        pieces = [shard.split(lengths, self.dim) for shard in each]
-        return [torch.cat(slices, self.dim) for slices in zip(*pieces, strict=True)]

@@ -8,6 +8,7 @@ import platform
 import struct
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 # Threads of gloo itself and of torch's process group on it.
@@ -20,21 +21,25 @@ def wake_gloo_first() -> None:
     """Let all of gloo's threads in this process run as soon as they have something to do."""
     tasks = Path("/proc/self/task")
     for task in tasks.iterdir() if tasks.is_dir() else ():
-        if (task / "comm").read_text().startswith(GLOO_THREADS):
-            wake_first(int(task.name))
+        with suppress(OSError):  # it may have ended
+            if (task / "comm").read_text().startswith(GLOO_THREADS):
+                wake_first(int(task.name))
 
 
 def wake_first(thread: int | None = None) -> None:
     """Let a ``thread`` (default: this one) run as soon as it has something to do, where Linux can.
 
     A message thread needs a core for microseconds, yet waits for the whole time slice of a thread that
-    computes, milliseconds, and what hides its message goes by unused. One that asks for short slices goes first; any
-    user may ask. Kernels before 6.12 take no notice.
+    computes, milliseconds, and what hides its message goes by unused. One that asks for short slices goes
+    first; any user may ask. Kernels before 6.12 take no notice. A thread that the user gave another
+    scheduling policy keeps it.
     """
     number = SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None:
         return
     thread = thread or threading.get_native_id()
+    if os.sched_getscheduler(thread) != os.SCHED_OTHER:
+        return
     nice = os.getpriority(os.PRIO_PROCESS, thread)
     # struct sched_attr: size, policy, flags, nice, priority, slice; deadline, period, utilisation clamps.
     attributes = struct.pack("IIQiIQQQII", 56, os.SCHED_OTHER, 0, nice, 0, SHORTEST_SLICE_NS, 0, 0, 0, 0)

@@ -11,6 +11,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from caat.training.memory import peak_resident_bytes
 
+# What is computed with, by the name that the user gives.
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+
 # Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins, so longer names first.
 PEAK_TFLOPS = (
     ("H200", 989.0),

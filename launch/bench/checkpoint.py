@@ -29,7 +29,7 @@ from caat.training.device import choose_device, start_process_group, stop_proces
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from conf.bench import BenchCheckpointConfig
-from conf.schema import CheckpointConfig, ModelConfig, OptimConfig
+from conf.schema import CheckpointConfig, OptimConfig
 from launch.bench.report import Report
 from launch.config import load_verb
 from launch.processes import run_workers, under_torchrun
@@ -68,15 +68,7 @@ def main(argv: list[str]) -> None:
 class _Bench:
     def __init__(self, config: BenchCheckpointConfig, folder: Path, control: Control) -> None:
         self.config, self.folder, self.control = config, folder, control
-        self.shape = ModelConfig(
-            layers=config.layers,
-            hidden=config.hidden,
-            ffn=config.ffn,
-            heads=config.heads,
-            kv_heads=config.heads,
-            sequence=config.sequence,
-            vocab_size=config.vocab_size,
-        )
+        self.shape = config.model(config.vocab_size)
         self.mesh = Mesh.create(config.shards, config.processes)
         self.model = GPT.build(self.shape, self.mesh, 0.5, initial_weights(self.shape, 1))
         self.tensors = full_tensors(self.model)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from caat.training.device import choose_device, start_process_group, stop_process_group
+from caat.training.device import DTYPES, choose_device, start_process_group, stop_process_group
 from conf.bench import BenchStackConfig
 from launch.bench.timing import Times, take_turns
 from launch.bench.variants import Variant, network_variants, peer_variants
@@ -46,8 +46,8 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
             runs[f"alone {size['bytes_forward']}"] = _messages_alone(config, device, variant)
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}
-    peers = [times[name] for name, variant in zip(names, variants, strict=True) if variant.messages is None]
-    faster_peer = min(peers, key=lambda t: t.median, default=None)
+    peers = [times[name] for name, v in zip(names, variants, strict=True) if v.messages is None]
+    faster = min(peers, key=lambda peer: peer.median, default=None)
     alone_ms = {name.removeprefix("alone "): times[name].median for name in times}
     return [
         {
@@ -55,10 +55,10 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
             "ratio": variant.ratio,
             "step_ms": times[name].median,
             "spread_ms": times[name].spread,
-            "of_faster_peer": times[name].ratio_to(faster_peer) if faster_peer else None,
             "exposed_ms": times[name].above(times[names[0]]).median,
             **size,
             "communication_ms": alone_ms.get(str(size["bytes_forward"]), 0.0),
+            **({"of_faster_peer": times[name].ratio_to(faster)} if faster else {}),
         }
         for name, variant, size in zip(names, variants, sizes, strict=True)
     ]
@@ -80,7 +80,7 @@ def _messages_alone(config: BenchStackConfig, device: torch.device, variant: Var
     """All sums inside the layers in one step, one after another, with nothing to compute between them."""
     messages = variant.messages
     assert messages is not None
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = DTYPES[config.precision]
     channels = int(config.hidden * variant.ratio)
     message = torch.zeros(config.batch * config.sequence, channels, device=device, dtype=dtype)
 

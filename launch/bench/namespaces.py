@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ def shaped_hosts(count: int, rate: str, delay: str, burst: str) -> Iterator[list
     """
     _check_possible()
     _remove_abandoned()
+    # As Ctrl-C does, SIGTERM is to leave every block, which takes the namespaces away.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     prefix = f"caat-{os.getpid()}"
     hosts = [Host(f"{prefix}-{i}", f"link{i}", f"10.77.0.{i + 1}") for i in range(count)]
     switch = f"{prefix}-switch"
@@ -61,6 +65,7 @@ def shaped_hosts(count: int, rate: str, delay: str, burst: str) -> Iterator[list
         # Interfaces go with their namespaces.
         for name in [*(host.namespace for host in hosts), switch]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _shape(host: Host, rate: str, delay: str, burst: str) -> None:

@@ -48,15 +48,13 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
     figure, axes = _figure(4.2)
     rates = list(dict.fromkeys(row["rate"] for row in rows))
     full = {row["rate"]: row for row in rows if row["mode"] == "full"}
-    for key in dict.fromkeys(
-        (row["mode"], row["ratio"]) for row in rows if row["mode"] in ("partial", "overlap")
-    ):
+    shown = [row for row in rows if row["mode"] in ("partial", "overlap") and row["ratio"] < 1]
+    fainter = sorted({row["ratio"] for row in shown}, reverse=True)
+    for key in dict.fromkeys((row["mode"], row["ratio"]) for row in shown):
         mode, ratio = key
-        if ratio == 1.0:
-            continue
         series = {row["rate"]: row for row in rows if (row["mode"], row["ratio"]) == key}
         x = [rate_bytes(rate) * 8 / 1e9 for rate in rates]
-        colour, alpha = COLOURS[mode], 1.0 if ratio >= 0.5 else 0.5
+        colour, alpha = COLOURS[mode], 1 / (1 + fainter.index(ratio))
         measured = [full[rate]["step_ms"] / series[rate]["step_ms"] for rate in rates]
         predicted = [full[rate]["predicted_ms"] / series[rate]["predicted_ms"] for rate in rates]
         axes.plot(x, measured, "o-", label=_label(series[rates[0]]), color=colour, alpha=alpha)

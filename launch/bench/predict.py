@@ -7,7 +7,7 @@ from caat.training.prediction import Link, predict
 from conf.bench import BenchPredictConfig, delay_seconds, rate_bytes
 from conf.schema import require
 from launch.bench.plots import plot_steps
-from launch.bench.report import Report
+from launch.bench.report import MIB, Column, Report
 from launch.config import load_verb
 
 
@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
         f"Predicted: {c.name}, {tokens} tokens on {processes} processes of {config.tflops:g} TFLOP/s, "
         f"{config.link}, {config.delay}",
         {
-            "mode": "sums",
-            "ratio": "ratio",
-            "step_ms": "step ms",
-            "exposed_ms": "exposed",
-            "speed_up": "speed-up",
-            "bytes_forward": "MiB sent",
+            "mode": Column("sums"),
+            "ratio": Column("ratio"),
+            "step_ms": Column("step ms"),
+            "exposed_ms": Column("exposed"),
+            "speed_up": Column("speed-up"),
+            "bytes_forward": Column("MiB sent", MIB),
         },
     )
     rows = [("none", 1.0), ("full", 1.0)]

@@ -8,19 +8,28 @@ import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 Plot = Callable[[list[dict], str, Path], None]
+MIB = 2**20
+
+
+class Column(NamedTuple):
+    """How the table shows a figure: under which title, divided by what."""
+
+    title: str
+    unit: float = 1.0
 
 
 class Report:
     """Rows of figures under one heading."""
 
-    def __init__(self, name: str, heading: str, columns: Mapping[str, str] | None = None) -> None:
-        """``columns``: what the table shows, by its heading; default all figures by their names."""
+    def __init__(self, name: str, heading: str, columns: Mapping[str, Column] | None = None) -> None:
+        """``columns``: what the table shows, by the name of the figure; default all, under their names."""
         self.name, self.heading, self.columns = name, heading, columns
         self.rows: list[dict] = []
 
@@ -33,13 +42,12 @@ class Report:
         ``plot(rows, heading, path)`` draws the picture beside it.
         """
         table = Table(title=self.heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        columns = self.columns or {name: name for name in self.rows[0]}
-        for name, title in columns.items():
-            table.add_column(
-                title, no_wrap=True, justify="left" if isinstance(self.rows[0][name], str) else "right"
-            )
+        columns = self.columns or {name: Column(name) for name in self.rows[0]}
+        for name, column in columns.items():
+            text = isinstance(self.rows[0][name], str)
+            table.add_column(column.title, justify="left" if text else "right", no_wrap=True)
         for row in self.rows:
-            table.add_row(*(_text(row[name]) for name in columns))
+            table.add_row(*(_text(row[name], column.unit) for name, column in columns.items()))
         Console().print(table)
         path = Path(out or f"outputs/bench-{self.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +60,10 @@ class Report:
         print(path)
 
 
-def _text(value: str | float | None) -> str:
+def _text(value: str | float | None, unit: float) -> str:
     if value is None or isinstance(value, str):
         return value or "-"
-    if isinstance(value, int) and value >= 2**20:
-        return f"{value / 2**20:,.2f}"
+    value /= unit
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

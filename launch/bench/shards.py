@@ -10,10 +10,9 @@ from collections.abc import Callable
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import choose_device
+from caat.training.device import DTYPES, choose_device
 from caat.training.memory import peak_resident_bytes
 from conf.bench import BenchShardsConfig
-from conf.schema import ModelConfig
 from launch.bench.dense import DenseGPT
 from launch.bench.report import Report
 from launch.bench.timing import take_turns
@@ -58,16 +57,8 @@ def main(argv: list[str]) -> None:
 def _step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
     """One step of the variant: forward, backward, AdamW."""
     device = choose_device(config.device, 0, 1)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    shape = ModelConfig(
-        layers=config.layers,
-        hidden=config.hidden,
-        ffn=config.ffn,
-        heads=config.heads,
-        kv_heads=config.heads,
-        sequence=config.sequence,
-        vocab_size=config.vocab_size,
-    )
+    dtype = DTYPES[config.precision]
+    shape = config.model(config.vocab_size)
     cut = list(VARIANTS.values())[variant]
     model: torch.nn.Module
     if cut is None:

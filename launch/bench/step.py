@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
-from dataclasses import fields
-from pathlib import Path
-
 from caat.training.costs import flops_per_token
 from caat.training.prediction import Link, predict
 from conf.bench import BenchStackConfig, BenchStepConfig
 from launch.bench.plots import plot_steps
-from launch.bench.report import Report
+from launch.bench.report import MIB, Column, Report
+from launch.bench.workers import run_here
 from launch.config import load_verb
-from launch.processes import run_workers
 
 COLUMNS = {
-    "mode": "sums",
-    "ratio": "ratio",
-    "step_ms": "step ms",
-    "spread_ms": "±",
-    "exposed_ms": "exposed",
-    "hidden_ms": "hidden",
-    "bytes_forward": "MiB sent",
-    "predicted_ms": "predicted",
+    "mode": Column("sums"),
+    "ratio": Column("ratio"),
+    "step_ms": Column("step ms"),
+    "spread_ms": Column("±"),
+    "exposed_ms": Column("exposed"),
+    "hidden_ms": Column("hidden"),
+    "bytes_forward": Column("MiB sent", MIB),
+    "predicted_ms": Column("predicted"),
 }
 
 
@@ -40,22 +34,6 @@ def main(argv: list[str]) -> None:
     for row in with_prediction(rows, config, measured_link(rows, config)):
         report.add(**row)
     report.finish(config.out, plot_steps)
-
-
-def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
-    """``config.processes`` measuring processes on this machine; the rows that the first of them wrote."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("settings.json", "rows.json")]
-        paths[0].write_text(json.dumps(stack_settings(config)))
-        status = run_workers("launch.bench.measure", [kind, *map(str, paths)], config.processes)
-        if status:
-            sys.exit(status)
-        return json.loads(paths[1].read_text())
-
-
-def stack_settings(config: BenchStackConfig) -> dict:
-    """What the measuring processes need to know, as plain values."""
-    return {field.name: getattr(config, field.name) for field in fields(BenchStackConfig)}
 
 
 def measured_link(rows: list[dict], config: BenchStackConfig) -> Link:

@@ -13,6 +13,7 @@ from torch import nn
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
+from caat.training.device import DTYPES
 from conf.bench import BenchStackConfig
 from launch.bench.stack import OurStack, PlainStack, copy_weights, megatron_stack
 
@@ -110,7 +111,7 @@ def _megatron_core(config: BenchStackConfig, device) -> Variant | None:
                 print("megatron-core is not installed (pip install 'caat[peers]'): left out")
             return None
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=config.processes)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = DTYPES[config.precision]
     settings = ModelParallelConfig(
         tensor_model_parallel_size=config.processes, use_cpu_initialization=True, params_dtype=dtype
     )
@@ -136,7 +137,7 @@ def _megatron_core(config: BenchStackConfig, device) -> Variant | None:
 
 
 def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> Callable[[], float]:
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = DTYPES[config.precision]
     stack = stack.to(device, dtype)
     torch.manual_seed(1)
     x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)

@@ -45,20 +45,21 @@ def bench(tmp_path: Path, *arguments: str) -> list[dict]:
     return json.loads((tmp_path / "result.json").read_text())["rows"]
 
 
-def check_rows(rows: list[dict]) -> None:
-    """1 layer, 64 tokens of 64 float32 channels: 2 sums each way of 16 KiB, and half of that at ratio 0.5."""
+def check_rows(rows: list[dict], size: int = 4) -> None:
+    """1 layer, 64 tokens of 64 channels, 4 bytes each: 2 sums each way of 16 KiB; half at ratio 0.5."""
     by = {(row["mode"], row["ratio"]): row for row in rows}
     assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap"}
     for (mode, ratio), row in by.items():
-        expected = 0 if mode == "none" else int(2 * 64 * 64 * 4 * ratio)
+        expected = 0 if mode == "none" else int(2 * 64 * 64 * size * ratio)
         assert row["bytes_forward"] == row["bytes_backward"] == expected, (mode, ratio)
         assert row["step_ms"] > 0 and row["spread_ms"] >= 0 and row["predicted_ms"] > 0
-    assert by["full", 1.0]["bytes_ends"] == 64 * 64 * 4
+    assert by["full", 1.0]["bytes_ends"] == 64 * 64 * size
 
 
 @pytest.mark.slow
-def test_step(tmp_path):
-    check_rows(bench(tmp_path, "step", *SMALL))
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
+def test_step(tmp_path, precision, size):
+    check_rows(bench(tmp_path, "step", *SMALL, f"precision={precision}"), size)
 
 
 @pytest.mark.slow

@@ -1,0 +1,77 @@
+"""Runs the measuring processes of a communication benchmark: on this machine, or on hosts made on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from conf.bench import BenchStackConfig
+from launch.bench.namespaces import Host
+from launch.processes import prepare_environment, run_workers
+
+MODULE = "launch.bench.measure"
+
+
+def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
+    """``config.processes`` processes that measure ``kind``; the rows that the first of them wrote."""
+    return _rows(kind, config, lambda arguments: run_workers(MODULE, arguments, config.processes))
+
+
+def run_on_hosts(hosts: Sequence[Host], kind: str, config: BenchStackConfig) -> list[dict]:
+    """One process on each host; the rows that the first of them wrote."""
+    return _rows(kind, config, lambda arguments: _run_on_hosts(hosts, arguments))
+
+
+def _rows(kind: str, config: BenchStackConfig, run: Callable[[list[str]], int]) -> list[dict]:
+    """What ``run`` measured, given its arguments; exits with its status if that is not 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings, rows = Path(folder) / "settings.json", Path(folder) / "rows.json"
+        values = {field.name: getattr(config, field.name) for field in fields(BenchStackConfig)}
+        settings.write_text(json.dumps(values))
+        if status := run([kind, str(settings), str(rows)]):
+            sys.exit(status)
+        return json.loads(rows.read_text())
+
+
+def _run_on_hosts(hosts: Sequence[Host], arguments: list[str]) -> int:
+    prepare_environment(len(hosts))
+    processes = [
+        subprocess.Popen(
+            host.command(sys.executable, "-m", MODULE, *arguments),
+            env={**os.environ, **_place(rank, hosts)},
+        )
+        for rank, host in enumerate(hosts)
+    ]
+    try:
+        # Not until all have ended: if one fails, the others wait for it for ever.
+        while None in (ended := [process.poll() for process in processes]) and not any(ended):
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for rank, status in enumerate(ended):
+        if status:
+            print(f"caat: error: rank {rank} of the benchmark ended with status {status}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _place(rank: int, hosts: Sequence[Host]) -> dict[str, str]:
+    return {
+        "MASTER_ADDR": hosts[0].address,
+        "MASTER_PORT": "29511",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(hosts)),
+        "LOCAL_RANK": "0",
+        "GLOO_SOCKET_IFNAME": hosts[rank].interface,
+        # The namespaces have no name service, which torch would say for every connection.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
