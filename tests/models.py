@@ -9,6 +9,7 @@ from torch import Tensor
 from caat.parallel.mesh import Mesh
 from conf.schema import ModelConfig
 from layers import GPT
+from layers.sharding import Sharding
 from layers.weights import gpt_weights
 from tests.reference import random_weights
 
@@ -52,7 +53,14 @@ def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:
         if mesh.processes > 1:
             rows = [torch.empty_like(value) for _ in range(mesh.processes)]
             dist.all_gather(rows, value, group=mesh.tensor.group)
-        parts = sharding.join(rows, mesh.shards)
+        parts = joined(sharding, rows, mesh.shards)
         for name, part, shape in zip(weight.names, parts, weight.shapes, strict=True):
             full[name] = part[: shape[0]]
     return full
+
+
+def joined(sharding: Sharding, held: list[Tensor], shards: int) -> list[Tensor]:
+    """The full parts, from what the processes hold, in the order of their ranks."""
+    each = [shard for local in held for shard in local.chunk(shards // len(held), sharding.dim)]
+    pieces = [shard.split([size // shards for size in sharding.sizes], sharding.dim) for shard in each]
+    return [torch.cat(slices, sharding.dim) for slices in zip(*pieces, strict=True)]
