@@ -159,6 +159,14 @@ class BenchStepConfig(BenchStackConfig):
     overlap, beside full synchronisation in Megatron's form and no communication at all."""
 
 
+@dataclass
+class BenchProfileConfig(BenchStackConfig):
+    """`caat bench profile`: what torch's profiler sees of the same steps (GEMMs, copies, the rest) and what
+    they keep for backward."""
+
+    rounds: int = 5
+
+
 def check_link(rate: str, delay: str, burst: str) -> None:
     """Raise ``ValueError`` unless all are as tc writes them."""
     rate_bytes(rate)

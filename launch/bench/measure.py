@@ -1,7 +1,7 @@
 """One process of a communication benchmark: every variant of the stack, taking turns.
 
-``python -m launch.bench.measure network|peers SETTINGS OUT`` on each of the P processes; the first one
-writes ``OUT``.
+``python -m launch.bench.measure network|peers|profile SETTINGS OUT`` on each of the P processes; the first
+one writes ``OUT``.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ import torch.distributed as dist
 
 from caat.training.device import DTYPES, choose_device, start_process_group, stop_process_group
 from conf.bench import BenchStackConfig
+from launch.bench.profiling import profile_rows
 from launch.bench.timing import Times, take_turns
 from launch.bench.variants import Variant, network_variants, peer_variants
 
-KINDS = {"network": network_variants, "peers": peer_variants}
+Rows = list[dict]
+KINDS: dict[str, Callable[[BenchStackConfig, torch.device], Rows]] = {
+    "network": lambda config, device: measure(network_variants(config, device), config, device),
+    "peers": lambda config, device: measure(peer_variants(config, device), config, device),
+    "profile": profile_rows,
+}
 
 
 def main(kind: str, settings: Path, out: Path) -> None:
     config = BenchStackConfig(**json.loads(settings.read_text()))
     device = choose_device(config.device, int(os.environ["LOCAL_RANK"]), config.processes)
     start_process_group(device)
-    rows = measure(KINDS[kind](config, device), config, device)
+    rows = KINDS[kind](config, device)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(rows))
     stop_process_group()
 
 
-def measure(variants: list[Variant], config: BenchStackConfig, device: torch.device) -> list[dict]:
+def measure(variants: list[Variant], config: BenchStackConfig, device: torch.device) -> Rows:
     """A row for each variant; the first is the limit that exposed communication is counted from.
 
     Collective: every process gets the same rows.
