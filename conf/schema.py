@@ -559,6 +559,9 @@ class EvaluateConfig:
     limit: int | None = None
     # Examples in front of each question; default: as the task says.
     num_fewshot: int | None = None
+    # Begin every context with the begin-of-text token. lm-eval's Hugging Face model does so only where the
+    # tokenizer adds it, which a SentencePiece model alone does not.
+    add_bos: bool = False
     # Sequences per forward pass; 0: as many as fit, by their length.
     batch: int = 0
     # fp32, fp64 or bf16.

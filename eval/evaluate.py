@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from numbers import Real
 from typing import Any
 
@@ -22,22 +24,26 @@ Results = dict[str, dict[str, float]]
 def evaluate(
     model: CaatLM, tasks: Tasks, limit: int | None = None, num_fewshot: int | None = None
 ) -> Results:
-    """Run ``tasks`` on the first ``limit`` documents of each (None: all). Every process must call it alike.
+    """Run ``tasks`` on the first ``limit`` documents of each (None: all).
 
-    Nothing random that is drawn here is missed elsewhere.
+    Every process must call it alike; only the first of a node gets results. Nothing random that is drawn
+    here is missed elsewhere.
     """
-    with _randomness_kept():
-        found: dict[str, Any] = simple_evaluate(
+    # lm-eval would resample in forked processes, which gloo's threads do not survive.
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    # Its bars and notes would come from every process at once.
+    with _randomness_kept(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        found = simple_evaluate(
             model=model,
             tasks=tasks.names,
             task_manager=tasks.manager,
             limit=limit,
             num_fewshot=num_fewshot,
-            # Resampling takes minutes, for metrics that have no formula for their error.
-            bootstrap_iters=0,
+            # Only for metrics that have no formula for their standard error.
+            bootstrap_iters=100,
             log_samples=False,
         )
-    return {task: _metrics(values) for task, values in found["results"].items()}
+    return {} if found is None else {task: _metrics(values) for task, values in found["results"].items()}
 
 
 def flat(results: Results) -> dict[str, float]:

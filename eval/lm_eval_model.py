@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.training.checkpoint.folder import find
-from conf.schema import SamplingConfig
+from conf.schema import SamplingConfig, require
 from eval.batches import AUTOMATIC, Batches
 from eval.continuation import Tokenizer
 from eval.generate import Forward, generate
@@ -35,7 +37,8 @@ class CaatLM(TemplateLM):
     """Log-likelihoods and continuations of a model that may be spread over processes.
 
     Every process makes it and runs the same evaluation: to lm-eval each is rank 0 of 1, and all get all
-    results. ``batch``: rows of a forward pass, 0: by their length. ``forward`` is called in place of the
+    results. ``batch``: rows of a forward pass, 0: by their length. ``add_bos``: every context begins with the
+    begin-of-text token, which lm-eval's Hugging Face model leaves out unless the tokenizer adds it. ``forward`` is called in place of the
     model, where something is wrapped round it; ``watch`` as in :class:`~eval.batches.Batches`. ``share``:
     each replica takes its share of the rows, else all do the same.
     """
@@ -45,16 +48,17 @@ class CaatLM(TemplateLM):
         model: GPT,
         tokenizer: Tokenizer,
         batch: int = 0,
+        add_bos: bool = False,
         forward: Forward | None = None,
         watch: Callable[[int, int], None] = lambda done, total: None,
         share: bool = True,
     ) -> None:
         super().__init__()
-        self.model, self.tokens = model, tokenizer
+        self.model, self.tokens, self.add_bos = model, tokenizer, add_bos
         self.forward = forward or model
-        self.device = model.norm.weight.device
+        self._device = model.norm.weight.device
         mesh = model.mesh if share else replace(model.mesh, data_rank=0, data_size=1)
-        self.batches = Batches(mesh, batch, AUTOMATIC[self.device.type], watch)
+        self.batches = Batches(mesh, batch, AUTOMATIC[self._device.type], watch)
 
     @property
     def max_length(self) -> int:
@@ -66,13 +70,12 @@ class CaatLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What every document of the training text begins with."""
+        """Stands before texts that have nothing else before them."""
         return self.tokens.bos_id()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """With the begin-of-text token in front, unless told otherwise: as in training."""
-        begin = [] if add_special_tokens is False else [self.prefix_token_id]
-        return begin + self.tokens.encode(string)
+        begin = self.add_bos if add_special_tokens is None else add_special_tokens
+        return [self.prefix_token_id] * begin + self.tokens.encode(string)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -94,12 +97,12 @@ class CaatLM(TemplateLM):
         """Log-probability of the last ``scored`` tokens of each row, and whether each is the most likely."""
         longest = max(map(len, rows))
         # Padding on the right is behind all that counts: causal attention does not see it.
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._device)
         tokens, targets = padded[:, :-1], padded[:, 1:]
         counts = torch.zeros(targets.shape, dtype=torch.bool)
         for number, (row, count) in enumerate(zip(rows, scored, strict=True)):
             counts[number, len(row) - 1 - count : len(row) - 1] = True
-        counts = counts.to(self.device)
+        counts = counts.to(self._device)
         # Only what is scored: the vocabulary is by far the widest axis.
         logits, targets = self.forward(tokens)[counts], targets[counts]
         mesh, config = self.model.mesh, self.model.config
@@ -128,6 +131,11 @@ class CaatLM(TemplateLM):
         texts = [""] * len(requests)
         for settings, numbers in _alike(requests):
             room = self.max_length - settings.max_new_tokens
+            require(
+                room > 0,
+                f"a task generates up to {settings.max_new_tokens} tokens, which leaves no room in the model's "
+                f"context of {self.max_length}: lower max_gen_toks in its generation_kwargs",
+            )
             rows = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
 
             def work(batch: list[int], rows=rows, settings=settings) -> list[str]:
@@ -154,23 +162,27 @@ def _alike(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]
 
 def _settings(how: dict[str, Any]) -> SamplingConfig:
     """Of lm-eval's generation arguments, which are those of Hugging Face's `generate`."""
-    until = how.get("until") or []
-    draws = how.get("do_sample", how.get("temperature", 0) > 0) and how.get("temperature", 1.0) > 0
-    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if draws else {}
+    known = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
+    until, temperature = known.get("until") or [], known.get("temperature", 0.0)
+    # Without drawing, what to draw among means nothing.
+    draw = {name: known[name] for name in ("top_k", "top_p") if name in known and temperature > 0}
     return SamplingConfig(
-        max_new_tokens=how.get("max_gen_toks", how.get("max_new_tokens", MAX_NEW_TOKENS)),
-        stop=[until] if isinstance(until, str) else list(until),
-        **{name: how.get(name, value) for name, value in sampling.items()},
+        max_new_tokens=known["max_gen_toks"],
+        temperature=temperature,
+        stop=[until] if isinstance(until, str) else until,
+        **draw,
     )
 
 
+@register_model("caat")
 class CaatCheckpoint(CaatLM):
-    """`lm_eval --model caat --model_args checkpoint=DIR,precision=fp32`: a run or checkpoint folder."""
+    """`--model caat --model_args checkpoint=DIR,precision=fp32` of lm-eval: a run or checkpoint folder."""
 
     def __init__(
         self,
         checkpoint: str,
         precision: str = "fp32",
+        add_bos: bool = False,
         batch_size: int | str = "auto",
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -178,4 +190,5 @@ class CaatCheckpoint(CaatLM):
         folder = find(checkpoint)
         tokenizer = load_tokenizer(find_tokenizer(folder))
         batch = int(batch_size) if str(batch_size).isdigit() else 0
-        super().__init__(open_model(folder, (device or "auto").split(":")[0], precision), tokenizer, batch)
+        model = open_model(folder, (device or "auto").split(":")[0], precision)
+        super().__init__(model, tokenizer, batch, add_bos)

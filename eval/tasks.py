@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,7 +29,8 @@ class Tasks:
 def find_tasks(given: Sequence[str]) -> Tasks:
     """What ``given`` means: task names, ``paper``, folders of task files (every task in them).
 
-    Raises ``ValueError`` if lm-eval is not installed, a name is unknown or a folder holds no task.
+    Raises ``ValueError`` if lm-eval is not installed, a name is unknown, a folder holds no task or the data
+    of a task cannot be had.
     """
     require(
         find_spec("lm_eval") is not None,
@@ -39,30 +39,51 @@ def find_tasks(given: Sequence[str]) -> Tasks:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    folders = [Path(each).expanduser() for each in given if _is_folder(each)]
-    named = [name for each in given if not _is_folder(each) for name in (PAPER if each == "paper" else (each,))]
-    names = [name for folder in folders for name in _tasks_in(folder)]
-    # Reading lm-eval's own thousands of tasks takes seconds.
-    manager = TaskManager(include_path=[str(folder) for folder in folders] or None, include_defaults=bool(named))
+    folders = [each for each in given if _is_folder(each)]
+    named = [name for each in given if each not in folders for name in (PAPER if each == "paper" else (each,))]
+    names = _tasks_in(folders)
+    # Reading lm-eval's own thousands of tasks takes seconds: only for names.
+    manager = TaskManager(include_path=folders, include_defaults=bool(named))
     for name in named:
         if name not in manager.all_tasks:
             close = get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "`lm_eval ls tasks` lists all"
             raise ValueError(
-                f"tasks={name} is neither a task of lm-eval nor a folder: {hint} (tasks=paper is the paper's seven)"
+                f"tasks={name} is neither a task of lm-eval nor a folder: {hint} (tasks=paper: the paper's seven)"
             )
-    return Tasks(list(dict.fromkeys(names + named)), manager)
+    tasks = Tasks(list(dict.fromkeys([*names, *named])), manager)
+    for name in tasks.names:
+        _check_data(name, manager)
+    return tasks
 
 
 def _is_folder(name: str) -> bool:
-    """A folder is meant by a path; in the working folder, something named like a task is the task."""
-    return "/" in name or name in (".", "..")
+    return "/" in name or Path(name).is_dir()
 
 
-def _tasks_in(folder: Path) -> list[str]:
-    require(folder.is_dir(), f"tasks={folder} is not a folder: give one with task files of lm-eval, or task names")
-    files = sorted(folder.rglob("*.yaml"))
-    found = [re.search(r"^task:\s*[\"']?([\w.-]+)", file.read_text(encoding="utf-8"), re.M) for file in files]
-    names = [match[1] for match in found if match]
-    require(bool(names), f"tasks={folder} holds no task file: no .yaml in it has a line `task: name`")
+def _tasks_in(folders: Sequence[str]) -> list[str]:
+    from lm_eval.tasks import TaskManager
+
+    names: list[str] = []
+    for folder in folders:
+        require(
+            Path(folder).is_dir(),
+            f"tasks={folder} is not a folder: give one with task files of lm-eval, or names of its tasks",
+        )
+        found = TaskManager(include_path=folder, include_defaults=False).all_subtasks
+        require(bool(found), f"tasks={folder} holds no task: no .yaml file in it describes one")
+        names += found
     return names
+
+
+def _check_data(name: str, manager: TaskManager) -> None:
+    """Raise ``ValueError`` if what the task needs cannot be had; what is downloaded is kept for later."""
+    try:
+        manager.load([name])
+    except Exception as error:
+        # Of any kind: from the network, the file system, a library that the task needs, or the task file.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub or from the "
+            "data_files of its task file"
+        ) from error

@@ -43,12 +43,15 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks) -> None:
     from eval.evaluate import evaluate
     from eval.lm_eval_model import CaatLM
 
-    with on_mesh(folder, config.launch, config.precision) as model, Progress(disable=not first_rank()) as bar:
+    # Bound to the terminal: what lm-eval prints meanwhile is not shown.
+    bar = Progress(console=Console(file=sys.stdout), disable=not first_rank())
+    with on_mesh(folder, config.launch, config.precision) as model, bar:
         line = bar.add_task("requests", total=None)
         lm = CaatLM(
             model,
             load_tokenizer(find_tokenizer(folder)),
             config.batch,
+            config.add_bos,
             watch=lambda done, total: bar.update(line, completed=done, total=total),
         )
         results = evaluate(lm, tasks, config.limit, config.num_fewshot)
@@ -59,7 +62,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks) -> None:
 def _write(config: EvaluateConfig, folder: Path, results: Results) -> None:
     _track(folder, results)
     path = result_path(folder, config.out, "evaluation.json")
-    settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "precision": config.precision}
+    settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "add_bos": config.add_bos}
     result = {"checkpoint": str(folder), **settings, "results": results}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

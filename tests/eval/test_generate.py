@@ -42,10 +42,8 @@ def continued(checkpoint, shards, processes, prompts, settings):
 
 
 @torch.no_grad()
-def recomputed(checkpoint, shards, prompt) -> list[int]:
+def recomputed(model, tokenizer, prompt) -> list[int]:
     """Greedy, the whole text again for every token."""
-    model = load_model(checkpoint, Mesh(shards), dtype=torch.float64)
-    tokenizer = load_tokenizer(checkpoint / "tokenizer.model")
     row, tokens = [tokenizer.bos_id(), *tokenizer.encode(prompt)], []
     for _ in range(NEW):
         token = int(model(torch.tensor([row + tokens]))[0, -1, : MODEL.vocab_size].argmax())
@@ -59,7 +57,9 @@ def test_greedy_without_and_with_a_cache(checkpoints):
     settings = SamplingConfig(max_new_tokens=NEW)
     for (shards, _), checkpoint in checkpoints.items():
         tokens, texts, shown = continued(checkpoint, shards, 1, PROMPTS, settings)
-        assert tokens == [recomputed(checkpoint, shards, prompt) for prompt in PROMPTS]
+        model = load_model(checkpoint, Mesh(shards), dtype=torch.float64)
+        tokenizer = load_tokenizer(checkpoint / "tokenizer.model")
+        assert tokens == [recomputed(model, tokenizer, prompt) for prompt in PROMPTS]
         assert texts == shown
 
 

@@ -75,9 +75,10 @@ def our_answers(checkpoint, shards, processes, batch=0, dtype=torch.float32):
 
 def check(found, expected, tolerance: float) -> None:
     for (value, greedy), (other, also) in zip(found[0], expected[0], strict=True):
-        assert value == pytest.approx(other, abs=tolerance) and greedy == also
-    assert found[1] == pytest.approx(expected[1], abs=tolerance)
-    assert found[2] == expected[2]
+        assert value == pytest.approx(other, rel=1e-7, abs=tolerance) and greedy == also
+    assert found[1] == pytest.approx(expected[1], rel=1e-7, abs=tolerance)
+    # lm-eval's own decodes a continuation by itself, which loses the space that it begins with.
+    assert [text.lstrip() for text in found[2]] == [text.lstrip() for text in expected[2]]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_requests_as_lm_evals_own_model(checkpoints, hugging_face, shards):
     check(our_answers(checkpoints[shards, 1.0], shards, 1), answers(hugging_face), 1e-5)
 
 
+@pytest.mark.slow
 def test_requests_as_lm_evals_own_model_on_two_processes(ranks, checkpoints, hugging_face):
     expected = answers(hugging_face)
     for found in ranks(2).run(our_answers, checkpoints[4, 1.0], 4, 2):
@@ -111,19 +113,22 @@ def test_private_channels_on_any_processes(ranks, checkpoints):
     expected = our_answers(checkpoint, 4, 1, 0, torch.float64)
     for found in ranks(2).run(our_answers, checkpoint, 4, 2, 0, torch.float64):
         check(found, expected, 1e-10)
-    # Two replicas of two processes share the rows.
+
+
+@pytest.mark.slow
+def test_replicas_share_the_rows(ranks, checkpoints):
+    """Two of two processes."""
+    checkpoint = checkpoints[4, 0.5]
+    expected = our_answers(checkpoint, 4, 1, 0, torch.float64)
     for found in ranks(4).run(our_answers, checkpoint, 4, 2, 2, torch.float64):
         check(found, expected, 1e-10)
 
 
 def test_the_batch_does_not_matter(checkpoints):
     checkpoint = checkpoints[4, 0.5]
+    expected = our_answers(checkpoint, 4, 1, 0, torch.float64)
     for batch in (1, 4):
-        check(
-            our_answers(checkpoint, 4, 1, batch, torch.float64),
-            our_answers(checkpoint, 4, 1, 0, torch.float64),
-            1e-10,
-        )
+        check(our_answers(checkpoint, 4, 1, batch, torch.float64), expected, 1e-10)
 
 
 def results(checkpoint, shards, processes, folder):
@@ -134,8 +139,10 @@ def test_tasks_as_lm_evals_own_model(ranks, checkpoints, hugging_face, tasks):
     expected = evaluate(hugging_face, find_tasks([str(tasks)]))
     assert sorted(expected) == sorted(NAMES)
     assert all(expected.values())
-    found = [results(checkpoints[2, 1.0], 2, 1, tasks), *ranks(2).run(results, checkpoints[2, 1.0], 2, 2, tasks)]
-    for each in found:
+    alone = results(checkpoints[2, 1.0], 2, 1, tasks)
+    first, second = ranks(2).run(results, checkpoints[2, 1.0], 2, 2, tasks)
+    assert second == {}
+    for each in (alone, first):
         for task, metrics in expected.items():
             assert each[task] == pytest.approx(metrics, rel=1e-4), task
 
@@ -153,7 +160,7 @@ def test_randomness_elsewhere_is_left_as_it_was(checkpoints, tasks):
 
 @pytest.mark.slow
 def test_lm_evals_own_command_finds_the_model(checkpoints, tasks, tmp_path):
-    command = ["lm_eval", "run", "--model", "caat", "--model_args", f"checkpoint={checkpoints[4, 0.5]}"]
+    command = ["eval.lm_eval_command", "run", "--model", "caat", "--model_args", f"checkpoint={checkpoints[4, 0.5]}"]
     command += ["--include_path", str(tasks), "--tasks", "tiny_choice", "--batch_size", "2"]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

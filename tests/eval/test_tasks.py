@@ -29,7 +29,7 @@ def test_unknown_names():
         find_tasks(["piqa", "hellaswagg"])
 
 
-@pytest.mark.parametrize(("make", "says"), [(False, "no/such is not a folder"), (True, "holds no task file")])
+@pytest.mark.parametrize(("make", "says"), [(False, "no/such is not a folder"), (True, "holds no task")])
 def test_folders_without_tasks(tmp_path, monkeypatch, make, says):
     monkeypatch.chdir(tmp_path)
     if make:

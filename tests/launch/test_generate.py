@@ -123,4 +123,4 @@ def test_a_broken_checkpoint(run, tmp_path, break_it, says):
     shutil.copytree(run, tmp_path / "run")
     break_it(tmp_path / "run" / "checkpoints" / "step-00000001")
     with pytest.raises(ValueError, match=says):
-        generate.main([f"checkpoint={tmp_path / 'run'}", PROMPT])
+        generate.main([f"checkpoint={tmp_path / 'run'}", PROMPT, "max_new_tokens=4"])
