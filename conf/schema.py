@@ -512,7 +512,8 @@ class SamplingConfig:
         )
         require(
             self.temperature > 0 or (self.top_k == 0 and self.top_p == 1.0),
-            "top_k and top_p say what to draw among, and at temperature=0 nothing is drawn: give temperature=1",
+            "top_k and top_p say what to draw among, and at temperature=0 nothing is drawn: "
+            "give temperature=1",
         )
         require(all(self.stop), "stop holds an empty text, which is everywhere: leave it out")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
@@ -542,7 +543,7 @@ class GenerateConfig(SamplingConfig):
         require_positive(batch=self.batch)
         require(
             (self.prompt is None) != (self.prompts is None),
-            "give either prompt=\"a text\" or prompts=FILE, each line of it a JSON string",
+            'give either prompt="a text" or prompts=FILE, each line of it a JSON string',
         )
 
 

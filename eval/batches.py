@@ -33,9 +33,7 @@ class Batches:
     ) -> None:
         self.mesh, self.size, self.tokens, self.watch = mesh, size, tokens, watch
 
-    def run(
-        self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Result]]
-    ) -> list[Result]:
+    def run(self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Result]]) -> list[Result]:
         """The result of every row, of ``work``, which gets the numbers of the rows of a batch. Collective."""
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
         mine = order[self.mesh.data_rank :: self.mesh.data_size]
@@ -60,7 +58,7 @@ class Batches:
         return self.size or max(1, self.tokens // longest)
 
     def _shrink(self, rows: int, longest: int, error: torch.OutOfMemoryError) -> None:
-        """Half as much from now on. Only where no other process waits in a collective of the failed pass."""
+        """Half as much from now on, where no other process waits in a collective of the failed pass."""
         if self.mesh.processes > 1 or rows == 1:
             raise MemoryError(
                 f"out of memory in a batch of {rows} rows of up to {longest} tokens: give a smaller batch=... "

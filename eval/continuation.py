@@ -1,4 +1,4 @@
-"""The text that a prompt is continued with, as its tokens arrive: where it ends, and what of it is certain."""
+"""The text that a prompt is continued with, as its tokens arrive: where it ends, what of it is certain."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Continuation:
         return self._show(len(self.text))
 
     def _certain(self) -> int:
-        """Characters that no later token changes: not half a character, nor the beginning of a stop string."""
+        """Length of what no later token changes: no half character, no beginning of a stop string."""
         whole = len(self.text.rstrip(INCOMPLETE))
         begun = [
             length

@@ -13,7 +13,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
 
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.training.checkpoint.folder import find
@@ -37,10 +36,10 @@ class CaatLM(TemplateLM):
     """Log-likelihoods and continuations of a model that may be spread over processes.
 
     Every process makes it and runs the same evaluation: to lm-eval each is rank 0 of 1, and all get all
-    results. ``batch``: rows of a forward pass, 0: by their length. ``add_bos``: every context begins with the
-    begin-of-text token, which lm-eval's Hugging Face model leaves out unless the tokenizer adds it. ``forward`` is called in place of the
-    model, where something is wrapped round it; ``watch`` as in :class:`~eval.batches.Batches`. ``share``:
-    each replica takes its share of the rows, else all do the same.
+    answers. ``batch``: rows of a forward pass, 0: by their length. ``add_bos``: contexts begin with the
+    begin-of-text token, which lm-eval's Hugging Face model leaves out unless the tokenizer adds it.
+    ``forward`` is called in place of the model, where something is wrapped round it; ``watch`` as in
+    :class:`~eval.batches.Batches`. ``share``: each replica takes its share of the rows, else all do the same.
     """
 
     def __init__(
@@ -73,16 +72,18 @@ class CaatLM(TemplateLM):
         """Stands before texts that have nothing else before them."""
         return self.tokens.bos_id()
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
         begin = self.add_bos if add_special_tokens is None else add_special_tokens
         return [self.prefix_token_id] * begin + self.tokens.encode(string)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[Scored], disable_tqdm: bool = False, **others: Any
     ) -> list[tuple[float, bool]]:
         rows = [(context + following)[-(self.max_length + 1) :] for _, context, following in requests]
-        scored = [min(len(following), len(row) - 1) for (*_, following), row in zip(requests, rows, strict=True)]
+        scored = [
+            min(len(following), len(row) - 1) for (*_, following), row in zip(requests, rows, strict=True)
+        ]
 
         def work(batch: list[int]) -> list[tuple[float, bool]]:
             return self._score([rows[number] for number in batch], [scored[number] for number in batch])
@@ -133,8 +134,8 @@ class CaatLM(TemplateLM):
             room = self.max_length - settings.max_new_tokens
             require(
                 room > 0,
-                f"a task generates up to {settings.max_new_tokens} tokens, which leaves no room in the model's "
-                f"context of {self.max_length}: lower max_gen_toks in its generation_kwargs",
+                f"a task generates up to {settings.max_new_tokens} tokens, which leaves no room in the "
+                f"model's context of {self.max_length}: lower max_gen_toks in its generation_kwargs",
             )
             rows = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
 

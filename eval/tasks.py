@@ -40,7 +40,9 @@ def find_tasks(given: Sequence[str]) -> Tasks:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folders = [each for each in given if _is_folder(each)]
-    named = [name for each in given if each not in folders for name in (PAPER if each == "paper" else (each,))]
+    named = [
+        name for each in given if each not in folders for name in (PAPER if each == "paper" else (each,))
+    ]
     names = _tasks_in(folders)
     # Reading lm-eval's own thousands of tasks takes seconds: only for names.
     manager = TaskManager(include_path=folders, include_defaults=bool(named))
@@ -48,9 +50,7 @@ def find_tasks(given: Sequence[str]) -> Tasks:
         if name not in manager.all_tasks:
             close = get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "`lm_eval ls tasks` lists all"
-            raise ValueError(
-                f"tasks={name} is neither a task of lm-eval nor a folder: {hint} (tasks=paper: the paper's seven)"
-            )
+            raise ValueError(f"tasks={name} is neither a task of lm-eval nor a folder: {hint}")
     tasks = Tasks(list(dict.fromkeys([*names, *named])), manager)
     for name in tasks.names:
         _check_data(name, manager)

@@ -47,7 +47,9 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts={config.prompts} cannot be read ({error})") from None
     prompts = [_prompt(line, number, config) for number, line in enumerate(lines, 1) if line.strip()]
-    require(bool(prompts), f'prompts={config.prompts} is empty: write a JSON string a line, "Once upon a time"')
+    require(
+        bool(prompts), f'prompts={config.prompts} is empty: write a JSON string a line, "Once upon a time"'
+    )
     return prompts
 
 
@@ -71,12 +73,13 @@ def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], archite
         which = f"prompt {number}" if config.prompts else "the prompt"
         require(
             len(row) < context,
-            f"{which} has {len(row)} tokens, which leaves no room in the model's context of {context}: shorten it",
+            f"{which} has {len(row)} tokens, which leaves no room in the model's context of {context}: "
+            "shorten it",
         )
         require(
             len(row) + config.max_new_tokens <= context,
-            f"{which} has {len(row)} tokens, and with max_new_tokens={config.max_new_tokens} more they exceed the "
-            f"model's context of {context}: give max_new_tokens={context - len(row)} or a shorter prompt",
+            f"{which} has {len(row)} tokens, and with max_new_tokens={config.max_new_tokens} more they exceed "
+            f"the model's context of {context}: give max_new_tokens={context - len(row)} or a shorter prompt",
         )
 
 

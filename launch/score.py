@@ -26,8 +26,8 @@ def main(argv: list[str]) -> None:
     known = architecture.model.vocab_size
     require(
         tokens.min() >= 0 and tokens.max() < known,
-        f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to {known - 1}: "
-        "use the checkpoint's tokenizer.model",
+        f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to "
+        f"{known - 1}: use the checkpoint's tokenizer.model",
     )
     if not ran_in_processes("launch.score", argv, config.launch):
         _score(config, folder, architecture.model.sequence, tokens)

@@ -42,7 +42,8 @@ def find_trained(checkpoint: str, launch: LaunchConfig, replicas: bool = False) 
     shards = architecture.shards
     require(
         shards % world == 0 or replicas,
-        f"{world} processes do not divide the checkpoint's {shards} shards: choose launch.processes that does",
+        f"{world} processes do not divide the checkpoint's {shards} shards: "
+        "choose launch.processes that does",
     )
     return folder, architecture
 
@@ -55,7 +56,7 @@ def tokenizer_of(folder: Path, architecture: Architecture) -> SentencePieceProce
     remedy = "put back the one that the model was trained with"
     require(
         pieces <= known,
-        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is not the model's tokenizer, {remedy}",
+        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, {remedy}",
     )
     if (folder / "state.json").is_file():
         expected = read_state(folder)[1].get(path.name)

@@ -33,7 +33,9 @@ class Attention(nn.Module):
     def forward(self, normed: Normed, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Arriving:
         x, qkv = self.qkv.after_norm(normed)
         if self.recompute:
-            return self.output.before_norm(checkpoint(self.core, qkv, cos, sin, cache, use_reentrant=False), x)
+            return self.output.before_norm(
+                checkpoint(self.core, qkv, cos, sin, cache, use_reentrant=False), x
+            )
         return self.output.before_norm(self.core(qkv, cos, sin, cache), x)
 
     def core(self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:

@@ -47,15 +47,14 @@ class KVCache:
         self._padded = bool(padding.any())
         self.length = 0
 
-    def positions(self, new: int) -> Tensor:
-        """Rotary positions [batch, new] of the next ``new`` tokens."""
-        return self._columns(self.length, new) - self._padding[:, None]
-
-    def layers(self, new: int) -> list[LayerCache]:
-        """The cache of every layer, for a pass over the next ``new`` tokens."""
+    def extend(self, new: int) -> tuple[Tensor, list[LayerCache]]:
+        """Go on by ``new`` tokens: their rotary positions [batch, new], and the cache of every layer."""
+        positions = self._columns(self.length, new) - self._padding[:, None]
         mask = self._mask(new) if self._padded or (self.length > 0 and new > 1) else None
         pairs = zip(self._keys, self._values, strict=True)
-        return [LayerCache(keys, values, self.length, mask) for keys, values in pairs]
+        layers = [LayerCache(keys, values, self.length, mask) for keys, values in pairs]
+        self.length += new
+        return positions, layers
 
     def _mask(self, new: int) -> Tensor:
         query = self._columns(self.length, new)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 
 import torch
@@ -84,9 +85,7 @@ class GPT(nn.Module):
                 parameter.copy_(sharding.cut(_padded(parts, sharding), mesh.shards, mesh.local_shards))
         return model
 
-    def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         normed = self.hidden(tokens, cache)
         if cache is not None:
             normed = normed.last()
@@ -100,19 +99,19 @@ class GPT(nn.Module):
         c, length = self.config, tokens.shape[-1]
         gammas = norm_weights(self, self.mesh)
         embedded = self.embedding(tokens)
-        if cache is None:
-            positions, layers = torch.arange(length, device=tokens.device), [None] * c.layers
-        else:
-            positions, layers = cache.positions(length), cache.layers(length)
+        positions: Tensor = torch.arange(length, device=tokens.device)
+        layers: Sequence[LayerCache | None] = [None] * c.layers
+        if cache is not None:
+            positions, layers = cache.extend(length)
         cos, sin = rotary_angles(positions, c.head_dim, c.rope_base, embedded.dtype)
         x: Stream | Arriving = enter(embedded, self.shared_channels, self.mesh)
         for block, *norms, layer in zip(self.blocks, gammas[0:-1:2], gammas[1::2], layers, strict=True):
             x = self._run(block, x, *norms, cos, sin, layer)
-        if cache is not None:
-            cache.length += length
         return self.norm(x, gammas[-1])
 
-    def _run(self, block: nn.Module, x: Stream | Arriving, *arguments: Tensor | LayerCache | None) -> Arriving:
+    def _run(
+        self, block: nn.Module, x: Stream | Arriving, *arguments: Tensor | LayerCache | None
+    ) -> Arriving:
         if not (self.checkpoint_blocks and self.training):
             return block(x, *arguments)
         return checkpoint(

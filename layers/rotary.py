@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def rotary_angles(
-    positions: Tensor, head_dim: int, base: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine [..., 1, head_dim / 2] of position · base^(-2i / head_dim), ``positions`` [...].
 
     Computed in float64: in float32 the angle of position 100,000 is off by 0.004 rad.

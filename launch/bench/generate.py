@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
     where = f"hosts over {config.rate}" if config.rate else "processes of this machine"
     report = Report(
         "generate",
-        f"{config.layers} blocks, hidden {config.hidden}, {config.batch} prompts of {config.sequence} tokens, "
-        f"then {config.new_tokens} more, {config.precision}, {config.processes} {where}",
+        f"{config.layers} blocks, hidden {config.hidden}, {config.batch} prompts of {config.sequence} "
+        f"tokens, then {config.new_tokens} more, {config.precision}, {config.processes} {where}",
         COLUMNS,
     )
     if config.rate is None:

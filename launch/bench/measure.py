@@ -55,7 +55,9 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
     names = list(runs)
     for variant, size in zip(variants, sizes, strict=True):
         if size["bytes_forward"]:
-            runs[f"alone {size['bytes_forward']}"] = _messages_alone(variant, device, DTYPES[config.precision])
+            runs[f"alone {size['bytes_forward']}"] = _messages_alone(
+                variant, device, DTYPES[config.precision]
+            )
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}
     peers = [times[name] for name, v in zip(names, variants, strict=True) if v.messages is None]
@@ -89,11 +91,11 @@ def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
 
 
 def _messages_alone(variant: Variant, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """All sums inside the layers in the last step, one after another, with nothing to compute between them."""
+    """All sums inside the layers in the last step, one after another, with nothing to compute between."""
     messages = variant.messages
     assert messages is not None
-    ways = ("forward", "sync"), ("backward", "sync")
-    count, size = sum(messages.calls[way] for way in ways), sum(messages.sent[way] for way in ways)
+    inside = [key for key in messages.calls if key[1] == "sync"]
+    count, size = sum(messages.calls[key] for key in inside), sum(messages.sent[key] for key in inside)
     message = torch.zeros(size // count // dtype.itemsize, device=device, dtype=dtype)
 
     def run() -> None:

@@ -152,11 +152,10 @@ def _places(
     c: ModelConfig, x: Tensor, cache: KVCache | None
 ) -> tuple[Tensor, Tensor, Sequence[LayerCache | None]]:
     """Rotary cosines and sines of the tokens of ``x``, and each layer's part of the cache."""
-    length = x.shape[1]
-    positions = torch.arange(length, device=x.device) if cache is None else cache.positions(length)
-    layers = [None] * c.layers if cache is None else cache.layers(length)
+    positions: Tensor = torch.arange(x.shape[1], device=x.device)
+    layers: Sequence[LayerCache | None] = [None] * c.layers
     if cache is not None:
-        cache.length += length
+        positions, layers = cache.extend(x.shape[1])
     return *rotary_angles(positions, c.head_dim, c.rope_base, x.dtype), layers
 
 

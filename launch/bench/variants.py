@@ -19,7 +19,6 @@ from conf.bench import BenchGenerateConfig, BenchStackConfig
 from launch.bench.stack import OurStack, PlainStack, copy_weights, megatron_stack
 from layers.cache import KVCache
 
-
 # Of a stack on a device, what is timed.
 MakeStep = Callable[[BenchStackConfig, torch.device, nn.Module], Callable[[], float]]
 
@@ -180,9 +179,7 @@ def _generation_step(
     torch.manual_seed(1)
     x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)
     no_padding = torch.zeros(config.batch, dtype=torch.long, device=device)
-    cache = KVCache(
-        config.shape, _mesh(config, None), no_padding, config.sequence + config.new_tokens, dtype
-    )
+    cache = KVCache(config.shape, _mesh(config, None), no_padding, config.sequence + config.new_tokens, dtype)
 
     @torch.no_grad()
     def read() -> float:

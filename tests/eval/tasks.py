@@ -20,7 +20,9 @@ def write_tasks(folder: Path) -> Path:
     ]
     texts = [{"text": f"The {colour} fox. " * repeats} for colour in colours for repeats in (1, 3, 12)]
     endings = [{"context": f"{n} lazy dogs of", "ending": " Rome" if n % 2 else " Paris"} for n in range(7)]
-    questions = [{"question": f"The {colour}" + " fox" * n, "answer": "dogs"} for n, colour in enumerate(colours)]
+    questions = [
+        {"question": f"The {colour}" + " fox" * n, "answer": "dogs"} for n, colour in enumerate(colours)
+    ]
     _task(folder, "tiny_choice", choices, output_type="multiple_choice", doc_to_text="{{query}}",
           doc_to_choice="{{choices}}", doc_to_target="{{gold}}",
           metric_list=[_mean("acc"), _mean("acc_norm")])  # fmt: skip

@@ -42,7 +42,7 @@ class CutEngine(Engine):
 
 
 def train(checkpoint, tasks, processes: int, stage: int, evaluating: bool):
-    """Losses of three steps, and the figures of the model before and after the first (without tasks: none)."""
+    """Losses of three steps, and the figures of the model before and after the first."""
     mesh = Mesh.create(SHARDS, processes)
     model = load_model(checkpoint, mesh).train()
     engine = CutEngine(model, mesh, OptimConfig(lr=1e-2), stage, "fp32", 1)

@@ -32,7 +32,10 @@ def tasks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {(n, r): write_checkpoint(folder / f"{n}-{r}", n, r) for n, r in [(1, 1.0), (2, 1.0), (4, 1.0), (4, 0.5)]}
+    return {
+        (n, r): write_checkpoint(folder / f"{n}-{r}", n, r)
+        for n, r in [(1, 1.0), (2, 1.0), (4, 1.0), (4, 0.5)]
+    }
 
 
 PAIRS = [
@@ -160,7 +163,14 @@ def test_randomness_elsewhere_is_left_as_it_was(checkpoints, tasks):
 
 @pytest.mark.slow
 def test_lm_evals_own_command_finds_the_model(checkpoints, tasks, tmp_path):
-    command = ["eval.lm_eval_command", "run", "--model", "caat", "--model_args", f"checkpoint={checkpoints[4, 0.5]}"]
+    command = [
+        "eval.lm_eval_command",
+        "run",
+        "--model",
+        "caat",
+        "--model_args",
+        f"checkpoint={checkpoints[4, 0.5]}",
+    ]
     command += ["--include_path", str(tasks), "--tasks", "tiny_choice", "--batch_size", "2"]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

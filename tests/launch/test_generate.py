@@ -77,7 +77,7 @@ MISTAKES = {
     "not JSON": (["prompts=plain.txt"], ["line 1 is not a JSON string", "in quotes"]),
     "empty file": (["prompts=empty.jsonl"], ["prompts=empty.jsonl is empty"]),
     "long prompt": (["prompt=" + "fox 7 " * 60], ["the prompt has", "context of 64", "shorten it"]),
-    "long result": ([PROMPT, "max_new_tokens=64"], ["max_new_tokens=64", "context of 64", "give max_new_tokens="]),
+    "long result": ([PROMPT, "max_new_tokens=64"], ["max_new_tokens=64", "context of 64", "give max_new"]),
     "temperature": ([PROMPT, "temperature=-1"], ["temperature=-1.0 must be"]),
     "top_p": ([PROMPT, "temperature=1", "top_p=0"], ["top_p=0.0 is outside (0, 1]"]),
     "top_k": ([PROMPT, "top_k=3"], ["at temperature=0 nothing is drawn"]),

@@ -80,7 +80,7 @@ def test_a_prompt_may_be_read_in_parts(ratio):
 def test_the_cache_holds_the_heads_of_the_local_shards_alone():
     mesh = Mesh(4, processes=2, tensor_rank=1)
     cache = KVCache(SMALL, mesh, torch.zeros(3, dtype=torch.long), LENGTH, torch.float32)
-    layers = cache.layers(1)
+    _, layers = cache.extend(1)
     assert len(layers) == SMALL.layers
     assert layers[0].keys.shape == layers[0].values.shape == (3, SMALL.kv_heads // 2, LENGTH, SMALL.head_dim)
 
