@@ -216,6 +216,20 @@ class BenchPeersConfig(BenchStackConfig):
 
 
 @dataclass
+class BenchGenerateConfig(BenchPeersConfig):
+    """`caat bench generate`: time to the first token of `batch` prompts of `sequence` tokens, and new tokens
+    per second, by ratio, beside full synchronisation in Megatron's form and no communication at all."""
+
+    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
+    # Tokens of each prompt's continuation.
+    new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(new_tokens=self.new_tokens)
+
+
+@dataclass
 class BenchPredictConfig:
     """`caat bench predict`: step time by ratio from FLOPs, bytes and a link's rate and delay; nothing is run.
 

@@ -10,6 +10,8 @@ VERBS = {
     "pretrain": "train a model, or one for each of several settings (-m)",
     "tokenize": "turn text into token shards, ahead of a run or for another machine",
     "score": "the log-probability of every next token under a trained model",
+    "evaluate": "benchmarks of lm-eval on a trained model",
+    "generate": "continue a text with a trained model",
     "bench": "what partial synchronisation saves on this machine",
 }
 

@@ -166,6 +166,10 @@ def validate(config: Config, world: int) -> None:
     else:
         _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
     check_resume(config)
+    if config.eval.every:
+        from eval.tasks import find_tasks
+
+        find_tasks(config.eval.tasks)
     _check_run_folder(config)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from caat.data.corpus import prepare
 from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
+from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.training.checkpoint.architecture import Architecture
@@ -160,6 +161,7 @@ def _train(
         engine.fragments,
         config.checkpoint,
     )
+    benchmarks = _benchmarks(config, engine, model, tokens, watchdog)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
 
     output = None
@@ -176,7 +178,7 @@ def _train(
     status = "failed"
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
-        record = train(config, engine, loader, validation, start, supervision, device, output)
+        record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
         if output:
             summary = summarise(config, mesh, record, tokens, folder)
         status = "finished"
@@ -206,6 +208,27 @@ def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None
     model = model.to_empty(device=device)
     load_weights(model, full_tensors(model), mesh.local_shards, source)
     return model
+
+
+def _benchmarks(
+    config: Config, engine: Engine, model: GPT, tokens: Path, watchdog: Watchdog
+) -> Callable[[int], dict[str, float]] | None:
+    """What runs the benchmarks of ``eval.tasks`` after a step; none if they are not asked for."""
+    if config.eval.every == 0:
+        return None
+    from eval.in_training import run_benchmarks
+    from eval.tasks import find_tasks
+
+    watchdog.beat("reading the tasks of lm-eval")
+    tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(find_tokenizer(tokens))
+
+    def run(step: int) -> dict[str, float]:
+        def watch(done: int, total: int) -> None:
+            watchdog.beat(f"evaluating after step {step}")
+
+        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch)
+
+    return run
 
 
 def _restore(engine: Engine, tensors: Sequence[FullTensors], source: Path | None) -> State | None:

@@ -60,10 +60,12 @@ def train(
     supervision: Supervision,
     device: torch.device,
     output: Output | None,
+    benchmarks: Callable[[int], dict[str, float]] | None = None,
 ) -> dict:
     """Train from ``start`` to ``config.train.steps`` steps; returns the last step's record.
 
-    ``validation()`` gives this rank's held-out batches. Raises on every rank at the same step:
+    ``validation()`` gives this rank's held-out batches, ``benchmarks(step)`` further figures of the model,
+    every ``eval.every`` steps and at the end. Raises on every rank at the same step:
     :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving), :class:`SaveError`, and
     :class:`~caat.training.replicas.DriftError`.
     """
@@ -116,6 +118,8 @@ def train(
         validate = last or (c.eval_every > 0 and step % c.eval_every == 0)
         if validate:
             record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step))
+        if benchmarks is not None and (last or step % config.eval.every == 0):
+            record |= benchmarks(step)
         if output:
             for tracker in output.trackers:
                 tracker.log(record)

@@ -22,11 +22,11 @@ class Tracker(Protocol):
 class JsonLines:
     """One JSON object a line, flushed at once: a killed run keeps what it had.
 
-    Lines of steps after ``done``, which a resumed run does again, are dropped first.
+    Lines of steps after ``done``, which a resumed run does again, are dropped first; None: all stay.
     """
 
-    def __init__(self, path: Path, done: int) -> None:
-        if path.is_file():
+    def __init__(self, path: Path, done: int | None) -> None:
+        if path.is_file() and done is not None:
             _drop_lines_after(path, done)
         self._file = path.open("a", encoding="utf-8")
 
@@ -61,15 +61,21 @@ class Wandb:
 
     def log(self, record: Mapping[str, Any]) -> None:
         values = {key: value for key, value in record.items() if value is not None}
-        self._run.log(values, step=record["step"])
+        # What is measured after the run cannot have an earlier step than the last that wandb knows.
+        self._run.log(values, step=max(record["step"], self._run.step))
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
         self._run.finish()
 
 
-def open_trackers(c: TrackerConfig, folder: Path, settings: Mapping[str, Any], done: int) -> list[Tracker]:
-    """The trackers of a run that starts after step ``done``; ``settings`` is its whole configuration."""
+def open_trackers(
+    c: TrackerConfig, folder: Path, settings: Mapping[str, Any], done: int | None
+) -> list[Tracker]:
+    """The trackers of a run that starts after step ``done``; ``settings`` is its whole configuration.
+
+    ``done`` None: nothing is trained, and all that was logged stays.
+    """
     trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl", done)]
     if c.kind == "wandb":
         trackers.append(Wandb(c, folder, settings))
