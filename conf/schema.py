@@ -284,6 +284,9 @@ class TrainConfig:
     # Recompute in backward: none, full (every block; collectives are kept, never repeated),
     # selective (attention core and SwiGLU: large to store, cheap to repeat).
     activation_checkpointing: str = "none"
+    # torch.compile what lies between the GEMMs (attention with its rotary embedding, SwiGLU): faster steps,
+    # tens of seconds at the start; needs a C++ compiler.
+    compile: bool = False
     # Validate every so many steps (0: only at the end) on `eval_sequences` held-out sequences.
     eval_every: int = 50
     eval_sequences: int = 64

@@ -131,6 +131,8 @@ def _train(
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
     model = _build(config, mesh, device, source)
+    if c.compile:
+        model.compile_cores()
     watchdog.beat("starting DeepSpeed")
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
     tensors = full_tensors(model)
