@@ -37,6 +37,8 @@ class BenchShardsConfig(ShapeConfig):
     """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
 
     shards: int = 8
+    # Also with train.compile, which takes a while to begin with.
+    compile: bool = False
     vocab_size: int = 4096
     precision: str = "fp32"
     device: str = "cpu"

@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
 from conf.schema import ModelConfig
+from layers.attention import Attention
 from layers.block import Block
 from layers.cache import KVCache, LayerCache
 from layers.embedding import VocabParallelEmbedding
 from layers.linear import ColumnParallelLinear, shared_channels
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
+from layers.mlp import MLP
 from layers.norm import Normed, RMSNorm, norm_weights
 from layers.rotary import rotary_angles
 from layers.sharding import Sharding
@@ -123,9 +125,9 @@ class GPT(nn.Module):
 
         The GEMMs with their sums stay as they are: what hides a transfer is in their order.
         """
-        for block in self.blocks:
-            for part in (block.attention, block.mlp):
-                part.core = torch.compile(part.core)
+        for part in self.modules():
+            if isinstance(part, Attention | MLP):
+                part.core = torch.compile(part.core)  # type: ignore[method-assign]
 
     def sharding_of(self, weight: Weight) -> Sharding | None:
         """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""

@@ -30,7 +30,7 @@ from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from conf.bench import BenchCheckpointConfig
 from conf.schema import CheckpointConfig, OptimConfig
-from launch.bench.report import Report
+from launch.bench.report import Column, Report
 from launch.config import load_verb
 from launch.processes import run_workers, under_torchrun
 from layers.full_tensors import full_tensors
@@ -58,6 +58,15 @@ def main(argv: list[str]) -> None:
             "checkpoint",
             f"{bench.parameters / 1e6:.0f} M parameters, {bench.bytes / 1e6:,.0f} MB a checkpoint, "
             f"{config.processes} processes of {threads} threads on {os.cpu_count()} cores",
+            {
+                "what": Column("what"),
+                "seconds": Column("s"),
+                "sync_save_s": Column("save s"),
+                "blocked_s": Column("blocks s"),
+                "ratio": Column("ratio"),
+                "low": Column("low"),
+                "high": Column("high"),
+            },
         )
         for row in rows:
             report.add(**row)

@@ -14,7 +14,7 @@ from caat.training.device import DTYPES, choose_device
 from caat.training.memory import peak_resident_bytes
 from conf.bench import BenchShardsConfig
 from launch.bench.dense import DenseGPT
-from launch.bench.report import Report
+from launch.bench.report import Column, Report
 from launch.bench.timing import take_turns
 from launch.config import load_verb
 from layers.gpt import GPT
@@ -25,6 +25,7 @@ VARIANTS = {
     "one shard": (1, 1.0),
     "{n} shards, ratio 1": ("n", 1.0),
     "{n} shards, ratio 0.5": ("n", 0.5),
+    "{n} shards, ratio 0.5, compiled": ("n", 0.5),
 }
 
 
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(_peak_bytes(config, config.memory_of)))
         return
     names = [name.format(n=config.shards) for name in VARIANTS]
+    if not config.compile:
+        names.pop()
     steps = {name: _step(config, i) for i, name in enumerate(names)}
     times = take_turns(steps, config.rounds)
     memory = [_measure_memory(argv, i) for i in range(len(names))]
@@ -41,6 +44,14 @@ def main(argv: list[str]) -> None:
         "shards",
         f"Training step in one process: hidden {config.hidden}, {config.layers} layers, sequence "
         f"{config.sequence}, batch {config.batch}, {config.precision}, {torch.get_num_threads()} threads",
+        {
+            "variant": Column("variant"),
+            "step_ms": Column("step ms"),
+            "spread_ms": Column("±"),
+            "time_ratio": Column("ratio"),
+            "memory_mib": Column("peak MiB"),
+            "memory_ratio": Column("ratio"),
+        },
     )
     for i, name in enumerate(names):
         report.add(
@@ -59,14 +70,16 @@ def _step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
     device = choose_device(config.device, 0, 1)
     dtype = DTYPES[config.precision]
     shape = config.model(config.vocab_size)
-    cut = list(VARIANTS.values())[variant]
-    model: torch.nn.Module
+    name, cut = list(VARIANTS.items())[variant]
+    model: DenseGPT | GPT
     if cut is None:
         model = DenseGPT(shape).to(device, dtype)
     else:
         shards, ratio = (config.shards, cut[1]) if cut[0] == "n" else (1, cut[1])
         full = initial_weights(shape, 1)
         model = GPT.build(shape, Mesh(shards), ratio, full, device=device, dtype=dtype)
+        if "compiled" in name:
+            model.compile_cores()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     text = torch.randint(shape.vocab_size, (config.batch, config.sequence + 1), device=device)
     tokens, targets = text[:, :-1], text[:, 1:]
