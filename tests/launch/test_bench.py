@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from conf.bench import BenchLinkConfig, BenchPeersConfig, BenchStepConfig, delay_seconds, rate_bytes
+from conf.bench import (
+    BenchGenerateConfig,
+    BenchLinkConfig,
+    BenchPeersConfig,
+    BenchStepConfig,
+    delay_seconds,
+    rate_bytes,
+)
 from launch.bench.namespaces import shaped_hosts
 
 SMALL = [
@@ -31,7 +38,7 @@ MAY_NAMESPACE = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.
 namespaces = pytest.mark.skipif(not MAY_NAMESPACE, reason="network namespaces need root, ip and tc")
 
 
-def bench(tmp_path: Path, *arguments: str) -> list[dict]:
+def bench(tmp_path: Path, *arguments: str, plot: bool = True) -> list[dict]:
     result = subprocess.run(
         [*COMMAND, *arguments, f"out={tmp_path / 'result.json'}"],
         capture_output=True,
@@ -41,7 +48,7 @@ def bench(tmp_path: Path, *arguments: str) -> list[dict]:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == str(tmp_path / "result.json")
-    assert (tmp_path / "result.png").stat().st_size > 1000
+    assert not plot or (tmp_path / "result.png").stat().st_size > 1000
     return json.loads((tmp_path / "result.json").read_text())["rows"]
 
 
@@ -68,6 +75,18 @@ def test_link(tmp_path):
     rows = bench(tmp_path, "link", *SMALL, "rate=100mbit,1gbit")
     for rate in ("100mbit", "1gbit"):
         check_rows([row for row in rows if row["rate"] == rate])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [[], pytest.param(["rate=1gbit"], marks=namespaces)])
+def test_generate(tmp_path, where):
+    rows = bench(tmp_path, "generate", *SMALL, "new_tokens=3", *where, plot=False)
+    by = {(row["mode"], row["ratio"]): row for row in rows}
+    assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap"}
+    for (mode, ratio), row in by.items():
+        assert row["bytes_forward"] == (0 if mode == "none" else int(2 * 64 * 64 * 4 * ratio)), (mode, ratio)
+        assert row["prefill_ms"] > 0 and row["decode_tokens_per_second"] > 0
+    assert by["full", 1.0]["exposed_share"] == 1
 
 
 @pytest.mark.slow
@@ -158,6 +177,7 @@ def test_units():
         (lambda: BenchLinkConfig(delay="2"), "delay=2 is not a time of tc"),
         (lambda: BenchLinkConfig(burst="lots"), "burst=lots is not a size of tc"),
         (lambda: BenchPeersConfig(rate="1gb"), "rate=1gb is not a rate of tc"),
+        (lambda: BenchGenerateConfig(new_tokens=0), "new_tokens=0 must be above 0"),
         (lambda: BenchStepConfig(processes=1), "processes=1 must be at least 2"),
         (lambda: BenchStepConfig(ratios=[1.5]), "ratios: 1.5 is outside"),
         (lambda: BenchStepConfig(processes=3), "not divisible by"),
