@@ -61,7 +61,7 @@ class Batches:
         """Half as much from now on, where no other process waits in a collective of the failed pass."""
         if self.mesh.processes > 1 or rows == 1:
             raise MemoryError(
-                f"out of memory in a batch of {rows} rows of up to {longest} tokens: give a smaller batch=... "
+                f"out of memory in a batch of {rows} rows of up to {longest} tokens: give a smaller batch "
                 "or more processes"
             ) from error
         torch.cuda.empty_cache()

@@ -84,6 +84,6 @@ def _check_data(name: str, manager: TaskManager) -> None:
         # Of any kind: from the network, the file system, a library that the task needs, or the task file.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub or from the "
-            "data_files of its task file"
+            f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub, or from "
+            "the data_files of its task file"
         ) from error

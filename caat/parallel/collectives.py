@@ -54,7 +54,7 @@ class Collectives:
         if self.processes == 1:
             return message
         gathered = message.new_empty(self.processes * len(message), *message.shape[1:])
-        dist.all_gather_into_tensor(gathered, message, group=self.group)
+        dist.all_gather(list(gathered.split(len(message))), message, group=self.group)
         self._count(message, direction, purpose)
         return gathered
 

@@ -75,7 +75,8 @@ class _NormColumnParallel(torch.autograd.Function):
     as does their gradient, backward, while all that is left of this function is computed.
 
     gamma scales the channels themselves, but with r > 1 shards in one process it scales W for the private
-    ones: those are r streams, and W is the smaller by far. The normalised input is never made nor stored.
+    ones: those are r streams, and W is the smaller by far (but for a few tokens, as where text is generated,
+    it is not). The normalised input is never made nor stored.
     x itself is passed on to the residual, so that backward adds both its gradients within a GEMM.
     """
 
@@ -98,8 +99,11 @@ class _NormColumnParallel(torch.autograd.Function):
         if shards == 1 and k < len(gamma):
             torch.mm(private[0] * gamma[k:], weight[:, k:].T, out=y)
         elif k < len(gamma):
-            private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
-            torch.bmm(private, private_weight.mT, out=of_shard)
+            private_weight = weight[:, k:].unflatten(0, (shards, -1))
+            if private.shape[1] < private_weight.shape[1]:
+                torch.bmm(private * gamma[k:], private_weight.mT, out=of_shard)
+            else:
+                torch.bmm(private, (private_weight * gamma[k:]).mT, out=of_shard)
         square = _square_sum(private, wide)
 
         if transfer is not None and arriving is not None:

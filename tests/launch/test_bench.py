@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from conf.bench import BenchLinkConfig, BenchPeersConfig, BenchStepConfig, delay_seconds, rate_bytes
+from conf.bench import (
+    BenchGenerateConfig,
+    BenchLinkConfig,
+    BenchPeersConfig,
+    BenchStepConfig,
+    delay_seconds,
+    rate_bytes,
+)
 from launch.bench.namespaces import shaped_hosts
 
 SMALL = [
@@ -31,7 +38,7 @@ MAY_NAMESPACE = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.
 namespaces = pytest.mark.skipif(not MAY_NAMESPACE, reason="network namespaces need root, ip and tc")
 
 
-def bench(tmp_path: Path, *arguments: str, picture: bool = True) -> list[dict]:
+def bench(tmp_path: Path, *arguments: str, plot: bool = True) -> list[dict]:
     result = subprocess.run(
         [*COMMAND, *arguments, f"out={tmp_path / 'result.json'}"],
         capture_output=True,
@@ -41,7 +48,7 @@ def bench(tmp_path: Path, *arguments: str, picture: bool = True) -> list[dict]:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == str(tmp_path / "result.json")
-    assert not picture or (tmp_path / "result.png").stat().st_size > 1000
+    assert not plot or (tmp_path / "result.png").stat().st_size > 1000
     return json.loads((tmp_path / "result.json").read_text())["rows"]
 
 
@@ -71,6 +78,18 @@ def test_link(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", [[], pytest.param(["rate=1gbit"], marks=namespaces)])
+def test_generate(tmp_path, where):
+    rows = bench(tmp_path, "generate", *SMALL, "new_tokens=3", *where, plot=False)
+    by = {(row["mode"], row["ratio"]): row for row in rows}
+    assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap"}
+    for (mode, ratio), row in by.items():
+        assert row["bytes_forward"] == (0 if mode == "none" else int(2 * 64 * 64 * 4 * ratio)), (mode, ratio)
+        assert row["prefill_ms"] > 0 and row["decode_tokens_per_second"] > 0
+    assert by["full", 1.0]["exposed_share"] == 1
+
+
+@pytest.mark.slow
 def test_peers(tmp_path):
     """The peers compute our loss (else the command fails); megatron-core only where it is installed."""
     rows = bench(tmp_path, "peers", *SMALL)
@@ -80,7 +99,7 @@ def test_peers(tmp_path):
 @pytest.mark.slow
 def test_profile(tmp_path):
     """Ours keeps less for backward than Megatron's form, and copies nothing more than the messages."""
-    rows = {(row["mode"], row["ratio"]): row for row in bench(tmp_path, "profile", *SMALL, picture=False)}
+    rows = {(row["mode"], row["ratio"]): row for row in bench(tmp_path, "profile", *SMALL, plot=False)}
     full, ours = rows["full", 1.0], rows["overlap", 0.5]
     assert 0 < ours["saved_bytes"] < full["saved_bytes"]
     assert ours["gemm_ms"] > 0 and ours["copies"] > 0
@@ -167,6 +186,7 @@ def test_units():
         (lambda: BenchLinkConfig(delay="2"), "delay=2 is not a time of tc"),
         (lambda: BenchLinkConfig(burst="lots"), "burst=lots is not a size of tc"),
         (lambda: BenchPeersConfig(rate="1gb"), "rate=1gb is not a rate of tc"),
+        (lambda: BenchGenerateConfig(new_tokens=0), "new_tokens=0 must be above 0"),
         (lambda: BenchStepConfig(processes=1), "processes=1 must be at least 2"),
         (lambda: BenchStepConfig(ratios=[1.5]), "ratios: 1.5 is outside"),
         (lambda: BenchStepConfig(processes=3), "not divisible by"),

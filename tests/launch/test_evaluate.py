@@ -13,8 +13,9 @@ pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[ev
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
 from launch import evaluate
-from launch.config import save_config
+from launch.config import compose, save_config, validate
 from tests.eval.tasks import NAMES, write_tasks
+from tests.launch.test_runs import PARAGRAPHS, SHORT
 from tests.trained import write_checkpoint
 
 
@@ -61,6 +62,46 @@ def test_replicas_of_several_processes_give_the_same(run, tasks):
     for task, metrics in results[0].items():
         assert results[1][task] == pytest.approx(metrics, rel=1e-9)
         assert results[2][task] == pytest.approx(metrics, rel=1e-9)
+
+
+def pretrain(folder, text, *settings: str) -> list[dict]:
+    """The records of a short training run."""
+    command = ["-m", "launch.pretrain", *SHORT, f"data.path={text}", f"run.dir={folder}", *settings]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=folder.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def benchmarks(record: dict) -> dict:
+    return {name: value for name, value in record.items() if name.startswith("eval/")}
+
+
+@pytest.mark.slow
+def test_in_training(tasks, tmp_path):
+    text = tmp_path / "own.txt"
+    text.write_text("\n\n".join(PARAGRAPHS))
+    evaluating = ["launch.processes=2", "eval.every=3", f"eval.tasks=[{tasks}]", "eval.limit=3"]
+    plain = pretrain(tmp_path / "plain", text, "launch.processes=2")
+    whole = pretrain(tmp_path / "whole", text, *evaluating)
+    assert [record["loss"] for record in whole] == [record["loss"] for record in plain]
+    # Every third step, and the last.
+    assert [record["step"] for record in whole if benchmarks(record)] == [3, 4]
+    assert "eval/tiny_choice/acc" in whole[-1]
+    # Stopped after the third step, and gone on: no step is evaluated twice.
+    cut = tmp_path / "cut"
+    pretrain(cut, text, *evaluating, "train.steps=3", "optim.schedule=constant")
+    resumed = pretrain(cut, text, *evaluating, "resume=auto", "optim.schedule=constant")
+    assert [record["step"] for record in resumed] == [1, 2, 3, 4]
+    assert [record["step"] for record in resumed if benchmarks(record)] == [3, 4]
+
+
+def test_unknown_benchmarks_of_a_run_are_found_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="tasks=no/such is not a folder"):
+        validate(compose(["eval.every=2", "eval.tasks=[no/such]"]), 1)
+    assert not list(tmp_path.iterdir())
 
 
 MISTAKES = {
