@@ -173,7 +173,7 @@ def _train(
             output.progress.say(f"resumed from {source} at step {start.step}, {start.tokens:,} tokens")
         write_status(folder, "running")
     summary: dict = {}
-    status = "failed"
+    status, why = "failed", ""
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
         record = train(config, engine, loader, validation, start, supervision, device, output)
@@ -183,13 +183,14 @@ def _train(
     except StoppedBySignal:
         status = "stopped"
         raise
-    except tuple(ENDINGS):
+    except tuple(ENDINGS) as error:
+        why = str(error)
         # What was being saved when the run had to end is good.
         saver.finish()
         raise
     finally:
         if output:
-            write_status(folder, status)
+            write_status(folder, status, why)
             output.progress.close()
             for tracker in output.trackers:
                 tracker.close(summary)
