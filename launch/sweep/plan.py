@@ -25,6 +25,7 @@ from launch.sweep.slurm import SlurmOptions
 DEPLOYMENT = ("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "hydra")
 DEPLOYMENT += ("parallel.processes", "data.dir", "data.workers", "train.micro_batch", "train.max_skipped")
 DEPLOYMENT += ("train.log_every", "train.check_replicas_every", "train.peak_tflops")
+QUOTES = "\"'"
 
 
 @dataclass(frozen=True)
@@ -125,5 +126,6 @@ def _folder(options: DictConfig, fixed: Sequence[Override], varying: set[str]) -
 
 def _name(combination: Sequence[str], varying: set[str]) -> str:
     """What varies, such as ``seed-1_sync.ratio-0.5``: neither "=" nor "," nor "/" is in it."""
-    parts = sorted(text.replace("=", "-", 1) for text in combination if text.partition("=")[0] in varying)
+    given = sorted(text.partition("=")[::2] for text in combination)
+    parts = [f"{key}-{value.strip(QUOTES)}" for key, value in given if key in varying]
     return re.sub(r"[^\w.+-]+", "-", "_".join(parts))

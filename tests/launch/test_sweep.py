@@ -51,7 +51,7 @@ def test_every_combination_is_a_run_named_by_what_varies():
     assert plan.runs[0].folder == plan.folder / "seed-1_sync.ratio-1"
     for name in ("a b.txt", "c.txt"):
         Path(name).write_text("text")
-    assert names("data.path='a b.txt',c.txt") == ["data.path-a-b.txt-", "data.path-c.txt"]
+    assert names("data.path='a b.txt',c.txt") == ["data.path-a-b.txt", "data.path-c.txt"]
 
 
 def test_the_folder_follows_from_what_the_runs_share():

@@ -1,0 +1,108 @@
+"""The shipped batch scripts on a real Slurm: two nodes, preemption and requeueing, a job array of two ratios."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.drills.run import PARAGRAPHS
+from tests.slurm.cluster import ROOT, Cluster, missing
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 60
+SETTINGS = [
+    "model=tiny",
+    "model.layers=1",
+    "parallel.tensor=2",
+    f"train.steps={STEPS}",
+    "train.sequence=64",
+    "train.eval_every=0",
+    "train.eval_sequences=4",
+    "optim.warmup_steps=2",
+    "data.vocab_size=400",
+    "data.validation=0.1",
+    "data.path=own.txt",
+]
+PRETRAIN = str(ROOT / "slurm" / "pretrain.sbatch")
+# The nodes are no hosts: their names lead nowhere.
+HERE = {"SCRIPTS": str(ROOT / "slurm"), "HEAD": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    if why := missing():
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("slurm")
+    work = tmp_path_factory.mktemp("work")
+    (work / "own.txt").write_text("\n\n".join(PARAGRAPHS))
+    cluster = Cluster(folder, work)
+    yield cluster
+    cluster.close()
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+
+
+def log(cluster: Cluster, job: str) -> str:
+    return (cluster.work / f"slurm-{job}.out").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster) -> Path:
+    """The run folder of a job on two nodes that nothing happened to."""
+    job = cluster.sbatch("--nodes=2", PRETRAIN, *SETTINGS, **HERE)
+    assert cluster.wait(job) == "COMPLETED", log(cluster, job)
+    folder = cluster.work / f"outputs/slurm-{job}"
+    assert "2 shards on 2 processes" in log(cluster, job)
+    return folder
+
+
+def test_two_nodes_train_one_model(undisturbed):
+    assert [step for step, _ in losses(undisturbed)] == list(range(1, STEPS + 1))
+    assert json.loads((undisturbed / "summary.json").read_text())["tensor_parallel_bytes_per_step"]["forward"] > 0
+
+
+def test_a_preempted_job_goes_on_and_reaches_the_same_loss(cluster, undisturbed):
+    job = cluster.sbatch("--nodes=2", PRETRAIN, *SETTINGS, **HERE, RUN="preempted")
+    metrics = cluster.work / "preempted/metrics.jsonl"
+    end = time.monotonic() + 120
+    while not metrics.is_file() or metrics.read_text().count("\n") < 3:
+        assert time.monotonic() < end and cluster.state(job) in ("PENDING", "RUNNING"), log(cluster, job)
+        time.sleep(0.02)
+    urgent = cluster.sbatch("--nodes=2", "--partition=urgent", "--wrap=srun sleep 1")
+    assert cluster.wait(urgent) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", log(cluster, job)
+    printed = log(cluster, job)
+    assert "stopped and saved: back into the queue, to go on in preempted" in printed, printed
+    assert "resumed from preempted/checkpoints/step-" in printed
+    assert losses(cluster.work / "preempted") == losses(undisturbed)
+
+
+def test_a_sweep_is_a_job_array(cluster):
+    command = [sys.executable, "-m", "launch.cli", "pretrain", "-m", "hydra/launcher=slurm", "hydra.launcher.time=5", "hydra.sweep.dir=sweep"]
+    command += [*SETTINGS, "train.steps=4", "sync.ratio=1,0"]
+    printed = cluster.run(*command, **HERE)
+    assert "sync.ratio-1  queued" in " ".join(printed.split(" ")) and printed.endswith("sweep/sweep.json\n")
+    folders = [cluster.work / f"sweep/sync.ratio-{ratio}" for ratio in (0, 1)]
+    job = (folders[0] / "slurm_job").read_text().split("_")[0]
+    # The same command again queues nothing twice.
+    assert cluster.run(*command, **HERE).count(f"as job {job}_") == 2
+    assert set(cluster.wait(job).split()) == {"COMPLETED"}
+    assert all([step for step, _ in losses(folder)] == [1, 2, 3, 4] for folder in folders)
+    assert losses(folders[0]) != losses(folders[1])
+    assert cluster.run(*command, **HERE).count("finished before") == 3
+
+
+def test_scripts_are_good_shell():
+    scripts = sorted(str(path) for path in (ROOT / "slurm").iterdir())
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True)
