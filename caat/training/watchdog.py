@@ -103,8 +103,9 @@ class Watchdog:
     def _report(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
         place = where(sys._current_frames().get(self._main or 0))
-        own = {self._rank: {"beats": self._beats, "doing": self._doing, **place}}
-        reports = _within(2 * REPORT_SECONDS, lambda: self._exchange(own[self._rank]), own)
+        own = {"beats": self._beats, "doing": self._doing, **place}
+        reports = _within(2 * REPORT_SECONDS, lambda: self._exchange(own), {})
+        cut_off, reports = not reports, reports or {self._rank: own}
         hosts = {rank: process["host"] for rank, process in self._processes.items()}
         text = diagnosis(reports, self._world, self._seconds, hosts)
         if self._rank == min(reports) and self.claim_failure(text):
@@ -112,6 +113,9 @@ class Watchdog:
         time.sleep(LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
+        if cut_off and "TORCHELASTIC_RUN_ID" in os.environ:
+            # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
+            os.kill(os.getppid(), signal.SIGKILL)
         os._exit(HUNG_STATUS)
 
     def _exchange(self, own: dict) -> dict[int, dict]:

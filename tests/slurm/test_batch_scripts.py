@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -100,9 +99,3 @@ def test_a_sweep_is_a_job_array(cluster):
     assert all([step for step, _ in losses(folder)] == [1, 2, 3, 4] for folder in folders)
     assert losses(folders[0]) != losses(folders[1])
     assert cluster.run(*command, **HERE).count("finished before") == 3
-
-
-def test_scripts_are_good_shell():
-    scripts = sorted(str(path) for path in (ROOT / "slurm").iterdir())
-    for script in scripts:
-        subprocess.run(["bash", "-n", script], check=True)
