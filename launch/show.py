@@ -7,7 +7,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-SHOW_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+SHOW_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+SHOW_FLAGS |= {"--shell-completion", "-sc"}
 # Of no use without one of those.
 FLAGS = SHOW_FLAGS | {"--resolve", "--package", "-p"}
 

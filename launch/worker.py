@@ -75,6 +75,8 @@ def work(config: Config, folder: Path | None) -> None:
     state = check_resume_data(config, tokens, folder)
     if state is not None and state.step >= config.train.steps:
         if os.environ.get("RANK", "0") == "0":
+            # It may have been killed just before it could say so.
+            write_status(folder or Path(str(config.run.dir)), "finished")
             print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
         return
 

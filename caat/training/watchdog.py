@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 ROOT = Path(__file__).parents[2]
 OURS = tuple(str(ROOT / package) for package in ("caat", "layers", "launch", "eval"))
@@ -98,14 +99,16 @@ class Watchdog:
                     os._exit(1)
                 # Learnt while all is well: with the network gone it would be too late.
                 if not self._processes and self._store.check(keys):
-                    self._processes = {rank: json.loads(self._store.get(key)) for rank, key in enumerate(keys)}
+                    self._processes = {
+                        rank: json.loads(self._store.get(key)) for rank, key in enumerate(keys)
+                    }
 
     def _report(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
         place = where(sys._current_frames().get(self._main or 0))
         own = {"beats": self._beats, "doing": self._doing, **place}
-        reports = _within(2 * REPORT_SECONDS, lambda: self._exchange(own), {})
-        cut_off, reports = not reports, reports or {self._rank: own}
+        heard = _within(2 * REPORT_SECONDS, lambda: self._exchange(own), None)
+        reports = heard or {self._rank: own}
         hosts = {rank: process["host"] for rank, process in self._processes.items()}
         text = diagnosis(reports, self._world, self._seconds, hosts)
         if self._rank == min(reports) and self.claim_failure(text):
@@ -113,7 +116,7 @@ class Watchdog:
         time.sleep(LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
-        if cut_off and "TORCHELASTIC_RUN_ID" in os.environ:
+        if heard is None and "TORCHELASTIC_RUN_ID" in os.environ:
             # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
             os.kill(os.getppid(), signal.SIGKILL)
         os._exit(HUNG_STATUS)
@@ -142,7 +145,7 @@ class Watchdog:
             self._store.set(key, json.dumps(value))
 
 
-def _within(seconds: float, work: Callable[[], T], otherwise: T) -> T:
+def _within(seconds: float, work: Callable[[], T], otherwise: D) -> T | D:
     """What ``work()`` returns, or ``otherwise`` if it fails or takes longer; then it is left behind."""
     results: list[T] = []
 
@@ -168,9 +171,7 @@ def where(frame: FrameType | None) -> dict[str, str]:
     return {"at": at, "collective": "" if collective == "wrapper" else collective}
 
 
-def diagnosis(
-    reports: Mapping[int, Mapping], world: int, seconds: float, hosts: Mapping[int, str]
-) -> str:
+def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float, hosts: Mapping[int, str]) -> str:
     """Who hangs, and what the others wait for, from what each rank told.
 
     One that told nothing is frozen or, if there are several ``hosts`` (by rank), may be cut off.

@@ -22,15 +22,17 @@ from launch.run_folder import read_status
 from launch.sweep.slurm import SlurmOptions
 
 # Where and how a run is trained, not what comes of it: neither names the sweep nor makes another run.
-DEPLOYMENT = ("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "hydra")
-DEPLOYMENT += ("parallel.processes", "data.dir", "data.workers", "train.micro_batch", "train.max_skipped")
-DEPLOYMENT += ("train.log_every", "train.check_replicas_every", "train.peak_tflops")
+DEPLOYMENT = (
+    *("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "hydra", "parallel.processes"),
+    *("data.dir", "data.workers", "train.micro_batch", "train.max_skipped", "train.log_every"),
+    *("train.check_replicas_every", "train.peak_tflops"),
+)
 QUOTES = "\"'"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One combination: ``name`` tells what varies, ``overrides`` are all that its configuration comes from."""
+    """One combination: ``name`` tells what varies; ``overrides`` are all that ``config`` comes from."""
 
     name: str
     overrides: list[str]
@@ -96,7 +98,7 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
 
 def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
     require(runs > 1, "-m trains once for each of several values and none are given: sync.ratio=1,0.5")
-    require("run.dir" not in last, "run.dir is one folder for all runs of -m: give hydra.sweep.dir=... instead")
+    require("run.dir" not in last, "run.dir is one folder for all of -m: give hydra.sweep.dir=... instead")
     require(
         "resume" not in last or last["resume"].input_line == "resume=auto",
         "-m goes on with each run from its own folder: leave resume out",

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: the runs of a sweep as the tasks of one job array, each started from its config.yaml."""
+"""`hydra/launcher=slurm`: the runs of a sweep as tasks of a job array, each from its config.yaml."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SlurmOptions:
         if launcher != "slurm":
             raise ValueError(f"hydra/launcher={launcher} is not one of ours: choose slurm, or leave it out")
         if shutil.which("sbatch") is None:
-            raise ValueError("hydra/launcher=slurm needs sbatch, which is not here: use a machine that has it")
+            raise ValueError("hydra/launcher=slurm needs sbatch, which is not here: use a host that has it")
         given = {key: value for key, value in hydra.launcher.items() if value is not None}
         at_once = given.pop("at_once", None)
         return cls({str(key).replace("_", "-"): str(value) for key, value in given.items()}, at_once)
@@ -72,7 +72,11 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
     lines = [f"{run.config.launch.processes} {path}\n" for run, path in zip(runs, folders, strict=True)]
     tasks.write_text("".join(lines), encoding="utf-8")
     at_once = f"%{slurm.at_once}" if slurm.at_once else ""
-    options = {"array": f"0-{len(runs) - 1}{at_once}", "job-name": folder.name, "output": folder / "slurm-%A_%a.log"}
+    options = {
+        "array": f"0-{len(runs) - 1}{at_once}",
+        "job-name": folder.name,
+        "output": folder / "slurm-%A_%a.log",
+    }
     given = [f"--{name}={value}" for name, value in (options | dict(slurm.options)).items()]
     printed = _call("sbatch", "--parsable", *given, str(SCRIPTS / "array.sbatch"), str(tasks.resolve()))
     job = printed.strip().split(";")[0]  # "JOB", or "JOB;CLUSTER"
@@ -87,7 +91,7 @@ def _call(*command: str) -> str:
     try:
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ValueError(f"{command[0]} is not here: use a machine that has Slurm's commands") from None
+        raise ValueError(f"{command[0]} is not here: use a host that has Slurm's commands") from None
     if result.returncode:
         raise ValueError(f"{command[0]} says: {result.stderr.strip()}")
     return result.stdout

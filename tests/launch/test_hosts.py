@@ -1,4 +1,4 @@
-"""torchrun over two hosts: namespaces with addresses of their own, and a link between them that can be cut."""
+"""torchrun over two hosts: namespaces with addresses of their own, and a link that can be cut."""
 
 from __future__ import annotations
 

@@ -88,9 +88,9 @@ class Cluster:
             folder=self.folder, host=socket.gethostname(), nodes=NODES, ports=_free_ports(3)
         )
         (self.folder / "slurm.conf").write_text(text)
-        options = ("key", "socket", "pid", "log", "seed")
-        names = {"key": "key-file", "socket": "socket", "pid": "pid-file", "log": "log-file", "seed": "seed-file"}
-        self._daemon("munged", "--foreground", "--force", *(f"--{names[o]}={munge / o}" for o in options))
+        files = {f"--{name}-file": munge / name for name in ("key", "pid", "log", "seed")}
+        files["--socket"] = munge / "socket"
+        self._daemon("munged", "--foreground", "--force", *(f"{name}={path}" for name, path in files.items()))
         self._until(lambda: (munge / "socket").exists(), "munged")
         self._daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         for node in NODES:
@@ -98,10 +98,12 @@ class Cluster:
         self._until(lambda: self._states() == {"idle"}, "nodes")
 
     def close(self) -> None:
-        """End jobs and daemons, by their process ids."""
+        """End the jobs, then the daemons, by their process ids."""
         if len(self._daemons) > 1:
-            subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=self.environment, check=False)
-            subprocess.run(["scancel", "--user=root"], env=self.environment, check=False)
+            self._ask("scancel", "--user=root")
+            end = time.monotonic() + 30
+            while self._ask("squeue", "--noheader") and time.monotonic() < end:
+                time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:
@@ -130,19 +132,24 @@ class Cluster:
     def state(self, job: str) -> str:
         """Of the job, or the states of the tasks of an array, joined."""
         shown = self.run("scontrol", "--oneliner", "show", "job", job)
-        return " ".join(line.split("JobState=")[1].split()[0] for line in shown.splitlines() if "JobState=" in line)
+        jobs = [line for line in shown.splitlines() if "JobState=" in line]
+        return " ".join(line.split("JobState=")[1].split()[0] for line in jobs)
 
-    def wait(self, job: str, seconds: float = 240) -> str:
-        """Until the job (all tasks of the array) ended; returns the states."""
-        self._until(lambda: all(s in ENDED for s in self.state(job).split()), f"job {job}", seconds)
+    def wait(self, job: str, seconds: float = 240, until: Sequence[str] = ENDED) -> str:
+        """Until the job (all tasks of the array) ended, or is in such a state; returns the states."""
+        self._until(lambda: all(s in until for s in self.state(job).split()), f"job {job}", seconds)
         return self.state(job)
 
     def _states(self) -> set[str]:
+        """Of the nodes."""
+        return set(self._ask("sinfo", "--noheader", "--partition=batch", "--Node", "--format=%T").split())
+
+    def _ask(self, *command: str) -> str:
+        """What ``command`` prints, if it succeeds."""
         result = subprocess.run(
-            ["sinfo", "--noheader", "--partition=batch", "--Node", "--format=%T"],
-            env=self.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        return set(result.stdout.split())
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        return result.stdout
 
     def _daemon(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}-{len(self._daemons)}.out").open("wb")
@@ -160,7 +167,8 @@ class Cluster:
 
     def _logs(self) -> str:
         logs = [*self.folder.glob("*.out"), *self.folder.glob("*.log"), *self.work.glob("*.out")]
-        return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-2000:]}" for path in logs)
+        queue = self._ask("squeue")
+        return queue + "\n".join(f"== {path}\n{path.read_text(errors='replace')[-2000:]}" for path in logs)
 
 
 def _path() -> str:

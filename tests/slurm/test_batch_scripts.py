@@ -1,4 +1,4 @@
-"""The shipped batch scripts on a real Slurm: two nodes, preemption and requeueing, a job array of two ratios."""
+"""The shipped batch scripts on a real Slurm: two nodes, preemption and queueing again, an array of ratios."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.drills.run import PARAGRAPHS
-from tests.slurm.cluster import ROOT, Cluster, missing
+from tests.slurm.cluster import ENDED, ROOT, Cluster, missing
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 60
+STEPS = 120
 SETTINGS = [
     "model=tiny",
     "model.layers=1",
@@ -67,35 +67,47 @@ def undisturbed(cluster) -> Path:
 
 def test_two_nodes_train_one_model(undisturbed):
     assert [step for step, _ in losses(undisturbed)] == list(range(1, STEPS + 1))
-    assert json.loads((undisturbed / "summary.json").read_text())["tensor_parallel_bytes_per_step"]["forward"] > 0
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["tensor_parallel_bytes_per_step"]["forward"] > 0
 
 
-def test_a_preempted_job_goes_on_and_reaches_the_same_loss(cluster, undisturbed):
-    job = cluster.sbatch("--nodes=2", PRETRAIN, *SETTINGS, **HERE, RUN="preempted")
-    metrics = cluster.work / "preempted/metrics.jsonl"
-    end = time.monotonic() + 120
-    while not metrics.is_file() or metrics.read_text().count("\n") < 3:
-        assert time.monotonic() < end and cluster.state(job) in ("PENDING", "RUNNING"), log(cluster, job)
-        time.sleep(0.02)
+def test_a_job_that_is_told_to_stop_goes_on_and_reaches_the_same_loss(cluster, undisturbed):
+    """Twice: by the signal ahead of a time limit, and by a job that has precedence."""
+    job = cluster.sbatch("--nodes=2", PRETRAIN, *SETTINGS, **HERE, RUN="disturbed")
+    metrics = cluster.work / "disturbed/metrics.jsonl"
+
+    def trained() -> int:
+        return metrics.read_text().count("\n") if metrics.is_file() else 0
+
+    def train_on() -> None:
+        before, end = trained(), time.monotonic() + 120
+        while trained() < before + 3:
+            assert time.monotonic() < end and cluster.state(job) not in ENDED, log(cluster, job)
+
+    train_on()
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.wait(job, until=("PENDING",))
+    train_on()
     urgent = cluster.sbatch("--nodes=2", "--partition=urgent", "--wrap=srun sleep 1")
     assert cluster.wait(urgent) == "COMPLETED"
     assert cluster.wait(job) == "COMPLETED", log(cluster, job)
     printed = log(cluster, job)
-    assert "stopped and saved: back into the queue, to go on in preempted" in printed, printed
-    assert "resumed from preempted/checkpoints/step-" in printed
-    assert losses(cluster.work / "preempted") == losses(undisturbed)
+    assert printed.count("stopped and saved: back into the queue, to go on in disturbed") == 2, printed
+    assert printed.count("resumed from disturbed/checkpoints/step-") == 2
+    assert "by SIGUSR1" in printed and "by SIGTERM" in printed
+    assert losses(cluster.work / "disturbed") == losses(undisturbed)
 
 
 def test_a_sweep_is_a_job_array(cluster):
-    command = [sys.executable, "-m", "launch.cli", "pretrain", "-m", "hydra/launcher=slurm", "hydra.launcher.time=5", "hydra.sweep.dir=sweep"]
-    command += [*SETTINGS, "train.steps=4", "sync.ratio=1,0"]
+    command = [sys.executable, "-m", "launch.cli", "pretrain", "-m", *SETTINGS, "train.steps=4"]
+    command += ["sync.ratio=1,0", "hydra.sweep.dir=sweep", "hydra/launcher=slurm", "hydra.launcher.time=5"]
     printed = cluster.run(*command, **HERE)
-    assert "sync.ratio-1  queued" in " ".join(printed.split(" ")) and printed.endswith("sweep/sweep.json\n")
+    assert printed.endswith("sweep/sweep.json\n")
     folders = [cluster.work / f"sweep/sync.ratio-{ratio}" for ratio in (0, 1)]
     job = (folders[0] / "slurm_job").read_text().split("_")[0]
     # The same command again queues nothing twice.
-    assert cluster.run(*command, **HERE).count(f"as job {job}_") == 2
+    assert printed.count(f"as job {job}_") == cluster.run(*command, **HERE).count(f"as job {job}_") == 2
     assert set(cluster.wait(job).split()) == {"COMPLETED"}
     assert all([step for step, _ in losses(folder)] == [1, 2, 3, 4] for folder in folders)
     assert losses(folders[0]) != losses(folders[1])
-    assert cluster.run(*command, **HERE).count("finished before") == 3
+    assert "0 to do, 2 finished before" in cluster.run(*command, **HERE)

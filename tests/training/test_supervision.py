@@ -170,7 +170,9 @@ def test_who_hangs_is_who_is_in_no_collective():
 
 
 def test_who_says_nothing_is_frozen():
-    text = diagnosis({0: report(9, "training", "all_reduce"), 2: report(9, "training", "all_reduce")}, 3, 60, {})
+    text = diagnosis(
+        {0: report(9, "training", "all_reduce"), 2: report(9, "training", "all_reduce")}, 3, 60, {}
+    )
     assert "rank 1 does not answer" in text and "rank 2 waits" in text
 
 
