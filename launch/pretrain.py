@@ -14,9 +14,9 @@ from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data
 from launch.run_folder import open_run_folder, read_status, write_status
 
-SWEEP_FLAGS = {"-m", "--multirun"}
-
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
+
+SWEEP_FLAGS = {"-m", "--multirun"}
 
 
 def main(argv: list[str] | None = None) -> int:

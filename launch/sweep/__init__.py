@@ -17,7 +17,7 @@ from launch.sweep.slurm import queued, submit
 
 
 def sweep(argv: Sequence[str]) -> int:
-    """Bring every run of ``argv`` (without ``-m``) to its end, and return the exit status: 1 if one failed.
+    """Bring every run of ``argv`` (without ``-m``) to its end, and return the exit status: 1 if one did not.
 
     A signal stops the run that is being trained as it stops any run, and no other is started. Raises
     ``ValueError`` for a mistake in any of the runs before the first one starts.
@@ -48,4 +48,4 @@ def sweep(argv: Sequence[str]) -> int:
                 submit(to_do, plan.slurm, plan.folder, outcomes)
         finally:
             report(plan.folder, list(outcomes.values()))
-    return int(any(outcome.status == "failed" for outcome in outcomes.values()))
+    return int(any(outcome.status in ("failed", "stopped") for outcome in outcomes.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 
 from launch.errors import STOPPED, USER_ERROR, reason
@@ -33,5 +34,12 @@ def _train(run: Run) -> tuple[str, str]:
         folder = set_up(run.config)
     except ValueError as error:
         return "failed", f"{reason(USER_ERROR)}: {error}"
+    except Exception as error:
+        # Such as a full disk: others may have better luck.
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error}"
     status = run_in_processes(folder, run.config.launch)
+    if status == STOPPED:
+        # A process of this run was told to stop, and not the sweep.
+        return "stopped", reason(status)
     return ("failed", read_why(folder) or reason(status)) if status else ("finished", "")
