@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,15 +36,17 @@ HERE = {"SCRIPTS": str(ROOT / "slurm"), "HEAD": "127.0.0.1", "OMP_NUM_THREADS": 
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     if why := missing():
         pytest.skip(why)
-    folder = tmp_path_factory.mktemp("slurm")
-    work = tmp_path_factory.mktemp("work")
-    (work / "own.txt").write_text("\n\n".join(PARAGRAPHS))
-    cluster = Cluster(folder, work)
-    yield cluster
-    cluster.close()
+    with tempfile.TemporaryDirectory(prefix="caat-slurm-") as folder:
+        daemons, work = Path(folder, "daemons"), Path(folder, "work")
+        daemons.mkdir()
+        work.mkdir()
+        (work / "own.txt").write_text("\n\n".join(PARAGRAPHS))
+        cluster = Cluster(daemons, work)
+        yield cluster
+        cluster.close()
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
