@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart test test-slow drills check clean help
+.PHONY: quickstart test test-slow test-slurm drills check clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,12 @@ test: $(VENV)/installed ## the tests (minutes)
 
 test-slow: $(VENV)/installed ## slower truths: real runs end to end, every shipped config, the wheel
 	$(RUN) pytest -m slow
+
+test-slurm: $(VENV)/installed ## the batch scripts on a Slurm started for it (as root; installs slurm-wlm and munge)
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd munged >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge; } \
+		|| echo "Slurm is not here and cannot be installed: its tests are skipped"
+	$(RUN) pytest -m slurm -rs tests/slurm
 
 drills: $(VENV)/installed ## break real runs in every way we know of, and print what became of them (half an hour)
 	$(RUN) tests.drills

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,14 +15,33 @@ from typing import NoReturn
 USER_ERROR = 2
 NOT_FINITE = 3
 DRIFTED = 4
+HUNG = 5
 NOT_SAVED = 6
 # Stopped by a signal, and saved: the same command goes on from there with resume=auto. As in sysexits.h:
 # "temporary failure, try again later".
 STOPPED = 75
 INTERRUPTED = 130
+REASONS = {
+    USER_ERROR: "a mistake in the settings, or no good checkpoint",
+    NOT_FINITE: "too many steps in a row were not finite",
+    DRIFTED: "copies of a tensor differ between processes",
+    HUNG: "no progress for launch.hang_seconds",
+    NOT_SAVED: "a checkpoint could not be written",
+    STOPPED: "stopped by a signal, saved",
+    INTERRUPTED: "interrupted",
+}
 OURS = ("caat", "conf", "eval", "launch", "layers")
 # What rank 0 gets to report a mistake that all ranks see, before another one does.
 PATIENCE_SECONDS = 10.0
+
+
+def reason(status: int) -> str:
+    """Why a run ended with the exit status ``status``, in words."""
+    if status in REASONS:
+        return REASONS[status]
+    if status > 128:
+        return f"a process was ended by {signal.Signals(status - 128).name}"
+    return f"a process failed with status {status}"
 
 
 def fail(message: str) -> NoReturn:

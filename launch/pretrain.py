@@ -16,6 +16,8 @@ from launch.run_folder import open_run_folder, read_status, write_status
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
+SWEEP_FLAGS = {"-m", "--multirun"}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Train what ``argv`` describes and return the exit status.
@@ -31,10 +33,9 @@ def _main(argv: list[str]) -> int:
     if argv[:1] == ["--run-folder"]:
         folder = Path(argv[1])
         return _work(read_config(folder / "config.yaml"), folder)
-    if any(argument.startswith("-") for argument in argv):
-        from launch.sweep import hydra_command
-
-        return hydra_command(argv)
+    flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}
+    if flags:
+        return _with_flags(flags, argv)
     config = compose(argv)
     if under_torchrun():
         validate(config, int(os.environ["WORLD_SIZE"]))
@@ -44,6 +45,22 @@ def _main(argv: list[str]) -> int:
     if config.launch.processes == 1:
         return _work(config, folder)
     return run_in_processes(folder, config.launch)
+
+
+def _with_flags(flags: set[str], argv: list[str]) -> int:
+    from launch.show import FLAGS, SHOW_FLAGS, show
+
+    if unknown := flags - FLAGS - SWEEP_FLAGS:
+        raise ValueError(f"{min(unknown)} is not an option: give settings as key=value (see --help)")
+    if flags & SHOW_FLAGS:
+        if flags & SWEEP_FLAGS:
+            raise ValueError(f"{min(flags & SHOW_FLAGS)} shows one configuration: leave -m out")
+        return show(argv)
+    if not flags <= SWEEP_FLAGS:
+        raise ValueError(f"{min(flags - SWEEP_FLAGS)} goes with --cfg, which shows the configuration")
+    from launch.sweep import sweep
+
+    return sweep([argument for argument in argv if argument not in SWEEP_FLAGS])
 
 
 def set_up(config: Config) -> Path:

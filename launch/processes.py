@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from launch.errors import STOPPED, USER_ERROR
 
@@ -36,6 +39,7 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     from torch.distributed.run import parse_args, run
 
     prepare_environment(processes)
+    handlers = {number: signal.getsignal(number) for number in _numbers(SIGNALS)}
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={max_restarts}"]
     try:
         run(parse_args([*options, "-m", module, *arguments]))
@@ -53,7 +57,26 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
         number = int(error.sigval)
         print(f"caat: stopped by {signal.Signals(number).name}", file=sys.stderr)
         raise Stopped(128 + number) from None
+    finally:
+        # torch leaves its own, which would raise SignalException wherever this process is by then.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within it, the signals that end workers raise :class:`Stopped` here while none are running."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise Stopped(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in _numbers(SIGNALS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def prepare_environment(processes: int) -> None:
@@ -66,6 +89,10 @@ def prepare_environment(processes: int) -> None:
     # for launch and conf in that folder first.
     env["PYTHONSAFEPATH"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+
+
+def _numbers(names: str) -> list[signal.Signals]:
+    return [signal.Signals[name] for name in names.split(",")]
 
 
 def _how(exitcode: int) -> str:

@@ -82,19 +82,28 @@ def reopen_run_folder(config: Config, folder: Path) -> Path:
     return folder
 
 
-def write_status(folder: Path, status: str) -> None:
+def write_status(folder: Path, status: str, why: str = "") -> None:
     """Keep where a run is: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``."""
     aside = folder / ".status.tmp"
-    aside.write_text(json.dumps({"status": status}) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps({"status": status, "why": why}) + "\n", encoding="utf-8")
     aside.rename(folder / "status.json")
 
 
 def read_status(folder: Path) -> str:
     """What :func:`write_status` wrote last; ``unknown`` if nothing."""
+    return str(_read_status(folder).get("status", "unknown"))
+
+
+def read_why(folder: Path) -> str:
+    """Why a run failed, as far as all of its processes knew; else empty."""
+    return str(_read_status(folder).get("why", ""))
+
+
+def _read_status(folder: Path) -> dict[str, str]:
     try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError):
-        return "unknown"
+        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def describe_environment() -> dict[str, Any]:

@@ -76,6 +76,8 @@ def work(config: Config, folder: Path | None) -> None:
     state = check_resume_data(config, tokens, folder)
     if state is not None and state.step >= config.train.steps:
         if os.environ.get("RANK", "0") == "0":
+            # It may have been killed just before it could say so.
+            write_status(folder or Path(str(config.run.dir)), "finished")
             print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
         return
 
@@ -177,7 +179,7 @@ def _train(
             output.progress.say(f"resumed from {source} at step {start.step}, {start.tokens:,} tokens")
         write_status(folder, "running")
     summary: dict = {}
-    status = "failed"
+    status, why = "failed", ""
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
         record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
@@ -187,13 +189,14 @@ def _train(
     except StoppedBySignal:
         status = "stopped"
         raise
-    except tuple(ENDINGS):
+    except tuple(ENDINGS) as error:
+        why = str(error)
         # What was being saved when the run had to end is good.
         saver.finish()
         raise
     finally:
         if output:
-            write_status(folder, status)
+            write_status(folder, status, why)
             output.progress.close()
             for tracker in output.trackers:
                 tracker.close(summary)

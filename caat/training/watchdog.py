@@ -10,12 +10,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch.distributed as dist
+
+T = TypeVar("T")
+D = TypeVar("D")
 
 ROOT = Path(__file__).parents[2]
 OURS = tuple(str(ROOT / package) for package in ("caat", "layers", "launch", "eval"))
@@ -31,7 +35,8 @@ HUNG_STATUS = 5
 class Watchdog:
     """:meth:`beat` says that this rank gets on; without a beat for ``seconds`` the run ends with status 5.
 
-    ``store`` is shared by the ranks; ``None`` for a world of one.
+    ``store`` is shared by the ranks; ``None`` for a world of one. It is on the first rank's host: where the
+    network is down, a call of it does not return, and none may keep this rank from ending.
     """
 
     def __init__(self, store: dist.Store | None, rank: int, world: int, seconds: float) -> None:
@@ -40,8 +45,13 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._stopped = threading.Event()
         self._put(f"process/{rank}", {"host": socket.gethostname(), "pid": os.getpid()})
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        # By rank, as far as they are known.
+        self._processes: dict[int, dict] = {}
+        self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
+        if store is not None:
+            self._threads.append(threading.Thread(target=self._listen, name="watchdog's ear", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def beat(self, doing: str) -> None:
         """Called by the main thread between any two things that may take long; costs nothing."""
@@ -51,39 +61,64 @@ class Watchdog:
         """Stop watching. Called by the main thread before the process ends."""
         self._stopped.set()
         # A thread that Python ends while it asks the store takes the whole process down with it.
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def claim_failure(self, cause: str, wait: float = 0.0) -> bool:
-        """Whether this rank is the first to fail; another one gets ``wait`` seconds to come before it."""
+        """Whether this rank is the first to fail; another one gets ``wait`` seconds to come before it.
+
+        Where the store cannot be reached, nobody else can be heard.
+        """
         self._stopped.set()
-        if self._store is None:
+        store, ours = self._store, f"rank {self._rank}: {cause}"
+        if store is None:
             return True
-        end = time.monotonic() + wait
-        while time.monotonic() < end and not self._store.check([FAILED]):
-            time.sleep(POLL_SECONDS / 5)
-        ours = f"rank {self._rank}: {cause}"
-        return self._store.compare_set(FAILED, "", ours).decode() == ours
+
+        def claim() -> bool:
+            end = time.monotonic() + wait
+            while time.monotonic() < end and not store.check([FAILED]):
+                time.sleep(POLL_SECONDS / 5)
+            return store.compare_set(FAILED, "", ours).decode() == ours
+
+        return _within(wait + REPORT_SECONDS, claim, True)
 
     def _watch(self) -> None:
-        # Without the store there is nobody to tell: the process that kept it is gone, and this run with it.
+        while not self._stopped.wait(POLL_SECONDS):
+            if time.monotonic() - self._last > self._seconds:
+                self._report()
+
+    def _listen(self) -> None:
+        """End this process when another rank has failed."""
+        assert self._store is not None
+        # Without the store there is nobody to hear: the process that kept it is gone, and this run with it.
         with suppress(dist.DistError):
+            keys = [f"process/{rank}" for rank in range(self._world)]
             while not self._stopped.wait(POLL_SECONDS):
-                if self._store is not None and self._store.check([FAILED]):
+                if self._store.check([FAILED]):
                     time.sleep(LATER_SECONDS)
                     os._exit(1)
-                if time.monotonic() - self._last > self._seconds:
-                    self._report()
+                # Learnt while all is well: with the network gone it would be too late.
+                if not self._processes and self._store.check(keys):
+                    self._processes = {
+                        rank: json.loads(self._store.get(key)) for rank, key in enumerate(keys)
+                    }
 
     def _report(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
         place = where(sys._current_frames().get(self._main or 0))
-        reports = self._exchange({"beats": self._beats, "doing": self._doing, **place})
-        text = diagnosis(reports, self._world, self._seconds)
+        own = {"beats": self._beats, "doing": self._doing, **place}
+        heard = _within(2 * REPORT_SECONDS, lambda: self._exchange(own), None)
+        reports = heard or {self._rank: own}
+        hosts = {rank: process["host"] for rank, process in self._processes.items()}
+        text = diagnosis(reports, self._world, self._seconds, hosts)
         if self._rank == min(reports) and self.claim_failure(text):
             print(f"caat: error: {text}", file=sys.stderr, flush=True)
         time.sleep(LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
+        if heard is None and "TORCHELASTIC_RUN_ID" in os.environ:
+            # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
+            os.kill(os.getppid(), signal.SIGKILL)
         os._exit(HUNG_STATUS)
 
     def _exchange(self, own: dict) -> dict[int, dict]:
@@ -101,14 +136,27 @@ class Watchdog:
 
     def _kill(self, rank: int) -> None:
         """A frozen process of this host: it would keep its launcher waiting."""
-        assert self._store is not None
-        process = json.loads(self._store.get(f"process/{rank}"))
-        if process["host"] == socket.gethostname():
+        process = self._processes.get(rank)
+        if process is not None and process["host"] == socket.gethostname():
             os.kill(process["pid"], signal.SIGKILL)
 
     def _put(self, key: str, value: Mapping[str, object]) -> None:
         if self._store is not None:
             self._store.set(key, json.dumps(value))
+
+
+def _within(seconds: float, work: Callable[[], T], otherwise: D) -> T | D:
+    """What ``work()`` returns, or ``otherwise`` if it fails or takes longer; then it is left behind."""
+    results: list[T] = []
+
+    def run() -> None:
+        with suppress(dist.DistError):
+            results.append(work())
+
+    thread = threading.Thread(target=run, name="watchdog's voice", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else otherwise
 
 
 def where(frame: FrameType | None) -> dict[str, str]:
@@ -123,8 +171,14 @@ def where(frame: FrameType | None) -> dict[str, str]:
     return {"at": at, "collective": "" if collective == "wrapper" else collective}
 
 
-def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float) -> str:
-    """Who hangs, and what the others wait for, from what each rank told (nothing: it is frozen)."""
+def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float, hosts: Mapping[int, str]) -> str:
+    """Who hangs, and what the others wait for, from what each rank told.
+
+    One that told nothing is frozen or, if there are several ``hosts`` (by rank), may be cut off.
+    """
+    several = len(set(hosts.values())) > 1
+    names = [f"rank {rank} on {hosts[rank]}" if several else f"rank {rank}" for rank in range(world)]
+    no_answer = "does not answer: frozen" + (", or the network to it is down" if several else "")
     silent = sorted(set(range(world)) - set(reports))
     fewest = min(report["beats"] for report in reports.values())
     behind = [rank for rank, report in reports.items() if report["beats"] == fewest]
@@ -133,12 +187,12 @@ def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float) -> str
     lines = [f"no progress for {seconds:g} s"]
     for rank in hanging:
         report = reports.get(rank)
-        what = f"hangs while {report['doing']}, in {report['at']}" if report else "does not answer: frozen"
-        lines.append(f"rank {rank} {what}")
+        what = f"hangs while {report['doing']}, in {report['at']}" if report else no_answer
+        lines.append(f"{names[rank]} {what}")
     for rank in sorted(set(reports) - set(hanging)):
         report = reports[rank]
         waits = f"waits in {report['collective']}" if report["collective"] else "waits"
-        lines.append(f"rank {rank} {waits} while {report['doing']}, in {report['at']}")
+        lines.append(f"{names[rank]} {waits} while {report['doing']}, in {report['at']}")
     if not hanging:
         lines.append("all ranks wait for each other: a message was lost, or the network is down")
     return "; ".join(lines)

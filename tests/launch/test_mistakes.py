@@ -12,7 +12,7 @@ import pytest
 
 from caat.data.tokenizer import train_tokenizer
 from launch.config import compose, validate
-from launch.sweep import hydra_command
+from launch.pretrain import main
 
 # Settings, processes, what the message has to say: the value and the remedy.
 MISTAKES = {
@@ -149,13 +149,22 @@ def test_what_is_right_passes(folder, monkeypatch):
         (["-m", "sync.ratio=1"], "several values"),
         (["-m", "seed=1,2", "run.dir=here"], "hydra.sweep.dir"),
         (["-m", "sync.ratio=interval(0,1)"], "list the values"),
+        (["-m", "seed=1,1"], "given twice"),
+        (["-m", "seed=1,2", "resume=outputs/first"], "leave resume out"),
+        (["-m", "seed=1,2", "hydra/launcher=submitit"], "submitit"),
+        (["-m", "seed=1,2", "hydra/launcher=slurm"], "needs sbatch"),
+        (["-m", "hydra.sweep.dir=a,b"], "hydra.sweep.dir is one for all runs"),
         (["--stepz"], "--stepz is not an option"),
+        (["--resolve"], "goes with --cfg"),
     ],
 )
-def test_mistakes_of_a_sweep_are_found_before_its_first_run(argv, says, tmp_path, monkeypatch):
+def test_mistakes_of_a_sweep_are_found_before_its_first_run(argv, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=says):
-        hydra_command(argv)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and says in error and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())
 
 

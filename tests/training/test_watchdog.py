@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from caat.training.watchdog import _within
 
 ROOT = Path(__file__).parents[2]
 # Asking the store all the time, so that a thread that outlives the run is caught in the middle of it.
@@ -20,6 +23,13 @@ watching.beat("ending")
 stop_process_group()
 watching.stop()
 """
+
+
+def test_what_does_not_answer_is_left_behind():
+    assert _within(30, lambda: "answer", None) == "answer"
+    started = time.monotonic()
+    assert _within(0.05, lambda: time.sleep(5), "no answer") == "no answer"
+    assert time.monotonic() - started < 4
 
 
 def test_processes_end_in_order(tmp_path):

@@ -1,0 +1,45 @@
+"""The runs of a sweep, one after another, each in processes of its own: nothing of one reaches the next."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+
+from launch.errors import STOPPED, USER_ERROR, reason
+from launch.pretrain import run_in_processes, set_up
+from launch.processes import Stopped, stopped_by_signals
+from launch.run_folder import read_why
+from launch.sweep.outcomes import Outcome
+from launch.sweep.plan import Run
+
+
+def train(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
+    """Train each of ``runs`` and keep what became of it; a run that fails does not keep others from theirs.
+
+    Raises :class:`Stopped` if a signal came.
+    """
+    with stopped_by_signals():
+        for number, run in enumerate(runs, 1):
+            print(f"run {number} of {len(runs)}: {run.folder}", flush=True)
+            outcome = outcomes[run.name]
+            try:
+                outcome.status, outcome.why = _train(run)
+            except Stopped as stop:
+                outcome.status, outcome.why = "stopped", reason(int(stop.code or STOPPED))
+                raise
+
+
+def _train(run: Run) -> tuple[str, str]:
+    try:
+        folder = set_up(run.config)
+    except ValueError as error:
+        return "failed", f"{reason(USER_ERROR)}: {error}"
+    except Exception as error:
+        # Such as a full disk: others may have better luck.
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error}"
+    status = run_in_processes(folder, run.config.launch)
+    if status == STOPPED:
+        # A process of this run was told to stop, and not the sweep.
+        return "stopped", reason(status)
+    return ("failed", read_why(folder) or reason(status)) if status else ("finished", "")

@@ -1,0 +1,133 @@
+"""From the overrides of a sweep to its runs, each with its folder and a checked configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from operator import attrgetter
+from pathlib import Path
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from conf.schema import Config, require
+from launch.config import compose, initialise, parse_overrides, read_config, validate
+from launch.explain import SETTINGS, first_line
+from launch.run_folder import read_status
+from launch.sweep.slurm import SlurmOptions
+
+# Where and how a run is trained, not what comes of it: neither names the sweep nor makes another run.
+DEPLOYMENT = (
+    *("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "hydra", "parallel.processes"),
+    *("data.dir", "data.workers", "train.micro_batch", "train.max_skipped", "train.log_every"),
+    *("train.check_replicas_every", "train.peak_tflops"),
+)
+QUOTES = "\"'"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One combination: ``name`` tells what varies; ``overrides`` are all that ``config`` comes from."""
+
+    name: str
+    overrides: list[str]
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.config.run.dir))
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do. Raises ``ValueError`` if what is finished there is another run."""
+        if read_status(self.folder) != "finished":
+            return False
+        there = read_config(self.folder / "config.yaml")
+        for name in (name for name in SETTINGS if not name.startswith(DEPLOYMENT)):
+            ours, theirs = attrgetter(name)(self.config), attrgetter(name)(there)
+            require(
+                ours == theirs,
+                f"{name}={ours}, but the finished run in {self.folder} has {theirs}: give another "
+                "hydra.sweep.dir=..., or leave it out",
+            )
+        return True
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs and their common folder; ``slurm`` if that is to train them."""
+
+    folder: Path
+    runs: list[Run]
+    slurm: SlurmOptions | None
+
+
+def plan_sweep(overrides: Sequence[str]) -> Sweep:
+    """The runs that ``overrides`` describe. Raises ``ValueError`` for a mistake in any of them."""
+    with initialise():
+        parse_overrides(overrides)
+        parsed = parse_overrides([*_params(overrides), *overrides])
+        # The last one given counts.
+        last = {override.get_key_element(): override for override in parsed}
+        fixed = [override for override in last.values() if not override.is_sweep_override()]
+        try:
+            combinations = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            options = hydra.compose(
+                "config", overrides=[str(override.input_line) for override in fixed], return_hydra_config=True
+            ).hydra
+        except HydraException as error:
+            raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
+    varying = {key for key, override in last.items() if override.is_sweep_override()}
+    _check(last, varying, len(combinations))
+    slurm = SlurmOptions.of(options)
+    folder = _folder(options, fixed, varying)
+    names = [_name(combination, varying) for combination in combinations]
+    require(len(set(names)) == len(names), "a value is given twice: each run needs a folder of its own")
+    runs = []
+    for name, combination in zip(names, combinations, strict=True):
+        config = compose([text for text in combination if text != "resume=auto"])
+        config.run.dir, config.resume = str(folder / name), "auto"
+        validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
+        runs.append(Run(name, combination, config))
+    return Sweep(folder, runs, slurm)
+
+
+def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
+    require(runs > 1, "-m trains once for each of several values and none are given: sync.ratio=1,0.5")
+    require("run.dir" not in last, "run.dir is one folder for all of -m: give hydra.sweep.dir=... instead")
+    require(
+        "resume" not in last or last["resume"].input_line == "resume=auto",
+        "-m goes on with each run from its own folder: leave resume out",
+    )
+    for key in varying:
+        require(not key.startswith("hydra"), f"{key} is one for all runs of -m: give a single value")
+
+
+def _params(overrides: Sequence[str]) -> list[str]:
+    """What an experiment sweeps over by itself, in ``hydra.sweeper.params``."""
+    single = [text for text in overrides if text.startswith("experiment=") and "," not in text]
+    config = hydra.compose("config", overrides=single, return_hydra_config=True)
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+
+
+def _folder(options: DictConfig, fixed: Sequence[Override], varying: set[str]) -> Path:
+    """``hydra.sweep.dir``; else one that follows from what all runs share, so that more values may come."""
+    if options.sweep.dir:
+        return Path(options.sweep.dir).expanduser()
+    shared = sorted(
+        str(override.input_line) for override in fixed if not override.key_or_group.startswith(DEPLOYMENT)
+    )
+    digest = sha256("\n".join(shared).encode()).hexdigest()[:8]
+    model = "models" if "model" in varying else options.runtime.choices.model
+    return Path("outputs", "sweeps", f"{model}-{digest}")
+
+
+def _name(combination: Sequence[str], varying: set[str]) -> str:
+    """What varies, such as ``seed-1_sync.ratio-0.5``: neither "=" nor "," nor "/" is in it."""
+    given = sorted(text.partition("=")[::2] for text in combination)
+    parts = [f"{key}-{value.strip(QUOTES)}" for key, value in given if key in varying]
+    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))

@@ -1,0 +1,97 @@
+"""`hydra/launcher=slurm`: the runs of a sweep as tasks of a job array, each from its config.yaml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import launch
+from launch.run_folder import open_run_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from launch.sweep.outcomes import Outcome
+    from launch.sweep.plan import Run
+
+SCRIPTS = Path(str(launch.__file__)).parents[1] / "slurm"
+# In a run folder: the job that is to train the run, as <array>_<task>.
+JOB = "slurm_job"
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What sbatch is told: a long option and its value each; ``at_once`` tasks run at a time (None: all)."""
+
+    options: Mapping[str, str]
+    at_once: int | None
+
+    @classmethod
+    def of(cls, hydra: DictConfig) -> SlurmOptions | None:
+        """From ``hydra.launcher``; None if the runs are to be trained here. Raises ``ValueError``."""
+        launcher = hydra.runtime.choices["hydra/launcher"]
+        if launcher == "basic":
+            return None
+        if launcher != "slurm":
+            raise ValueError(f"hydra/launcher={launcher} is not one of ours: choose slurm, or leave it out")
+        if shutil.which("sbatch") is None:
+            raise ValueError("hydra/launcher=slurm needs sbatch, which is not here: use a host that has it")
+        given = {key: value for key, value in hydra.launcher.items() if value is not None}
+        at_once = given.pop("at_once", None)
+        return cls({str(key).replace("_", "-"): str(value) for key, value in given.items()}, at_once)
+
+    @property
+    def nodes(self) -> int:
+        return int(self.options.get("nodes", "1"))
+
+
+def queued(runs: Sequence[Run]) -> dict[str, str]:
+    """Names of the ``runs`` that a job trains or is to train, and that job."""
+    jobs = {run.name: (run.folder / JOB) for run in runs}
+    jobs_told = {name: path.read_text().strip() for name, path in jobs.items() if path.is_file()}
+    if not jobs_told:
+        return {}
+    waiting = _call("squeue", "--me", "--noheader", "--array", "--format=%F_%K").split()
+    return {name: job for name, job in jobs_told.items() if job in waiting}
+
+
+def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Queue ``runs`` as one array. Raises ``ValueError`` with what sbatch says if it does not take them."""
+    if not runs:
+        return
+    folders = [open_run_folder(run.config).resolve() for run in runs]
+    # A list that no later submission touches: tasks that wait are to find their run in it.
+    tasks = next(path for number in count(1) if not (path := folder / f"tasks-{number}.txt").exists())
+    lines = [f"{run.config.launch.processes} {path}\n" for run, path in zip(runs, folders, strict=True)]
+    tasks.write_text("".join(lines), encoding="utf-8")
+    at_once = f"%{slurm.at_once}" if slurm.at_once else ""
+    options = {
+        "array": f"0-{len(runs) - 1}{at_once}",
+        "job-name": folder.name,
+        "output": folder / "slurm-%A_%a.log",
+    }
+    given = [f"--{name}={value}" for name, value in (options | dict(slurm.options)).items()]
+    printed = _call("sbatch", "--parsable", *given, str(SCRIPTS / "array.sbatch"), str(tasks.resolve()))
+    job = printed.strip().split(";")[0]  # "JOB", or "JOB;CLUSTER"
+    for task, (run, path) in enumerate(zip(runs, folders, strict=True)):
+        (path / JOB).write_text(f"{job}_{task}\n")
+        outcomes[run.name].status, outcomes[run.name].why = "queued", f"as job {job}_{task}"
+
+
+def _call(*command: str) -> str:
+    # sbatch hands its environment on to the job, which is to use the same installation of caat.
+    environment = {**os.environ, "SCRIPTS": str(SCRIPTS), "PYTHON": sys.executable}
+    try:
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ValueError(f"{command[0]} is not here: use a host that has Slurm's commands") from None
+    if result.returncode:
+        raise ValueError(f"{command[0]} says: {result.stderr.strip()}")
+    return result.stdout

@@ -1,0 +1,162 @@
+"""Sweeps: which runs there are, where they lie, and what the same command does when it is given again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caat.training.watchdog import HUNG_STATUS
+from launch import errors
+from launch.run_folder import create_run_folder, write_status
+from launch.sweep.plan import plan_sweep
+from tests.drills.run import PARAGRAPHS, ROOT
+
+SHORT = [
+    "model=tiny",
+    "model.layers=1",
+    "parallel.tensor=2",
+    "train.steps=3",
+    "train.sequence=32",
+    "train.eval_every=0",
+    "train.eval_sequences=4",
+    "optim.warmup_steps=1",
+    "data.vocab_size=400",
+    "data.validation=0.1",
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*overrides: str) -> list[str]:
+    return [run.name for run in plan_sweep(overrides).runs]
+
+
+def test_every_combination_is_a_run_named_by_what_varies():
+    plan = plan_sweep(["sync.ratio=1,0.5", "train.steps=300", "seed=1,2"])
+    assert [run.name for run in plan.runs] == [
+        f"seed-{seed}_sync.ratio-{ratio}" for ratio in ("1", "0.5") for seed in (1, 2)
+    ]
+    assert [(run.config.sync.ratio, run.config.seed) for run in plan.runs] == [
+        (1, 1),
+        (1, 2),
+        (0.5, 1),
+        (0.5, 2),
+    ]
+    assert all(run.config.train.steps == 300 and run.config.resume == "auto" for run in plan.runs)
+    assert plan.runs[0].folder == plan.folder / "seed-1_sync.ratio-1"
+    for name in ("a b.txt", "c.txt"):
+        Path(name).write_text("text")
+    assert names("data.path='a b.txt',c.txt") == ["data.path-a-b.txt", "data.path-c.txt"]
+
+
+def test_the_folder_follows_from_what_the_runs_share():
+    def place(*overrides: str) -> Path:
+        return plan_sweep(overrides).folder
+
+    first = place("model=tiny", "train.steps=300", "sync.ratio=1,0.5")
+    assert first.parent == Path("outputs/sweeps") and first.name.startswith("tiny-")
+    # More values, another order, and where it runs do not matter.
+    assert first == place("sync.ratio=1,0.5,0", "train.steps=300", "model=tiny")
+    assert first == place(
+        "model=tiny", "train.steps=300", "sync.ratio=1,0.5", "launch.processes=2", "zero.stage=0"
+    )
+    assert first != place("model=tiny", "train.steps=200", "sync.ratio=1,0.5")
+    assert place("seed=1,2", "hydra.sweep.dir=ablation") == Path("ablation")
+    assert place("model=tiny,130m").name.startswith("models-")
+
+
+def finish(*overrides: str) -> None:
+    """Leave the folder of the only run of the sweep that is called seed-1 as a finished run does."""
+    (run,) = (run for run in plan_sweep(overrides).runs if run.name == "seed-1")
+    create_run_folder(run.config)
+    write_status(run.folder, "finished")
+
+
+def test_what_is_finished_is_known_by_its_settings():
+    finish("seed=1,2", "hydra.sweep.dir=x")
+    again = plan_sweep(["seed=1,2", "hydra.sweep.dir=x", "launch.processes=2", "train.max_skipped=3"])
+    assert [run.finished() for run in again.runs] == [True, False]
+    other = plan_sweep(["seed=1,2", "hydra.sweep.dir=x", "optim.lr=2e-3"])
+    with pytest.raises(ValueError, match=r"optim.lr=0.002, but the finished run in x/seed-1 has 0.001"):
+        other.runs[0].finished()
+    write_status(other.runs[0].folder, "stopped")
+    assert not other.runs[0].finished()
+
+
+def test_reasons():
+    assert errors.HUNG == HUNG_STATUS
+    assert errors.reason(3) == "too many steps in a row were not finite"
+    assert errors.reason(137) == "a process was ended by SIGKILL"
+    assert errors.reason(1) == "a process failed with status 1"
+
+
+@pytest.fixture
+def text(folder) -> Path:
+    path = folder / "own.txt"
+    path.write_text("\n\n".join(PARAGRAPHS))
+    return path
+
+
+def start(folder: Path, *settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "pretrain", "-m", *SHORT, *settings, "hydra.sweep.dir=x"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {row["run"]: row["status"] for row in json.loads((folder / "x/sweep.json").read_text())}
+
+
+@pytest.mark.slow
+def test_one_fails_and_the_same_command_mends_it(text, folder):
+    """A rate of 1e30 diverges. The run that does is told of; the other one is not trained twice."""
+    settings = [f"data.path={text}", "optim.min_lr=0", "optim.clip=0", "train.max_skipped=1", "train.steps=4"]
+    process = start(folder, *settings, "optim.lr=1e30,1e-3")
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode == 1, printed
+    table = printed[printed.index("why\n") :]
+    assert "optim.lr-1e+30  failed" in table and "1 steps in a row" in table, printed
+    assert "optim.lr-0.001  finished" in table
+    assert "caat pretrain model=tiny" in table and "run.dir=x/optim.lr-1e+30 resume=auto" in table
+    assert printed.splitlines()[-1] == "x/sweep.json"
+    written = (folder / "x/optim.lr-0.001/metrics.jsonl").stat().st_mtime_ns
+    process = start(folder, *settings, "train.max_skipped=9", "optim.lr=1e30,1e-3")
+    printed = process.communicate(timeout=200)[0]
+    assert statuses(folder)["optim.lr-0.001"] == "finished before", printed
+    assert (folder / "x/optim.lr-0.001/metrics.jsonl").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_signal_stops_it_in_order_and_the_same_command_goes_on(text, folder):
+    settings = [f"data.path={text}", "train.steps=40", "seed=1,2", "launch.processes=2"]
+    process = start(folder, *settings)
+    metrics = folder / "x/seed-1/metrics.jsonl"
+    while not metrics.is_file() or metrics.read_text().count("\n") < 2:
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode == 75, printed
+    assert statuses(folder) == {"seed-1": "stopped", "seed-2": "not started"}
+    process = start(folder, *settings)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert "resumed from x/seed-1/checkpoints" in printed
+    assert set(statuses(folder).values()) == {"finished"}
+    for seed in (1, 2):
+        lines = (folder / f"x/seed-{seed}/metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
