@@ -38,8 +38,9 @@ class Pass:
     element_size: int
     # none, selective or full.
     checkpointing: str
-    # Whether the norm is one kernel (CUDA) or made of several (CPU), which keep more.
-    fused_norm: bool = True
+    # A GPU has a norm in one kernel where the CPU's is several, which keep more; and memory counts there as
+    # soon as it is asked for, on the CPU when it is written to.
+    cuda: bool = True
 
     @property
     def tokens(self) -> int:
@@ -86,7 +87,7 @@ def logit_bytes(p: Pass) -> int:
     probabilities = p.vocabulary * WIDE
     places = INDEX if p.processes == 1 else INDEX + WIDE + 1
     # Which entries are padding, as far as this process holds any; the sum of the loss's weights.
-    padding = p.vocabulary if p.model.vocab_size % p.shards else 0
+    padding = p.vocabulary if p.model.padded_vocab(p.shards) > p.model.vocab_size else 0
     weights = WIDE if p.processes == 1 else 0
     return (logits + probabilities + places) * p.tokens + padding + weights
 
@@ -97,6 +98,23 @@ def loss_peak_bytes(p: Pass) -> int:
         return 2 * p.vocabulary * WIDE * p.tokens
     narrow = p.element_size if p.element_size < WIDE else 0
     return p.vocabulary * (WIDE + narrow) * p.tokens
+
+
+def head_work_bytes(p: Pass) -> int:
+    """While the head's gradients are computed: logits and two gradients of them, and of the head's weights
+    the gradient, its product with the weights and the private ones once more."""
+    c, s = p.model, p.element_size
+    weights = 2 * c.hidden + (c.hidden - p.channels if p.local > 1 else 0)
+    return p.vocabulary * (3 * p.tokens + weights) * s
+
+
+def block_work_bytes(p: Pass) -> int:
+    """While the gradients of a block's MLP are computed: of the stream twice, of gate and up twice, of their
+    weights twice."""
+    c, s = p.model, p.element_size
+    stream = p.channels + p.local * (c.hidden - p.channels)
+    ffn = 2 * c.ffn // p.processes
+    return (2 * (stream + ffn) * p.tokens + 2 * ffn * c.hidden) * s
 
 
 def _block(p: Pass, checkpointing: str) -> int:
@@ -121,7 +139,7 @@ def _norm(p: Pass) -> int:
     if not p.plain_norms:
         private = p.local if p.channels < h else 0
         return ((p.channels + private * (h - p.channels)) * s + max(private, 1) * WIDE) * p.tokens
-    if p.fused_norm:
+    if p.cuda:
         return (2 * h * s + WIDE) * p.tokens
     # The stream, in float32 too if it is not, normalised, and times the weight.
     widened = h * WIDE if s < WIDE else 0
