@@ -15,7 +15,8 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #8881; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
        background: Canvas; color: CanvasText; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+h1 { font-size: 1.5rem; margin-bottom: .8rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+details { margin-top: 2.2rem; } summary { font-weight: 600; font-size: 1.15rem; cursor: pointer; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right;
@@ -54,14 +55,14 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "variant": [row["label"] for row in rows],
         "seeds": [_seeds(row["seeds"]) for row in rows],
         "validation loss": [_with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows],
-        "difference to ratio 1": [
+        "vs ratio 1": [
             _with(row, "difference_to_ratio_1", "difference_to_ratio_1_error", "{:+.4f}") for row in rows
         ],
-        "MiB per step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
-        "seconds per step": [_with(row, "step_seconds", "step_seconds_spread", "{:.3f}") for row in rows],
+        "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
+        "s/step": [_with(row, "step_seconds", "step_seconds_spread", "{:.3f}") for row in rows],
         "tokens/s": [_one(row, "tokens_per_second", "{:,.0f}") for row in rows],
         "MFU": [_one(row, "mfu", "{:.1%}") for row in rows],
-        "trained tokens": [_one(row, "trained_tokens", "{:,}") for row in rows],
+        "tokens": [_one(row, "trained_tokens", "{:,}") for row in rows],
     }
     filled = {title: texts for title, texts in columns.items() if any(text != "-" for text in texts)}
     return list(filled), [list(texts) for texts in zip(*filled.values(), strict=True)]
