@@ -29,6 +29,7 @@ def test_what_is_missing_is_said_at_once(there, says, monkeypatch):
         dashboard.main([])
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_the_workspace_has_every_panel():
     pytest.importorskip("wandb_workspaces")
     workspace = dashboard.make_workspace(DashboardConfig(entity="me", project="mine"))

@@ -126,11 +126,11 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tokenizer, tmp_path):
 
     config = compose(["tracker=tensorboard"])
     for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        _, tracker = open_trackers(config, tmp_path, done, 100 * done)
-        for step in steps:
-            tracker.log(record(step))
-        tracker.samples(record(steps[-1]), samples(tokenizer)[1])
-        tracker.close({})
+        for tracker in open_trackers(config, tmp_path, done, 100 * done):
+            for step in steps:
+                tracker.log(record(step))
+            tracker.samples(record(steps[-1]), samples(tokenizer)[1])
+            tracker.close({})
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [
