@@ -11,8 +11,8 @@ from conf.schema import require, require_positive
 
 @dataclass
 class PlanConfig:
-    """`caat plan`: what a run would need, before any job is queued: memory by part, bytes and seconds of a step
-    by ratio, days, and which layouts fit. Nothing is run.
+    """`caat plan`: what a run would need, before any job is queued: memory by part, bytes and seconds of a
+    step by ratio, days, and which layouts fit. Nothing is run.
 
     Takes the settings of `caat pretrain` (model=, sync.*, parallel.*, zero.stage, train.*) and these."""
 

@@ -1,4 +1,4 @@
-"""What is installed on this machine beside what caat needs, and who is logged in. Imports none of it early."""
+"""What is installed on this machine beside what caat needs, and who is logged in."""
 
 from __future__ import annotations
 

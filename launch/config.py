@@ -203,8 +203,8 @@ def _check_tracker(config: Config) -> None:
     )
     require(
         config.tracker.wandb != "online" or wandb_login(),
-        "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run `wandb sync` "
-        "later",
+        "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run "
+        "`wandb sync` later",
     )
 
 

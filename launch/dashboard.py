@@ -57,12 +57,13 @@ def main(argv: list[str]) -> None:
     if not config.dry_run:
         require(
             installed("wandb_workspaces"),
-            "caat dashboard needs wandb-workspaces: pip install 'caat[dashboard]', or give dry_run=true to see "
-            "what would be made",
+            "caat dashboard needs wandb-workspaces: pip install 'caat[dashboard]', or give dry_run=true to "
+            "see what would be made",
         )
         require(
             wandb_login(),
-            "caat dashboard needs an account: run `wandb login`, or give dry_run=true to see what would be made",
+            "caat dashboard needs an account: run `wandb login`, or give dry_run=true to see what would be "
+            "made",
         )
     for section, panels in SECTIONS.items():
         print(section)

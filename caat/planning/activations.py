@@ -4,7 +4,7 @@ Per token and process, with h hidden channels of which k are shared, m = h - k p
 shards, q, v and f the local widths of queries, of values and of the FFN:
 
     norm + column-parallel    k + r m, the output (q + 2 v, 2 f or the vocabulary), r numbers 1/rms
-    attention                 q + v rotated, v again if the shards' heads must be gathered, q out, softmax sums
+    attention                 q + v rotated, v again if shards' heads must be gathered, q out, softmax sums
     SwiGLU                    f of silu(gate); gate and up are the column-parallel output
     row-parallel              its input: what attention or SwiGLU put out
 
@@ -53,7 +53,7 @@ class Pass:
 
     @property
     def plain_norms(self) -> bool:
-        """Whether every shard sees the same and nothing travels, so that norms are not folded into linears."""
+        """Whether all shards see the same and nothing travels: norms are not folded into linears."""
         return self.channels == self.model.hidden and self.processes == 1
 
     @property
@@ -119,9 +119,7 @@ def block_work_bytes(p: Pass) -> int:
 
 def _block(p: Pass, checkpointing: str) -> int:
     c, s = p.model, p.element_size
-    query, value, ffn = (
-        size // p.processes for size in (c.hidden, c.kv_heads * c.head_dim, c.ffn)
-    )
+    query, value, ffn = (size // p.processes for size in (c.hidden, c.kv_heads * c.head_dim, c.ffn))
     heads = c.heads // p.processes
     # Values of several shards with several heads each lie apart in the fused projection.
     gathered = p.local > 1 and c.kv_heads > p.shards

@@ -42,7 +42,9 @@ def tensor_bytes(p: Pass, accumulation: int, wire_size: int) -> int:
     return accumulation * (inside + embedding + 3 * WIDE * p.tokens + norms)
 
 
-def data_messages(numbers: int, replicas: int, stage: int, precision: str, accumulation: int) -> dict[str, int]:
+def data_messages(
+    numbers: int, replicas: int, stage: int, precision: str, accumulation: int
+) -> dict[str, int]:
     """What DeepSpeed sends in one step, by kind of collective, in bytes of the whole message.
 
     Gradients are all-reduced at every stage below 3, at stage 2 after every micro-batch; the updated weights

@@ -112,7 +112,7 @@ class Engine:
     ) -> float:
         """Mean loss of every token over all replicas, of (tokens, targets, leading rows that count).
 
-        Each rank must bring as many batches. ``see`` is shown the rows that count, with the loss of every token.
+        Each rank must bring as many batches. ``see`` is shown the rows that count, with their losses.
         """
         self._engine.eval()
         total, count = torch.zeros((), dtype=torch.float64), 0

@@ -24,7 +24,7 @@ MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
 
 
 def main(argv: list[str]) -> None:
-    """Print what was found and write it as JSON; raises ``ValueError`` for a wrong setting, and else nothing."""
+    """Print what was found and write it as JSON; raises ``ValueError`` for a wrong setting only."""
     config = load_verb(DoctorConfig, argv)
     require(bool(config.sizes), "sizes=[] is empty: give message sizes in KiB, such as sizes=[4,1024]")
     for size in config.sizes:

@@ -77,9 +77,13 @@ def _gpus() -> Iterator[Finding]:
             yield Finding(f"GPU {number}", "good", f"{device.name}, {memory}, {bf16}, CUDA {cuda}")
     elif driver and cuda is None:
         remedy = "install the CUDA build of torch"
-        yield Finding("GPU", "bad", f"there is an NVIDIA driver, and torch {torch.__version__} is for CPUs", remedy)
+        yield Finding(
+            "GPU", "bad", f"there is an NVIDIA driver, and torch {torch.__version__} is for CPUs", remedy
+        )
     elif driver:
-        yield Finding("GPU", "bad", f"torch (CUDA {cuda}) cannot use the driver", "run nvidia-smi: see what it says")
+        yield Finding(
+            "GPU", "bad", f"torch (CUDA {cuda}) cannot use the driver", "run nvidia-smi: see what it says"
+        )
     else:
         yield Finding("GPU", "note", f"none; torch {torch.__version__} trains on the CPU")
 
@@ -89,7 +93,9 @@ def _backends() -> Iterator[Finding]:
     import torch.distributed as dist
 
     gloo = dist.is_gloo_available()
-    yield Finding("gloo", "good" if gloo else "bad", "CPUs can talk" if gloo else "not in this build of torch")
+    yield Finding(
+        "gloo", "good" if gloo else "bad", "CPUs can talk" if gloo else "not in this build of torch"
+    )
     if torch.cuda.is_available():
         nccl = dist.is_nccl_available()
         version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else ""
@@ -139,10 +145,14 @@ def _slurm() -> Iterator[Finding]:
         ["sinfo", "--noheader", "--format=%P %D nodes %t"], capture_output=True, text=True, timeout=5
     )
     if asked.returncode == 0 and asked.stdout.strip():
-        yield Finding("Slurm", "good", "; ".join(" ".join(line.split()) for line in asked.stdout.splitlines()))
+        yield Finding(
+            "Slurm", "good", "; ".join(" ".join(line.split()) for line in asked.stdout.splitlines())
+        )
     else:
         why = (asked.stderr.strip().splitlines() or ["no partitions"])[-1]
-        yield Finding("Slurm", "note", f"installed, but does not answer: {why}", "is this a node of the cluster?")
+        yield Finding(
+            "Slurm", "note", f"installed, but does not answer: {why}", "is this a node of the cluster?"
+        )
 
 
 def _network_tools() -> Iterator[Finding]:
@@ -157,9 +167,15 @@ def _network_tools() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     for name, little, why in (
         ("outputs", LITTLE_DISK, "checkpoints of a large model do not fit: give run.dir on another disk"),
-        ("/dev/shm", LITTLE_SHARED, "NCCL and data workers need shared memory: in a container, --shm-size=8g"),
+        (
+            "/dev/shm",
+            LITTLE_SHARED,
+            "NCCL and data workers need shared memory: in a container, --shm-size=8g",
+        ),
     ):
-        at = next(place for place in (Path(name).absolute(), *Path(name).absolute().parents) if place.exists())
+        at = next(
+            place for place in (Path(name).absolute(), *Path(name).absolute().parents) if place.exists()
+        )
         free = shutil.disk_usage(at).free
         enough = free >= little
         yield Finding(name, "good" if enough else "note", f"{free / GIB:.1f} GiB free", "" if enough else why)

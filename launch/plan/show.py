@@ -32,9 +32,10 @@ def show(plan: dict[str, Any]) -> None:
     print(
         f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
         f"{plan['ratio']:g}, {plan['precision']}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
-        f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), ZeRO {layout['stage']}, "
-        f"micro-batch {layout['micro_batch']} x {plan['accumulation']}, global batch {plan['global_batch']} x "
-        f"{plan['sequence']} tokens, activation checkpointing {layout['checkpointing']}"
+        f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), "
+        f"ZeRO {layout['stage']}, micro-batch {layout['micro_batch']} x {plan['accumulation']}, "
+        f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
+        f"activation checkpointing {layout['checkpointing']}"
     )
     console.print(_memory(plan))
     console.print(_steps(plan))
@@ -62,7 +63,12 @@ def _steps(plan: dict[str, Any]) -> Table:
             f"{row['data_bytes'] / GIB:,.1f}",
             *(
                 f"{row[name]:.3g}"
-                for name in ("compute_seconds", "tensor_exposed_seconds", "data_exposed_seconds", "step_seconds")
+                for name in (
+                    "compute_seconds",
+                    "tensor_exposed_seconds",
+                    "data_exposed_seconds",
+                    "step_seconds",
+                )
             ),
             f"{row['tokens_per_second']:,.0f}",
             f"{row['mfu']:.1%}",

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 def write_report(
     folders: Sequence[str], out: str | None = None, title: str | None = None
 ) -> tuple[Contents, list[Path]]:
-    """Write ``report.html``, ``report.md`` and ``report.json`` to the folder ``out``; what is in them, and where.
+    """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; returns what is in them, and where.
 
     ``out`` is by default the only folder given, or the one in which all of them lie. Raises ``ValueError`` as
     :func:`launch.report.runs.find_runs`.
@@ -78,4 +78,6 @@ def _common(folders: Sequence[str]) -> Path:
     paths = [Path(folder).expanduser().resolve() for folder in folders]
     if len(paths) == 1:
         return paths[0]
-    return next(up for up in (paths[0].parent, *paths[0].parent.parents) if all(up in p.parents for p in paths))
+    return next(
+        up for up in (paths[0].parent, *paths[0].parent.parents) if all(up in p.parents for p in paths)
+    )

@@ -31,8 +31,8 @@ code { background: var(--faint); padding: .1rem .3rem; }
 @media (max-width: 30rem) { .pictures { grid-template-columns: 1fr; } }
 """
 NOTE = (
-    "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and averaged; "
-    "its ± is the standard error of that mean. Bytes are what one process puts into tensor-parallel "
+    "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and "
+    "averaged; its ± is the standard error of that mean. Bytes are what one process puts into tensor-parallel "
     "collectives in a step, both directions. Times are medians of each run."
 )
 
@@ -54,7 +54,9 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     columns = {
         "variant": [row["label"] for row in rows],
         "seeds": [_seeds(row["seeds"]) for row in rows],
-        "validation loss": [_with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows],
+        "validation loss": [
+            _with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows
+        ],
         "vs ratio 1": [
             _with(row, "difference_to_ratio_1", "difference_to_ratio_1_error", "{:+.4f}") for row in rows
         ],
@@ -73,13 +75,13 @@ def markdown(contents: Contents) -> str:
     lines = [f"# {contents.title}", ""]
     if contents.rows:
         titles, texts = cells(contents.rows)
-        lines += _markdown_table(titles, texts) + ["", NOTE, ""]
+        lines += [*_markdown_table(titles, texts), "", NOTE, ""]
     if contents.differing:
         lines += ["## Settings that differ", ""]
-        lines += _markdown_table(["setting", "values"], _values(contents.differing)) + [""]
+        lines += [*_markdown_table(["setting", "values"], _values(contents.differing)), ""]
     if contents.unfinished:
         lines += ["## Not finished", ""]
-        lines += _markdown_table(["run", "status", "steps", "last loss"], _unfinished(contents)) + [""]
+        lines += [*_markdown_table(["run", "status", "steps", "last loss"], _unfinished(contents)), ""]
     if contents.problems:
         lines += ["## Cannot be read", ""]
         lines += [f"- `{problem.folder}`: {problem.reason}" for problem in contents.problems] + [""]

@@ -90,8 +90,10 @@ def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    turned = {"rotation": 20, "ha": "right"} if len(rows) > 6 or max(len(r["label"]) for r in rows) > 12 else {}
-    axes.set_xticks(range(len(rows)), [row["label"] for row in rows], fontsize=8, **turned)
+    turned = len(rows) > 6 or max(len(row["label"]) for row in rows) > 12
+    axes.set_xticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+    if turned:
+        axes.tick_params(axis="x", rotation=20)
     axes.margins(x=0.12)
 
 
@@ -127,8 +129,18 @@ def _colours(count: int) -> list[str]:
 
 def _svg(draw: Callable[[Axes], None]) -> str:
     """What ``draw`` draws, as one <svg> element without a declaration."""
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK}
-    style |= {"xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK, "svg.hashsalt": draw.__qualname__}
+    style: Any = {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+    }
+    style |= {
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.edgecolor": INK,
+        "svg.hashsalt": draw.__qualname__,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         FigureCanvasSVG(figure)

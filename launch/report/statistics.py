@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Variant:
-    """Finished runs that differ in nothing but the seed. ``settings`` are those that other variants change."""
+    """Finished runs that differ in the seed alone. ``settings`` are those that other variants change."""
 
     settings: Mapping[str, Any]
     runs: Sequence[Run]

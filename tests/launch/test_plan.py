@@ -22,7 +22,10 @@ def test_a_plan_of_7b(tmp_path, capsys):
     assert made["layout"] == {
         "processes": 8, "replicas": 4, "stage": 1, "checkpointing": "none", "micro_batch": 1
     }  # fmt: skip
-    parts = [made["memory"][name] for name in ("weights", "gradients", "optimizer", "activations", "logits", "buffers")]
+    parts = [
+        made["memory"][name]
+        for name in ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+    ]
     assert sum(parts) == made["memory"]["total"] <= made["memory_limit"]
     assert made["tokens"] == 32130 * 1024 * 4096
     rows = {row["ratio"]: row for row in made["steps"]}

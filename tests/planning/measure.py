@@ -1,4 +1,4 @@
-"""One process of a run whose memory is measured: ``python -m tests.planning.measure SETTINGS`` prints its peak.
+"""One process of a run whose memory is measured: ``python -m tests.planning.measure SETTINGS``.
 
 The baseline, interpreter and libraries, is what a run of a tiny model leaves resident.
 """

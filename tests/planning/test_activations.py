@@ -1,4 +1,4 @@
-"""What the layers keep for backward, as the plan counts it, against what is alive after a forward pass: exactly."""
+"""What the layers keep for backward, as the plan counts it: exactly what a forward pass leaves alive."""
 
 from __future__ import annotations
 

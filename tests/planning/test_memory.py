@@ -38,7 +38,7 @@ MEASURED = [
 ]
 
 
-# DeepSpeed's names: what it is, which argument goes in, and how many such parts the message has on 2 processes.
+# DeepSpeed's names: what it is, which argument goes in, and how many of it make up the message on 2 processes.
 COLLECTIVES = {
     "all_reduce": ("all_reduce", 0, 1),
     "reduce_scatter_tensor": ("reduce_scatter", 1, 1),
@@ -139,7 +139,9 @@ def counted_data_bytes(stage: int, precision: str) -> tuple[dict[str, int], dict
         kind, place, parts = COLLECTIVES[name]
 
         def counted(*arguments, **named):
-            message = arguments[place] if len(arguments) > place else named.get("input_tensor", named.get("tensor"))
+            message = (
+                arguments[place] if len(arguments) > place else named.get("input_tensor", named.get("tensor"))
+            )
             sent[kind] += message.numel() * message.element_size() * parts
             return originals[name](*arguments, **named)
 

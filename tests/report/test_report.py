@@ -20,7 +20,9 @@ LOSSES = {(1.0, 1): 3.0, (1.0, 2): 3.2, (0.5, 1): 3.1, (0.5, 2): 3.4, (0.0, 3): 
 VOID = {"meta", "link", "br", "img", "hr"}
 
 
-def write_run(folder: Path, config: Config, losses: list[float], status: str = "finished", sent: int = 0) -> None:
+def write_run(
+    folder: Path, config: Config, losses: list[float], status: str = "finished", sent: int = 0
+) -> None:
     """A run folder as training leaves it: a record a step, the last of them validated."""
     folder.mkdir(parents=True)
     save_config(config, folder / "config.yaml")
@@ -110,7 +112,9 @@ class Outside(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
-        self.asked += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "srcset") and v[0] != "#"]
+        self.asked += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "srcset") and v[0] != "#"
+        ]
         self.names += [values["id"]] if "id" in values else []
         if tag not in VOID:
             self.open.append(tag)
@@ -138,7 +142,15 @@ def test_the_page_is_whole_and_asks_for_nothing(sweep, tmp_path, capsys):
     assert len(pictures) == 4
     for picture in pictures:
         ElementTree.fromstring(picture)
-    for said in ("ratio 0.5", "3.2500 ± 0.2121", "+0.1500 ± 0.0500", "sync.ratio", "damaged", "running", "cut"):
+    for said in (
+        "ratio 0.5",
+        "3.2500 ± 0.2121",
+        "+0.1500 ± 0.0500",
+        "sync.ratio",
+        "damaged",
+        "running",
+        "cut",
+    ):
         assert said in text, said
     assert "| ratio 0.5 | 1, 2 | 3.2500 ± 0.2121 |" in (tmp_path / "report" / "report.md").read_text()
     result = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -154,7 +166,7 @@ def test_a_torn_last_line_is_left_out_and_another_named(tmp_path):
     assert [record["step"] for record in runs[0].records] == [1, 2]
     lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "killed" / "metrics.jsonl").write_text("\n".join([lines[0], "?", lines[1]]))
-    with pytest.raises(ValueError, match="metrics.jsonl is damaged in line 2"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
         find_runs([str(tmp_path)])
 
 

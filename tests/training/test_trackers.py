@@ -89,7 +89,13 @@ def test_wandb_offline(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = tmp_path / "sweeps" / "friday" / "sync.ratio-0.25"
     folder.mkdir(parents=True)
-    settings = ["tracker=wandb_offline", "sync.ratio=0.25", "parallel.tensor=4", "tracker.tags=[mine]", "seed=7"]
+    settings = [
+        "tracker=wandb_offline",
+        "sync.ratio=0.25",
+        "parallel.tensor=4",
+        "tracker.tags=[mine]",
+        "seed=7",
+    ]
     trackers = open_trackers(compose(settings), folder, 0, 0)
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -138,7 +144,12 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tokenizer, tmp_path):
     ]  # fmt: skip
     assert "mfu" not in board.Tags()["scalars"]
     assert "validation_sample_0/text_summary" in board.Tags()["tensors"]
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_runs_of_no_sweep_go_by_their_model(tmp_path):
