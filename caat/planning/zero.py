@@ -61,7 +61,8 @@ def holding(numbers: int, replicas: int, stage: int, precision: str) -> Holding:
         always = 4 * part + bucket
         return Holding(size * part, 12 * part, always, gathered, 0, 0, 0, 12 * part)
     if stage == 1 and precision == "bf16":
-        return Holding(2 * n, 12 * part, 4 * n, 0, 2 * n, 0, 2 * n, 2 * n + 8 * part)
+        sent = bucket if replicas > 1 else 0
+        return Holding(2 * n, 12 * part, 4 * n, 0, 2 * n, 0, 2 * n + sent, 2 * n + 8 * part)
     step = 12 * part if precision == "bf16" else 16 * part
     if stage == 1:
         return Holding(4 * n, 12 * part, 0, 0, 4 * n, bucket, 4 * n + bucket, step)

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 def write_report(
     folders: Sequence[str], out: str | None = None, title: str | None = None
 ) -> tuple[Contents, list[Path]]:
-    """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; returns what is in them, and where.
+    """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; what is in them, and where.
 
     ``out`` is by default the only folder given, or the one in which all of them lie. Raises ``ValueError`` as
     :func:`launch.report.runs.find_runs`.

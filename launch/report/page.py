@@ -32,8 +32,8 @@ code { background: var(--faint); padding: .1rem .3rem; }
 """
 NOTE = (
     "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and "
-    "averaged; its ± is the standard error of that mean. Bytes are what one process puts into tensor-parallel "
-    "collectives in a step, both directions. Times are medians of each run."
+    "averaged; its ± is the standard error of that mean. Bytes are what one process puts into "
+    "tensor-parallel collectives in a step, both directions. Times are medians of each run."
 )
 
 

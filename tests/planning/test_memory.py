@@ -38,7 +38,7 @@ MEASURED = [
 ]
 
 
-# DeepSpeed's names: what it is, which argument goes in, and how many of it make up the message on 2 processes.
+# DeepSpeed's names: what it is, which argument goes in, and how many make up the message on 2 processes.
 COLLECTIVES = {
     "all_reduce": ("all_reduce", 0, 1),
     "reduce_scatter_tensor": ("reduce_scatter", 1, 1),
