@@ -159,6 +159,14 @@ class BenchStepConfig(BenchStackConfig):
     overlap, beside full synchronisation in Megatron's form and no communication at all."""
 
 
+@dataclass
+class BenchProfileConfig(BenchStackConfig):
+    """`caat bench profile`: what torch's profiler sees of the same steps (GEMMs, copies, the rest) and what
+    they keep for backward."""
+
+    rounds: int = 5
+
+
 def check_link(rate: str, delay: str, burst: str) -> None:
     """Raise ``ValueError`` unless all are as tc writes them."""
     rate_bytes(rate)
@@ -205,6 +213,20 @@ class BenchPeersConfig(BenchStackConfig):
         super().__post_init__()
         if self.rate is not None:
             check_link(self.rate, self.delay, self.burst)
+
+
+@dataclass
+class BenchGenerateConfig(BenchPeersConfig):
+    """`caat bench generate`: time to the first token of `batch` prompts of `sequence` tokens, and new tokens
+    per second, by ratio, beside full synchronisation in Megatron's form and no communication at all."""
+
+    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
+    # Tokens of each prompt's continuation.
+    new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(new_tokens=self.new_tokens)
 
 
 @dataclass

@@ -284,6 +284,9 @@ class TrainConfig:
     # Recompute in backward: none, full (every block; collectives are kept, never repeated),
     # selective (attention core and SwiGLU: large to store, cheap to repeat).
     activation_checkpointing: str = "none"
+    # torch.compile what lies between the GEMMs (attention with its rotary embedding, SwiGLU): faster steps,
+    # tens of seconds at the start; needs a C++ compiler.
+    compile: bool = False
     # Validate every so many steps (0: only at the end) on `eval_sequences` held-out sequences.
     eval_every: int = 50
     eval_sequences: int = 64
@@ -361,6 +364,24 @@ class CheckpointConfig:
 
 
 @dataclass
+class EvalConfig:
+    """Benchmarks of lm-eval while training; validation loss is another matter (train.eval_every)."""
+
+    # Run them every so many steps and at the end; 0: never.
+    every: int = 0
+    # Task names of lm-eval, `paper` (the seven of the CAAT-Net paper), folders of task files.
+    tasks: list[str] = field(default_factory=lambda: ["paper"])
+    # Only the first so many documents of each task.
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"eval.every={self.every} must not be negative (0: never)")
+        require(bool(self.tasks), "eval.tasks is empty: give eval.tasks=[paper], or leave eval.every out")
+        if self.limit is not None:
+            require_positive(eval__limit=self.limit)
+
+
+@dataclass
 class TrackerConfig:
     """Besides metrics.jsonl, which is always written; several at once with tracker=[wandb,tensorboard]."""
 
@@ -408,6 +429,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 1
@@ -475,3 +497,100 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
         require_positive(batch=self.batch)
+
+
+@dataclass
+class SamplingConfig:
+    """How a text is continued."""
+
+    # Ends there if neither the end-of-text token nor a stop string comes first.
+    max_new_tokens: int = 128
+    # Divides the logits; 0: always the most likely token.
+    temperature: float = 0.0
+    # Draw among so many of the most likely tokens; 0: among all.
+    top_k: int = 0
+    # Draw among the fewest most likely tokens whose probabilities reach this sum.
+    top_p: float = 1.0
+    # Texts that end the continuation, such as ["\\n\\n"]; they are not in the result.
+    stop: list[str] = field(default_factory=list)
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(max_new_tokens=self.max_new_tokens)
+        require(
+            0.0 <= self.temperature < float("inf"),
+            f"temperature={self.temperature} must be a number from 0 on (0: always the most likely token)",
+        )
+        require(self.top_k >= 0, f"top_k={self.top_k} must not be negative (0: draw among all tokens)")
+        require(
+            0.0 < self.top_p <= 1.0,
+            f"top_p={self.top_p} is outside (0, 1]: it is the probability of the tokens to draw among",
+        )
+        require(
+            self.temperature > 0 or (self.top_k == 0 and self.top_p == 1.0),
+            "top_k and top_p say what to draw among, and at temperature=0 nothing is drawn: "
+            "give temperature=1",
+        )
+        require(all(self.stop), "stop holds an empty text, which is everywhere: leave it out")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+
+
+@dataclass
+class GenerateConfig(SamplingConfig):
+    """`caat generate`: texts continued by a trained model."""
+
+    # A run folder (its latest checkpoint) or a checkpoint folder.
+    checkpoint: str = "???"
+    # The text to continue; an empty one begins a new document.
+    prompt: str | None = None
+    # A file with several, each line a JSON string: "Once upon a time".
+    prompts: str | None = None
+    # The result's path; default: generations.json in the run folder.
+    out: str | None = None
+    # fp32, fp64 or bf16.
+    precision: str = "fp32"
+    # Prompts that are continued together.
+    batch: int = 8
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
+        require_positive(batch=self.batch)
+        require(
+            (self.prompt is None) != (self.prompts is None),
+            'give either prompt="a text" or prompts=FILE, each line of it a JSON string',
+        )
+
+
+@dataclass
+class EvaluateConfig:
+    """`caat evaluate`: benchmarks of lm-eval on a trained model."""
+
+    # A run folder (its latest checkpoint) or a checkpoint folder.
+    checkpoint: str = "???"
+    # Names of lm-eval's tasks, separated by commas; `paper`: the seven of the CAAT-Net paper; or a folder of
+    # task files (YAML).
+    tasks: str = "paper"
+    # Only the first so many documents of each task.
+    limit: int | None = None
+    # Examples in front of each question; default: as the task says.
+    num_fewshot: int | None = None
+    # Begin every context with the begin-of-text token. lm-eval's Hugging Face model does so only where the
+    # tokenizer adds it, which a SentencePiece model alone does not.
+    add_bos: bool = False
+    # Sequences per forward pass; 0: as many as fit, by their length.
+    batch: int = 0
+    # fp32, fp64 or bf16.
+    precision: str = "fp32"
+    # The result's path; default: evaluation.json in the run folder.
+    out: str | None = None
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
+        require(self.batch >= 0, f"batch={self.batch} must not be negative (0: as many as fit)")
+        if self.limit is not None:
+            require_positive(limit=self.limit)
+        if self.num_fewshot is not None:
+            require(self.num_fewshot >= 0, f"num_fewshot={self.num_fewshot} must not be negative")

@@ -10,6 +10,8 @@ VERBS = {
     "pretrain": "train a model, or one for each of several settings (-m)",
     "tokenize": "turn text into token shards, ahead of a run or for another machine",
     "score": "the log-probability of every next token under a trained model",
+    "evaluate": "benchmarks of lm-eval on a trained model",
+    "generate": "continue a text with a trained model",
     "report": "what a set of runs says together: a page with tables and pictures",
     "plan": "memory, bytes, time and days of a run, before it is queued",
     "doctor": "what this machine can do, and what to install for the rest",

@@ -7,6 +7,7 @@ schema of their own. Every mistake is a ``ValueError`` of one line: what was giv
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import is_dataclass
@@ -168,6 +169,11 @@ def validate(config: Config, world: int) -> None:
         _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
     check_resume(config)
     _check_tracker(config)
+    _check_compiler(config)
+    if config.eval.every:
+        from eval.tasks import find_tasks
+
+        find_tasks(config.eval.tasks)
     _check_run_folder(config)
 
 
@@ -184,6 +190,15 @@ def check_data(config: Config, folder: Path) -> None:
             "which the last is only a target: lower train.sequence or give more text"
             + (" (or raise data.validation)" if split == "validation" else ""),
         )
+
+
+def _check_compiler(config: Config) -> None:
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    require(
+        not config.train.compile or any(map(shutil.which, compilers)),
+        f"train.compile=true needs a C++ compiler, and none is found ({', '.join(compilers)}): install g++, "
+        "or leave train.compile out",
+    )
 
 
 def _check_vocabulary(config: Config, pieces: int, what: str) -> None:

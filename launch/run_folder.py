@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
@@ -14,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 import caat
 from conf.schema import Config
@@ -35,10 +38,17 @@ PACKAGES = (
 
 
 def open_run_folder(config: Config) -> Path:
-    """A new run's folder, or that of the run that ``resume`` continues. Raises ``ValueError``."""
+    """A new run's folder, or that of the run that ``resume`` continues, claimed for this process.
+
+    Raises ``ValueError``, also if another job has claimed it.
+    """
     if continues(config):
-        return reopen_run_folder(config, Path(str(config.run.dir)).expanduser())
-    return create_run_folder(config)
+        folder = Path(str(config.run.dir)).expanduser()
+        _claim(folder)
+        return reopen_run_folder(config, folder)
+    folder = create_run_folder(config)
+    _claim(folder)
+    return folder
 
 
 def create_run_folder(config: Config) -> Path:
@@ -102,6 +112,23 @@ def describe_environment() -> dict[str, Any]:
         # Of caat itself if it runs from a checkout, else of the project it is used in.
         "git": _git(source, top=True) or _git(Path.cwd()),
     }
+
+
+def _claim(folder: Path) -> None:
+    """Keep other jobs out of the run folder until this process ends, however it ends."""
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another job is at work in run.dir={folder}: wait until it has ended, or give another folder"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"run.dir={folder} cannot be written ({error.strerror})") from error
+    except NotImplementedError:
+        return  # file systems of some clusters have no locks
+    # Also keeps the lock from being collected.
+    atexit.register(lock.release)
 
 
 def _write_environment(path: Path) -> None:

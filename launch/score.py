@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from conf.schema import ScoreConfig
+from conf.schema import ScoreConfig, require
 from launch.config import load_verb
-from launch.processes import run_workers, under_torchrun
+from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path
 
 
 def main(argv: list[str]) -> None:
@@ -23,14 +22,15 @@ def main(argv: list[str]) -> None:
     """
     config = load_verb(ScoreConfig, argv)
     tokens = read_tokens(config.tokens)
-    world = int(os.environ["WORLD_SIZE"]) if under_torchrun() else config.launch.processes
-    if world > 1 and not under_torchrun():
-        _check(config, tokens, world)
-        status = run_workers("launch.score", argv, world)
-        if status:
-            raise SystemExit(status)
-        return
-    _score(config, tokens, world)
+    folder, architecture = find_trained(config.checkpoint, config.launch)
+    known = architecture.model.vocab_size
+    require(
+        tokens.min() >= 0 and tokens.max() < known,
+        f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to "
+        f"{known - 1}: use the checkpoint's tokenizer.model",
+    )
+    if not ran_in_processes("launch.score", argv, config.launch):
+        _score(config, folder, architecture.model.sequence, tokens)
 
 
 def read_tokens(path: str) -> np.ndarray:
@@ -47,63 +47,27 @@ def read_tokens(path: str) -> np.ndarray:
     return tokens.astype(np.int64)
 
 
-def _check(config: ScoreConfig, tokens: np.ndarray, world: int) -> Path:
-    """Everything that can be wrong with the checkpoint and the layout; returns the checkpoint folder."""
-    from caat.training.checkpoint.architecture import read_architecture
-    from caat.training.checkpoint.folder import find
-
-    folder = find(config.checkpoint)
-    architecture = read_architecture(folder)
-    if architecture.shards % world:
-        raise ValueError(
-            f"{world} processes do not divide the checkpoint's {architecture.shards} shards: "
-            "choose launch.processes that does"
-        )
-    if tokens.min() < 0 or tokens.max() >= architecture.model.vocab_size:
-        raise ValueError(
-            f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to "
-            f"{architecture.model.vocab_size - 1}: use the checkpoint's tokenizer.model"
-        )
-    if tokens.shape[-1] - 1 > architecture.model.sequence and os.environ.get("RANK", "0") == "0":
-        print(
-            f"note: {tokens.shape[-1]} tokens are more than the model's context of "
-            f"{architecture.model.sequence}: it was not trained for the later ones",
-            file=sys.stderr,
-        )
-    return folder
-
-
-def _score(config: ScoreConfig, tokens: np.ndarray, world: int) -> None:
+def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray) -> None:
     import torch
 
-    from caat.parallel.mesh import Mesh
-    from caat.training.checkpoint.architecture import read_architecture
-    from caat.training.device import DTYPES, choose_device, start_process_group, stop_process_group
-    from eval.score import load_model, next_token_log_probabilities
+    from eval.score import next_token_log_probabilities
 
-    folder = _check(config, tokens, world)
-    device = choose_device(config.launch.device, int(os.environ.get("LOCAL_RANK", "0")), world)
-    dtype = DTYPES[config.precision]
-    shards = read_architecture(folder).shards
-    if world == 1:
-        mesh = Mesh(shards)
-    else:
-        start_process_group(device)
-        mesh = Mesh.create(shards, world)
-    model = load_model(folder, mesh, device, dtype)
-    rows = torch.from_numpy(np.atleast_2d(tokens)).to(device)
-    scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
-    if world > 1:
-        stop_process_group()
-    if mesh.tensor_rank == 0:
+    if tokens.shape[-1] - 1 > context and first_rank():
+        print(
+            f"note: {tokens.shape[-1]} tokens are more than the model's context of {context}: it was not "
+            "trained for the later ones",
+            file=sys.stderr,
+        )
+    with on_mesh(folder, config.launch, config.precision) as model:
+        rows = torch.from_numpy(np.atleast_2d(tokens)).to(model.norm.weight.device)
+        scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
+    if first_rank():
         _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1))
 
 
 def _write(config: ScoreConfig, folder: Path, scores: np.ndarray) -> None:
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
-    out = Path(config.out) if config.out else run / "scores"
+    out = result_path(folder, config.out, "scores")
     out = out.with_suffix("") if out.suffix in (".json", ".npy") else out
-    out.parent.mkdir(parents=True, exist_ok=True)
     np.save(out.with_name(out.name + ".npy"), scores)
     result = {
         "checkpoint": str(folder),

@@ -33,7 +33,9 @@ def baselines(tokens: Path) -> dict[str, float]:
 def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Path) -> dict:
     """Print and write what the run came to; ``record`` is its last step's."""
     c, base = config.train, baselines(tokens)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    # Benchmarks of `caat evaluate` are lines of their own.
+    records = [record for line in lines if "loss" in (record := json.loads(line))]
     sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
     full = full_sync_bytes(config, mesh, sent)
     # The first steps warm caches up.

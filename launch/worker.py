@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from caat.data.corpus import prepare
 from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
+from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.training.checkpoint.architecture import Architecture
@@ -130,6 +131,8 @@ def _train(
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
     model = _build(config, mesh, device, source)
+    if c.compile:
+        model.compile_cores()
     watchdog.beat("starting DeepSpeed")
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
     tensors = full_tensors(model)
@@ -160,6 +163,7 @@ def _train(
         engine.fragments,
         config.checkpoint,
     )
+    benchmarks = _benchmarks(config, engine, model, tokens, watchdog)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
 
     output = None
@@ -177,7 +181,7 @@ def _train(
     status = "failed"
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
-        record = train(config, engine, loader, validation, start, supervision, device, output)
+        record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
         if output:
             summary = summarise(config, mesh, record, tokens, folder)
         status = "finished"
@@ -225,6 +229,27 @@ def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None
     model = model.to_empty(device=device)
     load_weights(model, full_tensors(model), mesh.local_shards, source)
     return model
+
+
+def _benchmarks(
+    config: Config, engine: Engine, model: GPT, tokens: Path, watchdog: Watchdog
+) -> Callable[[int], dict[str, float]] | None:
+    """What runs the benchmarks of ``eval.tasks`` after a step; none if they are not asked for."""
+    if config.eval.every == 0:
+        return None
+    from eval.in_training import run_benchmarks
+    from eval.tasks import find_tasks
+
+    watchdog.beat("reading the tasks of lm-eval")
+    tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(find_tokenizer(tokens))
+
+    def run(step: int) -> dict[str, float]:
+        def watch(done: int, total: int) -> None:
+            watchdog.beat(f"evaluating after step {step}")
+
+        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch)
+
+    return run
 
 
 def _restore(engine: Engine, tensors: Sequence[FullTensors], source: Path | None) -> State | None:

@@ -2,6 +2,7 @@
 
 from layers.attention import Attention
 from layers.block import Block
+from layers.cache import KVCache
 from layers.embedding import VocabParallelEmbedding
 from layers.gpt import GPT
 from layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -15,6 +16,7 @@ __all__ = [
     "Attention",
     "Block",
     "ColumnParallelLinear",
+    "KVCache",
     "RMSNorm",
     "RowParallelLinear",
     "VocabParallelEmbedding",

@@ -8,6 +8,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream
 from conf.schema import ModelConfig
 from layers.attention import Attention
+from layers.cache import LayerCache
 from layers.mlp import MLP
 from layers.norm import RMSNorm
 
@@ -25,7 +26,13 @@ class Block(nn.Module):
         self.mlp = MLP(config, mesh, ratio, private_scale, recompute)
 
     def forward(
-        self, x: Stream | Arriving, attention_gamma: Tensor, mlp_gamma: Tensor, cos: Tensor, sin: Tensor
+        self,
+        x: Stream | Arriving,
+        attention_gamma: Tensor,
+        mlp_gamma: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache | None = None,
     ) -> Arriving:
-        x = self.attention(self.attention_norm(x, attention_gamma), cos, sin)
+        x = self.attention(self.attention_norm(x, attention_gamma), cos, sin, cache)
         return self.mlp(self.mlp_norm(x, mlp_gamma))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 
 import torch
@@ -13,9 +14,10 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
 from conf.schema import ModelConfig
 from layers.block import Block
+from layers.cache import KVCache, LayerCache
 from layers.embedding import VocabParallelEmbedding
 from layers.linear import ColumnParallelLinear, shared_channels
-from layers.loss import vocab_parallel_cross_entropy
+from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.norm import Normed, RMSNorm, norm_weights
 from layers.rotary import rotary_angles
 from layers.sharding import Sharding
@@ -24,6 +26,9 @@ from layers.weights import FullWeights, Weight, gpt_weights
 
 class GPT(nn.Module):
     """Token numbers and targets [batch, seq] -> loss of every token [batch, seq].
+
+    Without targets: this process's slice of the logits [batch, seq, local vocabulary]; with a cache, which
+    the tokens continue, of the last token alone [batch, 1, local vocabulary].
 
     The number of shards ``mesh.shards`` and ``ratio`` are part of the architecture; the number of
     processes is not. Raises ``ValueError`` if the shards do not divide heads, KV heads, FFN or vocabulary.
@@ -80,26 +85,47 @@ class GPT(nn.Module):
                 parameter.copy_(sharding.cut(_padded(parts, sharding), mesh.shards, mesh.local_shards))
         return model
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        _, logits = self.head.after_norm(self.hidden(tokens))
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        normed = self.hidden(tokens, cache)
+        if cache is not None:
+            normed = normed.last()
+        _, logits = self.head.after_norm(normed)
+        if targets is None:
+            return mask_padding(logits, self.config.vocab_size, self.mesh)
         return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
 
-    def hidden(self, tokens: Tensor) -> Normed:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
+        c, length = self.config, tokens.shape[-1]
         gammas = norm_weights(self, self.mesh)
         embedded = self.embedding(tokens)
-        cos, sin = rotary_angles(tokens.shape[-1], self.config.head_dim, self.config.rope_base, embedded)
+        positions: Tensor = torch.arange(length, device=tokens.device)
+        layers: Sequence[LayerCache | None] = [None] * c.layers
+        if cache is not None:
+            positions, layers = cache.extend(length)
+        cos, sin = rotary_angles(positions, c.head_dim, c.rope_base, embedded.dtype)
         x: Stream | Arriving = enter(embedded, self.shared_channels, self.mesh)
-        for block, attention_gamma, mlp_gamma in zip(self.blocks, gammas[0::2], gammas[1::2], strict=False):
-            x = self._run(block, x, attention_gamma, mlp_gamma, cos, sin)
+        for block, *norms, layer in zip(self.blocks, gammas[0:-1:2], gammas[1::2], layers, strict=True):
+            x = self._run(block, x, *norms, cos, sin, layer)
         return self.norm(x, gammas[-1])
 
-    def _run(self, block: nn.Module, x: Stream | Arriving, *arguments: Tensor) -> Arriving:
+    def _run(
+        self, block: nn.Module, x: Stream | Arriving, *arguments: Tensor | LayerCache | None
+    ) -> Arriving:
         if not (self.checkpoint_blocks and self.training):
             return block(x, *arguments)
         return checkpoint(
             block, x, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
         )
+
+    def compile_cores(self) -> None:
+        """Have torch.compile fuse what lies between the GEMMs: rotary embedding and attention, SwiGLU.
+
+        The GEMMs with their sums stay as they are: what hides a transfer is in their order.
+        """
+        for block in self.blocks:
+            for part in (block.attention, block.mlp):
+                part.core = torch.compile(part.core)
 
     def sharding_of(self, weight: Weight) -> Sharding | None:
         """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""

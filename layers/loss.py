@@ -39,6 +39,16 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None
 
 
+def mask_padding(logits: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
+    """This process's slice of the logits [..., local vocabulary], the least where it is only padding."""
+    size = logits.shape[-1]
+    real = vocab_size - mesh.tensor_rank * size
+    if real >= size:
+        return logits
+    padding = torch.arange(size, device=logits.device) >= real
+    return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+
+
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
     """-log softmax(logits)[target] of every token, in float32 (float64 for float64 logits).
 
@@ -46,11 +56,7 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: in
     at or past ``vocab_size`` are padding and get no probability. Returns [...], the same on every process;
     backward needs no communication.
     """
-    size = logits.shape[-1]
-    real = vocab_size - mesh.tensor_rank * size
-    if real < size:
-        padding = torch.arange(size, device=logits.device) >= real
-        logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+    logits = mask_padding(logits, vocab_size, mesh)
     if mesh.processes == 1:
         wide = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(logits.flatten(0, -2).to(wide), targets.flatten(), reduction="none").view_as(

@@ -19,6 +19,11 @@ class Normed(NamedTuple):
     weight: Tensor
     eps: float
 
+    def last(self) -> Normed:
+        """Of the last token alone, [..., 1, h]."""
+        shared, private, _ = self.stream.settled()
+        return self._replace(stream=Stream(shared[..., -1:, :], private[..., -1:, :]))
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) · weight on each shard (Zhang and Sennrich 2019), applied by the next column-parallel layer.

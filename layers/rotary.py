@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 
-def rotary_angles(length: int, head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [length, 1, head_dim / 2] of position · base^(-2i / head_dim), in ``like``'s type.
+def rotary_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [..., 1, head_dim / 2] of position · base^(-2i / head_dim), ``positions`` [...].
 
     Computed in float64: in float32 the angle of position 100,000 is off by 0.004 rad.
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=like.device) / head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float64, device=like.device), base**-exponent)
-    return angles.cos()[:, None].to(like.dtype), angles.sin()[:, None].to(like.dtype)
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
+    angles = positions[..., None, None] * base**-exponent
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + d/2) of ``x`` [..., length, heads, d] by the angles."""
+    """Turn the pairs (i, i + d/2) of ``x`` [batch, length, heads, d] by the angles."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -80,6 +80,14 @@ def load_tokenizer(path: Path) -> SentencePieceProcessor:
     return tokenizer
 
 
+def find_tokenizer(checkpoint: Path) -> Path:
+    """The tokenizer of a checkpoint folder; raises ``ValueError`` if it has none."""
+    path = checkpoint / "tokenizer.model"
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no tokenizer.model: copy there the one that it was trained with")
+    return path
+
+
 def _remedy(vocab_size: int, message: str) -> str:
     """A message of SentencePiece in the words of our settings."""
     if "too high" in message:

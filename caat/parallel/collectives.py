@@ -22,7 +22,8 @@ class Collectives:
 
     ``calls`` and ``sent`` count by ``(direction, purpose)``: ``sent`` is the size in bytes of each message,
     in the type that travels. Purposes: ``sync`` (partial synchronisation inside the layers),
-    ``embedding``, ``loss``, ``replicated`` (gradients of replicated weights), ``norm`` (of the gradient).
+    ``embedding``, ``loss``, ``replicated`` (gradients of replicated weights), ``norm`` (of the gradient),
+    ``sampling``.
     """
 
     def __init__(self, processes: int, group: dist.ProcessGroup | None, wire: Wire | None = None) -> None:
@@ -47,6 +48,15 @@ class Collectives:
             dist.all_reduce(message, op, group=self.group)
             self._count(message, direction, purpose)
         return message
+
+    def all_gather(self, message: Tensor, direction: Direction, purpose: str) -> Tensor:
+        """The contiguous ``message`` of every process, in the order of their ranks, side by side in dim 0."""
+        if self.processes == 1:
+            return message
+        gathered = message.new_empty(self.processes * len(message), *message.shape[1:])
+        dist.all_gather_into_tensor(gathered, message, group=self.group)
+        self._count(message, direction, purpose)
+        return gathered
 
     def start_sum(self, x: Tensor, direction: Direction, purpose: str) -> Wait:
         """Start to sum the contiguous activations ``x`` in place, as :attr:`wire` says.

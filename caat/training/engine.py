@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from math import isfinite
@@ -114,18 +114,27 @@ class Engine:
 
         Each rank must bring as many batches. ``see`` is shown the rows that count, with their losses.
         """
-        self._engine.eval()
         total, count = torch.zeros((), dtype=torch.float64), 0
-        for tokens, targets, rows in batches:
-            losses = self._engine(tokens, targets)[:rows]
-            see(tokens[:rows], targets[:rows], losses)
-            total += losses.double().sum().cpu()
-            count += losses.numel()
-        self._engine.train()
+        with self.evaluating() as forward:
+            for tokens, targets, rows in batches:
+                losses = forward(tokens, targets)[:rows]
+                see(tokens[:rows], targets[:rows], losses)
+                total += losses.double().sum().cpu()
+                count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)
         if self.mesh.data_size > 1:
             dist.all_reduce(both, group=self.mesh.data_group)
         return float(both[0] / both[1])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Callable[..., Tensor]]:
+        """The model in evaluation mode, to be called as ``model(...)`` is. At stage 3, where weights are
+        gathered from all replicas in each call, every rank must make as many calls."""
+        self._engine.eval()
+        try:
+            yield self._engine
+        finally:
+            self._engine.train()
 
     def data_mean(self, value: Tensor) -> float:
         """Mean of a scalar over the data-parallel replicas."""

@@ -62,10 +62,12 @@ def train(
     supervision: Supervision,
     device: torch.device,
     output: Output | None,
+    benchmarks: Callable[[int], dict[str, float]] | None = None,
 ) -> dict:
     """Train from ``start`` to ``config.train.steps`` steps; returns the last step's record.
 
-    ``validation()`` gives this rank's held-out batches. Raises on every rank at the same step:
+    ``validation()`` gives this rank's held-out batches, ``benchmarks(step)`` further figures of the model,
+    every ``eval.every`` steps and at the end. Raises on every rank at the same step:
     :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving), :class:`SaveError`, and
     :class:`~caat.training.replicas.DriftError`.
     """
@@ -119,6 +121,8 @@ def train(
         if validate:
             see = output.samples.see if output else _unseen
             record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step), see)
+        if benchmarks is not None and (last or step % config.eval.every == 0):
+            record |= benchmarks(step)
         if output:
             samples = output.samples.take() if validate else []
             for tracker in output.trackers:

@@ -8,6 +8,8 @@ BENCHMARKS = {
     "step": "time and bytes of a step on this machine's network, by ratio, with and without overlap",
     "link": "the same over a slow network made on this machine (root)",
     "peers": "the same blocks in torch's and megatron-core's tensor parallelism, beside ours",
+    "generate": "time to the first token and tokens per second, by ratio, here or over a slow network",
+    "profile": "what torch's profiler sees of the same steps: GEMMs, copies, the rest, memory kept",
     "predict": "step time by ratio on a machine that one does not have, from a closed formula",
     "mfu": "a training step in one process as a share of the device's peak, by shard count",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,7 +54,9 @@ class DenseGPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         x = self.embedding(tokens)
-        cos, sin = rotary_angles(tokens.shape[-1], self.c.head_dim, self.c.rope_base, x)
+        cos, sin = rotary_angles(
+            torch.arange(tokens.shape[-1], device=x.device), self.c.head_dim, self.c.rope_base, x.dtype
+        )
         for block in self.blocks:
             x = block(x, cos, sin)
         logits = self.head(self.norm(x))

@@ -1,7 +1,7 @@
 """One process of a communication benchmark: every variant of the stack, taking turns.
 
-``python -m launch.bench.measure network|peers SETTINGS OUT`` on each of the P processes; the first one
-writes ``OUT``.
+``python -m launch.bench.measure KIND SCHEMA SETTINGS OUT`` on each of the P processes; the first one writes
+``OUT``. ``SCHEMA`` is a class of :mod:`conf.bench`, ``SETTINGS`` its values.
 """
 
 from __future__ import annotations
@@ -16,18 +16,34 @@ import torch
 import torch.distributed as dist
 
 from caat.training.device import DTYPES, choose_device, start_process_group, stop_process_group
+from conf import bench
 from conf.bench import BenchStackConfig
+from launch.bench.profiling import profile_rows
 from launch.bench.timing import Times, take_turns
-from launch.bench.variants import Variant, network_variants, peer_variants
+from launch.bench.variants import (
+    Variant,
+    decode_variants,
+    network_variants,
+    peer_variants,
+    prefill_variants,
+)
 
-KINDS = {"network": network_variants, "peers": peer_variants}
+VARIANTS = {
+    "network": network_variants,
+    "peers": peer_variants,
+    "prefill": prefill_variants,
+    "decode": decode_variants,
+}
 
 
-def main(kind: str, settings: Path, out: Path) -> None:
-    config = BenchStackConfig(**json.loads(settings.read_text()))
+def main(kind: str, schema: str, settings: Path, out: Path) -> None:
+    config = getattr(bench, schema)(**json.loads(settings.read_text()))
     device = choose_device(config.device, int(os.environ["LOCAL_RANK"]), config.processes)
     start_process_group(device)
-    rows = measure(KINDS[kind](config, device), config, device)
+    if kind == "profile":
+        rows = profile_rows(config, device)
+    else:
+        rows = measure(VARIANTS[kind](config, device), config, device)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(rows))
     stop_process_group()
@@ -43,7 +59,9 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
     names = list(runs)
     for variant, size in zip(variants, sizes, strict=True):
         if size["bytes_forward"]:
-            runs[f"alone {size['bytes_forward']}"] = _messages_alone(config, device, variant)
+            runs[f"alone {size['bytes_forward']}"] = _messages_alone(
+                variant, device, DTYPES[config.precision]
+            )
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}
     peers = [times[name] for name, v in zip(names, variants, strict=True) if v.messages is None]
@@ -76,18 +94,18 @@ def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
     return {**inside, "bytes_ends": sum(sent.values()) - sum(inside.values())}
 
 
-def _messages_alone(config: BenchStackConfig, device: torch.device, variant: Variant) -> Callable[[], None]:
-    """All sums inside the layers in one step, one after another, with nothing to compute between them."""
+def _messages_alone(variant: Variant, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    """All sums inside the layers in the last step, one after another, with nothing to compute between."""
     messages = variant.messages
     assert messages is not None
-    dtype = DTYPES[config.precision]
-    channels = int(config.hidden * variant.ratio)
-    message = torch.zeros(config.batch * config.sequence, channels, device=device, dtype=dtype)
+    inside = [key for key in messages.calls if key[1] == "sync"]
+    count, size = sum(messages.calls[key] for key in inside), sum(messages.sent[key] for key in inside)
+    message = torch.zeros(size // count // dtype.itemsize, device=device, dtype=dtype)
 
     def run() -> None:
-        for _ in range(4 * config.layers):
+        for _ in range(count):
             messages.start_sum(message, "forward", "alone")()
-        message.flatten()[0].item()  # waits for the device
+        message[0].item()  # waits for the device
 
     return run
 
@@ -102,4 +120,4 @@ def _slowest(times: Times) -> Times:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))

@@ -53,7 +53,7 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
     for key in dict.fromkeys((row["mode"], row["ratio"]) for row in shown):
         mode, ratio = key
         series = {row["rate"]: row for row in rows if (row["mode"], row["ratio"]) == key}
-        x = [rate_bytes(rate) * 8 / 1e9 for rate in rates]
+        x = [_gbit(rate) for rate in rates]
         colour, alpha = COLOURS[mode], 1 / (1 + fainter.index(ratio))
         measured = [full[rate]["step_ms"] / series[rate]["step_ms"] for rate in rates]
         predicted = [full[rate]["predicted_ms"] / series[rate]["predicted_ms"] for rate in rates]
@@ -61,8 +61,10 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
         axes.plot(x, predicted, "--", lw=1, color=colour, alpha=alpha)
     axes.plot([], [], "--", color="gray", lw=1, label="predicted")
     axes.axhline(1.0, color="gray", lw=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks([_gbit(rate) for rate in rates], [f"{_gbit(rate):g}" for rate in rates])
+    axes.minorticks_off()
     axes.set(
-        xscale="log",
         xlabel="rate of the link (Gbit/s)",
         ylabel="speed-up over full synchronisation",
     )
@@ -70,6 +72,10 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+def _gbit(rate: str) -> float:
+    return rate_bytes(rate) * 8 / 1e9
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

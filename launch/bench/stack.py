@@ -6,7 +6,7 @@ and 2 backward, and one of all channels beside: Megatron for the head, ours for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,9 @@ from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
 from conf.schema import ModelConfig
+from layers.attention import attend
 from layers.block import Block
+from layers.cache import KVCache, LayerCache
 from layers.linear import ColumnParallelLinear, shared_channels
 from layers.mlp import swiglu
 from layers.norm import RMSNorm, norm_weights
@@ -27,7 +29,10 @@ Linears = Callable[[int, int], nn.Module]
 
 
 class OurStack(nn.Module):
-    """Our blocks at ``ratio``: [batch, seq, hidden] -> this process's part of the loss."""
+    """Our blocks at ``ratio``: [batch, seq, hidden] -> this process's part of the loss.
+
+    With a cache, which the input continues, the loss is that of the last token.
+    """
 
     def __init__(self, c: ModelConfig, mesh: Mesh, ratio: float) -> None:
         super().__init__()
@@ -37,13 +42,14 @@ class OurStack(nn.Module):
         self.norm = RMSNorm(c.hidden, mesh, c.norm_eps)
         self.head = ColumnParallelLinear(c.hidden, c.hidden, mesh)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         gammas = norm_weights(self, self.mesh)
-        cos, sin = rotary_angles(x.shape[1], self.c.head_dim, self.c.rope_base, x)
+        cos, sin, layers = _places(self.c, x, cache)
         stream: Stream | Arriving = enter(x, self.shared_channels, self.mesh)
-        for block, attention_gamma, mlp_gamma in zip(self.blocks, gammas[0::2], gammas[1::2], strict=False):
-            stream = block(stream, attention_gamma, mlp_gamma, cos, sin)
-        _, out = self.head.after_norm(self.norm(stream, gammas[-1]))
+        for block, *norms, layer in zip(self.blocks, gammas[0:-1:2], gammas[1::2], layers, strict=True):
+            stream = block(stream, *norms, cos, sin, layer)
+        normed = self.norm(stream, gammas[-1])
+        _, out = self.head.after_norm(normed if cache is None else normed.last())
         return out.square().mean()
 
 
@@ -107,17 +113,16 @@ class PlainBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.gate_up, self.down = column(c.hidden, 2 * c.ffn), row(c.ffn, c.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.unbind(-3)
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.output(a.transpose(1, 2).flatten(2, 3))
+        x = x + self.output(attend(q, k, v, cache).transpose(1, 2).flatten(2, 3))
         return x + self.down(swiglu(self.gate_up(self.mlp_norm(x)), 1))
 
 
 class PlainStack(nn.Module):
-    """Full synchronisation: [batch, seq, hidden] -> this process's part of the loss."""
+    """Full synchronisation: [batch, seq, hidden] -> this process's part of the loss, as :class:`OurStack`."""
 
     def __init__(self, c: ModelConfig, column: Linears, row: Linears, head: Linears) -> None:
         super().__init__()
@@ -126,11 +131,11 @@ class PlainStack(nn.Module):
         self.norm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.head = head(c.hidden, c.hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        cos, sin = rotary_angles(x.shape[1], self.c.head_dim, self.c.rope_base, x)
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        return self.head(self.norm(x)).square().mean()
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        cos, sin, layers = _places(self.c, x, cache)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, cos, sin, layer)
+        return self.head(self.norm(x if cache is None else x[:, -1:])).square().mean()
 
 
 def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
@@ -141,6 +146,17 @@ def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
         lambda inputs, outputs: RowLinear(inputs, outputs, mesh),
         lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh, "head"),
     )
+
+
+def _places(
+    c: ModelConfig, x: Tensor, cache: KVCache | None
+) -> tuple[Tensor, Tensor, Sequence[LayerCache | None]]:
+    """Rotary cosines and sines of the tokens of ``x``, and each layer's part of the cache."""
+    positions: Tensor = torch.arange(x.shape[1], device=x.device)
+    layers: Sequence[LayerCache | None] = [None] * c.layers
+    if cache is not None:
+        positions, layers = cache.extend(x.shape[1])
+    return *rotary_angles(positions, c.head_dim, c.rope_base, x.dtype), layers
 
 
 @torch.no_grad()

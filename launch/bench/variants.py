@@ -1,10 +1,11 @@
-"""What the communication benchmarks time: one forward and backward pass of the same stack, in many ways."""
+"""What the communication benchmarks time: passes of the same stack of blocks, in many ways."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,12 @@ from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.training.device import DTYPES
-from conf.bench import BenchStackConfig
+from conf.bench import BenchGenerateConfig, BenchStackConfig
 from launch.bench.stack import OurStack, PlainStack, copy_weights, megatron_stack
+from layers.cache import KVCache
+
+# Of a stack on a device, what is timed.
+MakeStep = Callable[[BenchStackConfig, torch.device, nn.Module], Callable[[], float]]
 
 
 @dataclass
@@ -29,15 +34,27 @@ class Variant:
     messages: Collectives | None
 
 
-def network_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
+def network_variants(
+    config: BenchStackConfig, device: torch.device, make_step: MakeStep | None = None
+) -> list[Variant]:
     """No communication, full synchronisation, and ours at every ratio: without, waiting, overlapped."""
-    group = dist.new_group()
-    variants = [_plain(config, device, "none", None), _plain(config, device, "full", group)]
+    group, make = dist.new_group(), make_step or _step
+    variants = [_plain(config, device, "none", None, make), _plain(config, device, "full", group, make)]
     for ratio in config.ratios:
-        variants.append(_ours(config, device, "none", ratio, None, Wire(overlap=False)))
-        variants.append(_ours(config, device, "partial", ratio, group, Wire(overlap=False)))
-        variants.append(_ours(config, device, "overlap", ratio, group, Wire()))
+        variants.append(_ours(config, device, "none", ratio, None, Wire(overlap=False), make))
+        variants.append(_ours(config, device, "partial", ratio, group, Wire(overlap=False), make))
+        variants.append(_ours(config, device, "overlap", ratio, group, Wire(), make))
     return variants
+
+
+def prefill_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
+    """The same, where a step reads the prompts into a cache."""
+    return network_variants(config, device, partial(_generation_step, prompt=True))
+
+
+def decode_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
+    """The same, where a step makes all new tokens, one by one."""
+    return network_variants(config, device, partial(_generation_step, prompt=False))
 
 
 def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
@@ -46,13 +63,13 @@ def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Varian
     Raises ``ArithmeticError`` if one does not: then it does not do the same work.
     """
     group = dist.new_group()
-    variants = [_plain(config, device, "none", None), _torch(config, device)]
+    variants = [_plain(config, device, "none", None, _step), _torch(config, device)]
     megatron_core = _megatron_core(config, device)
     if megatron_core is not None:
         variants.append(megatron_core)
-    variants += [_ours(config, device, "overlap", ratio, group, Wire()) for ratio in config.ratios]
+    variants += [_ours(config, device, "overlap", ratio, group, Wire(), _step) for ratio in config.ratios]
     losses = {v.mode: v.step() for v in variants[1:] if v.ratio == 1.0}
-    reference = _plain(config, device, "full", group).step()
+    reference = _plain(config, device, "full", group, _step).step()
     for mode, loss in losses.items():
         if abs(loss - reference) > (0.05 if config.precision == "bf16" else 1e-4) * abs(reference):
             raise ArithmeticError(f"{mode} has the loss {loss}, full synchronisation {reference}")
@@ -65,9 +82,11 @@ def _mesh(config: BenchStackConfig, group: dist.ProcessGroup | None, wire: Wire 
     return Mesh(config.processes, config.processes, dist.get_rank(), tensor=messages)
 
 
-def _ours(config: BenchStackConfig, device, mode: str, ratio: float, group, wire: Wire) -> Variant:
+def _ours(
+    config: BenchStackConfig, device, mode: str, ratio: float, group, wire: Wire, make_step: MakeStep
+) -> Variant:
     mesh = _mesh(config, group, wire)
-    return Variant(mode, ratio, _step(config, device, _our_stack(config, mesh, ratio)), mesh.tensor)
+    return Variant(mode, ratio, make_step(config, device, _our_stack(config, mesh, ratio)), mesh.tensor)
 
 
 def _our_stack(config: BenchStackConfig, mesh: Mesh, ratio: float) -> OurStack:
@@ -75,11 +94,11 @@ def _our_stack(config: BenchStackConfig, mesh: Mesh, ratio: float) -> OurStack:
     return OurStack(config.shape, mesh, ratio)
 
 
-def _plain(config: BenchStackConfig, device, mode: str, group) -> Variant:
+def _plain(config: BenchStackConfig, device, mode: str, group, make_step: MakeStep) -> Variant:
     mesh = _mesh(config, group)
     stack = megatron_stack(config.shape, mesh)
     copy_weights(_our_stack(config, mesh, 1.0), stack)
-    return Variant(mode, 1.0, _step(config, device, stack), mesh.tensor)
+    return Variant(mode, 1.0, make_step(config, device, stack), mesh.tensor)
 
 
 def _torch(config: BenchStackConfig, device) -> Variant:
@@ -150,3 +169,28 @@ def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> C
         return loss.item()  # waits for the device
 
     return step
+
+
+def _generation_step(
+    config: BenchGenerateConfig, device: torch.device, stack: nn.Module, prompt: bool
+) -> Callable[[], float]:
+    dtype = DTYPES[config.precision]
+    stack = stack.to(device, dtype)
+    torch.manual_seed(1)
+    x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)
+    no_padding = torch.zeros(config.batch, dtype=torch.long, device=device)
+    cache = KVCache(config.shape, _mesh(config, None), no_padding, config.sequence + config.new_tokens, dtype)
+
+    @torch.no_grad()
+    def read() -> float:
+        cache.length = 0
+        return stack(x, cache).item()  # waits for the device
+
+    @torch.no_grad()
+    def write() -> float:
+        cache.length = config.sequence
+        # Each token is needed to choose the next.
+        return [stack(x[:, -1:], cache).item() for _ in range(config.new_tokens)][-1]
+
+    read()
+    return read if prompt else write

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 from conf.bench import BenchStackConfig
@@ -33,9 +33,8 @@ def _rows(kind: str, config: BenchStackConfig, run: Callable[[list[str]], int]) 
     """What ``run`` measured, given its arguments; exits with its status if that is not 0."""
     with tempfile.TemporaryDirectory() as folder:
         settings, rows = Path(folder) / "settings.json", Path(folder) / "rows.json"
-        values = {field.name: getattr(config, field.name) for field in fields(BenchStackConfig)}
-        settings.write_text(json.dumps(values))
-        if status := run([kind, str(settings), str(rows)]):
+        settings.write_text(json.dumps(asdict(config)))
+        if status := run([kind, type(config).__name__, str(settings), str(rows)]):
             sys.exit(status)
         return json.loads(rows.read_text())
 

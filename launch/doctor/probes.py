@@ -21,7 +21,7 @@ LITTLE_DISK, LITTLE_SHARED = 20 * GIB, GIB
 OPTIONAL = (
     ("tensorboard", "tensorboard", "tracker=tensorboard", "pip install 'caat[tensorboard]'"),
     ("wandb_workspaces", "wandb-workspaces", "caat dashboard", "pip install 'caat[dashboard]'"),
-    ("lm_eval", "lm-eval", "caat evaluate", "pip install 'lm-eval>=0.4.13'"),
+    ("lm_eval", "lm-eval", "caat evaluate", "pip install 'caat[eval]'"),
     ("transformers", "transformers", "Hugging Face models", "pip install 'transformers>=5.0'"),
     ("megatron", "megatron-core", "caat bench peers", "pip install 'caat[peers]'"),
 )

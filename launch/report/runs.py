@@ -119,7 +119,10 @@ def _read(folder: Path) -> Run:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records by step; none if the run did not come that far. The last line of a killed run may be torn."""
+    """Records of training, by step; none if the run did not come that far.
+
+    The last line of a killed run may be torn.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -130,6 +133,9 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
+            # Of `caat evaluate`, after training.
+            if "loss" not in record:
+                continue
             record["step"], record["tokens"], record["tensor_parallel_bytes_backward"]
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):

@@ -125,4 +125,4 @@ class Run:
 
     def checksums(self, step: int = STEPS) -> dict[str, str]:
         """Of every file of a checkpoint, from its state.json."""
-        return json.loads((self.checkpoints / f"step-{step:08}" / "state.json").read_text())["sha256"]
+        return json.loads((self.checkpoints / f"step-{step:08}" / "state.json").read_text())["xxh3_128"]

@@ -31,7 +31,7 @@ MAY_NAMESPACE = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.
 namespaces = pytest.mark.skipif(not MAY_NAMESPACE, reason="network namespaces need root, ip and tc")
 
 
-def bench(tmp_path: Path, *arguments: str) -> list[dict]:
+def bench(tmp_path: Path, *arguments: str, picture: bool = True) -> list[dict]:
     result = subprocess.run(
         [*COMMAND, *arguments, f"out={tmp_path / 'result.json'}"],
         capture_output=True,
@@ -41,7 +41,7 @@ def bench(tmp_path: Path, *arguments: str) -> list[dict]:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == str(tmp_path / "result.json")
-    assert (tmp_path / "result.png").stat().st_size > 1000
+    assert not picture or (tmp_path / "result.png").stat().st_size > 1000
     return json.loads((tmp_path / "result.json").read_text())["rows"]
 
 
@@ -75,6 +75,15 @@ def test_peers(tmp_path):
     """The peers compute our loss (else the command fails); megatron-core only where it is installed."""
     rows = bench(tmp_path, "peers", *SMALL)
     assert {"none", "overlap", "torch parallelize_module"} <= {row["mode"] for row in rows}
+
+
+@pytest.mark.slow
+def test_profile(tmp_path):
+    """Ours keeps less for backward than Megatron's form, and copies nothing more than the messages."""
+    rows = {(row["mode"], row["ratio"]): row for row in bench(tmp_path, "profile", *SMALL, picture=False)}
+    full, ours = rows["full", 1.0], rows["overlap", 0.5]
+    assert 0 < ours["saved_bytes"] < full["saved_bytes"]
+    assert ours["gemm_ms"] > 0 and ours["copies"] > 0
 
 
 def test_predict(tmp_path):

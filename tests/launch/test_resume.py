@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from launch.config import compose, validate
 from launch.resume import check_resume, check_resume_data, checkpoints_to_try, continues, data_fingerprint
 from launch.run_folder import open_run_folder
 
+ROOT = Path(__file__).parents[2]
 AT_200 = State(200, tokens=4096, position=64, sequence=256, seed=1, data="", adam_steps=200)
 
 
@@ -165,3 +169,23 @@ def test_other_data_is_refused(run):
     (tokens / "tokenizer.model").write_bytes(b"y")
     with pytest.raises(ValueError, match="another tokenizer"):
         check_resume_data(config, tokens)
+
+
+def test_two_jobs_cannot_work_in_one_folder(run):
+    """Whatever ends the first job, `kill -9` too, lets the next one in."""
+    code = (
+        "from launch.config import compose; from launch.run_folder import open_run_folder; import time;"
+        "open_run_folder(compose(['run.dir=run', 'resume=auto'])); print('claimed', flush=True);"
+        "time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
+        with pytest.raises(ValueError, match=r"another job is at work in run\.dir=run"):
+            open_run_folder(compose(["run.dir=run", "resume=auto"]))
+    finally:
+        other.kill()
+        other.wait()
+    open_run_folder(compose(["run.dir=run", "resume=auto"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from xxhash import xxh3_128
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import files
@@ -239,9 +239,9 @@ def test_damage_is_named(saved, damage, message):
 
 def test_checksums_match(saved):
     state = json.loads((saved / "state.json").read_text())
-    for name, digest in state["sha256"].items():
-        assert hashlib.sha256((saved / name).read_bytes()).hexdigest() == digest
-    assert set(state["sha256"]) == {p.name for p in saved.iterdir()} - {"state.json"}
+    for name, digest in state["xxh3_128"].items():
+        assert xxh3_128((saved / name).read_bytes()).hexdigest() == digest
+    assert set(state["xxh3_128"]) == {p.name for p in saved.iterdir()} - {"state.json"}
 
 
 def verify(folder: Path) -> list[str]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_128
+
 
 def write_json(path: Path, values: dict[str, Any]) -> str:
-    """Write ``values``; returns the file's sha256."""
+    """Write ``values``; returns the file's checksum."""
     return write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write ``data``; returns its sha256."""
+    """Write ``data``; returns its checksum."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(data).hexdigest()
+    return xxh3_128(data).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from xxhash import xxh3_128
 
 from caat.training.checkpoint.durable import write_json
 from caat.training.checkpoint.tensors import FullTensors
@@ -89,7 +89,7 @@ class TensorFile:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         self._left = end
-        self._hash = hashlib.sha256()
+        self._hash = xxh3_128()
         self._file = path.open("xb")
         self._write(len(text).to_bytes(8, "little") + text)
 
@@ -101,7 +101,7 @@ class TensorFile:
             self._write(data[start : start + BLOCK_BYTES])
 
     def close(self) -> str:
-        """Make the file durable; returns its sha256."""
+        """Make the file durable; returns its checksum."""
         assert self._left == 0, self._left
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from xxhash import xxh3_128
 
 from caat.training.checkpoint.files import STEMS, index_name
 from caat.training.checkpoint.state import read_state
@@ -20,7 +21,7 @@ from caat.training.control import Control
 from caat.training.fragments import Fragment
 from conf.schema import require
 
-# Hashing runs at a gigabyte a second and core, beside others.
+# One waits for the disk while others hash.
 HASHING_THREADS = 4
 
 
@@ -143,7 +144,7 @@ def _share(folder: Path, names: list[str], control: Control) -> list[str]:
 def _problem(path: Path, checksum: str) -> str | None:
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.file_digest(file, xxh3_128).hexdigest()
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     if found != checksum:

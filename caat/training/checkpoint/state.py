@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from xxhash import xxh3_128
 
 from caat.training.checkpoint.durable import write_json
 
@@ -34,8 +35,8 @@ class State:
 
 def write_state(folder: Path, state: State, checksums: dict[str, str]) -> None:
     """Write state.json, durably."""
-    values = {**asdict(state), "sha256": dict(sorted(checksums.items()))}
-    write_json(folder / "state.json", {**values, "state_sha256": _digest(values)})
+    values = {**asdict(state), "xxh3_128": dict(sorted(checksums.items()))}
+    write_json(folder / "state.json", {**values, "state_xxh3_128": _digest(values)})
 
 
 def read_state(folder: Path) -> tuple[State, dict[str, str]]:
@@ -46,8 +47,8 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
     path = folder / "state.json"
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        digest = values.pop("state_sha256")
-        checksums = values["sha256"]
+        digest = values.pop("state_xxh3_128")
+        checksums = values["xxh3_128"]
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} is missing or damaged ({error})") from None
     if _digest(values) != digest:
@@ -60,4 +61,4 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
 
 
 def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest()

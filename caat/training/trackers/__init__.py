@@ -15,8 +15,11 @@ from conf.schema import Config
 __all__ = ["JsonLines", "Tracker", "open_trackers"]
 
 
-def open_trackers(config: Config, folder: Path, done_steps: int, done_tokens: int) -> list[Tracker]:
-    """The trackers of a run that starts after step ``done_steps``; none of them can stop it."""
+def open_trackers(config: Config, folder: Path, done_steps: int | None, done_tokens: int) -> list[Tracker]:
+    """The trackers of a run that starts after step ``done_steps``; none of them can stop it.
+
+    ``done_steps`` None: nothing is trained, and all that was logged stays.
+    """
     settings, c = dataclasses.asdict(config), config.tracker
     trackers: list[Tracker] = [
         Guarded("metrics.jsonl", lambda: JsonLines(folder / "metrics.jsonl", done_steps))

@@ -13,11 +13,11 @@ from caat.training.trackers.tracker import Tracker
 class JsonLines(Tracker):
     """One JSON object a line, flushed at once: a killed run keeps what it had.
 
-    Lines of steps after ``done``, which a resumed run does again, are dropped first.
+    Lines of steps after ``done``, which a resumed run does again, are dropped first; None: all stay.
     """
 
-    def __init__(self, path: Path, done: int) -> None:
-        if path.is_file():
+    def __init__(self, path: Path, done: int | None) -> None:
+        if path.is_file() and done is not None:
             _drop_lines_after(path, done)
         self._file = path.open("a", encoding="utf-8")
 

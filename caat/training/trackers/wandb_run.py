@@ -41,7 +41,8 @@ class Wandb(Tracker):
 
     def log(self, record: Mapping[str, Any]) -> None:
         values = {key: value for key, value in record.items() if value is not None}
-        self._run.log(values, step=record["step"])
+        # What is measured after the run cannot have an earlier step than the last that wandb knows.
+        self._run.log(values, step=max(record["step"], self._run.step))
 
     def samples(self, record: Mapping[str, Any], samples: Sequence[Sample]) -> None:
         import wandb
@@ -50,7 +51,7 @@ class Wandb(Tracker):
         for number, sample in enumerate(samples):
             row = sample.context, sample.continuation, sample.loss, sample.spelled
             table.add_data(record["tokens"], number, *row)
-        self._run.log({"validation_samples": table, "tokens": record["tokens"]}, step=record["step"])
+        self._run.log({"validation_samples": table, "tokens": record["tokens"]}, step=self._run.step)
 
     def keep(self, kind: str, folder: Path) -> None:
         import wandb
@@ -61,7 +62,7 @@ class Wandb(Tracker):
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
-        self._run.finish(exit_code=0 if summary else 1)
+        self._run.finish()
 
 
 def default_group(config: Config, folder: Path) -> str:

@@ -1,0 +1,71 @@
+"""Rows of unequal length in as few forward passes as memory allows, shared by the replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from caat.parallel.mesh import Mesh
+
+# Tokens of a forward pass, padding included, where nothing is said. On a GPU it is halved when memory runs
+# out; on a CPU more would not be faster.
+AUTOMATIC = {"cuda": 32768, "cpu": 2048}
+
+Result = TypeVar("Result")
+
+
+class Batches:
+    """Runs work over rows, longest first, so that rows of a batch are about as long as each other.
+
+    ``size``: rows of a batch; 0: as many as ``tokens`` allow. ``watch(done, total)`` is called after each
+    batch. Every process of a replica runs the same batches; each replica takes its share of the rows.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        size: int,
+        tokens: int,
+        watch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.mesh, self.size, self.tokens, self.watch = mesh, size, tokens, watch
+
+    def run(self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Result]]) -> list[Result]:
+        """The result of every row, of ``work``, which gets the numbers of the rows of a batch. Collective."""
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        mine = order[self.mesh.data_rank :: self.mesh.data_size]
+        found: dict[int, Result] = {}
+        while mine:
+            rows = mine[: self._rows(lengths[mine[0]])]
+            try:
+                results = work(rows)
+            except torch.OutOfMemoryError as error:
+                self._shrink(len(rows), lengths[rows[0]], error)
+                continue
+            found.update(zip(rows, results, strict=True))
+            mine = mine[len(rows) :]
+            self.watch(len(found) * self.mesh.data_size, len(lengths))
+        if self.mesh.data_size > 1:
+            shares: list[dict[int, Result]] = [{}] * self.mesh.data_size
+            dist.all_gather_object(shares, found, group=self.mesh.data_group)
+            found = {row: result for share in shares for row, result in share.items()}
+        return [found[row] for row in range(len(lengths))]
+
+    def _rows(self, longest: int) -> int:
+        return self.size or max(1, self.tokens // longest)
+
+    def _shrink(self, rows: int, longest: int, error: torch.OutOfMemoryError) -> None:
+        """Half as much from now on, where no other process waits in a collective of the failed pass."""
+        if self.mesh.processes > 1 or rows == 1:
+            raise MemoryError(
+                f"out of memory in a batch of {rows} rows of up to {longest} tokens: give a smaller batch=... "
+                "or more processes"
+            ) from error
+        torch.cuda.empty_cache()
+        if self.size:
+            self.size = rows // 2
+        else:
+            self.tokens = rows // 2 * longest

@@ -1,0 +1,76 @@
+"""The text that a prompt is continued with, as its tokens arrive: where it ends, what of it is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+# What decoding gives for bytes that are no whole character (yet).
+INCOMPLETE = "\ufffd"
+# Tokens of the prompt that are decoded with its continuation: alone, a text would lose its first space.
+CONTEXT = 4
+
+Ending = Literal["end of text", "stop", "length"]
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer; SentencePiece's has it."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def bos_id(self) -> int: ...
+    def eos_id(self) -> int: ...
+
+
+class Continuation:
+    """Of one prompt. It ends at the end-of-text token or a stop string, neither of which is in ``text``."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._context = list(prompt[-CONTEXT:])
+        self._skip = len(tokenizer.decode(self._context))
+        self.tokens: list[int] = []
+        self.text = ""
+        self.ending: Ending | None = None
+        self._shown = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.ending is not None
+
+    def add(self, token: int) -> str:
+        """Take the next token (none any more once ended); returns the text that is certain only now."""
+        if self.ended:
+            return ""
+        if token == self._tokenizer.eos_id():
+            self.ending = "end of text"
+            return self._show(len(self.text))
+        self.tokens.append(token)
+        self.text = self._tokenizer.decode(self._context + self.tokens)[self._skip :]
+        found = [place for stop in self._stop if (place := self.text.find(stop)) >= 0]
+        if found:
+            self.text, self.ending = self.text[: min(found)], "stop"
+            return self._show(len(self.text))
+        return self._show(self._certain())
+
+    def finish(self) -> str:
+        """No token follows; returns the text that was held back."""
+        if self.ended:
+            return ""
+        self.ending = "length"
+        return self._show(len(self.text))
+
+    def _certain(self) -> int:
+        """Length of what no later token changes: no half character, no beginning of a stop string."""
+        whole = len(self.text.rstrip(INCOMPLETE))
+        begun = [
+            length
+            for stop in self._stop
+            for length in range(1, len(stop))
+            if self.text.endswith(stop[:length])
+        ]
+        return min(whole, len(self.text) - max(begun, default=0))
+
+    def _show(self, until: int) -> str:
+        start, self._shown = self._shown, max(self._shown, until)
+        return self.text[start : self._shown]

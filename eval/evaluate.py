@@ -1,0 +1,74 @@
+"""Benchmarks of lm-eval on a model: run, and what came of them."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval import simple_evaluate
+
+from eval.lm_eval_model import CaatLM
+from eval.tasks import Tasks
+
+# {task: {metric: value}}, a metric's standard error beside it as <metric>_stderr where it is known.
+Results = dict[str, dict[str, float]]
+
+
+def evaluate(
+    model: CaatLM, tasks: Tasks, limit: int | None = None, num_fewshot: int | None = None
+) -> Results:
+    """Run ``tasks`` on the first ``limit`` documents of each (None: all).
+
+    Every process must call it alike; only the first of a node gets results. Nothing random that is drawn
+    here is missed elsewhere.
+    """
+    # lm-eval would resample in forked processes, which gloo's threads do not survive.
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    # Its bars and notes would come from every process at once.
+    with _randomness_kept(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        found = simple_evaluate(
+            model=model,
+            tasks=tasks.names,
+            task_manager=tasks.manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            # Only for metrics that have no formula for their standard error.
+            bootstrap_iters=100,
+            log_samples=False,
+        )
+    return {} if found is None else {task: _metrics(values) for task, values in found["results"].items()}
+
+
+def flat(results: Results) -> dict[str, float]:
+    """As trackers take them: ``eval/<task>/<metric>``, without standard errors."""
+    return {
+        f"eval/{task}/{metric}": value
+        for task, metrics in results.items()
+        for metric, value in metrics.items()
+        if not metric.endswith("_stderr")
+    }
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, float]:
+    """lm-eval writes ``metric,filter``; the filter ``none`` is left out, as is all that is no number."""
+    return {
+        name.removesuffix(",none"): float(value)
+        for name, value in values.items()
+        if "," in name and isinstance(value, Real) and not np.isnan(float(value))
+    }
+
+
+@contextmanager
+def _randomness_kept() -> Iterator[None]:
+    state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(state[0])
+    np.random.set_state(state[1])

@@ -1,0 +1,27 @@
+"""Benchmarks of a model while it trains, at every ZeRO stage, without a trace in what training computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from caat.training.engine import Engine
+from eval.continuation import Tokenizer
+from eval.evaluate import evaluate, flat
+from eval.lm_eval_model import CaatLM
+from eval.tasks import Tasks
+from layers.gpt import GPT
+
+
+def run_benchmarks(
+    engine: Engine,
+    model: GPT,
+    tokenizer: Tokenizer,
+    tasks: Tasks,
+    limit: int | None,
+    watch: Callable[[int, int], None],
+) -> dict[str, float]:
+    """``eval/<task>/<metric>`` of the engine's model as it is now. Collective."""
+    with engine.evaluating() as forward:
+        # At stage 3 every replica takes part in every forward pass: none can have rows of its own.
+        lm = CaatLM(model, tokenizer, forward=forward, watch=watch, share=engine.stage < 3)
+        return flat(evaluate(lm, tasks, limit))

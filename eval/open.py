@@ -1,0 +1,30 @@
+"""A trained model on the processes of this world: from a checkpoint folder, ready to be used."""
+
+from __future__ import annotations
+
+import os
+from math import gcd
+from pathlib import Path
+
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint.architecture import read_architecture
+from caat.training.device import DTYPES, choose_device, start_process_group
+from eval.score import load_model
+from layers.gpt import GPT
+
+
+def open_model(folder: Path, device: str, precision: str) -> GPT:
+    """The checkpoint's model in as few replicas as its shards allow; joins the world that torchrun describes.
+
+    Collective. Raises ``ValueError`` as :func:`~eval.score.load_model`, and if ``device`` is not there.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    place = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    where = choose_device(device, *place)
+    shards = read_architecture(folder).shards
+    if world == 1:
+        mesh = Mesh(shards)
+    else:
+        start_process_group(where)
+        mesh = Mesh.create(shards, gcd(shards, world))
+    return load_model(folder, mesh, where, DTYPES[precision])

@@ -1,0 +1,63 @@
+"""The next token, from logits whose vocabulary is cut over the processes: the same on every process."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from caat.parallel.mesh import Mesh
+from conf.schema import SamplingConfig
+
+
+class Sampler:
+    """Draws the next token of every text of a batch, as the settings say.
+
+    Every process must make it with the same settings and call it as often as the others: each draws from a
+    generator of its own, of the same seed.
+    """
+
+    def __init__(self, settings: SamplingConfig, vocab_size: int, mesh: Mesh) -> None:
+        self.settings, self.mesh = settings, mesh
+        if settings.temperature == 0:
+            self._candidates = 1
+        else:
+            self._candidates = min(settings.top_k or vocab_size, vocab_size)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Local logits [batch, local vocabulary], padding masked -> token numbers [batch]. Collective."""
+        values, tokens = largest(logits, self._candidates, self.mesh)
+        if self.settings.temperature == 0:
+            return tokens[:, 0]
+        kept = nucleus((values / self.settings.temperature).softmax(-1), self.settings.top_p)
+        cumulative = kept.cumsum(-1)
+        drawn = torch.rand(len(kept), 1, generator=self._generator, dtype=torch.float64).to(kept.device)
+        place = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+        # Rounding may leave what was drawn at the very end.
+        place = place.minimum((kept > 0).sum(-1, keepdim=True) - 1)
+        return tokens.gather(-1, place)[:, 0]
+
+
+def largest(logits: Tensor, count: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest of the whole vocabulary, largest first, and their token numbers: [batch, count].
+
+    One message of each process: the ``count`` largest of its slice with their numbers, or the slice if it
+    has no more. Values are float64. Collective.
+    """
+    size = logits.shape[-1]
+    if count >= size:
+        slices = mesh.tensor.all_gather(logits.contiguous()[None], "forward", "sampling")
+        values, tokens = slices.movedim(0, 1).flatten(1).double().topk(count)
+        return values, tokens
+    values, tokens = logits.topk(count)
+    # Token numbers are exact in float64.
+    pairs = torch.stack([values.double(), (tokens + mesh.tensor_rank * size).double()])[None]
+    pairs = mesh.tensor.all_gather(pairs, "forward", "sampling").movedim(0, 2).flatten(2)
+    values, order = pairs[0].topk(count)
+    return values, pairs[1].gather(-1, order).long()
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Descending probabilities [batch, count], zero behind the fewest that reach ``top_p`` (1904.09751)."""
+    before = probabilities.cumsum(-1) - probabilities
+    return probabilities.masked_fill(before >= top_p, 0.0)

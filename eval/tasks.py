@@ -1,0 +1,89 @@
+"""Tasks of lm-evaluation-harness, by name or from a folder of task files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.schema import require
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+PAPER = ("wikitext", "lambada_openai", "hellaswag", "winogrande", "piqa", "openbookqa", "boolq")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Names, and what knows them."""
+
+    names: list[str]
+    manager: TaskManager
+
+
+def find_tasks(given: Sequence[str]) -> Tasks:
+    """What ``given`` means: task names, ``paper``, folders of task files (every task in them).
+
+    Raises ``ValueError`` if lm-eval is not installed, a name is unknown, a folder holds no task or the data
+    of a task cannot be had.
+    """
+    require(
+        find_spec("lm_eval") is not None,
+        "evaluation needs lm-eval, which is not installed: pip install 'caat[eval]'",
+    )
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    folders = [each for each in given if _is_folder(each)]
+    named = [
+        name for each in given if each not in folders for name in (PAPER if each == "paper" else (each,))
+    ]
+    names = _tasks_in(folders)
+    # Reading lm-eval's own thousands of tasks takes seconds: only for names.
+    manager = TaskManager(include_path=folders, include_defaults=bool(named))
+    for name in named:
+        if name not in manager.all_tasks:
+            close = get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "`lm_eval ls tasks` lists all"
+            raise ValueError(f"tasks={name} is neither a task of lm-eval nor a folder: {hint}")
+    tasks = Tasks(list(dict.fromkeys([*names, *named])), manager)
+    for name in tasks.names:
+        _check_data(name, manager)
+    return tasks
+
+
+def _is_folder(name: str) -> bool:
+    return "/" in name or Path(name).is_dir()
+
+
+def _tasks_in(folders: Sequence[str]) -> list[str]:
+    from lm_eval.tasks import TaskManager
+
+    names: list[str] = []
+    for folder in folders:
+        require(
+            Path(folder).is_dir(),
+            f"tasks={folder} is not a folder: give one with task files of lm-eval, or names of its tasks",
+        )
+        found = TaskManager(include_path=folder, include_defaults=False).all_subtasks
+        require(bool(found), f"tasks={folder} holds no task: no .yaml file in it describes one")
+        names += found
+    return names
+
+
+def _check_data(name: str, manager: TaskManager) -> None:
+    """Raise ``ValueError`` if what the task needs cannot be had; what is downloaded is kept for later."""
+    try:
+        manager.load([name])
+    except Exception as error:
+        # Of any kind: from the network, the file system, a library that the task needs, or the task file.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub or from the "
+            "data_files of its task file"
+        ) from error

@@ -1,0 +1,32 @@
+"""`caat bench profile`: what a step spends on GEMMs, copies and the rest, and what it keeps for backward."""
+
+from __future__ import annotations
+
+import os
+
+from conf.bench import BenchProfileConfig
+from launch.bench.report import MIB, Column, Report
+from launch.bench.workers import run_here
+from launch.config import load_verb
+
+
+def main(argv: list[str]) -> None:
+    config = load_verb(BenchProfileConfig, argv)
+    report = Report(
+        "profile",
+        f"One step of {config.layers} blocks, hidden {config.hidden}, {config.batch} x {config.sequence} "
+        f"tokens, {config.precision}, {config.processes} processes of this machine: mean of {config.rounds}",
+        {
+            "mode": Column("sums"),
+            "ratio": Column("ratio"),
+            "gemm_ms": Column("GEMM ms"),
+            "copy_ms": Column("copies ms"),
+            "copies": Column("clones, cats"),
+            "other_ms": Column("other ms"),
+            "saved_bytes": Column("MiB saved", MIB),
+        },
+    )
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports every start and stop
+    for row in run_here("profile", config):
+        report.add(**row)
+    report.finish(config.out)

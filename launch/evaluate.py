@@ -1,0 +1,100 @@
+"""`caat evaluate`: benchmarks of lm-eval on a trained model, in one process or several."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from caat.training.checkpoint.state import read_state
+from conf.schema import EvaluateConfig
+from launch.config import load_verb, read_config
+from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
+
+if TYPE_CHECKING:
+    from eval.evaluate import Results
+    from eval.tasks import Tasks
+
+
+def main(argv: list[str]) -> None:
+    """Run ``tasks`` on the checkpoint; print a table, write JSON, and add to the run's metrics.
+
+    The file's path is the last line. Raises ``ValueError`` for a wrong checkpoint, task or setting, before
+    any process starts.
+    """
+    config = load_verb(EvaluateConfig, argv)
+    folder, architecture = find_trained(config.checkpoint, config.launch, replicas=True)
+    tokenizer_of(folder, architecture)
+    from eval.tasks import find_tasks
+
+    tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
+    if not ran_in_processes("launch.evaluate", argv, config.launch):
+        _evaluate(config, folder, tasks)
+
+
+def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks) -> None:
+    from caat.data.tokenizer import find_tokenizer, load_tokenizer
+    from eval.evaluate import evaluate
+    from eval.lm_eval_model import CaatLM
+
+    # Bound to the terminal: what lm-eval prints meanwhile is not shown.
+    bar = Progress(console=Console(file=sys.stdout), disable=not first_rank())
+    with on_mesh(folder, config.launch, config.precision) as model, bar:
+        line = bar.add_task("requests", total=None)
+        lm = CaatLM(
+            model,
+            load_tokenizer(find_tokenizer(folder)),
+            config.batch,
+            config.add_bos,
+            watch=lambda done, total: bar.update(line, completed=done, total=total),
+        )
+        results = evaluate(lm, tasks, config.limit, config.num_fewshot)
+    if first_rank():
+        _write(config, folder, results)
+
+
+def _write(config: EvaluateConfig, folder: Path, results: Results) -> None:
+    _track(folder, results)
+    path = result_path(folder, config.out, "evaluation.json")
+    settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "add_bos": config.add_bos}
+    result = {"checkpoint": str(folder), **settings, "results": results}
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("task", "metric"):
+        table.add_column(title)
+    for title in ("value", "± standard error"):
+        table.add_column(title, justify="right")
+    for task, metrics in results.items():
+        for metric, value in metrics.items():
+            if not metric.endswith("_stderr"):
+                error = metrics.get(f"{metric}_stderr")
+                table.add_row(task, metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}")
+    Console().print(table)
+    print(path)
+
+
+def _track(folder: Path, results: Results) -> None:
+    """Add to the metrics of the run that the checkpoint is of, if it is of one."""
+    from caat.training.trackers import open_trackers
+    from eval.evaluate import flat
+
+    run = folder.parent.parent
+    if not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
+        return
+    state = read_state(folder)[0]
+    for tracker in open_trackers(read_config(run / "config.yaml"), run, None, 0):
+        tracker.log({"step": state.step, "tokens": state.tokens, **flat(results)})
+        tracker.close({})
+
+
+if __name__ == "__main__":
+    from launch.errors import user_errors
+
+    with user_errors():
+        main(sys.argv[1:])

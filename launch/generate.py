@@ -1,0 +1,144 @@
+"""`caat generate`: texts continued by a trained model, in one process or several."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from caat.training.checkpoint.architecture import Architecture
+from conf.schema import GenerateConfig, SamplingConfig, require
+from launch.config import load_verb
+from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+    from eval.continuation import Continuation
+
+
+def main(argv: list[str]) -> None:
+    """Continue ``prompt``, shown as it is made, or each of ``prompts``; write all as JSON.
+
+    The file's path is the last line. Raises ``ValueError`` for a wrong checkpoint, prompt, number of
+    processes or setting, before any process starts.
+    """
+    config = load_verb(GenerateConfig, argv)
+    folder, architecture = find_trained(config.checkpoint, config.launch)
+    prompts = read_prompts(config)
+    tokenizer = tokenizer_of(folder, architecture)
+    rows = [[tokenizer.bos_id(), *tokenizer.encode(prompt)] for prompt in prompts]
+    check_lengths(config, rows, architecture)
+    if not ran_in_processes("launch.generate", argv, config.launch):
+        _generate(config, folder, prompts, rows, tokenizer)
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """The texts to continue; raises ``ValueError`` if the file is missing or is not as it has to be."""
+    if config.prompts is None:
+        return [str(config.prompt)]
+    path = Path(config.prompts).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts={config.prompts} cannot be read ({error})") from None
+    prompts = [_prompt(line, number, config) for number, line in enumerate(lines, 1) if line.strip()]
+    require(
+        bool(prompts), f'prompts={config.prompts} is empty: write a JSON string a line, "Once upon a time"'
+    )
+    return prompts
+
+
+def _prompt(line: str, number: int, config: GenerateConfig) -> str:
+    try:
+        prompt = json.loads(line)
+    except ValueError:
+        prompt = None
+    require(
+        isinstance(prompt, str),
+        f"prompts={config.prompts}: line {number} is not a JSON string: write it in quotes, "
+        '"Once upon a time", with \\n for a new line',
+    )
+    return prompt
+
+
+def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], architecture: Architecture) -> None:
+    """Raise ``ValueError`` if a prompt and its continuation do not fit into the model's context."""
+    context = architecture.model.sequence
+    for number, row in enumerate(rows, 1):
+        which = f"prompt {number}" if config.prompts else "the prompt"
+        require(
+            len(row) < context,
+            f"{which} has {len(row)} tokens, which leaves no room in the model's context of {context}: "
+            "shorten it",
+        )
+        require(
+            len(row) + config.max_new_tokens <= context,
+            f"{which} has {len(row)} tokens, and with max_new_tokens={config.max_new_tokens} more they exceed "
+            f"the model's context of {context}: give max_new_tokens={context - len(row)} or a shorter prompt",
+        )
+
+
+def _generate(
+    config: GenerateConfig,
+    folder: Path,
+    prompts: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    tokenizer: SentencePieceProcessor,
+) -> None:
+    from eval.generate import generate
+
+    settings = SamplingConfig(**{each.name: getattr(config, each.name) for each in fields(SamplingConfig)})
+    streaming = first_rank() and len(prompts) == 1
+    texts: list[Continuation] = []
+    with on_mesh(folder, config.launch, config.precision) as model:
+        started = perf_counter()
+        if streaming:
+            print(prompts[0], end="", flush=True)
+        for first in range(0, len(rows), config.batch):
+            texts += generate(
+                model,
+                rows[first : first + config.batch],
+                tokenizer,
+                settings,
+                lambda _, piece: print(piece, end="", flush=True) if streaming else None,
+            )
+            if first_rank() and not streaming:
+                for number in range(first, len(texts)):
+                    print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
+        seconds = perf_counter() - started
+    if first_rank():
+        _write(config, folder, settings, prompts, texts, seconds)
+
+
+def _write(
+    config: GenerateConfig,
+    folder: Path,
+    settings: SamplingConfig,
+    prompts: Sequence[str],
+    texts: Sequence[Continuation],
+    seconds: float,
+) -> None:
+    results = [
+        {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    path = result_path(folder, config.out, "generations.json")
+    result = {"checkpoint": str(folder), "settings": asdict(settings), "results": results}
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    tokens = sum(len(text.tokens) for text in texts)
+    if len(texts) == 1:
+        print()
+    print(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} tokens/s)")
+    print(path)
+
+
+if __name__ == "__main__":
+    from launch.errors import user_errors
+
+    with user_errors():
+        main(sys.argv[1:])

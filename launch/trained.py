@@ -1,0 +1,98 @@
+"""A trained model as the verbs use it: its checkpoint, checked before any process starts, then on a mesh."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.state import read_state
+from conf.schema import LaunchConfig, require
+from launch.processes import run_workers, under_torchrun
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+    from layers.gpt import GPT
+
+
+def world_size(launch: LaunchConfig) -> int:
+    """Processes that the verb runs on: torchrun's, or those to be started."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else launch.processes
+
+
+def first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def find_trained(checkpoint: str, launch: LaunchConfig, replicas: bool = False) -> tuple[Path, Architecture]:
+    """The checkpoint folder meant, and what is in it.
+
+    Raises ``ValueError`` if there is none, or the processes do not divide its shards; with ``replicas``
+    they may, several times over.
+    """
+    folder, world = find(checkpoint), world_size(launch)
+    architecture = read_architecture(folder)
+    shards = architecture.shards
+    require(
+        shards % world == 0 or replicas,
+        f"{world} processes do not divide the checkpoint's {shards} shards: "
+        "choose launch.processes that does",
+    )
+    return folder, architecture
+
+
+def tokenizer_of(folder: Path, architecture: Architecture) -> SentencePieceProcessor:
+    """The checkpoint's tokenizer; raises ``ValueError`` if it is missing, damaged or another model's."""
+    path = find_tokenizer(folder)
+    tokenizer = load_tokenizer(path)
+    pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
+    remedy = "put back the one that the model was trained with"
+    require(
+        pieces <= known,
+        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, {remedy}",
+    )
+    if (folder / "state.json").is_file():
+        expected = read_state(folder)[1].get(path.name)
+        require(
+            expected in (None, sha256(path.read_bytes()).hexdigest()),
+            f"{path} does not have the checksum in state.json: it is damaged or another tokenizer, {remedy}",
+        )
+    return tokenizer
+
+
+def ran_in_processes(module: str, argv: Sequence[str], launch: LaunchConfig) -> bool:
+    """Start ``module`` in the processes asked for, if that is more than this one, and wait for them.
+
+    False: this process is to do the work. Exits with the status of the first process that failed.
+    """
+    if under_torchrun() or launch.processes == 1:
+        return False
+    if status := run_workers(module, argv, launch.processes):
+        raise SystemExit(status)
+    return True
+
+
+@contextmanager
+def on_mesh(folder: Path, launch: LaunchConfig, precision: str) -> Iterator[GPT]:
+    """The checkpoint's model on all processes, which leave their world together when the block is left."""
+    from caat.training.device import stop_process_group
+    from eval.open import open_model
+
+    yield open_model(folder, launch.device, precision)
+    if world_size(launch) > 1:
+        stop_process_group()
+
+
+def result_path(folder: Path, out: str | None, name: str) -> Path:
+    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``."""
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    path = Path(out).expanduser() if out else run / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

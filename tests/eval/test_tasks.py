@@ -1,0 +1,44 @@
+"""Which tasks a user means."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
+
+from eval import tasks
+from eval.tasks import PAPER, find_tasks
+from tests.eval.tasks import NAMES, write_tasks
+
+
+def test_a_folder_of_task_files(tmp_path):
+    found = find_tasks([str(write_tasks(tmp_path / "own"))])
+    assert sorted(found.names) == sorted(NAMES)
+
+
+@pytest.mark.slow
+def test_names(tmp_path):
+    assert find_tasks(["paper"]).names == list(PAPER)
+    folder = write_tasks(tmp_path / "own")
+    assert find_tasks(["piqa", str(folder), "piqa"]).names == [*sorted(NAMES), "piqa"]
+
+
+@pytest.mark.slow
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"tasks=hellaswagg is neither .* did you mean hellaswag"):
+        find_tasks(["piqa", "hellaswagg"])
+
+
+@pytest.mark.parametrize(("make", "says"), [(False, "no/such is not a folder"), (True, "holds no task")])
+def test_folders_without_tasks(tmp_path, monkeypatch, make, says):
+    monkeypatch.chdir(tmp_path)
+    if make:
+        (tmp_path / "no" / "such").mkdir(parents=True)
+    with pytest.raises(ValueError, match=says):
+        find_tasks(["no/such"])
+
+
+def test_lm_eval_is_an_extra(monkeypatch):
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'caat\[eval\]'"):
+        find_tasks(["paper"])

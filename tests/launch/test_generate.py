@@ -1,0 +1,126 @@
+"""`caat generate`: the verb, its result, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from launch import generate
+from tests.trained import MODEL, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    write_checkpoint(folder, 4, 0.5)
+    return folder
+
+
+def result(capsys) -> tuple[str, dict]:
+    """What was printed, and the JSON whose path is the last line of it."""
+    printed = capsys.readouterr().out
+    with open(printed.splitlines()[-1], encoding="utf-8") as file:
+        return printed, json.load(file)
+
+
+def test_one_prompt_is_streamed(run, capsys):
+    generate.main([f"checkpoint={run}", "prompt=The brown fox", "max_new_tokens=8"])
+    printed, found = result(capsys)
+    (text,) = found["results"]
+    assert printed.startswith("The brown fox" + text["text"])
+    assert len(text["tokens"]) == 8 and text["ending"] == "length"
+    assert printed.splitlines()[-1] == str(run / "generations.json")
+
+
+def test_several_prompts(run, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('"The"\n\n"Rome\\nand"\n"grey fox"\n')
+    prompts = f"prompts={tmp_path / 'prompts.jsonl'}"
+    common = [f"checkpoint={run}", "max_new_tokens=6", f"out={tmp_path / 'out.json'}"]
+    generate.main([*common, prompts, "batch=2", "precision=fp64"])
+    _, found = result(capsys)
+    assert [each["prompt"] for each in found["results"]] == ["The", "Rome\nand", "grey fox"]
+    generate.main([*common, "prompt=grey fox", "precision=fp64"])
+    _, alone = result(capsys)
+    assert alone["results"] == found["results"][2:]
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_and_torchrun(run, tmp_path):
+    arguments = [f"checkpoint={run}", "prompt=The", "max_new_tokens=8", "temperature=1", "precision=fp64"]
+    texts = []
+    for number, command in enumerate(
+        [
+            ["launch.generate", *arguments],
+            ["launch.generate", *arguments, "launch.processes=2"],
+            ["torch.distributed.run", "--nproc-per-node=4", "-m", "launch.generate", *arguments],
+        ]
+    ):
+        out = tmp_path / f"{number}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", *command, f"out={out}"], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == str(out)
+        texts.append(json.loads(out.read_text())["results"])
+    assert texts[0] == texts[1] == texts[2]
+
+
+PROMPT = "prompt=The"
+MISTAKES = {
+    "neither prompt": ([], ["give either prompt="]),
+    "both prompts": ([PROMPT, "prompts=x"], ["give either prompt="]),
+    "no such file": (["prompts=none.jsonl"], ["prompts=none.jsonl cannot be read"]),
+    "not JSON": (["prompts=plain.txt"], ["line 1 is not a JSON string", "in quotes"]),
+    "empty file": (["prompts=empty.jsonl"], ["prompts=empty.jsonl is empty"]),
+    "long prompt": (["prompt=" + "fox 7 " * 60], ["the prompt has", "context of 64", "shorten it"]),
+    "long result": ([PROMPT, "max_new_tokens=64"], ["max_new_tokens=64", "context of 64", "give max_new"]),
+    "temperature": ([PROMPT, "temperature=-1"], ["temperature=-1.0 must be"]),
+    "top_p": ([PROMPT, "temperature=1", "top_p=0"], ["top_p=0.0 is outside (0, 1]"]),
+    "top_k": ([PROMPT, "top_k=3"], ["at temperature=0 nothing is drawn"]),
+    "stop": ([PROMPT, "stop=END"], ["stop=END", "a list of texts"]),
+    "processes": ([PROMPT, "launch.processes=3"], ["3 processes do not divide", "4 shards"]),
+    "checkpoint": ([PROMPT, "checkpoint=nowhere"], ["checkpoint=nowhere is not a folder"]),
+    "precision": ([PROMPT, "precision=fp8"], ["precision=fp8 is not known"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_found_before_the_model_is_loaded(name, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "on_mesh", lambda *_: 1 / 0)
+    (tmp_path / "plain.txt").write_text("The fox\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    arguments, says = MISTAKES[name]
+    with pytest.raises(ValueError) as error:
+        generate.main([f"checkpoint={run}", *arguments])
+    message = str(error.value)
+    assert not [part for part in says if part not in message], message
+    assert len(message.splitlines()) == 1
+
+
+def other_tokenizer(checkpoint) -> None:
+    """One of more pieces than the model knows."""
+    from caat.data.tokenizer import train_tokenizer
+
+    lines = (f"number {n} is a quick brown {n * n}" for n in range(200))
+    train_tokenizer(lines, MODEL.vocab_size + 5, checkpoint / "tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda folder: (folder / "tokenizer.model").unlink(), "has no tokenizer.model"),
+        (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "not a SentencePiece model"),
+        (other_tokenizer, "has 306 pieces and the model knows 301"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    ],
+)
+def test_a_broken_checkpoint(run, tmp_path, break_it, says):
+    shutil.copytree(run, tmp_path / "run")
+    break_it(tmp_path / "run" / "checkpoints" / "step-00000001")
+    with pytest.raises(ValueError, match=says):
+        generate.main([f"checkpoint={tmp_path / 'run'}", PROMPT, "max_new_tokens=4"])

@@ -1,0 +1,57 @@
+"""What torch.compile makes of a block is the same function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from layers.gpt import GPT
+from layers.weights import initial_weights
+from tests.models import SMALL, batch, build
+
+
+def loss_and_gradients(shards: int, processes: int, checkpointing: str, compiled: bool):
+    mesh = Mesh(shards) if processes == 1 else Mesh.create(shards, processes)
+    model = build(mesh, 0.5, checkpointing)
+    if compiled:
+        model.compile_cores()
+    loss = model(*batch()).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def check(compiled, plain) -> None:
+    (loss, gradients), (expected, expected_gradients) = compiled, plain
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_the_same_in_one_process(checkpointing):
+    check(loss_and_gradients(4, 1, checkpointing, True), loss_and_gradients(4, 1, checkpointing, False))
+
+
+@pytest.mark.slow
+def test_the_same_in_two_processes(ranks):
+    pool = ranks(2)
+    compiled = pool.run(loss_and_gradients, 4, 2, "none", True)
+    plain = pool.run(loss_and_gradients, 4, 2, "none", False)
+    for ours, theirs in zip(compiled, plain, strict=True):
+        check(ours, theirs)
+
+
+@pytest.mark.slow
+def test_many_layers_share_one_compilation():
+    """torch.compile gives up on a function that it had to compile again and again."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    deep = replace(SMALL, layers=12)
+    model = GPT.build(deep, Mesh(4), 0.5, initial_weights(deep, 1))
+    model.compile_cores()
+    model(*batch()).mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

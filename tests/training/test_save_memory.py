@@ -1,0 +1,54 @@
+"""What a save needs beside the model: about one parameter, however large the model is."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.saver import Saver
+from caat.training.checkpoint.state import State
+from caat.training.engine import Engine
+from caat.training.memory import peak_resident_bytes
+from conf.schema import CheckpointConfig, ModelConfig, OptimConfig
+from layers.full_tensors import full_tensors
+from layers.gpt import GPT
+from layers.weights import initial_weights
+
+# 13.5 MiB the largest parameter (gate and up), 140 MiB all of a kind.
+WIDE = ModelConfig(layers=6, hidden=768, ffn=2304, heads=8, kv_heads=8, vocab_size=2048, sequence=16)
+
+
+def resident_bytes() -> int:
+    kilobytes = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert kilobytes
+    return int(kilobytes[1]) * 1024
+
+
+def extra_bytes(folder: Path) -> tuple[int, int]:
+    """Peak of a save above what was resident before it, and the bytes of the largest tensor."""
+    mesh = Mesh.create(2, 2)
+    model = GPT.build(WIDE, mesh, 0.5, initial_weights(WIDE, 1))
+    engine = Engine(model, mesh, OptimConfig(), 1, "fp32", 1)
+    (folder / "t.model").touch()
+    architecture = Architecture(WIDE, 2, 0.5, model.shared_channels, model.private_scale)
+    tensors, settings = full_tensors(model), CheckpointConfig(asynchronous=False)
+    saver = Saver(
+        folder / "checkpoints", tensors, architecture, folder / "t.model", mesh, engine.fragments, settings
+    )
+    saver.save(State(1, 16, 1, sequence=16, seed=1, data="", adam_steps=1))
+    before = resident_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    saver.save(State(2, 32, 2, sequence=16, seed=1, data="", adam_steps=2))
+    return peak_resident_bytes() - before, max(each.bytes for each in tensors)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a while")
+def test_one_parameter_at_a_time(ranks, tmp_path):
+    for extra, largest in ranks(2).run(extra_bytes, tmp_path):
+        # As it arrives, and as it is laid out for the file.
+        assert extra < 2 * largest, (extra / 2**20, largest / 2**20)
