@@ -383,18 +383,31 @@ class EvalConfig:
 
 @dataclass
 class TrackerConfig:
-    """Besides metrics.jsonl, which is always written."""
+    """Besides metrics.jsonl, which is always written; several at once with tracker=[wandb,tensorboard]."""
 
-    kind: str = "none"
+    # Weights & Biases: none, online, or offline (synchronised later with `wandb sync`).
+    wandb: str = "none"
+    # Event files in the run folder, for TensorBoard.
+    tensorboard: bool = False
     project: str = "caat"
-    # wandb: online, or offline (synchronised later with `wandb sync`).
-    mode: str = "online"
+    # What the run is called; default: its folder.
+    name: str | None = None
+    # What it is shown with; default: the sweep that it is of, else the model.
     group: str | None = None
+    # Beside ratio-<sync.ratio> and N-<parallel.tensor>.
     tags: list[str] = field(default_factory=list)
+    # Held-out sequences shown at each validation, with the loss of every token; 0: none.
+    samples: int = 4
+    # Send the last checkpoint and the run's report along when it has finished (Weights & Biases).
+    artifacts: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("tracker.kind", self.kind, ("none", "wandb"))
-        require_choice("tracker.mode", self.mode, ("online", "offline"))
+        require_choice("tracker.wandb", self.wandb, ("none", "online", "offline"))
+        require(self.samples >= 0, f"tracker.samples={self.samples} must not be negative (0: none)")
+        require(
+            not self.artifacts or self.wandb != "none",
+            "tracker.artifacts=true needs Weights & Biases: give tracker=wandb or tracker=wandb_offline",
+        )
 
 
 @dataclass

@@ -29,6 +29,7 @@ from caat.data.corpus import prepared_folder
 from caat.data.shards import SPLITS, read_index
 from caat.data.tokenizer import load_tokenizer
 from conf.schema import Config, require
+from launch.available import installed, wandb_login
 from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
 from launch.resume import check_resume, continues
 from launch.settings import field_types, print_settings, settings_of
@@ -167,6 +168,7 @@ def validate(config: Config, world: int) -> None:
     else:
         _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
     check_resume(config)
+    _check_tracker(config)
     _check_compiler(config)
     if config.eval.every:
         from eval.tasks import find_tasks
@@ -205,6 +207,19 @@ def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
         pieces <= size,
         f"{what} has {pieces:,} pieces and the model only model.vocab_size={size}: "
         f"give model.vocab_size={pieces} or a smaller tokenizer",
+    )
+
+
+def _check_tracker(config: Config) -> None:
+    """Raise ``ValueError`` unless the trackers chosen can be used here."""
+    require(
+        not config.tracker.tensorboard or installed("tensorboard"),
+        "tracker=tensorboard needs TensorBoard: pip install 'caat[tensorboard]', or leave it out",
+    )
+    require(
+        config.tracker.wandb != "online" or wandb_login(),
+        "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run "
+        "`wandb sync` later",
     )
 
 

@@ -88,7 +88,7 @@ def _track(folder: Path, results: Results) -> None:
     if not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
         return
     state = read_state(folder)[0]
-    for tracker in open_trackers(read_config(run / "config.yaml").tracker, run, {}, done=None):
+    for tracker in open_trackers(read_config(run / "config.yaml"), run, None, 0):
         tracker.log({"step": state.step, "tokens": state.tokens, **flat(results)})
         tracker.close({})
 

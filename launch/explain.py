@@ -33,7 +33,9 @@ def check_known(override: Override) -> None:
         raise ValueError(f"{text} would remove a setting: give it another value, {key}=...")
     if key in GROUPS and not isinstance(override.value(), dict):
         sweep = override.is_sweep_override()
-        for option in override.sweep_string_iterator() if sweep else [override.value()]:
+        value = override.value()
+        options = override.sweep_string_iterator() if sweep else value if isinstance(value, list) else [value]
+        for option in options:
             check_option(key, option, text)
     elif key not in SETTINGS and key not in GROUPS:
         unknown(key, text, [*SETTINGS, *GROUPS])

@@ -51,6 +51,7 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
         / sum(r["step_seconds"] for r in records),
         "tensor_parallel_bytes_per_step": sent,
         "tensor_parallel_bytes_per_step_full_synchronisation": full,
+        "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
         "run": str(folder),
         "checkpoint": str(folder / "checkpoints" / f"step-{c.steps:08}"),
         "plot": str(folder / "loss.png"),

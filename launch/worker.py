@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import traceback
@@ -33,6 +32,7 @@ from caat.training.randomness import set_random_state
 from caat.training.replicas import DriftError, ReplicaGuard
 from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.trackers import open_trackers
+from caat.training.trackers.samples import Samples
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.config import check_data
@@ -171,7 +171,8 @@ def _train(
     output = None
     if first:
         output = Output(
-            open_trackers(config.tracker, folder, dataclasses.asdict(config), start.step),
+            open_trackers(config, folder, start.step, start.tokens),
+            Samples(tokens / "tokenizer.model", _shown_samples(config)),
             RunProgress(c.steps, start.step, folder / "log.txt"),
         )
         output.progress.say(_opening(config, mesh, engine, device, len(training), folder))
@@ -198,8 +199,26 @@ def _train(
         if output:
             write_status(folder, status, why)
             output.progress.close()
-            for tracker in output.trackers:
-                tracker.close(summary)
+            _close(output, config, summary, folder)
+
+
+def _shown_samples(config: Config) -> int:
+    """Nobody looks at them without a tracker."""
+    c = config.tracker
+    return c.samples if c.tensorboard or c.wandb != "none" else 0
+
+
+def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
+    """Give the trackers the last figures, and what they were asked to keep of a run that finished."""
+    if config.tracker.artifacts and summary:
+        from launch.report import write_report
+
+        write_report([str(folder)], str(folder / "report"))
+        for tracker in output.trackers:
+            tracker.keep("checkpoint", Path(summary["checkpoint"]))
+            tracker.keep("report", folder / "report")
+    for tracker in output.trackers:
+        tracker.close(summary)
 
 
 def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None) -> GPT:

@@ -18,6 +18,9 @@ from caat.parallel.mesh import Mesh
 from caat.training.fragments import Fragment, adam_steps, fragments, set_adam_steps
 from conf.schema import OptimConfig
 
+# (tokens, targets, losses), each [rows, sequence].
+See = Callable[[Tensor, Tensor, Tensor], None]
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -104,15 +107,18 @@ class Engine:
         return StepResult(loss, grad_norm, self._optimizer.skip or not isfinite(grad_norm))
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]]) -> float:
+    def evaluate(
+        self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See = lambda tokens, targets, losses: None
+    ) -> float:
         """Mean loss of every token over all replicas, of (tokens, targets, leading rows that count).
 
-        Each rank must bring as many batches.
+        Each rank must bring as many batches. ``see`` is shown the rows that count, with their losses.
         """
         total, count = torch.zeros((), dtype=torch.float64), 0
         with self.evaluating() as forward:
             for tokens, targets, rows in batches:
                 losses = forward(tokens, targets)[:rows]
+                see(tokens[:rows], targets[:rows], losses)
                 total += losses.double().sum().cpu()
                 count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)

@@ -24,6 +24,7 @@ from caat.training.replicas import ReplicaGuard
 from caat.training.schedule import learning_rate
 from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.trackers import Tracker
+from caat.training.trackers.samples import Samples
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 
@@ -37,6 +38,7 @@ class Output:
     """What the first rank writes to; the other ranks have none."""
 
     trackers: Sequence[Tracker]
+    samples: Samples
     progress: RunProgress
 
 
@@ -117,12 +119,16 @@ def train(
         last = step == c.steps
         validate = last or (c.eval_every > 0 and step % c.eval_every == 0)
         if validate:
-            record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step))
+            see = output.samples.see if output else _unseen
+            record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step), see)
         if benchmarks is not None and (last or step % config.eval.every == 0):
             record |= benchmarks(step)
         if output:
+            samples = output.samples.take() if validate else []
             for tracker in output.trackers:
                 tracker.log(record)
+                if samples:
+                    tracker.samples(record, samples)
             status = _status(record)
             output.progress.step(step, status)
             if step == start.step + 1 or validate or result.skipped or step % c.log_every == 0:
@@ -173,6 +179,10 @@ def _watched(batches: Iterable, watchdog: Watchdog, step: int) -> Iterable:
     for batch in batches:
         watchdog.beat(f"validating after step {step}")
         yield batch
+
+
+def _unseen(tokens: Tensor, targets: Tensor, losses: Tensor) -> None:
+    """Of a rank that shows nothing."""
 
 
 def _number(value: float) -> float | None:

@@ -31,7 +31,7 @@ def test_every_option_composes(override):
 def test_defaults():
     config = compose([])
     assert (config.model.name, config.parallel.tensor, config.sync.ratio) == ("tiny", 8, 0.5)
-    assert (config.zero.stage, config.tracker.kind, config.optim.betas) == (1, "none", [0.9, 0.95])
+    assert (config.zero.stage, config.tracker.wandb, config.optim.betas) == (1, "none", [0.9, 0.95])
     # What YAML does not say is what the schema says.
     assert config.train.log_every == Config().train.log_every
 

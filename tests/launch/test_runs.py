@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.wandb_file import wandb_history, wandb_records
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -129,36 +131,27 @@ def test_every_model_takes_a_step(model, text, tmp_path):
     assert len(losses(tmp_path / "run")) == 1
 
 
-def test_wandb_offline_keeps_the_run(text, tmp_path):
-    settings = [*SHORT, f"data.path={text}", "tracker=wandb_offline", "tracker.tags=[test]", "run.dir=run"]
+def test_two_trackers_keep_the_run(text, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trackers = ["tracker=[wandb_offline,tensorboard]", "tracker.tags=[test]", "tracker.artifacts=true"]
+    settings = [*SHORT, f"data.path={text}", *trackers, "run.dir=run", "zero.stage=3", "launch.processes=2"]
     command("-m", "launch.pretrain", *settings, cwd=tmp_path)
     files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 1
     history = wandb_history(files[0])
-    assert [row["step"] for row in history] == [1, 2, 3, 4]
-    assert [row["loss"] for row in history] == pytest.approx(losses(tmp_path / "run"))
-    assert "validation_loss" in history[-1] and "tokens" in history[-1]
-
-
-def wandb_history(path: Path) -> list[dict]:
-    """Rows of an offline run, from wandb's own record type: the log is LevelDB's, blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, rows, at, pending = path.read_bytes(), [], 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        pending += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):
-            record = Record.FromString(pending)
-            pending = b""
-            if record.HasField("history"):
-                items = record.history.item
-                rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
-    return rows
+    logged = [row for row in history if "loss" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3, 4]
+    assert [row["loss"] for row in logged] == pytest.approx(losses(tmp_path / "run"))
+    assert "validation_loss" in logged[-1] and "validation_samples" in logged[-1]
+    kept = {r.request.log_artifact.artifact.type for r in wandb_records(files[0]) if r.HasField("request")}
+    kept |= {r.artifact.type for r in wandb_records(files[0]) if r.HasField("artifact")}
+    assert {"checkpoint", "report"} <= kept
+    assert "<svg" in (tmp_path / "run" / "report" / "report.html").read_text()
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

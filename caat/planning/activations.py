@@ -1,0 +1,149 @@
+"""Bytes that the layers keep for the backward pass, counted from what each of them saves.
+
+Per token and process, with h hidden channels of which k are shared, m = h - k private on each of r local
+shards, q, v and f the local widths of queries, of values and of the FFN:
+
+    norm + column-parallel    k + r m, the output (q + 2 v, 2 f or the vocabulary), r numbers 1/rms
+    attention                 q + v rotated, v again if shards' heads must be gathered, q out, softmax sums
+    SwiGLU                    f of silu(gate); gate and up are the column-parallel output
+    row-parallel              its input: what attention or SwiGLU put out
+
+A norm in front of a plain linear (everything shared, one process) keeps its input and its output instead.
+tests/planning/test_activations.py holds these sums against what is alive after a forward pass, to the byte:
+a layer that comes to keep something else must change its line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.schema import ModelConfig
+
+# Norms, softmax sums and the loss are float32 whatever the model's type; token numbers are int64.
+WIDE, INDEX = 4, 8
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of one process."""
+
+    model: ModelConfig
+    shards: int
+    processes: int
+    # Shared channels, k.
+    channels: int
+    micro_batch: int
+    sequence: int
+    # Of the activations, in bytes.
+    element_size: int
+    # none, selective or full.
+    checkpointing: str
+    # A GPU has a norm in one kernel where the CPU's is several, which keep more; and memory counts there as
+    # soon as it is asked for, on the CPU when it is written to.
+    cuda: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.micro_batch * self.sequence
+
+    @property
+    def local(self) -> int:
+        """Shards on this process, r."""
+        return self.shards // self.processes
+
+    @property
+    def plain_norms(self) -> bool:
+        """Whether all shards see the same and nothing travels: norms are not folded into linears."""
+        return self.channels == self.model.hidden and self.processes == 1
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.padded_vocab(self.shards) // self.processes
+
+
+def block_bytes(p: Pass) -> int:
+    """Everything alive after the forward pass of all blocks, embedding and final norm included."""
+    c, s = p.model, p.element_size
+    stream = p.channels + p.local * (c.hidden - p.channels)
+    if p.checkpointing == "full":
+        # The stream before each block, whose sum is the one kept of the block before; two sums a block.
+        blocks = ((c.layers - 1) * stream + 2 * c.layers * p.channels) * p.tokens * s
+    else:
+        blocks = c.layers * _block(p, p.checkpointing) - stream * p.tokens * s
+    entry = c.hidden * p.tokens * s
+    angles = p.sequence * c.head_dim * s
+    gammas = (2 * c.layers + 1) * c.hidden * s
+    return blocks + entry + _norm(p) + angles + gammas + _embedding(p)
+
+
+def recomputed_bytes(p: Pass) -> int:
+    """What comes back, for one block at a time, when it is computed again."""
+    return 0 if p.checkpointing == "none" else _block(p, "none") - _block(p, p.checkpointing)
+
+
+def logit_bytes(p: Pass) -> int:
+    """What the head and the loss keep."""
+    logits = 0 if p.plain_norms else p.vocabulary * p.element_size
+    probabilities = p.vocabulary * WIDE
+    places = INDEX if p.processes == 1 else INDEX + WIDE + 1
+    # Which entries are padding, as far as this process holds any; the sum of the loss's weights.
+    padding = p.vocabulary if p.model.padded_vocab(p.shards) > p.model.vocab_size else 0
+    weights = WIDE if p.processes == 1 else 0
+    return (logits + probabilities + places) * p.tokens + padding + weights
+
+
+def loss_peak_bytes(p: Pass) -> int:
+    """What the loss holds for a moment beside :func:`logit_bytes`: gradients of the logits, in float32."""
+    if p.processes == 1:
+        return 2 * p.vocabulary * WIDE * p.tokens
+    narrow = p.element_size if p.element_size < WIDE else 0
+    return p.vocabulary * (WIDE + narrow) * p.tokens
+
+
+def head_work_bytes(p: Pass) -> int:
+    """While the head's gradients are computed: logits and two gradients of them, and of the head's weights
+    the gradient, its product with the weights and the private ones once more."""
+    c, s = p.model, p.element_size
+    weights = 2 * c.hidden + (c.hidden - p.channels if p.local > 1 else 0)
+    return p.vocabulary * (3 * p.tokens + weights) * s
+
+
+def block_work_bytes(p: Pass) -> int:
+    """While the gradients of a block's MLP are computed: of the stream twice, of gate and up twice, of their
+    weights twice."""
+    c, s = p.model, p.element_size
+    stream = p.channels + p.local * (c.hidden - p.channels)
+    ffn = 2 * c.ffn // p.processes
+    return (2 * (stream + ffn) * p.tokens + 2 * ffn * c.hidden) * s
+
+
+def _block(p: Pass, checkpointing: str) -> int:
+    c, s = p.model, p.element_size
+    query, value, ffn = (size // p.processes for size in (c.hidden, c.kv_heads * c.head_dim, c.ffn))
+    heads = c.heads // p.processes
+    # Values of several shards with several heads each lie apart in the fused projection.
+    gathered = p.local > 1 and c.kv_heads > p.shards
+    per_token = 2 * _norm(p) // p.tokens + (query + ffn) * s
+    if checkpointing == "selective":
+        return (per_token + (query + 2 * value + 2 * ffn) * s) * p.tokens
+    projection = 0 if p.plain_norms and gathered else query + 2 * value
+    core = query + value + (value if gathered else 0)
+    return (per_token + (projection + core + 3 * ffn) * s + heads * WIDE) * p.tokens
+
+
+def _norm(p: Pass) -> int:
+    """The stream and what its norm adds, with a column-parallel linear behind it."""
+    h, s = p.model.hidden, p.element_size
+    if not p.plain_norms:
+        private = p.local if p.channels < h else 0
+        return ((p.channels + private * (h - p.channels)) * s + max(private, 1) * WIDE) * p.tokens
+    if p.cuda:
+        return (2 * h * s + WIDE) * p.tokens
+    # The stream, in float32 too if it is not, normalised, and times the weight.
+    widened = h * WIDE if s < WIDE else 0
+    return (3 * h * s + widened + WIDE) * p.tokens
+
+
+def _embedding(p: Pass) -> int:
+    """Token numbers, and which of them are in this process's rows."""
+    return (INDEX if p.processes == 1 else INDEX + 1) * p.tokens

@@ -1,0 +1,78 @@
+"""Memory of one process by part, at the moment of a step at which it needs most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caat.planning.activations import (
+    Pass,
+    block_bytes,
+    block_work_bytes,
+    head_work_bytes,
+    logit_bytes,
+    loss_peak_bytes,
+    recomputed_bytes,
+)
+from caat.planning.zero import Holding, holding
+from conf.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. ``moment`` is loss, backward, reduce or step: where the sum is largest."""
+
+    moment: str
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    # Gathered weights, gradients put together for sending, temporaries of the optimizer.
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        parts = self.weights, self.gradients, self.optimizer, self.activations, self.logits, self.buffers
+        return sum(parts)
+
+
+def local_numbers(c: ModelConfig, shards: int, processes: int) -> int:
+    """Parameters on one process, before ZeRO cuts them: its shards, and all of the norms."""
+    attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
+    matrices = c.layers * (attention + 3 * c.hidden * c.ffn) + 2 * c.padded_vocab(shards) * c.hidden
+    return matrices // processes + (2 * c.layers + 1) * c.hidden
+
+
+def memory(p: Pass, replicas: int, stage: int, precision: str, accumulation: int) -> Memory:
+    """Of one optimizer step of ``accumulation`` passes ``p``."""
+    held = holding(local_numbers(p.model, p.shards, p.processes), replicas, stage, precision)
+    # Until gradients are there it is asked for, but not written to.
+    bucket = held.bucket if p.cuda else 0
+    return max(_moments(p, held, bucket, accumulation), key=lambda moment: moment.total)
+
+
+def _moments(p: Pass, held: Holding, bucket: int, accumulation: int) -> list[Memory]:
+    earlier = held.accumulated if accumulation > 1 else 0
+    bucket_before = bucket if accumulation > 1 else 0
+    kept, logits = block_bytes(p), logit_bytes(p)
+    head_gradient = p.vocabulary * p.model.hidden * p.element_size
+
+    def moment(
+        name: str, gradients: int = 0, activations: int = 0, logits: int = 0, buffers: int = 0
+    ) -> Memory:
+        gradients += held.gradients
+        return Memory(name, held.weights, gradients, held.optimizer, activations, logits, buffers)
+
+    return [
+        moment("loss", earlier, kept, logits + loss_peak_bytes(p), held.gathered + bucket_before),
+        moment("backward", earlier, kept, head_work_bytes(p), held.gathered + bucket_before),
+        moment(
+            "backward",
+            earlier + head_gradient,
+            kept + block_work_bytes(p) + recomputed_bytes(p),
+            0,
+            held.gathered + bucket,
+        ),
+        moment("reduce", held.after_backward, 0, 0, held.gathered),
+        moment("step", 0, 0, 0, held.step),
+    ]

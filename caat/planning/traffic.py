@@ -1,0 +1,88 @@
+"""Bytes that a process puts into collectives in one optimizer step, by axis, and how long they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caat.planning.activations import WIDE, Pass
+from caat.planning.zero import gathers_again
+from caat.training.costs import sync_bytes
+from caat.training.prediction import Link, predict
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """In the type that travels, as :class:`caat.parallel.collectives.Collectives` counts."""
+
+    tensor: int
+    data: int
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step."""
+
+    compute: float
+    tensor_exposed: float
+    data_exposed: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.tensor_exposed + self.data_exposed
+
+
+def tensor_bytes(p: Pass, accumulation: int, wire_size: int) -> int:
+    """Both directions: inside the layers, embedding, loss, and the gradients of the norms (docs)."""
+    if p.processes == 1:
+        return 0
+    c = p.model
+    inside = 2 * sync_bytes(c, p.channels, p.tokens, wire_size)
+    embedding = c.hidden * p.tokens * (p.element_size + wire_size)
+    norms = (2 * c.layers + 1) * c.hidden * WIDE
+    return accumulation * (inside + embedding + 3 * WIDE * p.tokens + norms)
+
+
+def data_messages(
+    numbers: int, replicas: int, stage: int, precision: str, accumulation: int
+) -> dict[str, int]:
+    """What DeepSpeed sends in one step, by kind of collective, in bytes of the whole message.
+
+    Gradients are all-reduced at every stage below 3, at stage 2 after every micro-batch; the updated weights
+    are gathered at stages 1 and 2. At stage 3 gradients are reduced and scattered after every micro-batch,
+    and weights gathered once, or for every pass if the model is too large to keep them.
+    """
+    if replicas == 1:
+        return {}
+    size = numbers * (2 if precision == "bf16" else WIDE)
+    if stage == 0:
+        return {"all_reduce": size}
+    if stage < 3:
+        return {"all_reduce": size * (accumulation if stage == 2 else 1), "all_gather": size}
+    passes = 2 * accumulation if gathers_again(numbers) else 1
+    return {"reduce_scatter": size * accumulation, "all_gather": size * passes}
+
+
+def data_seconds(messages: dict[str, int], replicas: int, link: Link) -> float:
+    """As rings: an all-reduce goes round twice, the others once."""
+    seconds = 0.0
+    for kind, size in messages.items():
+        rounds = 2 if kind == "all_reduce" else 1
+        seconds += link.all_reduce_seconds(size, replicas) * rounds / 2
+    return seconds
+
+
+def step_time(
+    p: Pass,
+    ratio: float,
+    overlap: bool,
+    accumulation: int,
+    wire_size: int,
+    flops_per_second: float,
+    tensor_link: Link,
+    data_time: float,
+) -> StepTime:
+    """Of ``accumulation`` passes, then data parallelism, which DeepSpeed does not hide below stage 3."""
+    mode = "overlap" if overlap else "partial"
+    how = mode, ratio, wire_size, flops_per_second, tensor_link
+    each = predict(p.model, p.tokens, p.processes, *how)
+    return StepTime(each.compute * accumulation, each.exposed * accumulation, data_time)

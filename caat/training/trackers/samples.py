@@ -1,0 +1,68 @@
+"""Held-out text as the model sees it: the loss of every token, beside the token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from caat.data.tokenizer import load_tokenizer
+
+# Tokens shown of each sequence, its last ones: what leads to them, and those with their losses.
+CONTEXT, CONTINUATION = 64, 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The end of one held-out sequence; ``losses`` in nats of each of ``pieces``."""
+
+    context: str
+    continuation: str
+    pieces: tuple[str, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def spelled(self) -> str:
+        """Each piece with its loss."""
+        return "  ".join(f"{piece} {loss:.2f}" for piece, loss in zip(self.pieces, self.losses, strict=True))
+
+
+class Samples:
+    """The first ``count`` sequences that a validation on this rank goes through.
+
+    Their losses are those that the validation computes in any case: showing them takes no pass of its own,
+    and nothing that other ranks would have to take part in.
+    """
+
+    def __init__(self, tokenizer: Path, count: int) -> None:
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._count = count
+        self._taken: list[Sample] = []
+
+    def see(self, tokens: Tensor, targets: Tensor, losses: Tensor) -> None:
+        """The rows of one validation batch, [rows, sequence] each."""
+        for row in range(min(len(tokens), self._count - len(self._taken))):
+            self._taken.append(self._sample(tokens[row], targets[row], losses[row]))
+
+    def take(self) -> list[Sample]:
+        """Those seen since the last call."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def _sample(self, tokens: Tensor, targets: Tensor, losses: Tensor) -> Sample:
+        text = torch.cat([tokens[:1], targets]).tolist()
+        start = max(1, len(text) - CONTINUATION)
+        # Pieces have U+2581 for a space.
+        pieces = tuple(self._tokenizer.id_to_piece(number).replace("\u2581", "_") for number in text[start:])
+        return Sample(
+            self._tokenizer.decode(text[max(0, start - CONTEXT) : start]),
+            self._tokenizer.decode(text[start:]),
+            pieces,
+            tuple(losses[start - 1 :].tolist()),
+        )

@@ -1,0 +1,125 @@
+"""`caat dashboard`: a Weights & Biases workspace made from code, so that every project gets the same one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.dashboard import DashboardConfig
+from conf.schema import require
+from launch.available import installed, wandb_login
+from launch.config import load_verb
+
+X, GROUP = "tokens", "sync.ratio"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: ``kind`` is line (of ``metric`` by trained tokens), bar or scatter (of final values)."""
+
+    kind: str
+    title: str
+    metric: str
+    # Of a scatter.
+    against: str = X
+
+
+SECTIONS = {
+    "Loss": [
+        Panel("line", "Validation loss", "validation_loss"),
+        Panel("line", "Training loss", "loss"),
+        Panel("scatter", "Loss against bytes", "validation_loss", "tensor_parallel_bytes_forward"),
+    ],
+    "Communication": [
+        Panel("bar", "Share of the bytes that is saved", "bytes_saved"),
+        Panel("line", "Bytes forward, per step and process", "tensor_parallel_bytes_forward"),
+        Panel("line", "Bytes backward, per step and process", "tensor_parallel_bytes_backward"),
+    ],
+    "Speed": [
+        Panel("line", "Tokens per second", "tokens_per_second"),
+        Panel("line", "MFU", "mfu"),
+        Panel("line", "Seconds waited for data", "data_wait_seconds"),
+    ],
+    "Health": [
+        Panel("line", "Gradient norm", "grad_norm"),
+        Panel("line", "Learning rate", "learning_rate"),
+        Panel("line", "Skipped steps", "skipped_steps"),
+        Panel("line", "Peak memory (GiB)", "memory_gib"),
+    ],
+}
+
+
+def main(argv: list[str]) -> None:
+    """Make the workspace and print its address; raises ``ValueError`` if wandb is not ready for it."""
+    config = load_verb(DashboardConfig, argv)
+    if not config.dry_run:
+        require(
+            installed("wandb_workspaces"),
+            "caat dashboard needs wandb-workspaces: pip install 'caat[dashboard]', or give dry_run=true to "
+            "see what would be made",
+        )
+        require(
+            wandb_login(),
+            "caat dashboard needs an account: run `wandb login`, or give dry_run=true to see what would be "
+            "made",
+        )
+    for section, panels in SECTIONS.items():
+        print(section)
+        for panel in panels:
+            print(f"  {panel.kind:<8} {panel.title}: {panel.metric}, by {GROUP}")
+    if not config.dry_run:
+        workspace = make_workspace(config)
+        workspace.save()
+        print(workspace.url)
+    path = Path(config.out or "outputs/dashboard.json").expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(describe(config), indent=2) + "\n", encoding="utf-8")
+    print(path)
+
+
+def describe(config: DashboardConfig) -> dict[str, Any]:
+    """The dashboard in plain values."""
+    sections = {name: [asdict(panel) for panel in panels] for name, panels in SECTIONS.items()}
+    place = {"entity": config.entity, "project": config.project, "name": config.name}
+    return place | {"grouped_by": GROUP, "sections": sections}
+
+
+def make_workspace(config: DashboardConfig) -> Any:
+    """The workspace as wandb-workspaces has it, not saved yet."""
+    import wandb
+    import wandb_workspaces.workspaces as ws
+
+    sections = [
+        ws.Section(name=name, panels=[_panel(panel) for panel in panels], is_open=True)
+        for name, panels in SECTIONS.items()
+    ]
+    return ws.Workspace(
+        entity=config.entity or wandb.Api().default_entity,
+        project=config.project,
+        name=config.name,
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis=X),
+        runset_settings=ws.RunsetSettings(groupby=[ws.Config(GROUP)]),
+    )
+
+
+def _panel(panel: Panel) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    if panel.kind == "line":
+        return wr.LinePlot(title=panel.title, x=X, y=[panel.metric], groupby=wr.Config(GROUP))
+    if panel.kind == "bar":
+        return wr.BarPlot(title=panel.title, metrics=[panel.metric], groupby=wr.Config(GROUP))
+    x, y = wr.SummaryMetric(panel.against), wr.SummaryMetric(panel.metric)
+    return wr.ScatterPlot(title=panel.title, x=x, y=y)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from launch.errors import user_errors
+
+    with user_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""`caat doctor`: what this machine can do, in one screen, and what to install or set for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from conf.doctor import DoctorConfig
+from conf.schema import require, require_positive
+from launch.config import load_verb
+from launch.doctor.probes import Finding, examine, guarded
+from launch.processes import under_torchrun
+
+MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
+
+
+def main(argv: list[str]) -> None:
+    """Print what was found and write it as JSON; raises ``ValueError`` for a wrong setting only."""
+    config = load_verb(DoctorConfig, argv)
+    require(bool(config.sizes), "sizes=[] is empty: give message sizes in KiB, such as sizes=[4,1024]")
+    for size in config.sizes:
+        require_positive(sizes=size)
+    measured: dict[str, Any] = {}
+    link = list(guarded(lambda: _link(config, measured))) if config.link else []
+    if under_torchrun() and os.environ["RANK"] != "0":
+        return
+    findings = [*examine(), *link]
+    _show(findings, measured)
+    path = Path(config.out or f"outputs/doctor-{datetime.now():%Y%m%d-%H%M%S}.json").expanduser()
+    result = {"findings": [asdict(finding) for finding in findings], "link": measured or None}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(path)
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}): give out=FILE")
+
+
+def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
+    from launch.doctor.link import measure_here, measure_ranks
+
+    sizes = sorted(size * 1024 for size in config.sizes)
+    measured |= measure_ranks(sizes) if under_torchrun() else measure_here(sizes)
+    rate, delay = measured["bytes_per_second"], measured["delay_seconds"]
+    between = f"{measured['processes']} processes, {measured['backend']} on {measured['device']}"
+    settings = f"link={rate * 8 / 1e9:.3g}gbit delay={delay * 1e6:.3g}us"
+    yield Finding("link", "good", f"{between}: {rate / 1e6:,.0f} MB/s, {delay * 1e6:,.0f} us; {settings}")
+
+
+def _show(findings: list[Finding], measured: dict[str, Any]) -> None:
+    console = Console()
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for finding in findings:
+        remedy = f" [dim]({escape(finding.remedy)})[/]" if finding.remedy else ""
+        table.add_row(MARKS[finding.state], finding.what, escape(finding.found) + remedy)
+    for message in measured.get("messages", []):
+        size, seconds = message["bytes"], message["seconds"]
+        text = f"{size / 1024:,.0f} KiB in {seconds * 1e3:,.2f} ms, {size / seconds / 1e6:,.0f} MB/s"
+        table.add_row("", "", f"all-reduce of {text}")
+    console.print(table)
+    bad = sum(finding.state == "bad" for finding in findings)
+    print(f"{bad} thing{'s' * (bad != 1)} to mend" if bad else "ready to train")

@@ -1,0 +1,93 @@
+"""Seconds of an all-reduce between ranks, by the size of the message: ``python -m launch.doctor.link``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from caat.training.device import choose_device, start_process_group, stop_process_group
+from conf.schema import require
+
+ROUNDS, SECONDS_EACH = 30, 1.5
+PROCESSES = 2
+TIMEOUT_SECONDS = 60
+
+
+def measure_ranks(sizes: Sequence[int]) -> dict:
+    """On every rank of torchrun's world alike: seconds by size in bytes, the rate and the delay they show."""
+    local, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = choose_device("auto", local, processes)
+    start_process_group(device)
+    rows = [{"bytes": size, "seconds": _seconds(size, device)} for size in sizes]
+    result = {
+        "processes": dist.get_world_size(),
+        "backend": dist.get_backend(),
+        "device": device.type,
+        "messages": rows,
+        **fit(rows, dist.get_world_size()),
+    }
+    stop_process_group()
+    return result
+
+
+def measure_here(sizes: Sequence[int]) -> dict:
+    """The same between two processes that are started for it. Raises ``ValueError`` if they fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "link.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={PROCESSES}", "-m", "launch.doctor.link", str(out), *map(str, sizes)]
+        path = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        lines = ended.stderr.strip().splitlines()
+        why = lines[-1] if lines else f"status {ended.returncode}"
+        require(ended.returncode == 0, f"two processes could not talk to each other ({why})")
+        return json.loads(out.read_text())
+
+
+def fit(rows: Sequence[dict], processes: int) -> dict[str, float]:
+    """Rate (bytes/s each way) and delay (s one way) of a ring that takes as long as the largest and smallest.
+
+    t(n) = 2 (P - 1) delay + 2 (P - 1) / P · n / rate, as in :mod:`caat.training.prediction`.
+    """
+    small, large = rows[0], rows[-1]
+    steps = 2 * (processes - 1)
+    per_byte = (large["seconds"] - small["seconds"]) / max(1, large["bytes"] - small["bytes"])
+    delay = max(0.0, small["seconds"] - small["bytes"] * per_byte) / steps
+    return {"bytes_per_second": steps / processes / max(per_byte, 1e-15), "delay_seconds": delay}
+
+
+def _seconds(size: int, device: torch.device) -> float:
+    """Median of some rounds; all ranks stop after the same one."""
+    message = torch.zeros(size // 4, device=device)
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    for number in range(ROUNDS + 2):
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(message)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number >= 2:
+            seconds.append(time.perf_counter() - started)
+        enough = torch.tensor(float(time.perf_counter() - begun > SECONDS_EACH), device=device)
+        dist.all_reduce(enough, dist.ReduceOp.MAX)
+        if enough.item() and seconds:
+            break
+    return median(seconds)
+
+
+if __name__ == "__main__":
+    measured = measure_ranks([int(size) for size in sys.argv[2:]])
+    if os.environ["RANK"] == "0":
+        Path(sys.argv[1]).write_text(json.dumps(measured))

@@ -1,0 +1,106 @@
+"""`caat plan`: what a run would need of a cluster that one may not have yet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from caat.planning.memory import Memory, local_numbers
+from caat.planning.traffic import data_messages, data_seconds, step_time, tensor_bytes
+from caat.training.costs import flops_per_token
+from caat.training.prediction import Link
+from conf.bench import delay_seconds, rate_bytes
+from conf.plan import PlanConfig, memory_bytes
+from conf.schema import Config
+from launch.config import compose, load_verb
+from launch.plan.layouts import Layout, largest_micro_batches, layout_of, needs, pass_of
+from launch.plan.show import show
+from launch.settings import settings_of
+from layers.weights import parameter_count
+
+
+def main(argv: list[str]) -> None:
+    """Print the plan and write it as JSON; raises ``ValueError`` for settings that do not go together."""
+    own = settings_of(PlanConfig)
+    asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
+    plan = load_verb(PlanConfig, asked)
+    config = compose([text for text in argv if text not in asked])
+    result = make_plan(plan, config)
+    show(result)
+    path = Path(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json").expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(path)
+
+
+def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
+    """All that is printed, in bytes and seconds."""
+    world = plan.nodes * plan.gpus
+    config.check_layout(world)
+    layout = layout_of(config, world)
+    limit = int(memory_bytes(plan.memory) * (1 - plan.spare))
+    c = config.train
+    tokens_per_step = c.global_batch * c.sequence
+    tokens = plan.tokens or c.steps * tokens_per_step
+    return {
+        "model": config.model.name,
+        "parameters": parameter_count(config.model),
+        "shards": config.parallel.tensor,
+        "ratio": config.sync.ratio,
+        "precision": c.precision,
+        "sequence": c.sequence,
+        "global_batch": c.global_batch,
+        "accumulation": c.accumulation(layout.replicas),
+        "world": world,
+        "nodes": plan.nodes,
+        "layout": asdict(layout),
+        "memory": _parts(needs(config, layout)),
+        "memory_limit": limit,
+        "tokens": tokens,
+        "steps": _by_ratio(plan, config, layout, tokens / tokens_per_step),
+        "layouts": largest_micro_batches(config, world, limit),
+    }
+
+
+def _by_ratio(plan: PlanConfig, config: Config, layout: Layout, steps: float) -> list[dict[str, Any]]:
+    """Time and bytes of a step at each ratio, and the days that ``steps`` of them take."""
+    c, world = config.train, plan.nodes * plan.gpus
+    accumulation = c.accumulation(layout.replicas)
+    inside = Link(rate_bytes(plan.node_link), delay_seconds(plan.delay))
+    between = Link(rate_bytes(plan.link), delay_seconds(plan.delay))
+    numbers = local_numbers(config.model, config.parallel.tensor, layout.processes)
+    messages = data_messages(numbers, layout.replicas, layout.stage, c.precision, accumulation)
+    data_link = inside if plan.nodes == 1 else between
+    wait = data_seconds(messages, layout.replicas, data_link)
+    wire = {"auto": 2 if c.precision == "bf16" else 4, "bfloat16": 2, "float32": 4}[config.sync.wire_dtype]
+    flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
+    peak = (c.peak_tflops or plan.peak_tflops) * 1e12 * world
+    rows = []
+    for ratio in sorted({*plan.ratios, config.sync.ratio}, reverse=True):
+        p = pass_of(config, layout, ratio)
+        p = replace(p, model=replace(p.model, sequence=c.sequence))
+        # All processes of a replica in one node, or the slower link sets the pace.
+        link = inside if layout.processes <= plan.gpus else between
+        time = step_time(p, ratio, config.sync.overlap, accumulation, wire, plan.tflops * 1e12, link, wait)
+        rows.append(
+            {
+                "ratio": ratio,
+                "tensor_bytes": tensor_bytes(p, accumulation, wire),
+                "data_bytes": sum(messages.values()),
+                "compute_seconds": time.compute,
+                "tensor_exposed_seconds": time.tensor_exposed,
+                "data_exposed_seconds": time.data_exposed,
+                "step_seconds": time.seconds,
+                "tokens_per_second": c.global_batch * c.sequence / time.seconds,
+                "mfu": flops / time.seconds / peak,
+                "days": steps * time.seconds / 86400,
+            }
+        )
+    return rows
+
+
+def _parts(memory: Memory) -> dict[str, Any]:
+    return asdict(memory) | {"total": memory.total}

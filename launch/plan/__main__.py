@@ -1,0 +1,9 @@
+"""`python -m launch.plan`."""
+
+import sys
+
+from launch.errors import user_errors
+from launch.plan import main
+
+with user_errors():
+    main(sys.argv[1:])

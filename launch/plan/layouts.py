@@ -1,0 +1,85 @@
+"""Which layouts of a run fit into the memory of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from caat.planning.activations import Pass
+from caat.planning.memory import Memory, memory
+from conf.schema import Config
+from layers.linear import shared_channels
+
+CHECKPOINTING = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is laid out; P processes share a replica."""
+
+    processes: int
+    replicas: int
+    stage: int
+    checkpointing: str
+    micro_batch: int
+
+
+def layout_of(config: Config, world: int) -> Layout:
+    """What the settings say; stage 0 in bf16 is trained at stage 1."""
+    c = config.train
+    processes = config.parallel.tensor_processes(world)
+    stage = 1 if (config.zero.stage, c.precision) == (0, "bf16") else config.zero.stage
+    return Layout(processes, world // processes, stage, c.activation_checkpointing, c.micro_batch)
+
+
+def pass_of(config: Config, layout: Layout, ratio: float | None = None, cuda: bool = True) -> Pass:
+    """One forward pass in that layout, at ``sync.ratio`` unless another is given."""
+    c, shards = config.train, config.parallel.tensor
+    channels = shared_channels(config.model.hidden, config.sync.ratio if ratio is None else ratio, shards)
+    return Pass(
+        config.model,
+        shards,
+        layout.processes,
+        channels,
+        layout.micro_batch,
+        c.sequence,
+        2 if c.precision == "bf16" else 4,
+        layout.checkpointing,
+        cuda,
+    )
+
+
+def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
+    """Memory of one process."""
+    accumulation = config.train.global_batch // (layout.micro_batch * layout.replicas)
+    p = pass_of(config, layout, cuda=cuda)
+    return memory(p, layout.replicas, layout.stage, config.train.precision, accumulation)
+
+
+def largest_micro_batches(config: Config, world: int, limit: int) -> list[dict]:
+    """A row for each number of processes and stage: by checkpointing, the largest micro-batch that fits."""
+    rows = []
+    for processes in range(1, config.parallel.tensor + 1):
+        if config.parallel.tensor % processes or world % processes:
+            continue
+        for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
+            base = Layout(processes, world // processes, stage, "none", 1)
+            row: dict = {"processes": processes, "replicas": base.replicas, "stage": stage}
+            for checkpointing in CHECKPOINTING:
+                chosen = replace(base, checkpointing=checkpointing)
+                fitting = [
+                    layout.micro_batch
+                    for layout in _micro_batches(config, chosen)
+                    if needs(config, layout).total <= limit
+                ]
+                row[checkpointing] = max(fitting, default=0)
+            rows.append(row)
+    return rows
+
+
+def _micro_batches(config: Config, layout: Layout) -> Iterator[Layout]:
+    """Powers of two that divide a replica's part of the global batch."""
+    size = 1
+    while config.train.global_batch % (size * layout.replicas) == 0:
+        yield replace(layout, micro_batch=size)
+        size *= 2

@@ -1,0 +1,93 @@
+"""A plan in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+GIB = 2**30
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer (master weights, moments)",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "buffers": "buffers (messages, temporaries)",
+}
+MOMENTS = {
+    "loss": "at the loss",
+    "backward": "in the backward pass",
+    "reduce": "when gradients are sent",
+    "step": "in the optimizer step",
+}
+
+
+def show(plan: dict[str, Any]) -> None:
+    """What runs, memory by part, a step by ratio, and what fits."""
+    console = Console()
+    layout = plan["layout"]
+    print(
+        f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
+        f"{plan['ratio']:g}, {plan['precision']}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
+        f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), "
+        f"ZeRO {layout['stage']}, micro-batch {layout['micro_batch']} x {plan['accumulation']}, "
+        f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
+        f"activation checkpointing {layout['checkpointing']}"
+    )
+    console.print(_memory(plan))
+    console.print(_steps(plan))
+    console.print(_layouts(plan))
+
+
+def _memory(plan: dict[str, Any]) -> Table:
+    memory, limit = plan["memory"], plan["memory_limit"]
+    table = _table(f"Peak memory of a GPU, {MOMENTS[memory['moment']]}", "part", "GiB")
+    for name, text in PARTS.items():
+        table.add_row(text, f"{memory[name] / GIB:.2f}")
+    fits = "fits" if memory["total"] <= limit else "DOES NOT FIT"
+    table.add_row(f"all: {fits} into {limit / GIB:.1f}", f"{memory['total'] / GIB:.2f}", style="bold")
+    return table
+
+
+def _steps(plan: dict[str, Any]) -> Table:
+    title = f"Seconds and bytes of a step by ratio, and {plan['tokens'] / 1e9:.4g} B tokens"
+    columns = ("ratio", "TP GiB", "DP GiB", "compute", "TP wait", "DP wait", "step s")
+    table = _table(title, *columns, "tokens/s", "MFU", "days")
+    for row in plan["steps"]:
+        table.add_row(
+            f"{row['ratio']:g}",
+            f"{row['tensor_bytes'] / GIB:,.1f}",
+            f"{row['data_bytes'] / GIB:,.1f}",
+            *(
+                f"{row[name]:.3g}"
+                for name in (
+                    "compute_seconds",
+                    "tensor_exposed_seconds",
+                    "data_exposed_seconds",
+                    "step_seconds",
+                )
+            ),
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['mfu']:.1%}",
+            f"{row['days']:.3g}",
+        )
+    return table
+
+
+def _layouts(plan: dict[str, Any]) -> Table:
+    title = "Largest micro-batch that fits"
+    table = _table(title, "processes", "replicas", "ZeRO", "none", "selective", "full")
+    for row in plan["layouts"]:
+        sizes = [str(row[mode]) if row[mode] else "no" for mode in ("none", "selective", "full")]
+        table.add_row(str(row["processes"]), str(row["replicas"]), str(row["stage"]), *sizes)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 and column == "part" else "right")
+    return table

@@ -1,0 +1,83 @@
+"""`caat report FOLDER...`: what any set of runs says together, as a page, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.report import ReportConfig
+from launch.config import load_verb
+
+if TYPE_CHECKING:
+    from launch.report.page import Contents
+
+USAGE = "usage: caat report FOLDER... [setting=value ...]\n"
+
+
+def main(argv: list[str]) -> None:
+    """Read every run in or below the folders of ``argv`` and write the report.
+
+    Raises ``ValueError`` if no folder is given or no run is found.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(USAGE)
+    # A folder of a sweep may have "=" in its name.
+    folders = [text for text in argv if Path(text).expanduser().exists() or "=" not in text]
+    config = load_verb(ReportConfig, [text for text in argv if text not in folders])
+    for text in folders:
+        if text.startswith("-"):
+            raise ValueError(f"{text} is not an option: give folders, and settings as key=value (see --help)")
+    if not folders:
+        raise ValueError("caat report needs folders: give run folders, or folders that they lie in (outputs)")
+    contents, written = write_report(folders, config.out, config.title)
+    from launch.report.terminal import show
+
+    show(contents)
+    for path in written:
+        print(path)
+
+
+def write_report(
+    folders: Sequence[str], out: str | None = None, title: str | None = None
+) -> tuple[Contents, list[Path]]:
+    """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; what is in them, and where.
+
+    ``out`` is by default the only folder given, or the one in which all of them lie. Raises ``ValueError`` as
+    :func:`launch.report.runs.find_runs`.
+    """
+    from launch.report.page import Contents, as_json, html, markdown
+    from launch.report.pictures import pictures
+    from launch.report.runs import find_runs
+    from launch.report.statistics import compared, table, variants
+
+    runs, problems = find_runs(list(folders))
+    groups = variants(runs)
+    rows = table(groups)
+    same, differing = compared(runs)
+    names = ", ".join(sorted({run.config.model.name for run in runs}))
+    unfinished = [run for run in runs if not run.finished or run.validation_loss is None]
+    title = title or f"{names}: {len(runs)} run{'s' if len(runs) > 1 else ''}"
+    contents = Contents(title, rows, same, differing, unfinished, problems)
+
+    place = Path(out).expanduser() if out else _common(folders)
+    place.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.html": html(contents, pictures(groups, rows) if rows else {}),
+        "report.md": markdown(contents),
+        "report.json": json.dumps(as_json(contents), indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        (place / name).write_text(text, encoding="utf-8")
+    return contents, [place / name for name in texts]
+
+
+def _common(folders: Sequence[str]) -> Path:
+    """The folder that all lie in, or the only one."""
+    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    if len(paths) == 1:
+        return paths[0]
+    return next(
+        up for up in (paths[0].parent, *paths[0].parent.parents) if all(up in p.parents for p in paths)
+    )

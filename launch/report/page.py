@@ -1,0 +1,187 @@
+"""A report as one HTML page that needs nothing else, as Markdown, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from launch.report.pictures import numbered
+from launch.report.runs import Problem, Run
+
+MIB = 2**20
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --faint: #8881; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+       background: Canvas; color: CanvasText; }
+h1 { font-size: 1.5rem; margin-bottom: .8rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+details { margin-top: 2.2rem; } summary { font-weight: 600; font-size: 1.15rem; cursor: pointer; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right;
+         white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child, table.text th, table.text td { text-align: left; }
+table.text td { white-space: normal; overflow-wrap: anywhere; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure svg { width: 100%; height: auto; }
+figcaption, .note { color: GrayText; font-size: .9rem; }
+code { background: var(--faint); padding: .1rem .3rem; }
+@media (max-width: 30rem) { .pictures { grid-template-columns: 1fr; } }
+"""
+NOTE = (
+    "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and "
+    "averaged; its ± is the standard error of that mean. Bytes are what one process puts into "
+    "tensor-parallel collectives in a step, both directions. Times are medians of each run."
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a report says."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    same: Mapping[str, Any]
+    differing: Mapping[str, Sequence[Any]]
+    unfinished: Sequence[Run]
+    problems: Sequence[Problem]
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Titles and texts of the table; a column that would be empty is left out."""
+    columns = {
+        "variant": [row["label"] for row in rows],
+        "seeds": [_seeds(row["seeds"]) for row in rows],
+        "validation loss": [
+            _with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows
+        ],
+        "vs ratio 1": [
+            _with(row, "difference_to_ratio_1", "difference_to_ratio_1_error", "{:+.4f}") for row in rows
+        ],
+        "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
+        "s/step": [_with(row, "step_seconds", "step_seconds_spread", "{:.3f}") for row in rows],
+        "tokens/s": [_one(row, "tokens_per_second", "{:,.0f}") for row in rows],
+        "MFU": [_one(row, "mfu", "{:.1%}") for row in rows],
+        "tokens": [_one(row, "trained_tokens", "{:,}") for row in rows],
+    }
+    filled = {title: texts for title, texts in columns.items() if any(text != "-" for text in texts)}
+    return list(filled), [list(texts) for texts in zip(*filled.values(), strict=True)]
+
+
+def markdown(contents: Contents) -> str:
+    """The table, what differs, and what did not finish."""
+    lines = [f"# {contents.title}", ""]
+    if contents.rows:
+        titles, texts = cells(contents.rows)
+        lines += [*_markdown_table(titles, texts), "", NOTE, ""]
+    if contents.differing:
+        lines += ["## Settings that differ", ""]
+        lines += [*_markdown_table(["setting", "values"], _values(contents.differing)), ""]
+    if contents.unfinished:
+        lines += ["## Not finished", ""]
+        lines += [*_markdown_table(["run", "status", "steps", "last loss"], _unfinished(contents)), ""]
+    if contents.problems:
+        lines += ["## Cannot be read", ""]
+        lines += [f"- `{problem.folder}`: {problem.reason}" for problem in contents.problems] + [""]
+    return "\n".join(lines)
+
+
+def as_json(contents: Contents) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "title": contents.title,
+        "rows": list(contents.rows),
+        "settings_that_differ": dict(contents.differing),
+        "not_finished": [{"run": str(run.folder), "status": run.status} for run in contents.unfinished],
+        "cannot_be_read": [{"folder": str(p.folder), "why": p.reason} for p in contents.problems],
+    }
+
+
+def html(contents: Contents, pictures: Mapping[str, str]) -> str:
+    """The page. It asks for nothing from outside."""
+    parts = [f"<h1>{escape(contents.title)}</h1>"]
+    if contents.rows:
+        parts.append(_table(*cells(contents.rows)))
+        parts.append(f'<p class="note">{escape(NOTE)}</p>')
+    else:
+        parts.append("<p>No run has finished yet.</p>")
+    figures = "".join(
+        f"<figure>{numbered(svg, number)}<figcaption>{escape(caption)}</figcaption></figure>"
+        for number, (caption, svg) in enumerate(pictures.items())
+    )
+    if figures:
+        parts.append(f'<div class="pictures">{figures}</div>')
+    if contents.differing:
+        parts.append("<h2>Settings that differ</h2>")
+        parts.append(_table(["setting", "values"], _values(contents.differing), "text"))
+    if contents.unfinished:
+        parts.append("<h2>Not finished</h2>")
+        titles = ["run", "status", "steps", "last loss"]
+        parts.append(_table(titles, _unfinished(contents), "text"))
+    if contents.problems:
+        parts.append("<h2>Cannot be read</h2>")
+        problems = [[str(problem.folder), problem.reason] for problem in contents.problems]
+        parts.append(_table(["folder", "why"], problems, "text"))
+    folders = [[row["label"], folder] for row in contents.rows for folder in row["runs"]]
+    if folders:
+        parts.append("<h2>Run folders</h2>" + _table(["variant", "folder"], folders, "text"))
+    same = [[name, _text(value)] for name, value in sorted(contents.same.items())]
+    parts.append("<details><summary>Settings that all runs share</summary>")
+    parts.append(_table(["setting", "value"], same, "text") + "</details>")
+    body = "\n".join(parts)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{escape(contents.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _table(titles: Sequence[str], texts: Sequence[Sequence[str]], kind: str = "figures") -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in texts)
+    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
+
+
+def _markdown_table(titles: Sequence[str], texts: Sequence[Sequence[str]]) -> list[str]:
+    lines = [titles, ["---"] * len(titles), *texts]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _unfinished(contents: Contents) -> list[list[str]]:
+    rows = []
+    for run in contents.unfinished:
+        done = run.records[-1]["step"] if run.records else 0
+        loss = next((r["loss"] for r in reversed(run.records) if r["loss"] is not None), None)
+        steps = f"{done} of {run.config.train.steps}"
+        rows.append([str(run.folder), run.status, steps, "-" if loss is None else f"{loss:.4f}"])
+    return rows
+
+
+def _values(differing: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    return [[name, ", ".join(_text(value) for value in found)] for name, found in sorted(differing.items())]
+
+
+def _text(value: Any) -> str:
+    """As the user would type it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) if len(seeds) <= 4 else f"{len(seeds)} seeds"
+
+
+def _one(row: Mapping[str, Any], name: str, form: str, unit: float = 1) -> str:
+    value = row[name]
+    return "-" if value is None else form.format(value if unit == 1 else value / unit)
+
+
+def _with(row: Mapping[str, Any], name: str, spread: str, form: str) -> str:
+    if row[name] is None:
+        return "-"
+    text = form.format(row[name])
+    return text if row[spread] is None else f"{text} ± {form.replace('+', '').format(row[spread])}"

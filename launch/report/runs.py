@@ -1,0 +1,145 @@
+"""Run folders as they lie on disk: what was set, what was measured, how far each got."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from conf.schema import Config
+from launch.config import read_config
+from launch.run_folder import read_status
+
+# The first steps warm caches up.
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; ``records`` are the lines of its metrics.jsonl, by step."""
+
+    folder: Path
+    config: Config
+    status: str
+    records: list[dict[str, Any]]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The last one, nats per token."""
+        return next((r["validation_loss"] for r in reversed(self.records) if r.get("validation_loss")), None)
+
+    @property
+    def bytes_per_step(self) -> int | None:
+        """Tensor-parallel bytes that the first process puts into collectives, both directions."""
+        if not self.records:
+            return None
+        return sum(self.records[-1][f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward"))
+
+    @property
+    def tokens(self) -> int:
+        return self.records[-1]["tokens"] if self.records else 0
+
+    def median(self, field: str) -> float | None:
+        """Of a field of the records, without the first steps; None where it was not measured."""
+        values = [r[field] for r in self.records[WARM_UP:] or self.records if r.get(field) is not None]
+        return median(values) if values else None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A folder that looks like a run and cannot be read."""
+
+    folder: Path
+    reason: str
+
+
+def find_runs(folders: list[str]) -> tuple[list[Run], list[Problem]]:
+    """Every run in or below ``folders``, each once, by path; and those that cannot be read.
+
+    Raises ``ValueError`` if one of ``folders`` is not there, or there is no run in all of them.
+    """
+    places: dict[Path, None] = {}
+    for name in folders:
+        top = Path(name).expanduser()
+        if not top.is_dir():
+            raise ValueError(f"{name} is not a folder: give run folders, or folders that they lie in")
+        places |= dict.fromkeys(_run_folders(top.resolve()))
+    runs, problems = [], []
+    for place in places:
+        try:
+            runs.append(_read(place))
+        except ValueError as error:
+            problems.append(Problem(place, str(error)))
+    if not runs:
+        reasons = "".join(f"; {problem.folder}: {problem.reason}" for problem in problems[:3])
+        raise ValueError(
+            f"there is no run in {', '.join(folders)} that can be read{reasons or ' (no config.yaml)'}: "
+            "give folders that caat pretrain made"
+        )
+    return runs, problems
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every setting by dotted name, as the user would give it."""
+    found: dict[str, Any] = {}
+
+    def flatten(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{key}.")
+            else:
+                found[prefix + key] = value
+
+    flatten(dataclasses.asdict(config), "")
+    return found
+
+
+def _run_folders(top: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(top):
+        if "config.yaml" in files:
+            # What lies deeper is the run's own; wandb keeps a config.yaml there too.
+            below.clear()
+            yield Path(folder)
+        below.sort()
+
+
+def _read(folder: Path) -> Run:
+    """Raises ``ValueError`` if its configuration or metrics cannot be understood."""
+    config = read_config(folder / "config.yaml")
+    return Run(folder, config, read_status(folder), _read_metrics(folder / "metrics.jsonl"))
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of training, by step; none if the run did not come that far.
+
+    The last line of a killed run may be torn.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"metrics.jsonl cannot be read ({error})") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            # Of `caat evaluate`, after training.
+            if "loss" not in record:
+                continue
+            record["step"], record["tokens"], record["tensor_parallel_bytes_backward"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"metrics.jsonl is damaged in line {number}") from error
+        records.append(record)
+    return records

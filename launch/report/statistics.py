@@ -1,0 +1,143 @@
+"""What the runs say together: one row for each variant, its seeds taken together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, stdev
+from typing import Any
+
+from launch.report.runs import Run, settings
+
+SEED, RATIO = "seed", "sync.ratio"
+# Settings that say where and how a run was kept, not what was trained.
+NOT_COMPARED = ("run.", "tracker.", "checkpoint.", "resume", "launch.hang_seconds", "launch.max_restarts")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A figure over the seeds of a variant."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds (n - 1 in the denominator); None of a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean."""
+        return None if self.spread is None else self.spread / sqrt(len(self.values))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Finished runs that differ in the seed alone. ``settings`` are those that other variants change."""
+
+    settings: Mapping[str, Any]
+    runs: Sequence[Run]
+
+    @property
+    def ratio(self) -> float:
+        return self.runs[0].config.sync.ratio
+
+    @property
+    def label(self) -> str:
+        others = [f"{name}={value}" for name, value in self.settings.items() if name != RATIO]
+        return ", ".join([f"ratio {self.ratio:g}", *others])
+
+    def sample(self, figure: Callable[[Run], float | None]) -> Sample | None:
+        """``figure`` over the runs that have it; None if none has."""
+        values = tuple(value for value in map(figure, self.runs) if value is not None)
+        return Sample(values) if values else None
+
+
+def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Settings that all runs have in common, and those in which they differ with the values there are."""
+    values: dict[str, list[Any]] = defaultdict(list)
+    for run in runs:
+        for name, value in _compared_settings(run).items():
+            if value not in values[name]:
+                values[name].append(value)
+    same = {name: found[0] for name, found in values.items() if len(found) == 1}
+    return same, {name: found for name, found in values.items() if len(found) > 1}
+
+
+def variants(runs: Iterable[Run]) -> list[Variant]:
+    """The finished runs by what was trained; ratios from 1 down, other settings in order."""
+    finished = [run for run in runs if run.finished and run.validation_loss is not None]
+    differing = [name for name in compared(finished)[1] if name != SEED]
+    groups: dict[tuple, list[Run]] = defaultdict(list)
+    for run in finished:
+        all_settings = settings(run.config)
+        groups[tuple((name, str(all_settings[name])) for name in differing)].append(run)
+    found = []
+    for members in groups.values():
+        all_settings = settings(members[0].config)
+        members.sort(key=lambda run: run.config.seed)
+        found.append(Variant({name: all_settings[name] for name in differing}, members))
+    return sorted(found, key=lambda variant: (_others(variant), -variant.ratio))
+
+
+def difference_to_full(variant: Variant, among: Sequence[Variant]) -> Sample | None:
+    """Validation loss less that of ratio 1 with the same seed and settings, over the seeds that both have."""
+    full = next((v for v in among if v.ratio == 1 and _others(v) == _others(variant)), None)
+    if full is None or full is variant:
+        return None
+    base = {run.config.seed: run.validation_loss for run in full.runs}
+    differences = [
+        run.validation_loss - loss
+        for run in variant.runs
+        if run.validation_loss is not None and (loss := base.get(run.config.seed)) is not None
+    ]
+    return Sample(tuple(differences)) if differences else None
+
+
+def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row of plain figures for each variant: what the page, the Markdown and the JSON show."""
+    rows = []
+    for variant in among:
+        loss = variant.sample(lambda run: run.validation_loss)
+        delta = difference_to_full(variant, among)
+        sent = variant.sample(lambda run: run.bytes_per_step)
+        seconds = variant.sample(lambda run: run.median("step_seconds"))
+        speed = variant.sample(lambda run: run.median("tokens_per_second"))
+        mfu = variant.sample(lambda run: run.median("mfu"))
+        assert loss is not None
+        rows.append(
+            {
+                "label": variant.label,
+                "ratio": variant.ratio,
+                "settings": dict(variant.settings),
+                "seeds": [run.config.seed for run in variant.runs],
+                "validation_loss": loss.mean,
+                "validation_loss_spread": loss.spread,
+                "difference_to_ratio_1": delta and delta.mean,
+                "difference_to_ratio_1_error": delta and delta.error,
+                "difference_to_ratio_1_seeds": len(delta.values) if delta else 0,
+                "bytes_per_step": sent and sent.mean,
+                "step_seconds": seconds and seconds.mean,
+                "step_seconds_spread": seconds and seconds.spread,
+                "tokens_per_second": speed and speed.mean,
+                "mfu": mfu and mfu.mean,
+                "trained_tokens": max(run.tokens for run in variant.runs),
+                "runs": [str(run.folder) for run in variant.runs],
+            }
+        )
+    return rows
+
+
+def _compared_settings(run: Run) -> dict[str, Any]:
+    return {k: v for k, v in settings(run.config).items() if not k.startswith(NOT_COMPARED)}
+
+
+def _others(variant: Variant) -> tuple:
+    """What tells a variant from others besides its ratio."""
+    return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)

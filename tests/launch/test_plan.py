@@ -1,0 +1,81 @@
+"""`caat plan`: its sums hang together, and mistakes are said at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from caat.training.costs import flops_per_token
+from conf.plan import PlanConfig, memory_bytes
+from launch import plan
+from launch.config import compose
+from launch.plan import make_plan
+
+
+def test_a_plan_of_7b(tmp_path, capsys):
+    plan.main(["model=7b", "nodes=4", "gpus=8", "link=200gbit", f"out={tmp_path / 'plan.json'}"])
+    printed = capsys.readouterr().out
+    assert printed.strip().splitlines()[-1] == str(tmp_path / "plan.json")
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert made["parameters"] == pytest.approx(6.738e9, rel=1e-3)
+    assert made["layout"] == {
+        "processes": 8, "replicas": 4, "stage": 1, "checkpointing": "none", "micro_batch": 1
+    }  # fmt: skip
+    parts = [
+        made["memory"][name]
+        for name in ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+    ]
+    assert sum(parts) == made["memory"]["total"] <= made["memory_limit"]
+    assert made["tokens"] == 32130 * 1024 * 4096
+    rows = {row["ratio"]: row for row in made["steps"]}
+    assert list(rows) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    for ratio, row in rows.items():
+        waits = row["tensor_exposed_seconds"] + row["data_exposed_seconds"]
+        assert row["step_seconds"] == pytest.approx(row["compute_seconds"] + waits)
+        assert row["days"] == pytest.approx(32130 * row["step_seconds"] / 86400), ratio
+    assert rows[0.5]["step_seconds"] < rows[1.0]["step_seconds"]
+    # With nothing to wait for, MFU is what is sustained of the peak.
+    flops = flops_per_token(compose(["model=7b"]).model, 4096) * 1024 * 4096
+    assert rows[0.0]["mfu"] == pytest.approx(flops / rows[0.0]["step_seconds"] / (32 * 989e12))
+
+
+def test_a_step_in_one_process_is_arithmetic_alone():
+    config = compose(["model=130m"])
+    (row, *_) = make_plan(PlanConfig(gpus=1, tflops=1.0, ratios=[0.5]), config)["steps"]
+    flops = flops_per_token(config.model, 1024) * 256 * 1024
+    assert row["step_seconds"] == pytest.approx(flops / 1e12)
+    assert row["tensor_bytes"] == row["data_bytes"] == 0
+
+
+def test_more_memory_lets_more_fit():
+    def sizes(memory: str) -> list[int]:
+        rows = make_plan(PlanConfig(memory=memory), compose(["model=7b"]))["layouts"]
+        return [row[mode] for row in rows for mode in ("none", "selective", "full")]
+
+    small, large = sizes("24gb"), sizes("141gb")
+    assert 0 in small and all(a <= b for a, b in zip(small, large, strict=True)) and small != large
+    rows = make_plan(PlanConfig(), compose(["model=7b"]))["layouts"]
+    assert all(row["none"] <= row["selective"] <= row["full"] for row in rows)
+
+
+def test_units():
+    assert memory_bytes("80gb") == 80 * 2**30 and memory_bytes("512mb") == 2**29
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["memory=lots"], "memory=lots is not a size"),
+        (["link=fast"], "rate=fast is not a rate"),
+        (["spare=1"], "spare=1.0 is outside"),
+        (["ratios=[2.0]"], "ratios: 2.0 is outside"),
+        (["gpus=0"], "gpus=0 must be above 0"),
+        (["gpus=3", "parallel.processes=2"], "3 processes cannot be cut"),
+        (["gpu=3"], "there is no setting gpu"),
+        (["model=9b"], "there is no model 9b"),
+    ],
+)
+def test_mistakes(settings, says):
+    with pytest.raises(ValueError, match=says):
+        plan.main(settings)

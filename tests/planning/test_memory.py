@@ -1,0 +1,176 @@
+"""The plan's memory against the peak of real processes that train; sums and traffic by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from caat.planning.memory import local_numbers, memory
+from caat.planning.traffic import data_messages, data_seconds, tensor_bytes
+from caat.planning.zero import holding
+from caat.training.engine import Engine
+from caat.training.prediction import Link
+from conf.schema import ModelConfig, OptimConfig
+from launch.config import compose, save_config
+from launch.plan.layouts import layout_of, needs, pass_of
+from layers.gpt import GPT
+from layers.weights import initial_weights, parameter_count
+from tests.models import SMALL, batch, build
+
+MEASURED = [
+    (1, ["zero.stage=0"]),
+    (1, ["zero.stage=0", "train.micro_batch=8", "train.activation_checkpointing=selective"]),
+    (1, ["zero.stage=1", "train.micro_batch=8", "train.activation_checkpointing=full", "sync.ratio=1"]),
+    (1, ["zero.stage=3", "train.global_batch=8"]),
+    (1, ["zero.stage=1", "train.precision=bf16", "train.micro_batch=8"]),
+    (1, ["zero.stage=2", "train.precision=bf16", "train.global_batch=8"]),
+    (2, ["zero.stage=0", "train.micro_batch=8"]),
+    (2, ["zero.stage=1", "train.precision=bf16", "train.micro_batch=4"]),
+    (2, ["zero.stage=2", "parallel.processes=1", "train.global_batch=16"]),
+    (2, ["zero.stage=3", "parallel.processes=1", "train.precision=bf16", "train.global_batch=16"]),
+]
+
+
+# DeepSpeed's names: what it is, which argument goes in, and how many make up the message on 2 processes.
+COLLECTIVES = {
+    "all_reduce": ("all_reduce", 0, 1),
+    "reduce_scatter_tensor": ("reduce_scatter", 1, 1),
+    "all_gather_into_tensor": ("all_gather", 1, 2),
+}
+
+
+def measured_bytes(processes: int, settings: Path) -> int:
+    """Peak of the first process above its baseline."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    # Without it glibc keeps freed memory of up to 32 MiB a piece, and by chance.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    result = subprocess.run(
+        [*command, "-m", "tests.planning.measure", str(settings)], env=env, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.strip().splitlines()[-1])
+    return found["peak"] - found["baseline"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of a process")
+@pytest.mark.parametrize(("processes", "settings"), MEASURED)
+def test_the_plan_agrees_with_measurement(processes, settings, tmp_path):
+    shape = ["model.hidden=512", "model.ffn=1408", "parallel.tensor=4", "train.global_batch=8"]
+    config = compose([*shape, "train.micro_batch=4", *settings])
+    save_config(config, tmp_path / "config.yaml")
+    planned = needs(config, layout_of(config, processes), cuda=False)
+    measured = measured_bytes(processes, tmp_path / "config.yaml")
+    print(f"{planned.total / 2**20:.0f} MiB planned, {measured / 2**20:.0f} measured, {planned}")
+    assert planned.total == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("model", ["tiny", "130m", "1.1b", "7b"])
+def test_one_process_holds_the_whole_model(model):
+    config = compose([f"model={model}"]).model
+    assert local_numbers(config, 1, 1) == parameter_count(config)
+
+
+def test_states_by_hand():
+    # 1000 numbers on 4 replicas: bf16 weights, a float32 copy and two moments of a quarter.
+    held = holding(1000, 4, 2, "bf16")
+    assert (held.weights, held.optimizer, held.gradients) == (2000, 3000, 0)
+    assert holding(1000, 4, 3, "bf16").weights == 500
+    assert (holding(1000, 4, 0, "fp32").weights, holding(1000, 4, 0, "fp32").optimizer) == (4000, 8000)
+
+
+def test_each_way_to_save_saves():
+    def total(*settings: str, world: int = 8) -> int:
+        config = compose(["model=7b", "train.micro_batch=4", *settings])
+        return needs(config, layout_of(config, world)).total
+
+    modes = [total(f"train.activation_checkpointing={mode}") for mode in ("none", "selective", "full")]
+    assert modes == sorted(modes, reverse=True)
+    assert total("zero.stage=1", world=64) < total("zero.stage=1")
+    assert total("zero.stage=3", "parallel.processes=1") < total("zero.stage=2", "parallel.processes=1")
+    config = compose(["model=7b"])
+    by_hand = memory(pass_of(config, layout_of(config, 8)), 1, 1, "bf16", 1)
+    # Seven numbers and their sum; weights and norms of an eighth in bf16.
+    assert by_hand.weights == 2 * local_numbers(config.model, 8, 8)
+    assert by_hand.total > by_hand.weights + by_hand.optimizer + by_hand.gradients + by_hand.activations
+
+
+def counted_tensor_bytes() -> tuple[int, int]:
+    mesh = Mesh.create(4, 2)
+    model = build(mesh, 0.5, dtype=torch.float32)
+    mesh.tensor.reset()
+    model(*batch()).mean().backward()
+    config = compose([])
+    config.model, config.parallel.tensor, config.sync.ratio = SMALL, 4, 0.5
+    config.train.micro_batch, config.train.sequence, config.train.precision = 2, 9, "fp32"
+    p = pass_of(config, layout_of(config, 2))
+    return sum(mesh.tensor.sent.values()), tensor_bytes(p, 1, 4)
+
+
+def test_tensor_parallel_bytes_are_those_counted(ranks):
+    for counted, planned in ranks(2).run(counted_tensor_bytes):
+        assert counted == planned
+
+
+def counted_data_bytes(stage: int, precision: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Whole messages of one step, by collective, as DeepSpeed hands them to torch."""
+    config = ModelConfig(layers=2, hidden=64, ffn=96, heads=8, kv_heads=8, sequence=16, vocab_size=256)
+    mesh = Mesh.create(2, 1)
+    model = GPT.build(config, mesh, 0.5, initial_weights(config, 1))
+    engine = Engine(model, mesh, OptimConfig(), stage, precision, 2)
+    text = torch.randint(256, (2, 2, 17))
+    batches = [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in text]
+    engine.step(batches, 1e-4)
+
+    from deepspeed.comm.comm import cdb
+
+    sent = {"all_reduce": 0, "reduce_scatter": 0, "all_gather": 0}
+    originals = {name: getattr(cdb, name) for name in COLLECTIVES}
+
+    def counting(name: str):
+        kind, place, parts = COLLECTIVES[name]
+
+        def counted(*arguments, **named):
+            message = (
+                arguments[place] if len(arguments) > place else named.get("input_tensor", named.get("tensor"))
+            )
+            sent[kind] += message.numel() * message.element_size() * parts
+            return originals[name](*arguments, **named)
+
+        return counted
+
+    try:
+        for name in COLLECTIVES:
+            setattr(cdb, name, counting(name))
+        engine.step(batches, 1e-4)
+    finally:
+        for name, original in originals.items():
+            setattr(cdb, name, original)
+    planned = data_messages(parameter_count(config), mesh.data_size, stage, precision, 2)
+    return sent, planned
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (1, "bf16")]
+)
+def test_data_parallel_bytes_are_those_counted(ranks, stage, precision):
+    sent, planned = ranks(2).run(counted_data_bytes, stage, precision)[0]
+    for kind, size in sent.items():
+        # Paddings, norms and the loss are little beside the gradients.
+        assert size == pytest.approx(planned.get(kind, 0), rel=0.01, abs=2000), kind
+
+
+def test_rings_by_hand():
+    # Four processes: an all-reduce goes round twice, three steps each, of a quarter of the message.
+    link = Link(rate=100.0, delay=1.0)
+    assert data_seconds({"all_reduce": 400}, 4, link) == pytest.approx(2 * 3 * (1 + 1))
+    assert data_seconds({"all_gather": 400}, 4, link) == pytest.approx(3 * (1 + 1))
+    assert data_seconds({}, 1, link) == 0

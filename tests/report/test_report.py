@@ -1,0 +1,192 @@
+"""`caat report`: figures against numbers worked out by hand, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from conf.schema import Config
+from launch import report
+from launch.config import compose, save_config
+from launch.report.runs import find_runs
+from launch.report.statistics import compared, difference_to_full, table, variants
+
+LOSSES = {(1.0, 1): 3.0, (1.0, 2): 3.2, (0.5, 1): 3.1, (0.5, 2): 3.4, (0.0, 3): 3.9}
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+def write_run(
+    folder: Path, config: Config, losses: list[float], status: str = "finished", sent: int = 0
+) -> None:
+    """A run folder as training leaves it: a record a step, the last of them validated."""
+    folder.mkdir(parents=True)
+    save_config(config, folder / "config.yaml")
+    (folder / "status.json").write_text(json.dumps({"status": status}))
+    lines = []
+    for step, loss in enumerate(losses, 1):
+        record = {
+            "step": step,
+            "tokens": 1000 * step,
+            "loss": loss + 0.5,
+            "step_seconds": 0.1 * step,
+            "tokens_per_second": 100.0,
+            "mfu": None,
+            "tensor_parallel_bytes_forward": sent // 2,
+            "tensor_parallel_bytes_backward": sent // 2,
+        }
+        lines.append(json.dumps(record | {"validation_loss": loss}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    top = tmp_path_factory.mktemp("sweep")
+    for (ratio, seed), loss in LOSSES.items():
+        config = compose([f"sync.ratio={ratio}", f"seed={seed}", f"run.dir=r{ratio}-s{seed}"])
+        write_run(top / f"r{ratio}-s{seed}", config, [9.0, 8.0, 7.0, 5.0, loss], sent=int(ratio * 2**21))
+    write_run(top / "deep" / "cut", compose(["sync.ratio=0.25"]), [8.0, 7.5], status="running")
+    # wandb keeps a file of this name inside a run.
+    inside = top / "r0.0-s3" / "wandb" / "files"
+    inside.mkdir(parents=True)
+    (inside / "config.yaml").write_text("wandb_version: 1\n")
+    damaged = top / "damaged"
+    damaged.mkdir()
+    (damaged / "config.yaml").write_text("model: {layers: many}\n")
+    return top
+
+
+def test_figures_by_hand(sweep):
+    runs, problems = find_runs([str(sweep)])
+    assert len(runs) == 6 and [problem.folder.name for problem in problems] == ["damaged"]
+    groups = variants(runs)
+    assert [group.ratio for group in groups] == [1.0, 0.5, 0.0]
+    full, half, none = table(groups)
+    assert full["validation_loss"] == pytest.approx(3.1, abs=1e-12)
+    # Two values a distance d apart have the standard deviation d / sqrt(2).
+    assert full["validation_loss_spread"] == pytest.approx(0.2 / 2**0.5, abs=1e-12)
+    assert full["difference_to_ratio_1"] is None
+    # 0.1 and 0.2, seed by seed: mean 0.15, standard error 0.1 / sqrt(2) / sqrt(2).
+    assert half["difference_to_ratio_1"] == pytest.approx(0.15, abs=1e-12)
+    assert half["difference_to_ratio_1_error"] == pytest.approx(0.05, abs=1e-12)
+    assert half["bytes_per_step"] == 2**20 and half["trained_tokens"] == 5000
+    # The median of steps 3, 4 and 5: the first two warm up.
+    assert half["step_seconds"] == pytest.approx(0.4, abs=1e-12)
+    # Seed 3 was not trained at ratio 1, and one seed has no spread.
+    assert (none["difference_to_ratio_1"], none["validation_loss_spread"]) == (None, None)
+
+
+def test_only_differences_are_named(sweep):
+    same, differing = compared(find_runs([str(sweep)])[0])
+    assert set(differing) == {"sync.ratio", "seed"}
+    assert same["model.layers"] == 4 and not any(name.startswith("run.") for name in same)
+
+
+def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path):
+    for lr in ("1e-3", "2e-3"):
+        for ratio in (1.0, 0.5):
+            loss = 3.0 + 1000 * float(lr) - ratio
+            config = compose([f"sync.ratio={ratio}", f"optim.lr={lr}"])
+            write_run(tmp_path / f"{lr}-{ratio}", config, [loss])
+    groups = variants(find_runs([str(tmp_path)])[0])
+    assert [group.label for group in groups] == [
+        f"ratio {ratio}, optim.lr={lr}" for lr in ("0.001", "0.002") for ratio in ("1", "0.5")
+    ]
+    for group in groups[1::2]:
+        difference = difference_to_full(group, groups)
+        assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
+
+
+class Outside(HTMLParser):
+    """Collects what a browser would ask for elsewhere, and checks that every element is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.open: list[str] = []
+        self.names: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.asked += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "srcset") and v[0] != "#"
+        ]
+        self.names += [values["id"]] if "id" in values else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_asks_for_nothing(sweep, tmp_path, capsys):
+    report.main([str(sweep), f"out={tmp_path / 'report'}"])
+    printed = capsys.readouterr().out
+    assert printed.strip().splitlines()[-1] == str(tmp_path / "report" / "report.json")
+    assert "running, 2 of 200 steps" in printed
+    text = (tmp_path / "report" / "report.html").read_text()
+    page = Outside()
+    page.feed(text)
+    assert page.open == [] and page.asked == [] and len(page.names) == len(set(page.names))
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    pictures = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(pictures) == 4
+    for picture in pictures:
+        ElementTree.fromstring(picture)
+    for said in (
+        "ratio 0.5",
+        "3.2500 ± 0.2121",
+        "+0.1500 ± 0.0500",
+        "sync.ratio",
+        "damaged",
+        "running",
+        "cut",
+    ):
+        assert said in text, said
+    assert "| ratio 0.5 | 1, 2 | 3.2500 ± 0.2121 |" in (tmp_path / "report" / "report.md").read_text()
+    result = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert result["not_finished"][0]["status"] == "running"
+    assert "many" in result["cannot_be_read"][0]["why"]
+
+
+def test_a_torn_last_line_is_left_out_and_another_named(tmp_path):
+    write_run(tmp_path / "killed", compose([]), [8.0, 7.0], status="failed")
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "tok')
+    runs, _ = find_runs([str(tmp_path)])
+    assert [record["step"] for record in runs[0].records] == [1, 2]
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "killed" / "metrics.jsonl").write_text("\n".join([lines[0], "?", lines[1]]))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
+        find_runs([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "caat report needs folders"),
+        (["missing"], "missing is not a folder"),
+        (["."], "there is no run in ."),
+        (["--all"], "--all is not an option"),
+        ([".", "size=3"], "there is no setting size"),
+    ],
+)
+def test_mistakes(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        report.main(arguments)
+
+
+def test_runs_that_have_not_finished_are_a_report_too(tmp_path, capsys):
+    write_run(tmp_path / "one", compose([]), [], status="starting")
+    report.main([str(tmp_path)])
+    assert "No run has finished yet" in (tmp_path / "report.html").read_text()
