@@ -116,7 +116,8 @@ class Watchdog:
         time.sleep(LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
-        if heard is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        elsewhere = hosts.get(0, socket.gethostname()) != socket.gethostname()
+        if heard is None and elsewhere and "TORCHELASTIC_RUN_ID" in os.environ:
             # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
             os.kill(os.getppid(), signal.SIGKILL)
         os._exit(HUNG_STATUS)

@@ -114,7 +114,7 @@ def test_a_cut_link_ends_the_run_on_both_sides_and_it_goes_on_later(hosts, refer
     assert 0 not in statuses
     for here, there in ((0, 1), (1, 0)):
         lost = f"rank {there} on host{there} does not answer: frozen, or the network to it is down"
-        assert f"no progress for 30 s; {lost}; rank {here} on host{here} waits in" in printed[here], printed
+        assert f"no progress for 30 s; {lost}; rank {here} on host{here} waits" in printed[here], printed
     assert 0 < run.saved() < STEPS
     link(hosts[1], "up")
     with torchrun(hosts, run, "resume=auto") as processes:
