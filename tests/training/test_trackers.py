@@ -85,7 +85,7 @@ def test_a_tracker_that_fails_is_a_warning(capsys):
     ]
 
 
-def test_wandb_offline(tokenizer, tmp_path, monkeypatch):
+def test_wandb_offline(tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = tmp_path / "sweeps" / "friday" / "sync.ratio-0.25"
     folder.mkdir(parents=True)
@@ -108,6 +108,7 @@ def test_wandb_offline(tokenizer, tmp_path, monkeypatch):
         tracker.keep("report", kept)
         tracker.close({"validation_loss": 4.0, "bytes_saved": 0.75})
 
+    assert "WARNING" not in capsys.readouterr().err
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     records = list(wandb_records(file))
     run = next(r.run for r in records if r.HasField("run"))
