@@ -14,7 +14,7 @@ from caat.parallel.stream import Arriving, Stream, enter
 from conf.schema import ModelConfig
 from layers.block import Block
 from layers.embedding import VocabParallelEmbedding
-from layers.linear import ColumnParallelLinear, shared_channels
+from layers.linear import ColumnParallelLinear, RowParallelLinear, shared_channels
 from layers.loss import vocab_parallel_cross_entropy
 from layers.norm import Normed, RMSNorm, norm_weights
 from layers.rotary import rotary_angles
@@ -41,7 +41,6 @@ class GPT(nn.Module):
         config.check_shards(mesh.shards)
         self.config, self.mesh = config, mesh
         self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
-        self.shared_channels = shared_channels(config.hidden, ratio, mesh.shards)
         self.padded_vocab = config.padded_vocab(mesh.shards)
         self.checkpoint_blocks = activation_checkpointing == "full"
         recompute = activation_checkpointing == "selective"
@@ -51,6 +50,7 @@ class GPT(nn.Module):
         )
         self.norm = RMSNorm(config.hidden, mesh, config.norm_eps)
         self.head = ColumnParallelLinear(config.hidden, self.padded_vocab, mesh)
+        self.set_ratio(ratio)
 
     @staticmethod
     def build(
@@ -83,6 +83,18 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         _, logits = self.head.after_norm(self.hidden(tokens))
         return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
+
+    def set_ratio(self, ratio: float) -> None:
+        """Synchronise this fraction of the channels from the next forward pass on.
+
+        No weight changes: the ratio only says which channels are summed over the shards, and every forward
+        pass starts from an embedding that is the same on all of them.
+        """
+        self.ratio = ratio
+        self.shared_channels = shared_channels(self.config.hidden, ratio, self.mesh.shards)
+        for module in self.modules():
+            if isinstance(module, RowParallelLinear):
+                module.set_ratio(ratio)
 
     def hidden(self, tokens: Tensor) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
