@@ -10,6 +10,7 @@ VERBS = {
     "pretrain": "train a model, or one for each of several settings (-m)",
     "tokenize": "turn text into token shards, ahead of a run or for another machine",
     "score": "the log-probability of every next token under a trained model",
+    "convert": "a Hugging Face Llama to a checkpoint to train on, or a trained model to Hugging Face",
     "bench": "what partial synchronisation saves on this machine",
 }
 

@@ -62,7 +62,7 @@ def _check(config: ScoreConfig, tokens: np.ndarray, world: int) -> Path:
     if tokens.min() < 0 or tokens.max() >= architecture.model.vocab_size:
         raise ValueError(
             f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to "
-            f"{architecture.model.vocab_size - 1}: use the checkpoint's tokenizer.model"
+            f"{architecture.model.vocab_size - 1}: use the checkpoint's tokenizer"
         )
     if tokens.shape[-1] - 1 > architecture.model.sequence and os.environ.get("RANK", "0") == "0":
         print(
