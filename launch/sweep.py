@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from conf.schema import Config
-from launch.config import build, compose, initialise, parse_overrides, validate
+from launch.config import compose, initialise, parse_overrides, validate
 from launch.errors import user_errors
 from launch.explain import first_line
 from launch.processes import Stopped, under_torchrun
@@ -37,10 +37,10 @@ def hydra_command(argv: list[str]) -> int:
             raise ValueError("-m starts the processes of each run itself: leave torchrun out")
         argv = argv + _check_sweep([text for text in argv if not text.startswith("-")])
 
-    def job(config: DictConfig) -> None:
+    def job(_: DictConfig) -> None:
         folder = HydraConfig.get().runtime.output_dir
         print(f"run {HydraConfig.get().job.num}: {folder}", flush=True)
-        if status := _train(build(config, Config), folder):
+        if status := _train(compose(list(HydraConfig.get().overrides.task)), folder):
             failed.append(f"{Path(folder).name} (status {status})")
 
     # hydra.main reads the command line of the process.
