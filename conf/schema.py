@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import gcd
+from typing import Any
 
 
 def require(condition: bool, message: str) -> None:
@@ -114,8 +115,9 @@ class ModelConfig:
 class SyncConfig:
     """Partial synchronisation of the residual stream (CAAT-Net, arXiv 2506.19645)."""
 
-    # Fraction of the hidden channels that every shard shares: 1 is Megatron's tensor parallelism.
-    ratio: float = 0.5
+    # Fraction of the hidden channels that every shard shares: 1 is Megatron's tensor parallelism. Or a
+    # schedule, from how many steps on which fraction: {0:1,1000:0.5}.
+    ratio: Any = 0.5
     # Factor on the private channels; default sqrt(parallel.tensor), the variance of a sum of N terms.
     private_scale: float | None = None
     # Arithmetic goes on while sums are on their way; the result is the same.
@@ -127,15 +129,34 @@ class SyncConfig:
     sum_dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        require(
-            0.0 <= self.ratio <= 1.0,
-            f"sync.ratio={self.ratio} is outside [0, 1]: it is the fraction of the channels that is "
-            "synchronised (1 = all, as in Megatron; 0 = none)",
-        )
+        if isinstance(self.ratio, dict):
+            self.ratio = _checked_schedule(self.ratio)
+        else:
+            self.ratio = checked_ratio(self.ratio, f"sync.ratio={self.ratio}")
         if self.private_scale is not None:
             require_positive(sync__private_scale=self.private_scale)
         for name in ("wire_dtype", "sum_dtype"):
             require_choice(f"sync.{name}", getattr(self, name), ("auto", "bfloat16", "float32"))
+
+    @property
+    def schedule(self) -> dict[int, float]:
+        """Ratio by the number of steps done before it holds, in order; a plain number holds from 0 on."""
+        return self.ratio if isinstance(self.ratio, dict) else {0: self.ratio}
+
+    @property
+    def last_ratio(self) -> float:
+        """What the trained model has."""
+        return self.schedule[max(self.schedule)]
+
+    def ratio_of(self, step: int) -> float:
+        """The ratio that step ``step`` (1 to ``train.steps``) trains with."""
+        return next(ratio for first, ratio in reversed(self.schedule.items()) if first < step)
+
+    def describe_ratio(self) -> str:
+        """For people: ``0.5``, or ``1 (0.5 after 1000 steps)``."""
+        first, *later = self.schedule.items()
+        changes = ", ".join(f"{ratio:g} after {step} steps" for step, ratio in later)
+        return f"{first[1]:g}" + (f" ({changes})" if changes else "")
 
     def check_types(self, precision: str) -> None:
         """Raise ``ValueError`` if sums would be narrower than what travels at this ``train.precision``."""
@@ -147,6 +168,39 @@ class SyncConfig:
             f"{self.wire_dtype}, train.precision={precision}): leave sync.sum_dtype out, or set "
             "sync.wire_dtype=bfloat16",
         )
+
+
+def checked_ratio(ratio: Any, what: str) -> float:
+    """``ratio`` as a number; raises ``ValueError`` about ``what`` if it is none in [0, 1]."""
+    require(
+        isinstance(ratio, int | float) and not isinstance(ratio, bool),
+        f"{what} is not a number from 0 to 1, nor a schedule such as 'sync.ratio={{0:1,1000:0.5}}': 1 at "
+        "first, 0.5 once 1000 steps are done",
+    )
+    require(
+        0.0 <= ratio <= 1.0,
+        f"{what} is outside [0, 1]: it is the fraction of the channels that is synchronised (1 = all, as in "
+        "Megatron; 0 = none)",
+    )
+    return float(ratio)
+
+
+def _checked_schedule(schedule: dict[Any, Any]) -> dict[int, float]:
+    for step in schedule:
+        require(
+            isinstance(step, int) and not isinstance(step, bool) and step >= 0,
+            f"sync.ratio has an entry for {step}: a schedule goes from a whole number of steps done to a "
+            "ratio, as in 'sync.ratio={0:1,1000:0.5}'",
+        )
+    require(
+        0 in schedule,
+        f"sync.ratio={schedule} says nothing of the first steps: give an entry for 0, as in "
+        "'sync.ratio={0:1,1000:0.5}'",
+    )
+    return {
+        step: checked_ratio(schedule[step], f"sync.ratio={schedule[step]} after {step} steps")
+        for step in sorted(schedule)
+    }
 
 
 @dataclass
@@ -218,7 +272,8 @@ class DataConfig:
     split: str = "train"
     # The column that holds the text in jsonl, parquet and Hugging Face data.
     text_field: str = "text"
-    # A SentencePiece model to use; default: one of `vocab_size` pieces is trained on the text.
+    # A SentencePiece model or the tokenizer.json of a Hugging Face model, with the files beside it;
+    # default: a SentencePiece model of `vocab_size` pieces is trained on the text.
     tokenizer: str | None = None
     vocab_size: int = 32000
     # Fraction of the documents, chosen by a hash of their text, that is held out for validation.
@@ -436,6 +491,9 @@ class Config:
     # never; auto: from the last checkpoint in run.dir, from the start if there is none; or the path of a
     # checkpoint or a run.
     resume: str = "never"
+    # Start from the weights of this checkpoint, or of a run's latest, instead of random ones: step 0, no
+    # optimizer state. Its model and tokenizer are taken over; N and sync.ratio may be others.
+    initialize: str | None = None
 
     def __post_init__(self) -> None:
         # Hydra builds the schema before the YAML is merged; only a finished config is checked further.
@@ -444,6 +502,11 @@ class Config:
             self.resume != "auto" or self.run.dir is not None,
             "resume=auto needs run.dir=...: the folder of the run, the same each time it is started",
         )
+        require(
+            self.initialize is None or self.resume in ("never", "auto"),
+            f"resume={self.resume} continues a run and initialize={self.initialize} begins one: give one of "
+            "the two",
+        )
 
     def check_layout(self, world: int) -> None:
         """Raise ``ValueError`` unless model, shards, batch and ``world`` processes fit together."""
@@ -451,6 +514,12 @@ class Config:
         processes = self.parallel.tensor_processes(world)
         self.train.accumulation(world // processes)
         self.sync.check_types(self.train.precision)
+        last = max(self.sync.schedule)
+        require(
+            last < self.train.steps,
+            f"sync.ratio changes after {last} steps, but train.steps={self.train.steps}: raise train.steps, "
+            "or leave that entry out",
+        )
         require(
             self.train.sequence <= self.model.sequence,
             f"train.sequence={self.train.sequence} is longer than model.sequence={self.model.sequence}: "

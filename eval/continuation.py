@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
+
+from caat.data.tokenizer import Tokenizer
 
 # What decoding gives for bytes that are no whole character (yet).
 INCOMPLETE = "\ufffd"
@@ -11,15 +13,6 @@ INCOMPLETE = "\ufffd"
 CONTEXT = 4
 
 Ending = Literal["end of text", "stop", "length"]
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer; SentencePiece's has it."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-    def bos_id(self) -> int: ...
-    def eos_id(self) -> int: ...
 
 
 class Continuation:

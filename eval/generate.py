@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from caat.data.tokenizer import Tokenizer
 from conf.schema import SamplingConfig
-from eval.continuation import Continuation, Tokenizer
+from eval.continuation import Continuation
 from eval.sampling import Sampler
 from layers.cache import KVCache
 from layers.gpt import GPT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from caat.data.tokenizer import Tokenizer
 from caat.training.engine import Engine
-from eval.continuation import Tokenizer
 from eval.evaluate import evaluate, flat
 from eval.lm_eval_model import CaatLM
 from eval.tasks import Tasks

@@ -14,11 +14,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.folder import find
 from conf.schema import SamplingConfig, require
 from eval.batches import AUTOMATIC, Batches
-from eval.continuation import Tokenizer
 from eval.generate import Forward, generate
 from eval.open import open_model
 from eval.sampling import largest

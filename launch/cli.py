@@ -12,6 +12,7 @@ VERBS = {
     "score": "the log-probability of every next token under a trained model",
     "evaluate": "benchmarks of lm-eval on a trained model",
     "generate": "continue a text with a trained model",
+    "convert": "a Hugging Face Llama to a checkpoint to train on, or a trained model to Hugging Face",
     "report": "what a set of runs says together: a page with tables and pictures",
     "plan": "memory, bytes, time and days of a run, before it is queued",
     "doctor": "what this machine can do, and what to install for the rest",

@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from caat.data.tokenizer import load_tokenizer
 from conf.schema import Config, require
 from launch.available import installed, wandb_login
 from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
+from launch.initial import adopt, check_initial
 from launch.resume import check_resume, continues
 from launch.settings import field_types, print_settings, settings_of
 
@@ -50,17 +50,29 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises ``ValueError`` for an unknown setting or option, a wrong type, bad syntax, or a value out of range.
     """
     with initialise():
-        for override in parse_overrides(overrides):
+        parsed = parse_overrides(overrides)
+        for override in parsed:
             if override.is_sweep_override():
                 raise ValueError(
                     f"{override.input_line} gives several values: add -m to train once for each, "
                     "or write a list as key=[a,b]"
                 )
         try:
-            config = hydra_compose("config", overrides=list(overrides))
+            config = hydra_compose("config", overrides=_replacing(overrides, parsed))
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
+    adopt(config, {override.key_or_group for override in parsed})
     return build(config, Config, overrides)
+
+
+def _replacing(overrides: Sequence[str], parsed: Sequence[Override]) -> list[str]:
+    """``overrides``, but a schedule of the ratio takes the place of an experiment's: Hydra mixes them."""
+    found = []
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.key_or_group == "sync.ratio" and isinstance(override.value(), dict):
+            found.append("sync.ratio=0")
+        found.append(text)
+    return found
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -97,7 +109,8 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
         print_settings(schema, GROUPS)
         raise SystemExit(0)
     known, config = settings_of(schema), OmegaConf.structured(schema)
-    nested = [name for name, kind in field_types(schema).items() if is_dataclass(kind) and name in GROUPS]
+    nested = [name for name, kind in field_types(schema).items() if kind is field_types(Config).get(name)]
+    nested = [name for name in nested if name in GROUPS]
     options, values = _default_options(), {}
     for text in argv:
         key, equals, value = text.partition("=")
@@ -115,10 +128,12 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
             # An option of the whole configuration (a model brings its schedule) has this group by name.
             OmegaConf.update(config, group, option.get(group, option))
         for key, value in values.items():
-            OmegaConf.update(config, key, value)
+            OmegaConf.update(config, known[key].field, value)
     except OmegaConfBaseException as error:
         explain(error, argv, known)
-    for key in sorted(OmegaConf.missing_keys(config)):
+    for key in sorted(
+        setting.name for setting in known.values() if OmegaConf.is_missing(config, setting.field)
+    ):
         raise ValueError(f"{key} is required: give {key}=... (see --help)")
     return build(config, schema, argv)
 
@@ -164,10 +179,11 @@ def validate(config: Config, world: int) -> None:
         check_data(config, folder)
     elif config.data.tokenizer:
         tokenizer = Path(config.data.tokenizer).expanduser()
-        _check_vocabulary(config, load_tokenizer(tokenizer).piece_size(), f"the tokenizer {tokenizer}")
+        _check_vocabulary(config, load_tokenizer(tokenizer).vocab_size(), f"the tokenizer {tokenizer}")
     else:
         _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
-    check_resume(config)
+    if check_resume(config) is None:
+        check_initial(config, folder if (folder / "index.json").is_file() else None)
     _check_tracker(config)
     _check_compiler(config)
     if config.eval.every:

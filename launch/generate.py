@@ -10,14 +10,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from caat.data.tokenizer import Tokenizer
 from caat.training.checkpoint.architecture import Architecture
 from conf.schema import GenerateConfig, SamplingConfig, require
 from launch.config import load_verb
 from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
 
 if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-
     from eval.continuation import Continuation
 
 
@@ -89,7 +88,7 @@ def _generate(
     folder: Path,
     prompts: Sequence[str],
     rows: Sequence[Sequence[int]],
-    tokenizer: SentencePieceProcessor,
+    tokenizer: Tokenizer,
 ) -> None:
     from eval.generate import generate
 

@@ -10,6 +10,7 @@ from caat.data.corpus import prepare
 from conf.schema import Config, LaunchConfig
 from launch.config import check_data, compose, read_config, validate
 from launch.errors import STOPPED, user_errors
+from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data
 from launch.run_folder import open_run_folder, read_status, write_status
@@ -68,7 +69,8 @@ def set_up(config: Config) -> Path:
     validate(config, config.launch.processes)
     tokens = prepare(config.data)
     check_data(config, tokens)
-    check_resume_data(config, tokens)
+    if check_resume_data(config, tokens) is None:
+        check_initial(config, tokens)
     return open_run_folder(config)
 
 

@@ -10,6 +10,7 @@ from math import sqrt
 from pathlib import Path
 
 from caat.data.shards import read_index
+from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
@@ -78,7 +79,7 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
             require(config.checkpoint.on_damage == "previous", f"{error} (checkpoint.on_damage=stop)")
             problem = problem or str(error)
             continue
-        _check_architecture(config, architecture, checkpoint)
+        _check_architecture(config, architecture, checkpoint, state.step)
         _check_state(config, state, checkpoint)
         return state
     require(not candidates, f"no checkpoint to resume from is whole: {problem}")
@@ -101,12 +102,12 @@ def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) 
 def data_fingerprint(tokens: Path) -> str:
     """Of prepared tokens: the same wherever they lie, and if they are prepared again from the same text."""
     index = read_index(tokens)
-    digest = sha256((tokens / "tokenizer.model").read_bytes())
+    digest = sha256(find_tokenizer(tokens).read_bytes())
     digest.update(json.dumps([index["documents"], index["bytes"], index["train"]], sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
-def _check_architecture(config: Config, found: Architecture, checkpoint: Path) -> None:
+def _check_architecture(config: Config, found: Architecture, checkpoint: Path, step: int) -> None:
     for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
         ours, theirs = getattr(config.model, name), getattr(found.model, name)
         require(
@@ -114,11 +115,13 @@ def _check_architecture(config: Config, found: Architecture, checkpoint: Path) -
             f"model.{name}={ours}, but {checkpoint} holds a model with {theirs}: give model.{name}={theirs}, "
             "or start a new run",
         )
-    ratio, shards = config.sync.ratio, config.parallel.tensor
+    ratio, shards = config.sync.ratio_of(step), config.parallel.tensor
+    of_step = f" is {ratio} in step {step}" if len(config.sync.schedule) > 1 else ""
     require(
         ratio == found.ratio,
-        f"sync.ratio={ratio}, but {checkpoint} was trained at {found.ratio}, which is another function: "
-        f"give sync.ratio={found.ratio}, or start a new run",
+        f"sync.ratio={config.sync.ratio}{of_step}, but {checkpoint} was trained at {found.ratio}, which is "
+        f"another function: give sync.ratio={found.ratio} up to there, or start a new run from its weights "
+        "with initialize=... instead of resume",
     )
     require(
         shards == found.shards or ratio == 1,

@@ -30,6 +30,7 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "sentencepiece",
+    "tokenizers",
     "datasets",
     "safetensors",
     "wandb",
@@ -156,9 +157,10 @@ def _given_folder(name: str) -> Path:
 
 
 def _new_folder(config: Config) -> Path:
+    ratios = "-".join(f"{ratio:g}" for ratio in config.sync.schedule.values())
     stem = (
         f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.model.name}-n{config.parallel.tensor}"
-        f"-r{config.sync.ratio:g}-s{config.seed}"
+        f"-r{ratios}-s{config.seed}"
     )
     for number in count(1):
         folder = Path("outputs", stem if number == 1 else f"{stem}-{number}")

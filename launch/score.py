@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     require(
         tokens.min() >= 0 and tokens.max() < known,
         f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to "
-        f"{known - 1}: use the checkpoint's tokenizer.model",
+        f"{known - 1}: use the checkpoint's tokenizer",
     )
     if not ran_in_processes("launch.score", argv, config.launch):
         _score(config, folder, architecture.model.sequence, tokens)

@@ -23,9 +23,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One value that a user may give."""
+    """One value that a user may give; ``field`` is its place in the schema."""
 
     name: str
+    field: str
     kind: Any
     default: Any
     description: str
@@ -75,12 +76,14 @@ def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     kinds, descriptions = field_types(schema), _descriptions(schema)
     for field in fields(schema):
-        name, kind = prefix + field.name, kinds[field.name]
+        place, kind = prefix + field.name, kinds[field.name]
         if is_dataclass(kind):
-            found |= settings_of(kind, f"{name}.")  # type: ignore[arg-type]
+            found |= settings_of(kind, f"{place}.")  # type: ignore[arg-type]
             continue
+        # A field cannot have the name of a keyword: from_ is the setting "from".
+        name = place.removesuffix("_")
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        found[name] = Setting(name, kind, default, descriptions.get(field.name, ""))
+        found[name] = Setting(name, place, kind, default, descriptions.get(field.name, ""))
     return found
 
 

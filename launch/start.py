@@ -1,4 +1,4 @@
-"""The checkpoint that all ranks start from: the first with all its checksums."""
+"""The checkpoint that all ranks start from, to go on or for its weights: with all its checksums."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from caat.training.checkpoint.reading import damage
 from caat.training.control import Control
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
+from launch.initial import initial_checkpoint
 from launch.resume import checkpoints_to_try
 
 
@@ -46,6 +47,17 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
     if control.rank == 0:
         clear_leftovers(run / "checkpoints")
     return None
+
+
+def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path | None:
+    """The verified checkpoint of ``initialize``, if any. Collective; raises :class:`DamagedError`."""
+    if config.initialize is None:
+        return None
+    checkpoint = initial_checkpoint(config.initialize)
+    watchdog.beat(f"verifying {checkpoint}")
+    if problems := damage(checkpoint, control):
+        raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give initialize=... another one")
+    return checkpoint
 
 
 def _make_latest(checkpoint: Path, run: Path, control: Control) -> None:

@@ -37,7 +37,7 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
     # Benchmarks of `caat evaluate` are lines of their own.
     records = [record for line in lines if "loss" in (record := json.loads(line))]
     sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
-    full = full_sync_bytes(config, mesh, sent)
+    full = full_sync_bytes(config, mesh, record["ratio"], sent)
     # The first steps warm caches up.
     rates = [r["tokens_per_second"] for r in records[2:] or records]
     summary = {
@@ -57,19 +57,19 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
         "plot": str(folder / "loss.png"),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    title = f"{config.model.name}, {mesh.shards} shards, sync.ratio {config.sync.ratio}"
+    title = f"{config.model.name}, {mesh.shards} shards, sync.ratio {config.sync.describe_ratio()}"
     plot_loss(records, base, title, folder / "loss.png")
     _print(summary, mesh)
     return summary
 
 
-def full_sync_bytes(config: Config, mesh: Mesh, sent: dict[str, int]) -> dict[str, int]:
-    """Bytes of the same step at sync.ratio = 1: ``sent``, with full messages inside the layers."""
+def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
+    """Bytes at sync.ratio = 1 of a step that ``sent`` these at ``ratio``: full messages inside the layers."""
     if mesh.processes == 1:
         return dict(sent)
     c, model = config.train, config.model
     tokens = c.global_batch // mesh.data_size * c.sequence
-    channels = shared_channels(model.hidden, config.sync.ratio, mesh.shards)
+    channels = shared_channels(model.hidden, ratio, mesh.shards)
     element_size = 2 if c.precision == "bf16" else 4
     missing = sync_bytes(model, model.hidden - channels, tokens, element_size)
     return {way: n + missing for way, n in sent.items()}

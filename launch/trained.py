@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from xxhash import xxh3_128
+
+from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.state import read_state
+from caat.training.checkpoint.state import read_checksums
 from conf.schema import LaunchConfig, require
 from launch.processes import run_workers, under_torchrun
 
 if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-
     from layers.gpt import GPT
 
 
@@ -48,7 +47,7 @@ def find_trained(checkpoint: str, launch: LaunchConfig, replicas: bool = False) 
     return folder, architecture
 
 
-def tokenizer_of(folder: Path, architecture: Architecture) -> SentencePieceProcessor:
+def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
     """The checkpoint's tokenizer; raises ``ValueError`` if it is missing, damaged or another model's."""
     path = find_tokenizer(folder)
     tokenizer = load_tokenizer(path)
@@ -59,9 +58,9 @@ def tokenizer_of(folder: Path, architecture: Architecture) -> SentencePieceProce
         f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, {remedy}",
     )
     if (folder / "state.json").is_file():
-        expected = read_state(folder)[1].get(path.name)
+        expected = read_checksums(folder).get(path.name)
         require(
-            expected in (None, sha256(path.read_bytes()).hexdigest()),
+            expected in (None, xxh3_128(path.read_bytes()).hexdigest()),
             f"{path} does not have the checksum in state.json: it is damaged or another tokenizer, {remedy}",
         )
     return tokenizer

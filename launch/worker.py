@@ -37,9 +37,10 @@ from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.config import check_data
 from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
+from launch.initial import check_initial
 from launch.resume import check_resume_data, data_fingerprint
 from launch.run_folder import open_run_folder, write_status
-from launch.start import DamagedError, choose_checkpoint
+from launch.start import DamagedError, choose_checkpoint, choose_initial
 from launch.summary import summarise
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
@@ -74,7 +75,9 @@ def work(config: Config, folder: Path | None) -> None:
     tokens = prepare(config.data)
     check_data(config, tokens)
     state = check_resume_data(config, tokens, folder)
-    if state is not None and state.step >= config.train.steps:
+    if state is None:
+        check_initial(config, tokens)
+    elif state.step >= config.train.steps:
         if os.environ.get("RANK", "0") == "0":
             # It may have been killed just before it could say so.
             write_status(folder or Path(str(config.run.dir)), "finished")
@@ -132,7 +135,8 @@ def _train(
 
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
-    model = _build(config, mesh, device, source)
+    initial = None if source else choose_initial(config, control, watchdog)
+    model = _build(config, mesh, device, source or initial)
     if c.compile:
         model.compile_cores()
     watchdog.beat("starting DeepSpeed")
@@ -157,10 +161,16 @@ def _train(
     saver = Saver(
         folder / "checkpoints",
         tensors,
-        Architecture(
-            config.model, mesh.shards, config.sync.ratio, model.shared_channels, model.private_scale
+        lambda: Architecture(
+            config.model,
+            mesh.shards,
+            model.ratio,
+            model.shared_channels,
+            model.private_scale,
+            training.bos,
+            training.eos,
         ),
-        tokens / "tokenizer.model",
+        find_tokenizer(tokens),
         mesh,
         engine.fragments,
         config.checkpoint,
@@ -172,12 +182,14 @@ def _train(
     if first:
         output = Output(
             open_trackers(config, folder, start.step, start.tokens),
-            Samples(tokens / "tokenizer.model", _shown_samples(config)),
+            Samples(find_tokenizer(tokens), _shown_samples(config)),
             RunProgress(c.steps, start.step, folder / "log.txt"),
         )
         output.progress.say(_opening(config, mesh, engine, device, len(training), folder))
         if source is not None:
             output.progress.say(f"resumed from {source} at step {start.step}, {start.tokens:,} tokens")
+        if initial is not None:
+            output.progress.say(f"starting with the weights of {initial}")
         write_status(folder, "running")
     summary: dict = {}
     status, why = "failed", ""
@@ -222,13 +234,14 @@ def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
 
 
 def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None) -> GPT:
-    """The model with its initial weights, or those of the checkpoint ``source``."""
+    """The model with random initial weights, or those of the checkpoint ``source``."""
+    ratio = config.sync.ratio_of(1)
     arguments = (config.sync.private_scale, config.train.activation_checkpointing)
     if source is None:
         initial = initial_weights(config.model, config.seed)
-        return GPT.build(config.model, mesh, config.sync.ratio, initial, *arguments, device)
+        return GPT.build(config.model, mesh, ratio, initial, *arguments, device)
     with torch.device("meta"):
-        model = GPT(config.model, mesh, config.sync.ratio, *arguments)
+        model = GPT(config.model, mesh, ratio, *arguments)
     model = model.to_empty(device=device)
     load_weights(model, full_tensors(model), mesh.local_shards, source)
     return model
@@ -276,8 +289,8 @@ def _opening(
     lines = [
         f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
         f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
-        f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, sync.ratio {config.sync.ratio}, "
-        f"ZeRO {engine.stage}, {c.precision} on {device.type}",
+        f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, "
+        f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {device.type}",
         f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens; "
         f"run folder {folder}",
     ]

@@ -17,7 +17,7 @@ from layers.attention import Attention
 from layers.block import Block
 from layers.cache import KVCache, LayerCache
 from layers.embedding import VocabParallelEmbedding
-from layers.linear import ColumnParallelLinear, shared_channels
+from layers.linear import ColumnParallelLinear, RowParallelLinear, shared_channels
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.mlp import MLP
 from layers.norm import Normed, RMSNorm, norm_weights
@@ -48,7 +48,6 @@ class GPT(nn.Module):
         config.check_shards(mesh.shards)
         self.config, self.mesh = config, mesh
         self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
-        self.shared_channels = shared_channels(config.hidden, ratio, mesh.shards)
         self.padded_vocab = config.padded_vocab(mesh.shards)
         self.checkpoint_blocks = activation_checkpointing == "full"
         recompute = activation_checkpointing == "selective"
@@ -58,6 +57,7 @@ class GPT(nn.Module):
         )
         self.norm = RMSNorm(config.hidden, mesh, config.norm_eps)
         self.head = ColumnParallelLinear(config.hidden, self.padded_vocab, mesh)
+        self.set_ratio(ratio)
 
     @staticmethod
     def build(
@@ -95,6 +95,18 @@ class GPT(nn.Module):
         if targets is None:
             return mask_padding(logits, self.config.vocab_size, self.mesh)
         return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
+
+    def set_ratio(self, ratio: float) -> None:
+        """Synchronise this fraction of the channels from the next forward pass on.
+
+        No weight changes: the ratio only says which channels are summed over the shards, and every forward
+        pass starts from an embedding that is the same on all of them.
+        """
+        self.ratio = ratio
+        self.shared_channels = shared_channels(self.config.hidden, ratio, self.mesh.shards)
+        for module in self.modules():
+            if isinstance(module, RowParallelLinear):
+                module.set_ratio(ratio)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""

@@ -82,7 +82,7 @@ class RowParallelLinear(nn.Module):
         self.sharding.check(mesh.shards, "in_features")
         self.mesh = mesh
         self.out_features = out_features
-        self.shared_channels = shared_channels(out_features, ratio, mesh.shards)
+        self.set_ratio(ratio)
         self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
@@ -104,6 +104,10 @@ class RowParallelLinear(nn.Module):
                 "enter() and every row-parallel layer need the same ratio"
             )
         return row_parallel(a, self.weight, x, self.private_scale, self.mesh)
+
+    def set_ratio(self, ratio: float) -> None:
+        """Synchronise this fraction of the channels from the next forward pass on. No weight changes."""
+        self.shared_channels = shared_channels(self.out_features, ratio, self.mesh.shards)
 
     def extra_repr(self) -> str:
         return (

@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 
 from caat.data import quickstart
 from caat.data.encode import Job, choose_workers, encode_pieces
+from caat.data.huggingface_tokenizer import NAMED_IN
 from caat.data.progress import TokenizeProgress
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
 from caat.data.split import held_out_below, is_held_out
 from caat.data.text import batches, check_source, load_documents
-from caat.data.tokenizer import load_tokenizer, train_tokenizer
+from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from conf.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -75,13 +76,14 @@ def tokenize(config: DataConfig, out: Path) -> None:
     scratch = out / "scratch"
     documents = load_documents(config, cache=scratch)
     below = held_out_below(_texts(documents), config.validation)
-    model = out / "tokenizer.model"
     if config.tokenizer is None:
-        train_tokenizer(_tokenizer_lines(documents, below), config.vocab_size, model)
+        train_tokenizer(_tokenizer_lines(documents, below), config.vocab_size, out / "tokenizer.model")
     else:
-        shutil.copyfile(Path(config.tokenizer).expanduser(), model)
+        for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
+            (out / name).write_bytes(content)
+    model = find_tokenizer(out)
     tokenizer = load_tokenizer(model)
-    vocab_size = tokenizer.piece_size()
+    vocab_size = tokenizer.vocab_size()
 
     unigram = np.zeros(vocab_size, dtype=np.int64)
     totals = {"documents": 0, "bytes": 0}
@@ -161,7 +163,7 @@ def _key(config: DataConfig) -> str:
         "files": [_identity(file) for file in source.files],
         "hub": [config.subset, config.split] if source.kind == "hub" else None,
         "text_field": config.text_field,
-        "tokenizer": _identity(Path(config.tokenizer).expanduser())
+        "tokenizer": _tokenizer_key(Path(config.tokenizer).expanduser())
         if config.tokenizer
         else config.vocab_size,
         "validation": config.validation,
@@ -169,6 +171,13 @@ def _key(config: DataConfig) -> str:
     if source.files:
         del settings["path"]  # the files say it, from wherever they are named
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _tokenizer_key(path: Path) -> list:
+    if path.suffix != ".json":
+        return _identity(path)
+    # Other files name its begin and end of a document.
+    return [_identity(file) for file in (path, *map(path.with_name, NAMED_IN)) if file.is_file()]
 
 
 def _identity(file: Path) -> list[str | int]:

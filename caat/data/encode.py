@@ -86,7 +86,7 @@ class _Encoder:
         self.held_out_below = job.held_out_below
         self.documents = job.documents
         self.tokenizer = load_tokenizer(job.tokenizer)
-        self.vocab_size = self.tokenizer.piece_size()
+        self.vocab_size = self.tokenizer.vocab_size()
         self.dtype = token_dtype(self.vocab_size)
 
     def encode(self, number: int, rows: range, tick: Tick) -> Piece:
@@ -113,8 +113,7 @@ class _Encoder:
         return piece
 
     def _tokens(self, texts: list[str], utf8: list[bytes]) -> dict[str, np.ndarray]:
-        # Arrays from the start: lists of Python integers cost a tenth of the speed.
-        encoded = self.tokenizer.encode(texts, return_type="numpy", add_bos=True, add_eos=True, num_threads=1)
+        encoded = self.tokenizer.encode_documents(texts)
         held_out = [is_held_out(document, self.held_out_below) for document in utf8]
         sides = {"train": [not out for out in held_out], "validation": held_out}
         nothing = np.empty(0, dtype=np.int32)
@@ -162,6 +161,8 @@ def _start_worker(job: Job, totals: Any, stop: Any) -> None:
     # The parent alone answers Ctrl-C, through `stop`; if it is killed, its workers must not write on into
     # a folder that the next run takes over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Of Hugging Face's tokenizers: a worker is one of as many as there are cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = (_Encoder(job), totals, stop)
 

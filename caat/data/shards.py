@@ -2,7 +2,7 @@
 
 The files of a split, one after the other, are one stream of little-endian tokens. The index holds
 ``format``, ``version``, ``key`` (a hash of the settings that made it), ``source``, ``dtype``, ``vocab_size``
-(pieces of ``tokenizer.model``), ``bos``, ``eos``, ``documents``, ``bytes`` (of text) and, per split, the
+(pieces of the tokenizer beside it), ``bos``, ``eos``, ``documents``, ``bytes`` (of text) and, per split, the
 list of ``{"file", "tokens"}``. ``unigram.npy`` counts every piece in the training tokens, int64 [vocab_size].
 """
 

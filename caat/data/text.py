@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caat.data.quickstart import quickstart_text
+from caat.data.tokenizer import TOKENIZER_FILES
 from conf.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def load_documents(config: DataConfig, cache: Path | None = None) -> Dataset:
 
 def is_prepared(folder: Path) -> bool:
     """Whether ``folder`` looks like one that `caat tokenize` made."""
-    return (folder / "index.json").is_file() and (folder / "tokenizer.model").is_file()
+    return (folder / "index.json").is_file() and any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def batches(documents: Dataset, rows: range, size: int) -> Iterator[list[str]]:

@@ -1,19 +1,44 @@
-"""The tokenizer: SentencePiece BPE with Llama's conventions."""
+"""Tokenizers: SentencePiece models, trained here with Llama's conventions, and Hugging Face's files."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
+    import numpy as np
 
+# In a prepared folder and in a checkpoint: a SentencePiece model, or a file of Hugging Face `tokenizers`.
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 # <unk>, <s>, </s> and one piece for every byte.
 SMALLEST = 3 + 256
+
+
+class Tokenizer(Protocol):
+    """Between text and token numbers; method names are SentencePiece's."""
+
+    def encode(self, text: str) -> list[int]:
+        """No begin or end of a document is added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Begin and end of a document are left out."""
+
+    def bos_id(self) -> int: ...
+
+    def eos_id(self) -> int: ...
+
+    def vocab_size(self) -> int:
+        """One more than the largest token number."""
+
+    def id_to_piece(self, number: int) -> str:
+        """A token as the tokenizer spells it, with a sign of its own for a space."""
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Many at a time, on one thread: int32, each with its begin and end."""
 
 
 def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
@@ -59,33 +84,38 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
     os.replace(aside, out)
 
 
-def load_tokenizer(path: Path) -> SentencePieceProcessor:
-    """The tokenizer in ``path``; raises ``ValueError`` if it is missing, corrupt or has no <s> or </s>."""
-    from sentencepiece import SentencePieceProcessor
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in ``path``: Hugging Face's if its name ends in .json, else a SentencePiece model.
 
-    remedy = "give a SentencePiece model, or leave data.tokenizer out and one is trained on the text"
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"the tokenizer {path} cannot be read ({error.strerror}): {remedy}") from error
-    try:
-        # An empty model would load, and complain on stderr at every use.
-        tokenizer = SentencePieceProcessor(model_proto=model) if model else None
-    except RuntimeError:
-        tokenizer = None
-    if tokenizer is None:
-        raise ValueError(f"{path} is not a SentencePiece model: {remedy}")
-    if tokenizer.bos_id() < 0 or tokenizer.eos_id() < 0:
-        raise ValueError(f"{path} has no piece for the begin or the end of a document: {remedy}")
-    return tokenizer
+    Raises ``ValueError`` if it is missing, corrupt or has no piece for the begin or the end of a document.
+    """
+    if path.suffix == ".json":
+        from caat.data.huggingface_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(path)
+    from caat.data.sentencepiece_tokenizer import load_sentencepiece
+
+    return load_sentencepiece(path)
 
 
-def find_tokenizer(checkpoint: Path) -> Path:
-    """The tokenizer of a checkpoint folder; raises ``ValueError`` if it has none."""
-    path = checkpoint / "tokenizer.model"
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} has no tokenizer.model: copy there the one that it was trained with")
-    return path
+def find_tokenizer(folder: Path) -> Path:
+    """The tokenizer of a checkpoint or a prepared folder; raises ``ValueError`` if it has none."""
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder} holds no tokenizer: put its {' or '.join(TOKENIZER_FILES)} there")
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """What a folder needs to hold of the tokenizer in ``path``: contents by file name.
+
+    Raises ``ValueError`` as :func:`load_tokenizer` for a Hugging Face file.
+    """
+    if path.suffix == ".json":
+        from caat.data.huggingface_tokenizer import huggingface_files
+
+        return huggingface_files(path)
+    return {TOKENIZER_FILES[0]: path.read_bytes()}
 
 
 def _remedy(vocab_size: int, message: str) -> str:

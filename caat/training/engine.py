@@ -34,9 +34,10 @@ class StepResult:
 class Engine:
     """Owns the model's gradients, optimizer state and (at stage 3) its weights.
 
-    ``model(tokens, targets)`` must return the loss of every token. ``stage`` is DeepSpeed's ZeRO stage;
-    stage 0 in bfloat16 is wrong in DeepSpeed 0.19 under tensor parallelism (its norm ignores all ranks but
-    the first), so there stage 1 takes its place and :attr:`stage` says so.
+    ``model(tokens, targets)`` must return the loss of every token, and ``model.set_ratio`` set the fraction
+    of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage; stage 0 in bfloat16 is wrong in DeepSpeed
+    0.19 under tensor parallelism (its norm ignores all ranks but the first), so there stage 1 takes its place
+    and :attr:`stage` says so.
     """
 
     def __init__(
@@ -135,6 +136,10 @@ class Engine:
             yield self._engine
         finally:
             self._engine.train()
+
+    def set_ratio(self, ratio: float) -> None:
+        """Synchronise this fraction of the channels from the next step or evaluation on."""
+        self.model.set_ratio(ratio)  # type: ignore[operator]
 
     def data_mean(self, value: Tensor) -> float:
         """Mean of a scalar over the data-parallel replicas."""

@@ -79,6 +79,15 @@ def train(
     record: dict = {}
     due = False
     for step in range(start.step + 1, c.steps + 1):
+        ratio = config.sync.ratio_of(step)
+        engine.set_ratio(ratio)
+        loss_before = None
+        if _begins_anew(config, step):
+            loss_before = engine.evaluate(_watched(validation(), to.watchdog, step))
+            if output:
+                output.progress.say(
+                    f"sync.ratio {ratio:g} from step {step} on: validation {loss_before:.4f} before it"
+                )
         to.watchdog.beat(f"reading the data of step {step}")
         started = time.perf_counter()
         mesh.tensor.reset()
@@ -105,6 +114,7 @@ def train(
             "step": step,
             "tokens": state.tokens,
             "loss": _number(result.loss),
+            "ratio": ratio,
             "learning_rate": rate,
             "grad_norm": _number(result.grad_norm),
             "tokens_per_second": tokens_per_step / seconds,
@@ -116,8 +126,10 @@ def train(
             "skipped_steps": state.skipped,
             **{f"tensor_parallel_{name}": n for name, n in mesh.tensor.totals().items()},
         }
+        if loss_before is not None:
+            record["validation_loss_before"] = loss_before
         last = step == c.steps
-        validate = last or (c.eval_every > 0 and step % c.eval_every == 0)
+        validate = last or (c.eval_every > 0 and step % c.eval_every == 0) or _begins_anew(config, step + 1)
         if validate:
             see = output.samples.see if output else _unseen
             record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step), see)
@@ -175,9 +187,16 @@ def _bear(save: Callable[[], None], config: Config, output: Output | None) -> No
             )
 
 
+def _begins_anew(config: Config, step: int) -> bool:
+    """Whether the model is another one in ``step``: from given weights, or at another ratio than before."""
+    if step == 1:
+        return config.initialize is not None
+    return config.sync.ratio_of(step) != config.sync.ratio_of(step - 1)
+
+
 def _watched(batches: Iterable, watchdog: Watchdog, step: int) -> Iterable:
     for batch in batches:
-        watchdog.beat(f"validating after step {step}")
+        watchdog.beat(f"validating at step {step}")
         yield batch
 
 

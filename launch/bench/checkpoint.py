@@ -150,7 +150,13 @@ class _Bench:
         settings = CheckpointConfig(asynchronous=asynchronous, keep=1)
         checkpoints, tokenizer = self.folder / "checkpoints", self.folder / "tokenizer.model"
         return Saver(
-            checkpoints, self.tensors, architecture, tokenizer, self.mesh, self.engine.fragments, settings
+            checkpoints,
+            self.tensors,
+            lambda: architecture,
+            tokenizer,
+            self.mesh,
+            self.engine.fragments,
+            settings,
         )
 
     def _save(self, saver: Saver) -> None:

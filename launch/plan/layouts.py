@@ -33,9 +33,11 @@ def layout_of(config: Config, world: int) -> Layout:
 
 
 def pass_of(config: Config, layout: Layout, ratio: float | None = None, cuda: bool = True) -> Pass:
-    """One forward pass in that layout, at ``sync.ratio`` unless another is given."""
+    """One forward pass in that layout, at the (last) ``sync.ratio`` unless another is given."""
     c, shards = config.train, config.parallel.tensor
-    channels = shared_channels(config.model.hidden, config.sync.ratio if ratio is None else ratio, shards)
+    channels = shared_channels(
+        config.model.hidden, config.sync.last_ratio if ratio is None else ratio, shards
+    )
     return Pass(
         config.model,
         shards,

@@ -46,12 +46,17 @@ class Variant:
 
     @property
     def ratio(self) -> float:
-        return self.runs[0].config.sync.ratio
+        return self.runs[0].config.sync.last_ratio
+
+    @property
+    def full(self) -> bool:
+        """Whether all channels were synchronised all the time."""
+        return self.runs[0].config.sync.schedule == {0: 1.0}
 
     @property
     def label(self) -> str:
         others = [f"{name}={value}" for name, value in self.settings.items() if name != RATIO]
-        return ", ".join([f"ratio {self.ratio:g}", *others])
+        return ", ".join([f"ratio {self.runs[0].config.sync.describe_ratio()}", *others])
 
     def sample(self, figure: Callable[[Run], float | None]) -> Sample | None:
         """``figure`` over the runs that have it; None if none has."""
@@ -88,7 +93,7 @@ def variants(runs: Iterable[Run]) -> list[Variant]:
 
 def difference_to_full(variant: Variant, among: Sequence[Variant]) -> Sample | None:
     """Validation loss less that of ratio 1 with the same seed and settings, over the seeds that both have."""
-    full = next((v for v in among if v.ratio == 1 and _others(v) == _others(variant)), None)
+    full = next((v for v in among if v.full and _others(v) == _others(variant)), None)
     if full is None or full is variant:
         return None
     base = {run.config.seed: run.validation_loss for run in full.runs}

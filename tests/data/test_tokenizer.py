@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory):
 
 def test_conventions(tokenizer):
     assert (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()) == (0, 1, 2, -1)
-    assert tokenizer.piece_size() == 300
+    assert tokenizer.vocab_size() == 300
     assert not any("12" in tokenizer.id_to_piece(i) for i in range(300) if not tokenizer.is_byte(i))
 
 

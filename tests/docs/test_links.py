@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conf.convert import ConvertConfig
 from conf.schema import ScoreConfig, TokenizeConfig
 from launch.config import compose, load_verb
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```[a-z]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SCHEMAS = {"tokenize": TokenizeConfig, "score": ScoreConfig, "convert": ConvertConfig}
 COMMAND = re.compile(r"^(?:caat |.* -m launch\.)(\w+) ?(.*)$")
 
 
@@ -45,9 +47,10 @@ def test_verbs_exist(page):
 def test_settings_exist(page):
     for verb, arguments in commands(page):
         if verb == "pretrain" and "-m" not in arguments:
-            compose(arguments)
-        elif verb in ("tokenize", "score"):
-            load_verb({"tokenize": TokenizeConfig, "score": ScoreConfig}[verb], arguments)
+            # Checkpoints that a page speaks of are not there to be read.
+            compose([text for text in arguments if not text.startswith("initialize=")])
+        elif verb in SCHEMAS:
+            load_verb(SCHEMAS[verb], arguments)
 
 
 def test_commands_are_found():

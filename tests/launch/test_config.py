@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conf.convert import ConvertConfig
 from conf.schema import RunConfig, ScoreConfig, TokenizeConfig
 from launch.config import compose, load_verb, read_config, save_config
 from launch.run_folder import create_run_folder
@@ -21,10 +22,28 @@ def test_a_configuration_survives_its_file(tmp_path):
         save_config(config, tmp_path / "config.yaml")
 
 
+def test_a_schedule_of_the_ratio(tmp_path):
+    config = compose(["sync.ratio={1000:0.5,0:1}", "train.steps=5000"])
+    assert config.sync.schedule == {0: 1.0, 1000: 0.5}
+    assert [config.sync.ratio_of(step) for step in (1, 1000, 1001, 5000)] == [1.0, 1.0, 0.5, 0.5]
+    assert config.sync.describe_ratio() == "1 (0.5 after 1000 steps)"
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+    number = compose(["sync.ratio=1"])
+    assert number.sync.schedule == {0: 1.0} and number.sync.describe_ratio() == "1"
+
+
+def test_a_schedule_takes_the_place_of_an_experiments():
+    """Hydra alone would mix the two."""
+    assert compose(["experiment=uptrain"]).sync.schedule == {0: 1.0, 4: 0.5}
+    assert compose(["experiment=uptrain", "sync.ratio={0:1,20:0.25}"]).sync.schedule == {0: 1.0, 20: 0.25}
+    assert compose(["experiment=uptrain", "sync.ratio=0.5"]).sync.schedule == {0: 0.5}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sync: {ratio: 2}", "sync.ratio=2.0 is outside"),
+        ("sync: {ratio: 2}", "sync.ratio=2 is outside"),
         ("sync: {ration: 1}", "not a configuration of this version"),
         ("seed: [", "not a configuration of this version"),
         ("seed: !!python/object/apply:os.system [touch pwned]", "not a configuration of this version"),
@@ -96,6 +115,16 @@ def test_mistakes_in_a_verb(schema, argv, says):
     with pytest.raises(ValueError) as error:
         load_verb(schema, argv)
     assert says in str(error.value)
+
+
+def test_a_setting_named_like_a_keyword(capsys):
+    config = load_verb(ConvertConfig, ["from=a", "to=b", "sync.ratio=0.5", "parallel.tensor=3"])
+    assert (config.from_, config.to, config.sync.ratio, config.parallel.tensor) == ("a", "b", 0.5, 3)
+    with pytest.raises(ValueError, match="from is required: give from="):
+        load_verb(ConvertConfig, ["to=b"])
+    with pytest.raises(SystemExit):
+        load_verb(ConvertConfig, ["--help"])
+    assert "  from=required\n      A Hugging Face folder" in capsys.readouterr().out
 
 
 def test_the_help_of_a_verb_lists_its_settings(capsys):

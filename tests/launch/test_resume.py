@@ -133,6 +133,17 @@ def test_what_may_change(run):
     assert state is not None and state.step == 150
 
 
+def test_a_schedule_must_have_come_to_the_ratio_of_the_checkpoint(run):
+    """The checkpoints are of ratio 0.5, the last after step 150."""
+    for schedule in ("{0:0.5}", "{0:1,10:0.5}", "{0:1,149:0.5}", "{0:0.5,150:0.25}"):
+        assert check_resume(compose(["resume=run", f"sync.ratio={schedule}"])) is not None
+    for schedule in ("{0:1,150:0.5}", "{0:0.5,149:0.25}"):
+        with pytest.raises(
+            ValueError, match=r"in step 150, but .* was trained at 0.5, .* give sync.ratio=0.5"
+        ):
+            check_resume(compose(["resume=run", f"sync.ratio={schedule}"]))
+
+
 def test_at_ratio_one_n_may_change(run):
     add_checkpoint(Path("full"), 20, "sync.ratio=1")
     assert check_resume(compose(["resume=full", "sync.ratio=1", "parallel.tensor=2"])) is not None

@@ -50,7 +50,7 @@ def saver(folder: Path, engine: Engine, ratio: float, **settings) -> Saver:
     return Saver(
         folder / "checkpoints",
         full_tensors(model),
-        architecture(engine.mesh.shards, ratio),
+        lambda: architecture(engine.mesh.shards, ratio),
         tokenizer,
         engine.mesh,
         engine.fragments,

@@ -20,6 +20,9 @@ class Architecture:
     ratio: float
     shared_channels: int
     private_scale: float
+    # Of the tokenizer: the tokens that begin and end a document.
+    bos: int = 1
+    eos: int = 2
 
     def to_json(self) -> dict[str, Any]:
         """A Hugging Face Llama configuration with our part under ``caat``."""
@@ -43,8 +46,8 @@ class Architecture:
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
+            "bos_token_id": self.bos,
+            "eos_token_id": self.eos,
             "dtype": "float32",
             "caat": {
                 "shards": self.shards,
@@ -70,13 +73,21 @@ class Architecture:
                 sequence=values["max_position_embeddings"],
                 vocab_size=values["vocab_size"],
                 padded_vocab_size=ours["padded_vocab_size"],
-                rope_base=values["rope_theta"],
+                rope_base=(values.get("rope_parameters") or values)["rope_theta"],
                 norm_eps=values["rms_norm_eps"],
                 init_std=values["initializer_range"],
             )
             shards, ratio = ours["shards"], ours["ratio"]
             scale = ours.get("private_scale", sqrt(shards))
-            return Architecture(model, shards, ratio, ours["shared_channels"], scale)
+            return Architecture(
+                model,
+                shards,
+                ratio,
+                ours["shared_channels"],
+                scale,
+                values["bos_token_id"],
+                values["eos_token_id"],
+            )
         except KeyError as missing:
             raise ValueError(f"{where}: config.json has no {missing}: is it a caat checkpoint?") from None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from caat.training.checkpoint.durable import sync_folder, write_bytes
@@ -56,6 +58,24 @@ def find(path: str | Path) -> Path:
             require(bool(whole), f"{checkpoints / LATEST} names no checkpoint that is there")
             return whole[0]
     raise ValueError(f"checkpoint={path} holds no checkpoint: no config.json, and no `latest` file in it")
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes the new or empty ``folder`` once whole; an error leaves nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f"{folder.name}.tmp")
+    # Of a conversion that was killed.
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        sync_folder(aside)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
 
 
 def publish(aside: Path, folder: Path) -> None:

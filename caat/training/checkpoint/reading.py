@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from caat.training.checkpoint.files import STEMS, index_name
-from caat.training.checkpoint.state import read_state
+from caat.training.checkpoint.state import read_checksums
 from caat.training.checkpoint.tensors import FullTensors
 from caat.training.control import Control
 from caat.training.fragments import Fragment
@@ -39,9 +39,20 @@ class Tensors:
         if single.is_file():
             self._where = dict.fromkeys(self._open(single.name).keys(), single.name)
         elif index.is_file():
-            self._where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            try:
+                self._where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{index} is damaged ({error})") from None
         else:
             raise ValueError(f"{folder} has no {single.name}: is it a whole checkpoint?")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._where)
+
+    def dtype(self, name: str) -> str:
+        """As safetensors names it: F32, BF16, ..."""
+        return self._open(self._where[name]).get_slice(name).get_dtype()
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The whole tensor."""
@@ -79,7 +90,7 @@ def damage(folder: Path, control: Control) -> list[str]:
     Every file is read once, by one of the ranks. Collective, with the same answer on all ranks.
     """
     try:
-        _, checksums = read_state(folder)
+        checksums = read_checksums(folder)
     except ValueError as error:
         checksums, unreadable = {}, [str(error)]
     else:
@@ -94,6 +105,10 @@ def damage(folder: Path, control: Control) -> list[str]:
 def load_weights(model: nn.Module, tensors: Sequence[FullTensors], which: range, folder: Path) -> None:
     """Fill the parameters of ``model``, which holds the shards ``which``, before DeepSpeed gets them."""
     file = Tensors(folder)
+    extra = set(file.names) - {name for each in tensors for name in each.names}
+    require(
+        not extra, f"{folder} has a tensor {min(extra, default='')} too many: it belongs to another model"
+    )
     for each in tensors:
         _check(each, file)
         each.read(which, file.part, model.get_parameter(each.parameter).detach())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caat.data.tokenizer import tokenizer_files
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.architecture import Architecture
@@ -36,23 +37,23 @@ class _NotFinite(Exception):
 class Saver:
     """Writes checkpoints of this run, on all ranks together.
 
-    ``fragments()`` are the live optimizer state of this rank. Its messages travel in a group of their own:
-    they never meet those of training.
+    ``fragments()`` are the live optimizer state of this rank, ``architecture()`` is the model's at present.
+    Messages travel in a group of their own: they never meet those of training.
     """
 
     def __init__(
         self,
         checkpoints: Path,
         tensors: Sequence[FullTensors],
-        architecture: Architecture,
+        architecture: Callable[[], Architecture],
         tokenizer: Path,
         mesh: Mesh,
         fragments: Callable[[], dict[str, Fragment]],
         settings: CheckpointConfig,
     ) -> None:
-        self.checkpoints, self.architecture, self.settings = checkpoints, architecture, settings
-        self._tokenizer = tokenizer.read_bytes()
-        self._fragments = fragments
+        self.checkpoints, self.settings = checkpoints, settings
+        self._tokenizer = tokenizer_files(tokenizer)
+        self._fragments, self._architecture = fragments, architecture
         self._control = Control()
         self._files = plan_files(tensors, self._control.world)
         ranges = {name: (held.start, held.size) for name, held in fragments().items()}
@@ -75,16 +76,16 @@ class Saver:
         :class:`SaveError` on all ranks alike if the earlier one, or this one if not asynchronous, failed.
         """
         self.wait()
-        fragments = self._fragments()
+        fragments, architecture = self._fragments(), self._architecture()
         self.last_step = state.step
         if not self.settings.asynchronous:
-            self._write(state, lambda name, kind: fragments[name].values[kind].cpu())
+            self._write(state, architecture, lambda name, kind: fragments[name].values[kind].cpu())
             self.wait()
             return
         self._copy(fragments)
         self._thread = threading.Thread(
             target=self._write,
-            args=(state, lambda name, kind: self._snapshot[name, kind]),
+            args=(state, architecture, lambda name, kind: self._snapshot[name, kind]),
             name=f"checkpoint {state.step}",
             # A run that fails must be able to end.
             daemon=True,
@@ -115,7 +116,7 @@ class Saver:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
 
-    def _write(self, state: State, held: Callable[[str, str], Tensor]) -> None:
+    def _write(self, state: State, architecture: Architecture, held: Callable[[str, str], Tensor]) -> None:
         """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
         folder = self.checkpoints / folders.checkpoint_name(state.step)
         aside = folder.with_name(f"{folder.name}.tmp")
@@ -124,7 +125,7 @@ class Saver:
             checksums: dict[str, str] = {}
             for part in self._together(lambda: self._write_files(aside, held)):
                 checksums |= part
-            self._together(lambda: self._publish(aside, folder, state, checksums))
+            self._together(lambda: self._publish(aside, folder, state, architecture, checksums))
         except SaveError as error:
             # The disk may be full: what is there of it is of no use.
             shutil.rmtree(aside, ignore_errors=True)
@@ -175,13 +176,16 @@ class Saver:
             raise problem
         return checksums
 
-    def _publish(self, aside: Path, folder: Path, state: State, checksums: dict[str, str]) -> None:
+    def _publish(
+        self, aside: Path, folder: Path, state: State, architecture: Architecture, checksums: dict[str, str]
+    ) -> None:
         """By the first rank, once all files are on disk."""
         if self._control.rank > 0:
             return
         checksums |= write_indices(aside, self._files)
-        checksums["config.json"] = write_json(aside / "config.json", self.architecture.to_json())
-        checksums["tokenizer.model"] = write_bytes(aside / "tokenizer.model", self._tokenizer)
+        checksums["config.json"] = write_json(aside / "config.json", architecture.to_json())
+        for name, content in self._tokenizer.items():
+            checksums[name] = write_bytes(aside / name, content)
         write_state(aside, state, checksums)
         folders.publish(aside, folder)
         folders.retain(self.checkpoints, self.settings.keep, self.settings.keep_every)

@@ -35,8 +35,12 @@ class State:
 
 def write_state(folder: Path, state: State, checksums: dict[str, str]) -> None:
     """Write state.json, durably."""
-    values = {**asdict(state), "xxh3_128": dict(sorted(checksums.items()))}
-    write_json(folder / "state.json", {**values, "state_xxh3_128": _digest(values)})
+    _write(folder, asdict(state), checksums)
+
+
+def write_checksums(folder: Path, checksums: dict[str, str]) -> None:
+    """Write the state.json of a checkpoint that holds weights alone, durably."""
+    _write(folder, {}, checksums)
 
 
 def read_state(folder: Path) -> tuple[State, dict[str, str]]:
@@ -44,20 +48,41 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
 
     Raises ``ValueError`` if state.json is missing, damaged, or not of a checkpoint that training can resume.
     """
-    path = folder / "state.json"
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        digest = values.pop("state_xxh3_128")
-        checksums = values["xxh3_128"]
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error})") from None
-    if _digest(values) != digest:
-        raise ValueError(f"{path} is damaged: its content does not have the checksum that it names")
+    values = _read(folder)
+    checksums = values.pop("xxh3_128")
+    if not values:
+        raise ValueError(
+            f"{folder} holds weights alone, nothing to resume: start a new run from them with "
+            f"initialize={folder}"
+        )
     known = {each.name for each in fields(State)}
     try:
         return State(**{name: value for name, value in values.items() if name in known}), checksums
     except TypeError as error:
-        raise ValueError(f"{path} is of another version of caat ({error})") from None
+        raise ValueError(f"{folder / 'state.json'} is of another version of caat ({error})") from None
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """By file name; raises ``ValueError`` if state.json is missing or damaged."""
+    return _read(folder)["xxh3_128"]
+
+
+def _write(folder: Path, state: dict[str, Any], checksums: dict[str, str]) -> None:
+    values = {**state, "xxh3_128": dict(sorted(checksums.items()))}
+    write_json(folder / "state.json", {**values, "state_xxh3_128": _digest(values)})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        digest = values.pop("state_xxh3_128")
+        values["xxh3_128"].items()
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error})") from None
+    if _digest(values) != digest:
+        raise ValueError(f"{path} is damaged: its content does not have the checksum that it names")
+    return values
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -58,11 +58,15 @@ class Samples:
     def _sample(self, tokens: Tensor, targets: Tensor, losses: Tensor) -> Sample:
         text = torch.cat([tokens[:1], targets]).tolist()
         start = max(1, len(text) - CONTINUATION)
-        # Pieces have U+2581 for a space.
-        pieces = tuple(self._tokenizer.id_to_piece(number).replace("\u2581", "_") for number in text[start:])
+        pieces = tuple(self._spell(number) for number in text[start:])
         return Sample(
             self._tokenizer.decode(text[max(0, start - CONTEXT) : start]),
             self._tokenizer.decode(text[start:]),
             pieces,
             tuple(losses[start - 1 :].tolist()),
         )
+
+    def _spell(self, number: int) -> str:
+        piece = self._tokenizer.id_to_piece(number)
+        # A space is U+2581 to SentencePiece, U+0120 to byte-level tokenizers.
+        return piece.replace("\u2581", "_").replace("\u0120", "_")

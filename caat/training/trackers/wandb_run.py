@@ -29,7 +29,7 @@ class Wandb(Tracker):
             project=c.project,
             name=c.name or folder.name,
             group=c.group or default_group(config, folder),
-            tags=[f"ratio-{config.sync.ratio:g}", f"N-{config.parallel.tensor}", *c.tags],
+            tags=[f"ratio-{config.sync.last_ratio:g}", f"N-{config.parallel.tensor}", *c.tags],
             dir=str(folder),
             mode="offline" if c.wandb == "offline" else "online",
             config=dict(settings),

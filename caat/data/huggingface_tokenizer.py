@@ -1,0 +1,111 @@
+"""Hugging Face's `tokenizer.json`, read by the package `tokenizers`: fast, and nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+REMEDY = "give the tokenizer.json of a Hugging Face model, or a SentencePiece model"
+SETTINGS = "tokenizer_config.json"
+# Where a model folder names the begin and the end of a document, best first: the last one by number.
+NAMED_IN = (SETTINGS, "special_tokens_map.json", "config.json")
+
+
+class HuggingFaceTokenizer:
+    """A :class:`~caat.data.tokenizer.Tokenizer`: pieces from ``path``, begin and end from files beside it.
+
+    The text of a special token, such as ``<|endoftext|>``, becomes that token, as in `transformers`. Raises
+    ``ValueError`` if the file is missing or corrupt, or no begin or end is named.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"the tokenizer {path} cannot be read (no such file): {REMEDY}")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises nothing narrower
+            raise ValueError(f"{path} is not a tokenizer.json ({error}): {REMEDY}") from error
+        # Settings of whoever saved the file: they would cut documents short without a word.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._bos, self._eos = (self._special(path, name) for name in ("bos", "eos"))
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def bos_id(self) -> int:
+        return self._bos
+
+    def eos_id(self) -> int:
+        return self._eos
+
+    def begin_and_end(self) -> tuple[str, str]:
+        """The tokens :meth:`bos_id` and :meth:`eos_id` by name."""
+        tokens = {
+            number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()
+        }
+        return tokens[self._bos], tokens[self._eos]
+
+    def vocab_size(self) -> int:
+        return self._size
+
+    def id_to_piece(self, number: int) -> str:
+        return self._tokenizer.id_to_token(number) or f"<{number}>"
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([self._bos, *each.ids, self._eos], dtype=np.int32) for each in encoded]
+
+    def _special(self, path: Path, name: str) -> int:
+        """The number of the token that begins or ends a document."""
+        for file in NAMED_IN[:2]:
+            token = _read(path.with_name(file)).get(f"{name}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None:
+                number = self._tokenizer.token_to_id(token)
+                if number is None:
+                    raise ValueError(f"{path.with_name(file)} names {name}_token {token}, which {path} lacks")
+                return number
+        number = _read(path.with_name(NAMED_IN[2])).get(f"{name}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if not isinstance(number, int) or not 0 <= number < self._size:
+            raise ValueError(
+                f"nothing beside {path} names the token that {'begins' if name == 'bos' else 'ends'} a "
+                f'document: write {{"{name}_token": "..."}} into {SETTINGS} there'
+            )
+        return number
+
+
+def huggingface_files(path: Path) -> dict[str, bytes]:
+    """tokenizer.json, and the settings that `transformers` reads beside it, which name begin and end."""
+    tokenizer = HuggingFaceTokenizer(path)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_read(path.with_name(SETTINGS))}
+    # Code of others: `transformers` would ask its user to run it.
+    settings.pop("auto_map", None)
+    settings["bos_token"], settings["eos_token"] = tokenizer.begin_and_end()
+    return {
+        "tokenizer.json": path.read_bytes(),
+        SETTINGS: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode(),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): mend it, or remove it") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object: mend it, or remove it")
+    return values

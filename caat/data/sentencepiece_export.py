@@ -1,0 +1,97 @@
+"""A SentencePiece tokenizer as Hugging Face's `tokenizer.json`, with the same numbers for every text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, processors
+
+from caat.data.huggingface_tokenizer import SETTINGS
+from caat.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from caat.data.tokenizer import load_tokenizer, tokenizer_files
+
+# Whatever a tokenizer does beyond Llama's conventions shows in some of these.
+PROBES = (
+    "The quick brown fox, 1234 lazy dogs.",
+    "  two  spaces \n\n\tand a tab ",
+    "\u00bd \ufb01 e\u0301 \u00dc \u65e5\u672c\u8a9e \u0627\u0644 \U0001f680 \ufeff\u0000",
+    "HTTPServer's camelCase isn't well-known: f(x) = x^2; [a, b] -> {c}",
+    "",
+    " ",
+)
+
+
+def as_huggingface(path: Path) -> dict[str, bytes]:
+    """What `transformers` needs of the tokenizer in ``path``, and the original: contents by file name.
+
+    The original alone for a SentencePiece model that is not BPE with Llama's conventions: it has no equal.
+    """
+    files, tokenizer = tokenizer_files(path), load_tokenizer(path)
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return files
+    pieces = [tokenizer.id_to_piece(number) for number in range(tokenizer.vocab_size())]
+    bos, eos, unknown = (pieces[i] for i in (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id()))
+    theirs = _llama_like(tokenizer, pieces)
+    theirs.add_special_tokens([AddedToken(piece, normalized=False) for piece in (unknown, bos, eos)])
+    theirs.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id())]
+    )
+    for probe in PROBES:
+        ids = tokenizer.encode(probe)
+        if theirs.encode(probe, add_special_tokens=False).ids != ids:
+            return files
+        if theirs.decode(ids) != tokenizer.decode(ids):
+            return files
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "unk_token": unknown,
+        # As here: the text "<s>" in a document is text.
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+    }
+    return files | {
+        "tokenizer.json": theirs.to_str(pretty=True).encode(),
+        SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
+    }
+
+
+def _llama_like(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> tokenizers.Tokenizer:
+    """The conventions of :func:`~caat.data.tokenizer.train_tokenizer`, which are Llama's."""
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    model = models.BPE(
+        numbers,
+        _merges(tokenizer, pieces, numbers),
+        unk_token=pieces[tokenizer.unk_id()],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    theirs = tokenizers.Tokenizer(model)
+    # A space is a sign of its own, and one comes before every text.
+    theirs.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    theirs.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return theirs
+
+
+def _merges(
+    tokenizer: SentencePieceTokenizer, pieces: list[str], numbers: dict[str, int]
+) -> list[tuple[str, str]]:
+    """Every way to put a piece together from two, the pieces that SentencePiece prefers first."""
+    merges = []
+    for number, piece in enumerate(pieces):
+        if tokenizer.is_control(number) or tokenizer.is_unknown(number) or tokenizer.is_byte(number):
+            continue
+        halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        whole = [pair for pair in halves if pair[0] in numbers and pair[1] in numbers]
+        whole.sort(key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
+        merges += [(-tokenizer.get_score(number), number, pair) for pair in whole]
+    merges.sort(key=lambda merge: merge[:2])
+    return [pair for _, _, pair in merges]

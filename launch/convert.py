@@ -1,0 +1,127 @@
+"""`caat convert`: between Hugging Face folders and checkpoints of caat."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from caat.training.checkpoint.folder import find
+from conf.convert import ConvertConfig
+from conf.schema import require
+from launch.config import load_verb
+
+
+def main(argv: list[str]) -> None:
+    """Write what ``argv`` (``from=... to=...``) describes, print what it is, and the path of conversion.json.
+
+    Raises ``ValueError`` before anything is written for a model that cannot be converted, and if it cannot be
+    written: then nothing is left.
+    """
+    config = load_verb(ConvertConfig, argv)
+    to = Path(config.to).expanduser()
+    _check_target(to, config.to)
+    source = Path(config.from_).expanduser()
+    require(
+        source.is_dir(),
+        f"from={config.from_} is not a folder: give a Hugging Face model, a run or a checkpoint",
+    )
+    result, write = _export(config, source) if _is_ours(source) else _import(config, source)
+    free = shutil.disk_usage(next(place for place in to.absolute().parents if place.is_dir())).free
+    require(
+        result["bytes"] <= free,
+        f"to={config.to} takes {result['bytes'] / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: make room, "
+        "or write elsewhere",
+    )
+    _write(write, to, result)
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):<18} {f'{value:,}' if isinstance(value, int) else value}")
+    print(to / "conversion.json")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether ``folder`` is a run or a checkpoint, and not a Hugging Face folder."""
+    from layers.huggingface.llama import read_config
+
+    if not (folder / "config.json").is_file():
+        find(folder)
+        return True
+    values = read_config(folder)
+    return "caat" in values and values.get("model_type") == "llama"
+
+
+def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:
+    from layers.huggingface.importing import check_source, import_checkpoint
+
+    source = check_source(folder, config.parallel.tensor, config.sync.ratio)
+    found = source.architecture
+    result = {
+        "from": str(folder),
+        "became": "a checkpoint of caat",
+        "shards": found.shards,
+        "ratio": found.ratio,
+        "embeddings": "tied: written as two equal matrices, trained apart from now on"
+        if source.tied
+        else "untied",
+        "tokenizer": source.tokenizer.name,
+        "begin_and_end": f"{found.bos} and {found.eos}",
+        "parameters": source.bytes // 4,
+        "bytes": source.bytes,
+    }
+    return result, partial(import_checkpoint, source)
+
+
+def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:
+    from layers.huggingface.exporting import check_trained, export_checkpoint
+
+    for name, value in (("parallel.tensor", config.parallel.tensor), ("sync.ratio", config.sync.ratio)):
+        require(
+            value is None,
+            f"{name}={value} belongs to a model that comes from Hugging Face, and from={config.from_} is a "
+            "checkpoint of caat, which has its own: leave it out",
+        )
+    trained = check_trained(find(folder))
+    found = trained.architecture
+    how = "LlamaForCausalLM" if trained.plain else "modeling_caat.py: load it with trust_remote_code=True"
+    result = {
+        "from": str(trained.folder),
+        "became": f"a Hugging Face folder, {how}",
+        "shards": found.shards,
+        "ratio": found.ratio,
+        "tokenizer": ", ".join(trained.tokenizer)
+        + ("" if "tokenizer.json" in trained.tokenizer else " alone: transformers has no equal of it"),
+        "begin_and_end": f"{found.bos} and {found.eos}",
+        "bytes": trained.bytes,
+    }
+    return result, partial(export_checkpoint, trained)
+
+
+def _check_target(to: Path, given: str) -> None:
+    require(
+        not to.exists() or (to.is_dir() and not any(to.iterdir())),
+        f"to={given} exists and is not an empty folder: give a new one",
+    )
+
+
+def _write(write: Callable, to: Path, result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("[bold]converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("converting", total=result["bytes"])
+            write(to, result, lambda size: progress.advance(task, size))
+    except OSError as error:
+        raise ValueError(f"to={to} could not be written ({error.strerror}): nothing of it is left") from error
+
+
+if __name__ == "__main__":
+    import sys
+
+    from launch.errors import user_errors
+
+    with user_errors():
+        main(sys.argv[1:])

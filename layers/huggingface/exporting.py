@@ -1,0 +1,96 @@
+"""A checkpoint of ours becomes a Hugging Face folder: its weights have the names and shapes already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xxhash import xxh3_128
+
+from caat.data.sentencepiece_export import as_huggingface
+from caat.data.tokenizer import find_tokenizer
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.durable import write_bytes, write_json
+from caat.training.checkpoint.files import STEMS
+from caat.training.checkpoint.folder import written_aside
+from caat.training.checkpoint.state import read_checksums
+
+MODELING = Path(__file__).with_name("modeling_caat.py")
+AUTO_MAP = {"AutoConfig": "modeling_caat.CaatConfig", "AutoModelForCausalLM": "modeling_caat.CaatForCausalLM"}
+BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint with all that an export needs."""
+
+    folder: Path
+    architecture: Architecture
+    checksums: dict[str, str]
+    # Contents by file name.
+    tokenizer: dict[str, bytes]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an ordinary Llama: no channel is private."""
+        return self.architecture.shared_channels == self.architecture.model.hidden
+
+    @property
+    def files(self) -> list[Path]:
+        """Of the weights."""
+        names = (name for name in self.checksums if name.startswith(f"{STEMS['weight']}"))
+        return [self.folder / name for name in sorted(names)]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+
+def check_trained(folder: Path) -> Trained:
+    """The checkpoint ``folder``; raises ``ValueError`` if something of it is missing or damaged."""
+    tokenizer = as_huggingface(find_tokenizer(folder))
+    trained = Trained(folder, read_architecture(folder), read_checksums(folder), tokenizer)
+    for path in trained.files:
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the checkpoint is damaged, take another one")
+    return trained
+
+
+def export_checkpoint(
+    trained: Trained, to: Path, result: dict[str, Any], show: Callable[[int], None]
+) -> None:
+    """Write ``trained`` as the Hugging Face folder ``to``, whole or not at all; ``result`` goes with it.
+
+    ``show`` is called with the bytes of every block copied. Raises ``ValueError`` for a file that does not
+    have its checksum, ``OSError`` if the disk says no.
+    """
+    with written_aside(to) as aside:
+        for path in trained.files:
+            if _copy(path, aside / path.name, show) != trained.checksums[path.name]:
+                raise ValueError(f"{path} is damaged: its content does not have the checksum in state.json")
+        for name, content in trained.tokenizer.items():
+            write_bytes(aside / name, content)
+        values = trained.architecture.to_json()
+        if trained.plain:
+            del values["caat"]
+        else:
+            values |= {"model_type": "caat", "architectures": ["CaatForCausalLM"], "auto_map": AUTO_MAP}
+            write_bytes(aside / MODELING.name, MODELING.read_bytes())
+        write_json(aside / "config.json", values)
+        write_json(aside / "conversion.json", result)
+
+
+def _copy(source: Path, to: Path, show: Callable[[int], None]) -> str:
+    """Returns the checksum of what was copied."""
+    digest = xxh3_128()
+    with source.open("rb") as reading, to.open("xb") as writing:
+        while block := reading.read(BLOCK_BYTES):
+            digest.update(block)
+            writing.write(block)
+            show(len(block))
+        writing.flush()
+        os.fsync(writing.fileno())
+    return digest.hexdigest()

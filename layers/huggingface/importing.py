@@ -1,0 +1,160 @@
+"""A Hugging Face Llama becomes a checkpoint of ours, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.durable import write_bytes, write_json
+from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
+from caat.training.checkpoint.folder import written_aside
+from caat.training.checkpoint.reading import Tensors
+from caat.training.checkpoint.state import write_checksums
+from caat.training.checkpoint.tensors import FullTensors
+from conf.schema import ModelConfig, require
+from layers.huggingface.llama import model_config, read_config
+from layers.linear import shared_channels
+from layers.weights import gpt_weights
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FLOATS = ("F32", "BF16", "F16")
+# Of older files: numbers that follow from the configuration.
+BUFFERS = ".rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked model folder: all its tensors are there, with the shapes and types that they should have."""
+
+    folder: Path
+    architecture: Architecture
+    tied: bool
+    tokenizer: Path
+    tensors: Tensors
+
+    @property
+    def bytes(self) -> int:
+        """Of the checkpoint's weights."""
+        return sum(each.bytes for each in _full_tensors(self.architecture.model))
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.tensors(EMBEDDING if self.tied and name == HEAD else name, shape).float()
+
+
+def check_source(folder: Path, shards: int | None, ratio: float | None) -> Source:
+    """The model in ``folder``, to be cut into ``shards`` and synchronised at ``ratio`` (default 1).
+
+    Raises ``ValueError`` for a model that is not ours to run, or a file that is not what config.json says.
+    """
+    values = read_config(folder)
+    if values.get("model_type") == "caat":
+        architecture = _exported(values, folder, shards, ratio)
+    else:
+        model = model_config(values, folder)
+        require(
+            shards is not None, "parallel.tensor is required: give the number of shards, parallel.tensor=N"
+        )
+        assert shards is not None
+        model.check_shards(shards)
+        ratio = 1.0 if ratio is None else ratio
+        channels = shared_channels(model.hidden, ratio, shards)
+        architecture = Architecture(model, shards, ratio, channels, sqrt(shards))
+    model = architecture.model
+    tensors = _check_tensors(folder, model, bool(values.get("tie_word_embeddings")))
+    path = find_tokenizer(folder)
+    tokenizer = load_tokenizer(path)
+    require(
+        tokenizer.vocab_size() <= model.vocab_size,
+        f"{path} has {tokenizer.vocab_size():,} pieces and the model only vocab_size={model.vocab_size}: it "
+        "is the tokenizer of another model, put this one's there",
+    )
+    architecture = Architecture(
+        model,
+        architecture.shards,
+        architecture.ratio,
+        architecture.shared_channels,
+        architecture.private_scale,
+        tokenizer.bos_id(),
+        tokenizer.eos_id(),
+    )
+    return Source(folder, architecture, bool(values.get("tie_word_embeddings")), path, tensors)
+
+
+def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Callable[[int], None]) -> None:
+    """Write ``source`` as the checkpoint ``to``, whole or not at all, with ``result`` as conversion.json.
+
+    ``show`` is called with the bytes of every tensor written. Raises ``OSError`` if the disk says no.
+    """
+    files = [
+        file for file in plan_files(_full_tensors(source.architecture.model), 1) if file.kind == "weight"
+    ]
+    with written_aside(to) as aside:
+        checksums = write_indices(aside, files)
+        for file in files:
+            out = TensorFile(aside / file.name, file.contents)
+            try:
+                for each in file.contents:
+                    for name, shape in zip(each.names, each.shapes, strict=True):
+                        out.append(source.read(name, shape))
+                    show(each.bytes)
+                checksums[file.name] = out.close()
+            finally:
+                out.abandon()
+        for name, content in tokenizer_files(source.tokenizer).items():
+            checksums[name] = write_bytes(aside / name, content)
+        checksums["config.json"] = write_json(aside / "config.json", source.architecture.to_json())
+        checksums["conversion.json"] = write_json(aside / "conversion.json", result)
+        write_checksums(aside, checksums)
+
+
+def _exported(values: dict[str, Any], folder: Path, shards: int | None, ratio: float | None) -> Architecture:
+    """Of what `caat convert` wrote for Hugging Face, and `transformers` may have saved again since."""
+    found = Architecture.from_json(values, folder)
+    for name, ours, theirs in (
+        ("parallel.tensor", shards, found.shards),
+        ("sync.ratio", ratio, found.ratio),
+    ):
+        require(
+            ours in (None, theirs),
+            f"{name}={ours}, but {folder} was trained with {theirs}, and another is another model: leave "
+            f"{name} out",
+        )
+    return found
+
+
+def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
+    """Raise ``ValueError`` unless the files hold the model's tensors and no others."""
+    require(
+        any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
+        f"{folder} holds pickled weights (.bin), which could run code when loaded: where you trust it, load "
+        "it with transformers and save_pretrained() it again, which writes safetensors",
+    )
+    tensors = Tensors(folder)
+    wanted = {
+        name: shape
+        for each in _full_tensors(model)
+        for name, shape in zip(each.names, each.shapes, strict=True)
+    }
+    extra = {name for name in tensors.names if name not in wanted and not name.endswith(BUFFERS)}
+    require(
+        not extra,
+        f"{folder} has {len(extra)} tensors that a Llama of its config.json has no place for, such as "
+        f"{min(extra, default='')}: it belongs to another model",
+    )
+    for name, shape in wanted.items():
+        if not (tied and name == HEAD):
+            tensors.check(name, shape)
+            kind = tensors.dtype(name)
+            require(kind in FLOATS, f"{folder}: {name} is {kind}, and only {', '.join(FLOATS)} are read")
+    return tensors
+
+
+def _full_tensors(model: ModelConfig) -> list[FullTensors]:
+    return [FullTensors(each.parameter, each.names, each.shapes, 1, None, ()) for each in gpt_weights(model)]

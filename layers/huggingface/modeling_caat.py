@@ -1,0 +1,199 @@
+"""A Llama with N tensor-parallel shards and a partially synchronised residual stream, all in one process.
+
+Copied into a model's folder by `caat convert`, to be loaded with
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Needs torch and transformers alone.
+
+Every shard has a residual stream of its own: activations are [shards, batch, length, channels]. What
+attention and MLP add to it is summed over the shards in the first `shared_channels` channels; the others
+stay private to their shard, times `private_scale` (CAAT-Net, arXiv 2506.19645).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class CaatConfig(LlamaConfig):
+    """Llama's, and under ``caat`` the numbers that make it another function: shards, shared_channels, ..."""
+
+    model_type = "caat"
+    # Shards are part of the model: it cannot be cut in another way.
+    base_model_tp_plan = None
+
+
+def column_parallel(x: Tensor, linear: nn.Linear) -> Tensor:
+    """Each shard's own input by its rows of the weight: [N, b, s, in] -> [N, b, s, out / N]."""
+    return torch.einsum("nbsi,noi->nbso", x, linear.weight.unflatten(0, (len(x), -1)))
+
+
+def row_parallel(x: Tensor, linear: nn.Linear, shared: int, scale: float) -> Tensor:
+    """Each shard's input by its columns of the weight, then the sum: [N, b, s, in / N] -> [N, b, s, out]."""
+    partial = torch.einsum("nbsi,oni->nbso", x, linear.weight.unflatten(1, (len(x), -1)))
+    total = partial[..., :shared].sum(0, keepdim=True).expand(len(x), -1, -1, -1)
+    return torch.cat([total, scale * partial[..., shared:]], -1)
+
+
+def rotary_angles(positions: Tensor, c: CaatConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [b, 1, s, head_dim / 2] for ``positions`` [b, s]."""
+    exponent = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device=positions.device) / c.head_dim
+    angles = positions[:, None, :, None] * c.rope_parameters["rope_theta"] ** -exponent
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + d / 2) of ``x`` [b, heads, s, d]."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def visible(rows: Tensor, keys: int, attention_mask: Tensor | None) -> Tensor:
+    """Which of ``keys`` cached tokens the tokens in places ``rows`` [s] see: bool [b or 1, 1, s, keys]."""
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask
+    columns = torch.arange(keys, device=rows.device)
+    mask = (columns <= rows[:, None])[None, None]
+    if attention_mask is not None:
+        real = F.pad(attention_mask, (0, keys - attention_mask.shape[-1])).bool()
+        # Padding sees itself: with nothing to see, its attention would be nan, and spread.
+        mask = mask & real[:, None, None] | (columns == rows[:, None])
+    return mask
+
+
+class CaatNorm(nn.Module):
+    """RMSNorm, of every shard's own stream."""
+
+    def __init__(self, c: CaatConfig) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(c.hidden_size)), c.rms_norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class CaatAttention(nn.Module):
+    """Causal grouped-query attention, heads cut over the shards."""
+
+    def __init__(self, c: CaatConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, c.head_dim
+        self.shared, self.scale = c.caat["shared_channels"], c.caat["private_scale"]
+        key_value = c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, key_value, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, key_value, bias=False)
+        self.o_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        q, k, v = (self._heads(column_parallel(x, each)) for each in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        mask = visible(rows, k.shape[-2], mask)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        out = out.unflatten(1, (len(x), -1)).permute(1, 0, 3, 2, 4).flatten(3)
+        return row_parallel(out, self.o_proj, self.shared, self.scale)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[N, b, s, heads / N · d] -> [b, heads, s, d]: heads of different shards never meet."""
+        return x.unflatten(-1, (-1, self.head_dim)).permute(1, 0, 3, 2, 4).flatten(1, 2)
+
+
+class CaatMLP(nn.Module):
+    """SwiGLU, inner features cut over the shards."""
+
+    def __init__(self, c: CaatConfig) -> None:
+        super().__init__()
+        self.shared, self.scale = c.caat["shared_channels"], c.caat["private_scale"]
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.silu(column_parallel(x, self.gate_proj)) * column_parallel(x, self.up_proj)
+        return row_parallel(inner, self.down_proj, self.shared, self.scale)
+
+
+class CaatLayer(nn.Module):
+    """Pre-norm attention, then MLP, each added to the stream."""
+
+    def __init__(self, c: CaatConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = CaatNorm(c)
+        self.self_attn = CaatAttention(c, layer)
+        self.post_attention_layernorm = CaatNorm(c)
+        self.mlp = CaatMLP(c)
+
+    def forward(self, x: Tensor, *attention: object) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class CaatStack(nn.Module):
+    """All between the token numbers and the head; parameters have Llama's names."""
+
+    def __init__(self, c: CaatConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(CaatLayer(c, layer) for layer in range(c.num_hidden_layers))
+        self.norm = CaatNorm(c)
+
+
+class CaatForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class = CaatConfig
+    base_model_prefix = "model"
+    _no_split_modules: ClassVar = ["CaatLayer"]
+    _supports_sdpa = True
+
+    def __init__(self, config: CaatConfig) -> None:
+        super().__init__(config)
+        self.model = CaatStack(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Token numbers [b, s] -> logits [b, s, vocabulary]; all arguments mean what they do for a Llama."""
+        embedded = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        rows = past + torch.arange(embedded.shape[1], device=embedded.device)
+        positions = rows[None] if position_ids is None else position_ids
+        cos, sin = rotary_angles(positions, self.config, embedded.dtype)
+
+        x = embedded.expand(self.config.caat["shards"], *embedded.shape)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, rows, attention_mask, past_key_values)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self._head(self.model.norm(x[:, :, kept]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _head(self, x: Tensor) -> Tensor:
+        """Each shard's own final state by its slice of the vocabulary: [N, b, s, h] -> [b, s, vocabulary]."""
+        slices = self.lm_head.weight.split(self.config.caat["padded_vocab_size"] // len(x))
+        # The last slices may hold padding alone, which is not stored.
+        return torch.cat([F.linear(state, rows) for state, rows in zip(x, slices, strict=False)], -1)

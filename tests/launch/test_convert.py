@@ -1,0 +1,341 @@
+"""`caat convert`, there and back: the same logits, the same tokens, and every wrong file named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from caat.data.tokenizer import find_tokenizer, load_tokenizer, train_tokenizer
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint import files
+from caat.training.checkpoint.architecture import read_architecture
+from caat.training.checkpoint.reading import damage
+from caat.training.checkpoint.state import read_checksums, read_state
+from caat.training.control import Control
+from eval.score import load_model, next_token_log_probabilities
+from launch.convert import main
+from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
+
+TEXTS = [
+    "Document 7 says:  two spaces, 1234 digits\n\n\tand a tab",
+    " leading space, trailing ",
+    "Ünïcödé 日本語 \U0001f680 e\u0301 \ufb01",
+    "<s> is text </s>",
+    "",
+]
+
+
+def convert(*settings: str, capsys=None) -> dict:
+    """Run the verb; the result that it wrote."""
+    main(list(settings))
+    to = next(Path(text.removeprefix("to=")) for text in settings if text.startswith("to="))
+    return json.loads((to / "conversion.json").read_text())
+
+
+def same_scores(folder: Path, theirs, shards: int, atol: float = 1e-5) -> None:
+    """The checkpoint's log-probabilities on N shards are those of the Hugging Face model."""
+    tokens = prompt()
+    with torch.no_grad():
+        want = theirs(tokens).logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    got = next_token_log_probabilities(load_model(folder, Mesh(shards)), tokens)
+    torch.testing.assert_close(got, want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("shards", "changes"),
+    [
+        (1, {}),
+        (2, {"max_shard_size": "20KB"}),
+        (4, {"tie_word_embeddings": True}),
+        (4, {"dtype": torch.bfloat16}),
+        (2, {"dtype": torch.float16, "num_key_value_heads": 8}),
+    ],
+)
+def test_there_and_back(tmp_path, capsys, monkeypatch, shards, changes):
+    if shards == 2:
+        monkeypatch.setattr(files, "FILE_BYTES", 30_000)
+    theirs = write_llama(tmp_path / "hf", **changes)
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    result = convert(f"from={tmp_path / 'hf'}", f"to={ours}", f"parallel.tensor={shards}")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(ours / "conversion.json")
+    tied = "tie_word_embeddings" in changes
+    assert result["embeddings"].startswith("tied: written as two equal" if tied else "untied")
+    assert (len(list(ours.glob("model-*.safetensors"))) > 1) == (shards == 2)
+    found = read_architecture(ours)
+    assert (found.shards, found.ratio, found.bos, found.eos) == (shards, 1.0, 0, 1)
+    same_scores(ours, theirs, shards)
+    assert set(read_checksums(ours)) == {path.name for path in ours.iterdir()} - {"state.json"}
+
+    convert(f"from={ours}", f"to={back}")
+    again = transformers.AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32)
+    assert type(again) is transformers.LlamaForCausalLM
+    assert "caat" not in json.loads((back / "config.json").read_text())
+    want = {name: value for name, value in theirs.state_dict().items()}
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, want[name]), name
+    same_tokens(back, ours)
+
+
+def same_tokens(folder: Path, checkpoint: Path) -> None:
+    """AutoTokenizer on the exported folder, and our tokenizer of the checkpoint."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(find_tokenizer(checkpoint))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.bos_id(), ours.eos_id())
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == ours.encode(text), text
+        assert tokenizer.decode(ids) == ours.decode(ids) == text
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5])
+def test_below_ratio_one_with_its_own_code(tmp_path, ratio):
+    write_llama(tmp_path / "hf")
+    ours, back, again = tmp_path / "ours", tmp_path / "back", tmp_path / "again"
+    convert(f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=4", f"sync.ratio={ratio}")
+    convert(f"from={ours}", f"to={back}")
+    # Its user has to opt in; without, nothing runs, and no Llama of other function is loaded instead.
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoModelForCausalLM.from_pretrained(back, trust_remote_code=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        back, trust_remote_code=True, dtype=torch.float32
+    )
+    assert "import caat" not in (back / "modeling_caat.py").read_text()
+    same_scores(ours, model.eval(), 4)
+    same_tokens(back, ours)
+    out = model.generate(prompt(), max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert out.shape == (2, 16)
+
+    # Trained further there, it comes back as the same model.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(prompt(), labels=prompt()).loss.backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path / "tuned")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(back / name, tmp_path / "tuned" / name)
+    convert(f"from={tmp_path / 'tuned'}", f"to={again}")
+    assert (read_architecture(again).ratio, read_architecture(again).shards) == (ratio, 4)
+    same_scores(again, model, 4)
+    with pytest.raises(ValueError, match=r"parallel.tensor=2, but .* was trained with 4"):
+        main([f"from={tmp_path / 'tuned'}", f"to={tmp_path / 'other'}", "parallel.tensor=2"])
+
+
+def test_a_sentencepiece_tokenizer_gives_the_same_tokens(tmp_path):
+    write_llama(tmp_path / "hf", tokenizer=False)
+    words = [a + b + c for a in ("quick", "over", "Ü") for b in ("ing", "ed", "ly") for c in "abcdefghij"]
+    train_tokenizer(
+        (f"  {a} and  {b} 17" for a in words for b in words[:9]), 400, tmp_path / "hf" / "tokenizer.model"
+    )
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
+    same_tokens(tmp_path / "back", tmp_path / "ours")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    # As documents begin in training.
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_a_sentencepiece_tokenizer_without_an_equal_goes_along_as_it_is(tmp_path):
+    import sentencepiece
+
+    write_llama(tmp_path / "hf", tokenizer=False)
+    words = [a + b for a in ("quick", "over", "lazy", "brown") for b in ("ing", "ed", "ly", "er", "est")]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(f"{a} and {b}" for a in words for b in words),
+        model_prefix=str(tmp_path / "hf" / "tokenizer"),
+        vocab_size=60,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    result = convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
+    assert result["tokenizer"] == "tokenizer.model alone: transformers has no equal of it"
+    assert not (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def test_what_has_no_state_is_not_resumed(tmp_path):
+    write_llama(tmp_path / "hf")
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    with pytest.raises(ValueError, match=r"holds weights alone, nothing to resume: .* with initialize="):
+        read_state(tmp_path / "ours")
+
+
+def edit(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def change_tensors(folder: Path, **changes) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+WRONG = {
+    "another type": (lambda f: edit(f, model_type="qwen2"), 'model_type="qwen2" is not known here'),
+    "scaled rope": (
+        lambda f: edit(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}),
+        r"rope_parameters=.*llama3.* scales rotary positions",
+    ),
+    "old scaled rope": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "factor": 2}),
+        r"rope_scaling=.*linear.* scales rotary positions",
+    ),
+    "attention bias": (lambda f: edit(f, attention_bias=True), "attention_bias=true means biases"),
+    "mlp bias": (lambda f: edit(f, mlp_bias=True), "mlp_bias=true means biases"),
+    "another activation": (lambda f: edit(f, hidden_act="gelu"), 'hidden_act="gelu" is not silu'),
+    "another head_dim": (
+        lambda f: edit(f, head_dim=8),
+        r"head_dim=8 is not hidden_size / num_attention_heads = 4",
+    ),
+    "quantised": (
+        lambda f: edit(f, quantization_config={}),
+        "quantization_config=.* means quantised weights",
+    ),
+    "no config": (lambda f: (f / "config.json").write_text("{"), r"config.json cannot be read"),
+    "half a config": (
+        lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
+        "has no 'num_hidden_layers'",
+    ),
+    "pickled": (pickled, r"holds pickled weights \(.bin\)"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"has no model.safetensors"),
+    "damaged weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+        r"model.safetensors is missing or damaged",
+    ),
+    "missing tensor": (
+        lambda f: change_tensors(f, model__layers__1__mlp__down_proj__weight=None),
+        r"has no tensor model.layers.1.mlp.down_proj.weight",
+    ),
+    "extra tensor": (
+        lambda f: change_tensors(f, model__layers__0__self_attn__q_proj__bias=torch.zeros(32)),
+        r"has 1 tensors that a Llama of its config.json has no place for, such as .*q_proj.bias",
+    ),
+    "wrong shape": (
+        lambda f: change_tensors(f, model__norm__weight=torch.ones(31)),
+        r"model.norm.weight has shape \(31,\) where config.json means \(32,\)",
+    ),
+    "whole numbers": (
+        lambda f: change_tensors(f, model__norm__weight=torch.ones(32, dtype=torch.int8)),
+        r"model.norm.weight is I8, and only F32, BF16, F16",
+    ),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "holds no tokenizer: put its tokenizer.model or",
+    ),
+    "larger tokenizer": (lambda f: edit(f, vocab_size=399), r"has shape|has 400 pieces and the model only"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_named_and_nothing_written(name, tmp_path):
+    spoil, says = WRONG[name]
+    write_llama(tmp_path / "hf")
+    spoil(tmp_path / "hf")
+    with pytest.raises(ValueError, match=says) as error:
+        main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
+    assert len(str(error.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model(tmp_path):
+    write_llama(tmp_path / "hf", vocab_size=399)
+    with pytest.raises(ValueError, match=r"has 400 pieces and the model only vocab_size=399"):
+        main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["from=nowhere", "to=new", "parallel.tensor=2"], "from=nowhere is not a folder"),
+        (["from=empty", "to=new", "parallel.tensor=2"], "holds no checkpoint"),
+        (["from=hf", "to=hf", "parallel.tensor=2"], "to=hf exists and is not an empty folder"),
+        (["from=hf", "to=new"], "parallel.tensor is required"),
+        (["from=hf", "to=new", "parallel.tensor=3"], r"model.heads=8 is not divisible by parallel.tensor=3"),
+        (["from=hf", "to=new", "parallel.tensor=0"], "parallel.tensor=0 must be above 0"),
+        (["from=hf", "to=new", "parallel.tensor=2", "sync.ratio=2"], "sync.ratio=2.0 is outside"),
+        (
+            ["from=ours", "to=new", "parallel.tensor=2"],
+            "parallel.tensor=2 belongs to a model that comes from",
+        ),
+        (["from=ours", "to=new", "sync.ratio=0.5"], "sync.ratio=0.5 belongs to a model that comes from"),
+        (["to=new"], "from is required"),
+        (["from=hf"], "to is required"),
+    ],
+)
+def test_mistakes(settings, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "hf")
+    (tmp_path / "empty").mkdir()
+    main(["from=hf", "to=ours", "parallel.tensor=4"])
+    with pytest.raises(ValueError, match=says):
+        main(settings)
+    assert not Path("new").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path):
+    write_llama(tmp_path / "hf")
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    convert(f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=2")
+    data = bytearray((ours / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (ours / "model.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        main([f"from={ours}", f"to={back}"])
+    (ours / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing"):
+        main([f"from={ours}", f"to={back}"])
+    assert not back.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    write_llama(tmp_path / "hf")
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    settings = [f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"]
+    monkeypatch.setattr(files.TensorFile, "append", full)
+    with pytest.raises(
+        ValueError, match=r"could not be written .No space left on device.: nothing of it is left"
+    ):
+        main(settings)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
+    with pytest.raises(ValueError, match=r"takes 0.0 GB and 0.0 GB are free: make room"):
+        main(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def verify(folder: Path) -> list[str]:
+    return damage(folder, Control())
+
+
+def test_checksums_of_a_conversion_are_verified(ranks, tmp_path):
+    write_llama(tmp_path / "hf")
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    assert ranks(2).run(verify, tmp_path / "ours") == [[], []]
+    (tmp_path / "ours" / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json is damaged" in ranks(2).run(verify, tmp_path / "ours")[0][0]
+
+
+def test_the_sizes_are_those_of_the_file(tmp_path):
+    write_llama(tmp_path / "hf")
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    model = read_architecture(tmp_path / "ours").model
+    assert (model.hidden, model.kv_heads, model.rope_base) == (SIZES["hidden_size"], 4, 5000.0)
+    assert (model.sequence, model.norm_eps, model.padded_vocab_size) == (64, 1e-6, 404)

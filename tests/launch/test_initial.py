@@ -1,0 +1,198 @@
+"""A run from given weights: what it takes over, what must agree, and what it does when resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from caat.data.tokenizer import train_tokenizer
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.durable import write_json
+from launch.config import compose, read_config, validate
+from launch.convert import main as convert
+from launch.run_folder import create_run_folder
+from tests.layers.huggingface.llamas import write_llama
+
+TEXT = "\n\n".join(
+    f"Document {i} of {i * i % 97}: " + " ".join(f"word{i * j % 41}" for j in range(60)) for i in range(300)
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A converted Llama `llama`, text, and prepared tokens of another tokenizer."""
+    folder = tmp_path_factory.mktemp("made")
+    write_llama(folder / "hf")
+    convert([f"from={folder / 'hf'}", f"to={folder / 'llama'}", "parallel.tensor=4"])
+    (folder / "own.txt").write_text(TEXT)
+    lines = (f"sentence number {i} about {i * i}" for i in range(200))
+    train_tokenizer(lines, 300, folder / "other.model")
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch) -> Path:
+    """A copy, to be spoilt."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+RUN = ["initialize=llama", "data.path=own.txt", "parallel.tensor=4", "train.sequence=32"]
+
+
+def test_model_and_tokenizer_are_taken_over(here):
+    config = compose([*RUN, "sync.ratio={0:1,20:0.5}", "parallel.tensor=2"])
+    model = config.model
+    assert (model.name, model.layers, model.hidden, model.kv_heads) == ("llama", 2, 32, 4)
+    assert (model.vocab_size, model.padded_vocab_size, model.rope_base) == (403, None, 5000.0)
+    assert config.data.tokenizer == "llama/tokenizer.json" and config.data.vocab_size == 403
+    validate(config, 1)
+    assert "llama-n2-r1-0.5-s1" in create_run_folder(config).name
+    # What agrees may be said.
+    validate(compose([*RUN, "model.layers=2", "model.sequence=48", "data.tokenizer=hf/tokenizer.json"]), 1)
+
+
+def at_half(here: Path, **values) -> None:
+    """The checkpoint as if it had been trained at ratio 0.5."""
+    found = replace(read_architecture(here / "llama"), ratio=0.5, shared_channels=16, **values)
+    assert isinstance(found, Architecture)
+    write_json(here / "llama" / "config.json", found.to_json())
+
+
+REFUSED = {
+    "nowhere": (["initialize=nowhere"], "initialize=nowhere is not a folder"),
+    "not a checkpoint": (["initialize=hf"], r"config.json has no 'caat'"),
+    "another model": (
+        ["model=tiny"],
+        r"model.layers=4, but initialize=llama holds a model with 2: leave the model out",
+    ),
+    "another size": (["model.ffn=96"], r"model.ffn=96, but initialize=llama holds a model with 48"),
+    "another tokenizer": (
+        ["data.tokenizer=other.model"],
+        r"other.model is another tokenizer than .*tokenizer.json",
+    ),
+    "longer sequences": (["train.sequence=65"], r"train.sequence=65 is longer than model.sequence=64"),
+    "resume as well": (["resume=llama"], r"resume=llama continues a run and initialize=llama begins one"),
+    "N that does not divide": (["parallel.tensor=3"], r"not divisible by parallel.tensor=3"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, here):
+    settings, says = REFUSED[name]
+    with pytest.raises(ValueError, match=says) as error:
+        validate(compose([*RUN, *settings]), 1)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_resuming_what_was_converted_says_how_to_start(here):
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from is whole: .* with initialize=llama"):
+        validate(compose(["resume=llama", "data.path=own.txt", "sync.ratio=1", "parallel.tensor=4"]), 1)
+
+
+def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
+    at_half(here)
+    validate(compose([*RUN, "sync.ratio=0.25"]), 1)
+    with pytest.raises(
+        ValueError, match=r"parallel.tensor=2, but initialize=llama was trained with 4 shards at"
+    ):
+        validate(compose([*RUN, "parallel.tensor=2"]), 1)
+    at_half(here, private_scale=1.5)
+    with pytest.raises(ValueError, match=r"private_scale is 2.0, .* give sync.private_scale=1.5"):
+        validate(compose(RUN), 1)
+    validate(compose([*RUN, "sync.private_scale=1.5"]), 1)
+
+
+def command(*settings: str, cwd: Path, status: int = 0) -> str:
+    argv = [sys.executable, "-m", "launch.pretrain", *RUN, *settings]
+    result = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder)]
+
+
+SHORT = [
+    "train.steps=6",
+    "optim.warmup_steps=0",
+    "train.eval_sequences=8",
+    "checkpoint.every=2",
+    "data.validation=0.1",
+]
+
+
+@pytest.mark.slow
+def test_runs_from_given_weights(here):
+    """One process or two start from the same loss, and go on, when resumed, instead of starting again."""
+    schedule = ["sync.ratio={0:1,3:0.5}", *SHORT]
+    printed = command(*schedule, "run.dir=one", cwd=here)
+    assert "starting with the weights of llama" in printed
+    assert "sync.ratio 0.5 from step 4 on: validation" in printed
+    command(*schedule, "run.dir=two", "launch.processes=2", cwd=here)
+    assert losses(here / "two") == pytest.approx(losses(here / "one"), abs=2e-5)
+    first = records(here / "one")[0]
+    # The first step trains from the given weights: not those of an untrained model.
+    command(*SHORT, "sync.ratio=1", "parallel.tensor=1", "train.steps=1", "run.dir=plain", cwd=here)
+    plain = records(here / "plain")[0]
+    for name in ("loss", "validation_loss_before"):
+        assert first[name] == pytest.approx(plain[name], abs=1e-5)
+
+    # Killed after step 4, started again with the same command.
+    run = here / "one"
+    want, saved = losses(run), run / "checkpoints"
+    shutil.rmtree(saved / "step-00000006")
+    (saved / "latest").write_text("step-00000004\n")
+    printed = command(*schedule, "run.dir=one", "resume=auto", cwd=here)
+    assert "resumed from" in printed and "starting with the weights" not in printed
+    assert losses(run) == want
+
+    # The end of a run is the start of another, at another ratio.
+    at_the_end = records(run)[-1]["validation_loss"]
+    settings = ["initialize=one", "sync.ratio=0.5", "run.dir=on", *SHORT]
+    command(*settings, cwd=here)
+    assert records(here / "on")[0]["validation_loss_before"] == pytest.approx(at_the_end, abs=1e-6)
+    assert read_config(here / "on" / "config.yaml").model.name == "one"
+
+
+@pytest.mark.slow
+def test_a_damaged_start_is_found(here):
+    data = bytearray((here / "llama" / "model.safetensors").read_bytes())
+    data[-7] ^= 1
+    (here / "llama" / "model.safetensors").write_bytes(data)
+    printed = command(*SHORT, "run.dir=run", cwd=here, status=2)
+    assert "model.safetensors is damaged" in printed and "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_sweep_over_ratios_and_a_schedule(here):
+    argv = [
+        sys.executable,
+        "-m",
+        "launch.pretrain",
+        "-m",
+        *RUN,
+        *SHORT,
+        "train.steps=2",
+        "hydra.sweep.dir=sweep",
+    ]
+    result = subprocess.run(
+        [*argv, "sync.ratio=0.5,{0:1,1:0.5}"], cwd=here, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    ratios = [
+        [record["ratio"] for record in records(path.parent)] for path in here.glob("sweep/*/metrics.jsonl")
+    ]
+    assert sorted(ratios) == [[0.5, 0.5], [1.0, 0.5]]

@@ -1,0 +1,39 @@
+"""Small random Llamas in Hugging Face folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests.data.test_huggingface_tokenizer import write_tokenizer
+
+SIZES = dict(
+    vocab_size=403,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+    rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    initializer_range=0.2,
+)
+
+
+def write_llama(folder: Path, dtype=torch.float32, max_shard_size="5GB", tokenizer: bool = True, **changes):
+    """A random Llama of `SIZES` with a tokenizer of 400 pieces, saved to ``folder``; returns the model."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, **changes})).to(dtype)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if tokenizer:
+        write_tokenizer(folder)
+    # Not model.float(): in another type, its rotary frequencies were rounded too.
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def prompt(size: int = 2, length: int = 11) -> torch.Tensor:
+    return torch.randint(SIZES["vocab_size"], (size, length), generator=torch.Generator().manual_seed(1))

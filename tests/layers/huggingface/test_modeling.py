@@ -1,0 +1,93 @@
+"""The modelling file for Hugging Face against our model: two implementations that share no code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint.architecture import Architecture
+from layers.huggingface.modeling_caat import CaatConfig, CaatForCausalLM
+from layers.linear import shared_channels
+from tests.models import SMALL, batch, build, gathered
+from tests.reference import random_weights
+
+TOLERANCE = dict(rtol=0, atol=1e-10)
+CASES = [(1, 0.5), (2, 0.0), (4, 0.25), (4, 0.5), (8, 0.5), (8, 1.0)]
+
+
+def theirs(shards: int, ratio: float) -> CaatForCausalLM:
+    """The small model with the reference's weights, as Hugging Face would load it."""
+    k = shared_channels(SMALL.hidden, ratio, shards)
+    config = CaatConfig(**Architecture(SMALL, shards, ratio, k, shards**0.5).to_json())
+    model = CaatForCausalLM(config).double()
+    model.load_state_dict(random_weights(SMALL))
+    return model.eval()
+
+
+def our_logits(model, tokens: torch.Tensor) -> torch.Tensor:
+    return model.head.after_norm(model.hidden(tokens))[1][..., : SMALL.vocab_size]
+
+
+@pytest.mark.parametrize(("shards", "ratio"), CASES)
+def test_logits_and_gradients(shards, ratio):
+    ours, model = build(Mesh(shards), ratio), theirs(shards, ratio)
+    tokens, targets = batch()
+    logits = model(tokens).logits
+    torch.testing.assert_close(logits, our_logits(ours, tokens), **TOLERANCE)
+
+    ours(tokens, targets).mean().backward()
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    want = gathered(ours, {name: p.grad for name, p in ours.named_parameters()})
+    got = {name: p.grad for name, p in model.named_parameters()}
+    assert got.keys() == want.keys()
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("shards", "ratio"), [(4, 0.5), (2, 0.0)])
+def test_the_loss_of_labels(shards, ratio):
+    tokens, targets = batch()
+    whole = torch.cat([tokens, targets[:, -1:]], 1)
+    loss = theirs(shards, ratio)(whole, labels=whole).loss
+    want = build(Mesh(shards), ratio)(tokens, targets).mean()
+    # Hugging Face computes losses in float32.
+    torch.testing.assert_close(loss, want.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generation_with_a_cache_and_left_padding(cache):
+    """Each of two unequal prompts goes on as it would alone, by our model and without a cache."""
+    ours, model = build(Mesh(4), 0.5), theirs(4, 0.5)
+    prompts = [batch(seed=3, size=1, length=7)[0], batch(seed=4, size=1, length=4)[0]]
+    new = 6
+    rows = torch.zeros(2, 7, dtype=torch.long)
+    mask = torch.zeros_like(rows)
+    for row, prompt in enumerate(prompts):
+        rows[row, 7 - prompt.shape[1] :], mask[row, 7 - prompt.shape[1] :] = prompt[0], 1
+    logits: list[torch.Tensor] = []
+    # Not those that generate() returns, which are rounded to float32.
+    model.register_forward_hook(lambda module, inputs, out: logits.append(out.logits[:, -1]))
+    sequences = model.generate(
+        rows,
+        attention_mask=mask,
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        cache_implementation=cache,
+    )
+    for row, prompt in enumerate(prompts):
+        text = prompt
+        for step in range(new):
+            with torch.no_grad():
+                want = our_logits(ours, text)[0, -1]
+            torch.testing.assert_close(logits[step][row], want, **TOLERANCE)
+            text = torch.cat([text, want.argmax().view(1, 1)], 1)
+        assert sequences[row, 7:].tolist() == text[0, prompt.shape[1] :].tolist()
+
+
+def test_the_last_logits_alone():
+    model, (tokens, _) = theirs(4, 0.25), batch()
+    whole = model(tokens).logits
+    torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, whole[:, -2:], **TOLERANCE)
