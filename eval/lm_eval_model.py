@@ -136,7 +136,8 @@ class CaatLM(TemplateLM):
                 f"a task generates up to {settings.max_new_tokens} tokens, which leaves no room in the "
                 f"model's context of {self.max_length}: lower max_gen_toks in its generation_kwargs",
             )
-            rows = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
+            contexts = [self.tok_encode(requests[number].args[0]) for number in numbers]
+            rows = [context[-room:] or [self.prefix_token_id] for context in contexts]
 
             def work(batch: list[int], rows=rows, settings=settings) -> list[str]:
                 prompts = [rows[number] for number in batch]

@@ -77,9 +77,9 @@ def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], archite
         )
         require(
             len(row) + config.max_new_tokens <= context,
-            f"{which} has {len(row)} tokens, with max_new_tokens={config.max_new_tokens} more they exceed "
-            f"the model's context of {context}: give max_new_tokens={context - len(row)} or "
-            "shorten it",
+            f"{which} has {len(row)} tokens, and with max_new_tokens={config.max_new_tokens} more they are "
+            f"beyond the model's context of {context}: give max_new_tokens={context - len(row)} or a shorter "
+            "prompt",
         )
 
 

@@ -134,6 +134,31 @@ def test_the_batch_does_not_matter(checkpoints):
         check(our_answers(checkpoint, 4, 1, batch, torch.float64), expected, 1e-10)
 
 
+def test_nothing_to_continue_begins_a_document(checkpoints):
+    lm = ours(checkpoints[4, 0.5], 4, 1)
+    how = {"until": ["\n"], "max_gen_toks": 5}
+    (text,) = lm.generate_until(requests("generate_until", [("", how)]))
+    lm.add_bos = True
+    assert lm.generate_until(requests("generate_until", [("", how)])) == [text]
+
+
+def test_add_bos_is_for_contexts(checkpoints):
+    lm = ours(checkpoints[4, 0.5], 4, 1)
+    assert lm.tok_encode("Rome") == lm.tok_encode("Rome", add_special_tokens=False)
+    before = answers(lm)
+    lm.add_bos = True
+    after = answers(lm)
+    assert lm.tok_encode("Rome")[0] == lm.prefix_token_id
+    assert after[0][0] != before[0][0] and after[0][2] == before[0][2]
+    assert after[1] == before[1]
+
+
+def test_no_room_to_generate(checkpoints):
+    how = {"until": ["\n"], "max_gen_toks": MODEL.sequence}
+    with pytest.raises(ValueError, match="a task generates up to 64 tokens.*lower max_gen_toks"):
+        ours(checkpoints[4, 0.5], 4, 1).generate_until(requests("generate_until", [("Rome", how)]))
+
+
 def results(checkpoint, shards, processes, folder):
     return evaluate(ours(checkpoint, shards, processes), find_tasks([str(folder)]))
 

@@ -33,7 +33,7 @@ SCHEDULE = {0: 1.0, 2: 0.5, 5: 0.0}
 
 
 class Log:
-    """Keeps the records, as a tracker and as the terminal would see them."""
+    """Keeps the records: the tracker, the samples and the terminal of a run."""
 
     def __init__(self) -> None:
         self.records: list[dict] = []
@@ -46,6 +46,11 @@ class Log:
     def line(self, *_) -> None: ...
 
     def say(self, *_) -> None: ...
+
+    def see(self, *_) -> None: ...
+
+    def take(self) -> list:
+        return []
 
 
 def run(
@@ -115,7 +120,7 @@ def run(
             start,
             Supervision(control, saver, request, watchdog, guard),
             torch.device("cpu"),
-            Output([log], log),  # type: ignore[arg-type,list-item]
+            Output([log], log, log),  # type: ignore[arg-type,list-item]
         )
     watchdog.stop()
     return log.records, whole_state(engine)
