@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from conf.schema import Config
-from launch.config import compose, initialise, parse_overrides, validate
+from launch.config import build, compose, initialise, parse_overrides, validate
 from launch.errors import user_errors
 from launch.explain import first_line
 from launch.processes import Stopped, under_torchrun
@@ -32,15 +32,18 @@ def hydra_command(argv: list[str]) -> int:
         if argument.startswith("-") and argument.split("=")[0] not in FLAGS:
             raise ValueError(f"{argument} is not an option: give settings as key=value (see --help)")
     failed: list[str] = []
+    runs: list[Config] = []
     if SWEEP_FLAGS & set(argv):
         if under_torchrun():
             raise ValueError("-m starts the processes of each run itself: leave torchrun out")
-        argv = argv + _check_sweep([text for text in argv if not text.startswith("-")])
+        names, runs = _check_sweep([text for text in argv if not text.startswith("-")])
+        argv = argv + names
 
-    def job(_: DictConfig) -> None:
+    def job(config: DictConfig) -> None:
         folder = HydraConfig.get().runtime.output_dir
-        print(f"run {HydraConfig.get().job.num}: {folder}", flush=True)
-        if status := _train(compose(list(HydraConfig.get().overrides.task)), folder):
+        number = HydraConfig.get().job.num
+        print(f"run {number}: {folder}", flush=True)
+        if status := _train(runs[number] if runs else build(config, Config), folder):
             failed.append(f"{Path(folder).name} (status {status})")
 
     # hydra.main reads the command line of the process.
@@ -65,8 +68,8 @@ def _train(config: Config, folder: str) -> int:
         return int(end.code or 0)
 
 
-def _check_sweep(overrides: list[str]) -> list[str]:
-    """Check every run of the sweep; the extra overrides that name its folders by what varies."""
+def _check_sweep(overrides: list[str]) -> tuple[list[str], list[Config]]:
+    """Check every run of the sweep: extra overrides that name its folders by what varies, and the runs."""
     with initialise():
         parse_overrides(overrides)
         parsed = parse_overrides([*_params(overrides), *overrides])
@@ -79,10 +82,10 @@ def _check_sweep(overrides: list[str]) -> list[str]:
         raise ValueError("-m trains once for each of several values and none are given: sync.ratio=1,0.5")
     if "run.dir" in fixed:
         raise ValueError("run.dir is one folder for all runs of -m: give hydra.sweep.dir=... instead")
-    for run in runs:
-        config = compose(run)
+    configs = [compose(run) for run in runs]
+    for config in configs:
         validate(config, config.launch.processes)
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"], configs
 
 
 def _params(overrides: list[str]) -> list[str]:
