@@ -22,7 +22,9 @@ SENTENCES = [f"The {colour} fox of {place} jumped over {n} lazy dogs." for n in 
              for colour, place in (("brown", "Paris"), ("grey", "Rome"))]  # fmt: skip
 
 
-def write_checkpoint(folder: Path, shards: int, ratio: float, seed: int = 0) -> Path:
+def write_checkpoint(
+    folder: Path, shards: int, ratio: float, seed: int = 0, bytes_are_likely: bool = True
+) -> Path:
     """The checkpoint of a run in ``folder``; returns its path."""
     checkpoint = folder / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
@@ -31,6 +33,8 @@ def write_checkpoint(folder: Path, shards: int, ratio: float, seed: int = 0) -> 
     architecture = Architecture(MODEL, shards, ratio, channels, shards**0.5)
     (checkpoint / "config.json").write_text(json.dumps(architecture.to_json()))
     weights = {name: value.to(torch.float32) for name, value in random_weights(MODEL, seed).items()}
+    if not bytes_are_likely:
+        weights["lm_head.weight"][3 : 3 + 256] = 0
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     train_tokenizer(iter(SENTENCES), MODEL.vocab_size, checkpoint / "tokenizer.model")
     return checkpoint

@@ -108,7 +108,7 @@ def test_wandb_offline(tokenizer, tmp_path, monkeypatch, capsys):
         tracker.keep("report", kept)
         tracker.close({"validation_loss": 4.0, "bytes_saved": 0.75})
 
-    assert "WARNING" not in capsys.readouterr().err
+    assert "caat: WARNING" not in capsys.readouterr().err
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     records = list(wandb_records(file))
     run = next(r.run for r in records if r.HasField("run"))
