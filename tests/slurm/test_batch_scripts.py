@@ -113,4 +113,6 @@ def test_a_sweep_is_a_job_array(cluster):
     assert set(cluster.wait(job).split()) == {"COMPLETED"}
     assert all([step for step, _ in losses(folder)] == [1, 2, 3, 4] for folder in folders)
     assert losses(folders[0]) != losses(folders[1])
+    report = json.loads((cluster.work / "sweep/report.json").read_text())
+    assert "sync.ratio" in json.dumps(report) and (cluster.work / "sweep/report.html").stat().st_size > 10_000
     assert "0 to do, 2 finished before" in cluster.run(*command, **HERE)
