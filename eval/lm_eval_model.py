@@ -191,5 +191,6 @@ class CaatCheckpoint(CaatLM):
         folder = find(checkpoint)
         tokenizer = load_tokenizer(find_tokenizer(folder))
         batch = int(batch_size) if str(batch_size).isdigit() else 0
-        model = open_model(folder, (device or "auto").split(":")[0], precision)
+        # lm-eval says cuda:0 unless it is told, GPU or none, and leaves it to the model to make do.
+        model = open_model(folder, "cpu" if device == "cpu" else "auto", precision)
         super().__init__(model, tokenizer, batch, add_bos)

@@ -25,12 +25,24 @@ class Tasks:
     names: list[str]
     manager: TaskManager
 
+    def check_data(self) -> None:
+        """Raise ``ValueError`` if the data of a task cannot be had; what is downloaded is kept for later."""
+        for name in self.names:
+            try:
+                self.manager.load([name])
+            except Exception as error:
+                # Of any kind: from the network, the file system, a library or the task file.
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                raise ValueError(
+                    f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub, "
+                    "or from the data_files of its task file"
+                ) from error
+
 
 def find_tasks(given: Sequence[str]) -> Tasks:
     """What ``given`` means: task names, ``paper``, folders of task files (every task in them).
 
-    Raises ``ValueError`` if lm-eval is not installed, a name is unknown, a folder holds no task or the data
-    of a task cannot be had.
+    Raises ``ValueError`` if lm-eval is not installed, a name is unknown or a folder holds no task.
     """
     require(
         find_spec("lm_eval") is not None,
@@ -51,10 +63,7 @@ def find_tasks(given: Sequence[str]) -> Tasks:
             close = get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "`lm_eval ls tasks` lists all"
             raise ValueError(f"tasks={name} is neither a task of lm-eval nor a folder: {hint}")
-    tasks = Tasks(list(dict.fromkeys([*names, *named])), manager)
-    for name in tasks.names:
-        _check_data(name, manager)
-    return tasks
+    return Tasks(list(dict.fromkeys([*names, *named])), manager)
 
 
 def _is_folder(name: str) -> bool:
@@ -74,16 +83,3 @@ def _tasks_in(folders: Sequence[str]) -> list[str]:
         require(bool(found), f"tasks={folder} holds no task: no .yaml file in it describes one")
         names += found
     return names
-
-
-def _check_data(name: str, manager: TaskManager) -> None:
-    """Raise ``ValueError`` if what the task needs cannot be had; what is downloaded is kept for later."""
-    try:
-        manager.load([name])
-    except Exception as error:
-        # Of any kind: from the network, the file system, a library that the task needs, or the task file.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub, or from "
-            "the data_files of its task file"
-        ) from error

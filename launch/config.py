@@ -189,7 +189,7 @@ def validate(config: Config, world: int) -> None:
     if config.eval.every:
         from eval.tasks import find_tasks
 
-        find_tasks(config.eval.tasks)
+        find_tasks(config.eval.tasks).check_data()
     _check_run_folder(config)
 
 

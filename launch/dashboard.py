@@ -91,12 +91,15 @@ def make_workspace(config: DashboardConfig) -> Any:
     import wandb
     import wandb_workspaces.workspaces as ws
 
+    entity = config.entity or wandb.Api().default_entity
+    if not entity:
+        raise ValueError("your wandb account has no default team: give entity=TEAM")
     sections = [
         ws.Section(name=name, panels=[_panel(panel) for panel in panels], is_open=True)
         for name, panels in SECTIONS.items()
     ]
     return ws.Workspace(
-        entity=config.entity or wandb.Api().default_entity,
+        entity=entity,
         project=config.project,
         name=config.name,
         sections=sections,

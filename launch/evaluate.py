@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     from eval.tasks import find_tasks
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
+    tasks.check_data()
     if not ran_in_processes("launch.evaluate", argv, config.launch):
         _evaluate(config, folder, tasks)
 
