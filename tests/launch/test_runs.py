@@ -144,7 +144,7 @@ def test_two_trackers_keep_the_run(text, tmp_path):
     logged = [row for row in history if "loss" in row]
     assert [row["step"] for row in logged] == [1, 2, 3, 4]
     assert [row["loss"] for row in logged] == pytest.approx(losses(tmp_path / "run"))
-    assert "validation_loss" in logged[-1] and "validation_samples" in logged[-1]
+    assert "validation_loss" in logged[-1] and logged[-1]["validation_samples.nrows"] == 4
     kept = {r.request.log_artifact.artifact.type for r in wandb_records(files[0]) if r.HasField("request")}
     kept |= {r.artifact.type for r in wandb_records(files[0]) if r.HasField("artifact")}
     assert {"checkpoint", "report"} <= kept
