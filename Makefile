@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 RUN = $(VENV)/bin/python -m
 
-.PHONY: quickstart test test-slow test-slurm drills check clean help
+.PHONY: quickstart test test-slow test-slurm drills check docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ check: $(VENV)/installed ## lint, format, types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+docs: $(VENV)/installed ## the documentation as a site, in build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --site-dir build/site
 
 clean: ## remove the virtual environment and caches (never data/ or outputs/)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
