@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 from caat.data.tokenizer import load_tokenizer, train_tokenizer
 from caat.training.trackers import open_trackers
@@ -108,6 +109,8 @@ def test_wandb_offline(tokenizer, tmp_path, monkeypatch, capsys):
         tracker.keep("report", kept)
         tracker.close({"validation_loss": 4.0, "bytes_saved": 0.75})
 
+    # The end of a run does not wait for its file; the end of wandb's own process does.
+    wandb.teardown()
     assert "caat: WARNING" not in capsys.readouterr().err
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     records = list(wandb_records(file))
