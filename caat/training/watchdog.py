@@ -105,15 +105,19 @@ class Watchdog:
 
     def _report(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
+        # The ear would end this process with the status of a rank that another one's failure ends.
+        self._stopped.set()
         place = where(sys._current_frames().get(self._main or 0))
         own = {"beats": self._beats, "doing": self._doing, **place}
         heard = _within(2 * REPORT_SECONDS, lambda: self._exchange(own), None)
         reports = heard or {self._rank: own}
         hosts = {rank: process["host"] for rank, process in self._processes.items()}
         text = diagnosis(reports, self._world, self._seconds, hosts)
-        if self._rank == min(reports) and self.claim_failure(text):
+        first = self._rank == min(reports) and self.claim_failure(text)
+        if first:
             print(f"caat: error: {text}", file=sys.stderr, flush=True)
-        time.sleep(LATER_SECONDS)
+        # Once one rank is gone, the collectives that others wait in fail, and they with another status.
+        time.sleep(LATER_SECONDS if first else 2 * LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
         elsewhere = hosts.get(0, socket.gethostname()) != socket.gethostname()

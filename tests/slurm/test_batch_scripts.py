@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.drills.run import PARAGRAPHS
+from tests.eval.tasks import NAMES, write_tasks
 from tests.slurm.cluster import ENDED, ROOT, Cluster, missing
 
 pytestmark = pytest.mark.slurm
@@ -30,7 +31,7 @@ SETTINGS = [
     "data.validation=0.1",
     "data.path=own.txt",
 ]
-PRETRAIN = str(ROOT / "slurm" / "pretrain.sbatch")
+PRETRAIN, EVALUATE = (str(ROOT / "slurm" / f"{name}.sbatch") for name in ("pretrain", "evaluate"))
 # The nodes are no hosts: their names lead nowhere.
 HERE = {"SCRIPTS": str(ROOT / "slurm"), "HEAD": "127.0.0.1", "OMP_NUM_THREADS": "1"}
 
@@ -51,7 +52,7 @@ def cluster() -> Iterator[Cluster]:
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+    return [(record["step"], record["loss"]) for record in map(json.loads, lines) if "loss" in record]
 
 
 def log(cluster: Cluster, job: str) -> str:
@@ -99,6 +100,15 @@ def test_a_job_that_is_told_to_stop_goes_on_and_reaches_the_same_loss(cluster, u
     assert printed.count("resumed from disturbed/checkpoints/step-") == 2
     assert "by SIGUSR1" in printed and "by SIGTERM" in printed
     assert losses(cluster.work / "disturbed") == losses(undisturbed)
+
+
+def test_a_trained_model_is_evaluated(cluster, undisturbed):
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
+    settings = [f"checkpoint={undisturbed}", f"tasks={write_tasks(cluster.work / 'tasks')}", "limit=2"]
+    job = cluster.sbatch(EVALUATE, *settings, "out=scores.json", **HERE, PROCESSES="2")
+    assert cluster.wait(job) == "COMPLETED", log(cluster, job)
+    results = json.loads((cluster.work / "scores.json").read_text())["results"]
+    assert sorted(results) == sorted(NAMES)
 
 
 def test_a_sweep_is_a_job_array(cluster):
