@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,9 +194,5 @@ class Saver:
 def _append(file: TensorFile, turn: Turn, parts: Sequence[Tensor]) -> None:
     for number in range(len(turn.tensors.names)):
         for strip in turn.tensors.strips(number, parts):
-            # A sum is not finite if any of its terms is not. NumPy's leaves the other cores to training.
-            with np.errstate(all="ignore"):
-                finite = np.isfinite(strip.numpy().sum())
-            if not finite:
+            if not file.append(strip):
                 raise _NotFinite(f"{turn.file.kind} of {turn.tensors.names[number]} holds nan or inf")
-            file.append(strip)
