@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -84,7 +86,7 @@ class Saver:
             return
         self._copy(fragments)
         self._thread = threading.Thread(
-            target=self._write,
+            target=self._write_behind,
             args=(state, architecture, lambda name, kind: self._snapshot[name, kind]),
             name=f"checkpoint {state.step}",
             # A run that fails must be able to end.
@@ -116,8 +118,14 @@ class Saver:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
 
+    def _write_behind(self, *work: Any) -> None:
+        """In the thread of the save, in the time that training leaves (Linux: each thread has a priority)."""
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        self._write(*work)
+
     def _write(self, state: State, architecture: Architecture, held: Callable[[str, str], Tensor]) -> None:
-        """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
+        """Ranks agree on the outcome, so all or none of them have an error."""
         folder = self.checkpoints / folders.checkpoint_name(state.step)
         aside = folder.with_name(f"{folder.name}.tmp")
         try:
