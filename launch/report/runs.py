@@ -94,7 +94,8 @@ def settings(config: Config) -> dict[str, Any]:
 
     def flatten(values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():
-            if isinstance(value, dict):
+            # A ratio that changes, {0: 0.5, 1000: 1}, is one setting.
+            if isinstance(value, dict) and all(isinstance(name, str) for name in value):
                 flatten(value, f"{prefix}{key}.")
             else:
                 found[prefix + key] = value

@@ -101,6 +101,13 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
         assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
 
 
+def test_a_ratio_that_changes_is_a_variant(tmp_path):
+    for ratio in ("1", "{0:0,3:0.5}"):
+        write_run(tmp_path / ratio[0], compose([f"sync.ratio={ratio}"]), [8.0, 7.0])
+    groups = variants(find_runs([str(tmp_path)])[0])
+    assert [group.label for group in groups] == ["ratio 1", "ratio 0 (0.5 after 3 steps)"]
+
+
 class Outside(HTMLParser):
     """Collects what a browser would ask for elsewhere, and checks that every element is closed."""
 
