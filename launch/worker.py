@@ -143,6 +143,9 @@ def _train(
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
     tensors = full_tensors(model)
     watchdog.beat("loading the optimizer state")
+    if initial is not None and c.precision == "bf16":
+        # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
+        load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial)
     start = _restore(engine, tensors, source) or State(
         0, 0, 0, c.sequence, config.seed, data_fingerprint(tokens), 0
     )
@@ -174,6 +177,7 @@ def _train(
         mesh,
         engine.fragments,
         config.checkpoint,
+        watchdog.beat,
     )
     benchmarks = _benchmarks(config, engine, model, tokens, watchdog)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
@@ -196,6 +200,7 @@ def _train(
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
         record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
+        watchdog.rest()
         if output:
             summary = summarise(config, mesh, record, tokens, folder)
         status = "finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -46,11 +47,14 @@ class RunProgress:
 
     def close(self) -> None:
         self._bar.stop()
-        self._log.close()
+        with suppress(OSError):
+            self._log.close()
 
     def _write(self, text: str, terminal: bool) -> None:
-        self._log.write(text + "\n")
-        self._log.flush()
+        # A full disk is no reason to stop training.
+        with suppress(OSError):
+            self._log.write(text + "\n")
+            self._log.flush()
         if terminal:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -56,6 +57,10 @@ class Watchdog:
     def beat(self, doing: str) -> None:
         """Called by the main thread between any two things that may take long; costs nothing."""
         self._beats, self._doing, self._last = self._beats + 1, doing, time.monotonic()
+
+    def rest(self) -> None:
+        """Training is over: what is left to do may take any time, but failures elsewhere are still heard."""
+        self._doing, self._last = "closing the run", math.inf
 
     def stop(self) -> None:
         """Stop watching. Called by the main thread before the process ends."""

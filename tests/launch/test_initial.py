@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from caat.data.tokenizer import train_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
@@ -100,6 +102,9 @@ def test_resuming_what_was_converted_says_how_to_start(here):
 def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
     at_half(here)
     validate(compose([*RUN, "sync.ratio=0.25"]), 1)
+    # Each shard reads its own slice of the padded vocabulary.
+    with pytest.raises(ValueError, match=r"padded to 408, .* trained with 404, .*padded_vocab_size=404"):
+        validate(compose([*RUN, "model.padded_vocab_size=408"]), 1)
     with pytest.raises(
         ValueError, match=r"parallel.tensor=2, but initialize=llama was trained with 4 shards at"
     ):
@@ -165,6 +170,17 @@ def test_runs_from_given_weights(here):
     command(*settings, cwd=here)
     assert records(here / "on")[0]["validation_loss_before"] == pytest.approx(at_the_end, abs=1e-6)
     assert read_config(here / "on" / "config.yaml").model.name == "one"
+
+
+@pytest.mark.slow
+def test_bfloat16_does_not_round_the_given_weights(here):
+    """After a step too small to change them, the master weights are those that were given."""
+    still = ["train.steps=1", "optim.lr=1e-30", "optim.min_lr=0", "optim.weight_decay=0"]
+    for stage in (1, 3):
+        command(*SHORT, *still, f"zero.stage={stage}", "train.precision=bf16", f"run.dir=s{stage}", cwd=here)
+        saved = load_file(here / f"s{stage}/checkpoints/step-00000001/model.safetensors")
+        for name, given in load_file(here / "llama/model.safetensors").items():
+            assert torch.equal(saved[name], given), name
 
 
 @pytest.mark.slow

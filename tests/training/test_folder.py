@@ -47,6 +47,20 @@ def test_what_is_kept(tmp_path, keep, keep_every, left):
     assert steps(tmp_path) == left
 
 
+def test_what_cannot_be_deleted_yet_is_no_failure(tmp_path, monkeypatch):
+    """As on NFS, while somebody reads it: something stays in the folder, and the next time tries again."""
+    add(tmp_path, 10, 20, 30)
+    with monkeypatch.context() as nfs:
+        nfs.setattr(folders.shutil, "rmtree", lambda *_, ignore_errors=False: ignore_errors or 1 / 0)
+        retain(tmp_path, 1, 0)
+        folders.clear_leftovers(tmp_path)
+        add(tmp_path, 20)
+        retain(tmp_path, 1, 0)
+    assert latest(tmp_path) is not None and 30 in steps(tmp_path)
+    folders.clear_leftovers(tmp_path)
+    assert not list(tmp_path.glob("*.deleted"))
+
+
 def test_the_latest_is_never_deleted(tmp_path):
     add(tmp_path, 10, 20, 30)
     folders.point_latest_at(tmp_path / "step-00000010")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from caat.training.checkpoint.durable import sync_folder, write_bytes
@@ -127,16 +127,20 @@ def roll_back(checkpoints: Path, to: Path) -> list[Path]:
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Remove what a save or a deletion that was killed left behind."""
+    """Remove what a save or a deletion that was killed left behind.
+
+    What cannot be removed yet, as on NFS while somebody reads it, is left for the next time.
+    """
     for pattern in ("step-*.tmp", "step-*.deleted"):
         for folder in checkpoints.glob(pattern):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:
     """By another name first: a deletion that is killed leaves no half checkpoint."""
     doomed = folder.with_name(f"{folder.name}.deleted")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+    # A checkpoint too many is no reason for a save to have failed.
+    with suppress(OSError):
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

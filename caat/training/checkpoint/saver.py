@@ -19,7 +19,7 @@ from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.durable import write_bytes, write_json
-from caat.training.checkpoint.exchange import Exchange, Turn
+from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
 from caat.training.checkpoint.state import State, write_state
 from caat.training.checkpoint.tensors import FullTensors
@@ -36,10 +36,16 @@ class _NotFinite(Exception):
     """What is to be saved would be of no use."""
 
 
+# The disk, the memory, the numbers of this rank: others are told, and training goes on.
+LOCAL_PROBLEMS = (OSError, MemoryError, RuntimeError, _NotFinite)
+BEAT_SECONDS = 1.0
+
+
 class Saver:
     """Writes checkpoints of this run, on all ranks together.
 
-    ``fragments()`` are the live optimizer state of this rank, ``architecture()`` is the model's at present.
+    ``fragments()`` are the live optimizer state of this rank, ``architecture()`` is the model's at present;
+    ``beat`` is called in the main thread while it waits for a save that gets on, however long that takes.
     Messages travel in a group of their own: they never meet those of training.
     """
 
@@ -52,8 +58,10 @@ class Saver:
         mesh: Mesh,
         fragments: Callable[[], dict[str, Fragment]],
         settings: CheckpointConfig,
+        beat: Callable[[str], None] = lambda doing: None,
     ) -> None:
         self.checkpoints, self.settings = checkpoints, settings
+        self._beat, self._written = beat, 0
         self._tokenizer = tokenizer_files(tokenizer)
         self._fragments, self._architecture = fragments, architecture
         self._control = Control()
@@ -80,24 +88,28 @@ class Saver:
         self.wait()
         fragments, architecture = self._fragments(), self._architecture()
         self.last_step = state.step
-        if not self.settings.asynchronous:
-            self._write(state, architecture, lambda name, kind: fragments[name].values[kind].cpu())
-            self.wait()
-            return
-        self._copy(fragments)
+        if self.settings.asynchronous:
+            self._copy(fragments)
         self._thread = threading.Thread(
-            target=self._write_behind,
-            args=(state, architecture, lambda name, kind: self._snapshot[name, kind]),
+            target=self._write,
+            args=(state, architecture, self._held if self.settings.asynchronous else _live(fragments)),
             name=f"checkpoint {state.step}",
             # A run that fails must be able to end.
             daemon=True,
         )
         self._thread.start()
+        if not self.settings.asynchronous:
+            self.wait()
 
     def wait(self) -> None:
         """Until nothing is being written; raises :class:`SaveError` on all ranks if the last save failed."""
         if self._thread is not None:
-            self._thread.join()
+            seen = -1
+            while self._thread.is_alive():
+                if seen != self._written:
+                    seen = self._written
+                    self._beat(f"waiting for {self._thread.name} to be on disk")
+                self._thread.join(BEAT_SECONDS)
             self._thread = None
         if self._error is not None:
             error, self._error, self.last_step = self._error, None, None
@@ -118,14 +130,14 @@ class Saver:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
 
-    def _write_behind(self, *work: Any) -> None:
-        """In the thread of the save, in the time that training leaves (Linux: each thread has a priority)."""
+    def _held(self, name: str, kind: str) -> Tensor:
+        return self._snapshot[name, kind]
+
+    def _write(self, state: State, architecture: Architecture, held: Held) -> None:
+        """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
+        # In the time that training leaves; elsewhere a thread has no priority of its own.
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        self._write(*work)
-
-    def _write(self, state: State, architecture: Architecture, held: Callable[[str, str], Tensor]) -> None:
-        """Ranks agree on the outcome, so all or none of them have an error."""
         folder = self.checkpoints / folders.checkpoint_name(state.step)
         aside = folder.with_name(f"{folder.name}.tmp")
         try:
@@ -147,7 +159,7 @@ class Saver:
         result, problem = None, None
         try:
             result = work()
-        except (OSError, _NotFinite) as error:
+        except LOCAL_PROBLEMS as error:
             problem = str(error)
         outcomes = self._control.gather((result, problem))
         problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text]
@@ -160,11 +172,12 @@ class Saver:
         folders.clear_leftovers(self.checkpoints)
         aside.mkdir()
 
-    def _write_files(self, aside: Path, held: Callable[[str, str], Tensor]) -> dict[str, str]:
+    def _write_files(self, aside: Path, held: Held) -> dict[str, str]:
         """This rank's files, tensor by tensor as they arrive; returns their checksums."""
         checksums, open_file, problem = {}, None, None
         for turns in self._exchange.rounds:
             arrived = self._exchange.run(turns, held)
+            self._written += 1
             # A rank that cannot write goes on receiving: others wait to be rid of what they send.
             if arrived is None or problem is not None:
                 continue
@@ -176,7 +189,7 @@ class Saver:
                 _append(open_file, turn, parts)
                 if turn.tensors is turn.file.contents[-1]:
                     checksums[turn.file.name] = open_file.close()
-            except (OSError, _NotFinite) as error:
+            except LOCAL_PROBLEMS as error:
                 problem = error
         if open_file is not None and problem is not None:
             open_file.abandon()
@@ -197,6 +210,10 @@ class Saver:
         write_state(aside, state, checksums)
         folders.publish(aside, folder)
         folders.retain(self.checkpoints, self.settings.keep, self.settings.keep_every)
+
+
+def _live(fragments: dict[str, Fragment]) -> Held:
+    return lambda name, kind: fragments[name].values[kind].cpu()
 
 
 def _append(file: TensorFile, turn: Turn, parts: Sequence[Tensor]) -> None:
