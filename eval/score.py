@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,16 +19,19 @@ def load_model(
 ) -> GPT:
     """The checkpoint's model on this mesh, ready for inference.
 
-    Raises ``ValueError`` if the mesh has other shards than the model (at ratio 1 the cut does not matter
-    and any N goes), or if a tensor is missing, damaged or of another shape.
+    Raises ``ValueError`` if the mesh has other shards than the model (where nothing is private the cut does
+    not matter and any N goes), or if a tensor is missing, damaged or of another shape.
     """
     architecture = read_architecture(folder)
     check_shards(architecture, mesh.shards)
+    shape, ratio = architecture.model, architecture.ratio
+    if mesh.shards != architecture.shards:
+        shape, ratio = replace(shape, padded_vocab_size=None), 1.0
     weights = Tensors(folder)
     model = GPT.build(
-        architecture.model,
+        shape,
         mesh,
-        architecture.ratio,
+        ratio,
         weights,
         architecture.private_scale,
         device=device,
@@ -39,7 +43,7 @@ def load_model(
 
 def check_shards(architecture: Architecture, shards: int) -> None:
     """Raise ``ValueError`` if a model trained with other shards would be another function."""
-    if shards != architecture.shards and architecture.ratio < 1:
+    if shards != architecture.shards and not architecture.plain:
         raise ValueError(
             f"parallel.tensor={shards}, but the checkpoint was trained with {architecture.shards} shards at "
             f"sync.ratio={architecture.ratio}: with private channels another number of shards is another "

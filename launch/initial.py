@@ -13,7 +13,7 @@ from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from conf.schema import Config, ModelConfig, require
-from launch.resume import NOT_IN_THE_FUNCTION
+from launch.resume import NOT_IN_THE_FUNCTION, check_padding
 
 
 def initial_checkpoint(path: str) -> Path:
@@ -60,13 +60,14 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
             f"model out and it is taken over, or give model.{name}={theirs}",
         )
     shards = config.parallel.tensor
-    if found.shared_channels < found.model.hidden:
+    if not found.plain:
         require(
             shards == found.shards,
             f"parallel.tensor={shards}, but initialize={config.initialize} was trained with {found.shards} "
             f"shards at sync.ratio={found.ratio}: with private channels another number of shards is another "
             f"model. Give parallel.tensor={found.shards}, on any number of processes",
         )
+        check_padding(config, found, f"initialize={config.initialize}")
         scale = config.sync.private_scale or sqrt(shards)
         require(
             scale == found.private_scale,

@@ -16,7 +16,8 @@ from caat.training.checkpoint.folder import find, latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
 from conf.schema import Config, ModelConfig, require
 
-# Of a model, what may change between a checkpoint and a run: it is not in the function.
+# Of a model, what may change between a checkpoint and a run: it is not in the function. The padding of the
+# vocabulary is, where channels are private: see check_padding.
 NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
 
 
@@ -30,6 +31,11 @@ def check_restartable(config: Config) -> None:
     require(
         config.run.dir is not None or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0",
         "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
+    )
+    require(
+        config.launch.max_restarts == 0,
+        f"launch.max_restarts={config.launch.max_restarts} is for processes that caat starts, and torchrun "
+        "has started these: give torchrun --max-restarts (MAX_RESTARTS in the batch scripts) instead",
     )
 
 
@@ -129,11 +135,26 @@ def _check_architecture(config: Config, found: Architecture, checkpoint: Path, s
         f"sync.ratio={ratio}: with private channels another number of shards is another model. Give "
         f"parallel.tensor={found.shards}, on any number of processes",
     )
+    if not found.plain:
+        check_padding(config, found, checkpoint)
     scale = config.sync.private_scale or sqrt(shards)
     require(
         ratio == 1 or scale == found.private_scale,
         f"sync.private_scale is {scale}, but {checkpoint} was trained with {found.private_scale}: give "
         f"sync.private_scale={found.private_scale}",
+    )
+
+
+def check_padding(config: Config, found: Architecture, where: object) -> None:
+    """Raise ``ValueError`` if the shards would have other slices of the vocabulary than in ``found``.
+
+    With private channels each slice is read from the stream of its own shard.
+    """
+    ours, theirs = config.model.padded_vocab(config.parallel.tensor), found.model.padded_vocab(found.shards)
+    require(
+        ours == theirs,
+        f"the vocabulary is padded to {ours}, but {where} was trained with {theirs}, and with private "
+        f"channels that is another function: give model.padded_vocab_size={theirs}",
     )
 
 

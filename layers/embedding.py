@@ -33,7 +33,9 @@ class VocabParallelEmbedding(nn.Module):
         self.sharding = Sharding(0, (padded_vocab,))
         self.sharding.check(mesh.shards, "padded_vocab")
         self.mesh = mesh
-        self.weight = nn.Parameter(torch.randn(padded_vocab // mesh.processes, hidden))
+        # Of the full table, as the linears': the same seed on every process gives one consistent model.
+        full = torch.randn(padded_vocab, hidden)
+        self.weight = nn.Parameter(self.sharding.cut([full], mesh.shards, mesh.local_shards))
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.mesh.processes == 1:

@@ -17,7 +17,14 @@ from caat.training.checkpoint.folder import point_latest_at, publish
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
 from launch.config import compose, validate
-from launch.resume import check_resume, check_resume_data, checkpoints_to_try, continues, data_fingerprint
+from launch.resume import (
+    check_restartable,
+    check_resume,
+    check_resume_data,
+    checkpoints_to_try,
+    continues,
+    data_fingerprint,
+)
 from launch.run_folder import open_run_folder
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +90,17 @@ def test_the_run_folder_is_used_again(run):
     assert (run / "environment-3.json").is_file()
 
 
+def test_where_nothing_is_private_the_padding_is_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    add_checkpoint(tmp_path / "run", 50, "sync.ratio=1")
+    validate(compose(["resume=run", "sync.ratio=1", "model.padded_vocab_size=4104"]), 1)
+
+
+def test_restarts_of_caat_are_none_of_torchrun(run):
+    with pytest.raises(ValueError, match=r"launch.max_restarts=2 .* give torchrun --max-restarts"):
+        check_restartable(compose(["run.dir=run", "resume=auto", "launch.max_restarts=2"]))
+
+
 def test_a_new_run_from_another_ones_checkpoint(run):
     config = compose(["run.dir=other", "resume=run"])
     validate(config, 1)
@@ -100,6 +118,10 @@ REFUSED = {
         ["parallel.tensor=4", "trained with 8 shards at sync.ratio=0.5", "Give parallel.tensor=8"],
     ),
     "another ratio": (["resume=run", "sync.ratio=0.25"], ["sync.ratio=0.25", "trained at 0.5", "give"]),
+    "another padding": (
+        ["resume=run", "model.padded_vocab_size=4104"],
+        ["padded to 4104", "trained with 4096", "give model.padded_vocab_size=4096"],
+    ),
     "another scale": (["resume=run", "sync.private_scale=1"], ["private_scale is 1.0", "give"]),
     "another model": (["resume=run", "model.layers=2"], ["model.layers=2", "a model with 4", "give"]),
     "another length": (["resume=run", "train.sequence=128"], ["train.sequence=128", "256"]),

@@ -28,6 +28,7 @@ from layers.full_tensors import full_tensors
 from layers.linear import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, token_losses
+from tests.trained import MODEL, write_checkpoint
 
 LR = 1e-2
 
@@ -214,6 +215,18 @@ def test_several_files_and_their_index(ranks, tmp_path):
 def saved(ranks, tmp_path) -> Path:
     ranks(1).run(write, tmp_path, 4, 1, 0.5, 1, 1, 2**26)
     return find(tmp_path)
+
+
+@pytest.mark.parametrize(("shards", "ratio"), [(4, 1.0), (1, 0.5)])
+def test_where_nothing_is_private_any_shards_will_do(shards, ratio, tmp_path):
+    """Whatever the vocabulary was padded to: 61 tokens are 64 rows on 4 shards and 62 on 2."""
+    saved = write_checkpoint(tmp_path / "run", shards, ratio)
+    text = torch.randint(MODEL.vocab_size, (2, 17), generator=torch.Generator().manual_seed(1))
+    scores = [
+        next_token_log_probabilities(load_model(saved, Mesh(n), dtype=torch.float64), text) for n in (1, 2, 4)
+    ]
+    for score in scores[1:]:
+        torch.testing.assert_close(score, scores[0], rtol=0, atol=1e-12)
 
 
 def test_other_shards_are_refused(saved):

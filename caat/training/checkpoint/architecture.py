@@ -24,6 +24,11 @@ class Architecture:
     bos: int = 1
     eos: int = 2
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is private: then it is an ordinary Llama, at any number of shards."""
+        return self.shared_channels == self.model.hidden
+
     def to_json(self) -> dict[str, Any]:
         """A Hugging Face Llama configuration with our part under ``caat``."""
         c = self.model
@@ -96,6 +101,6 @@ def read_architecture(folder: Path) -> Architecture:
     """From config.json; raises ``ValueError`` if it is missing, damaged or not ours."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: config.json cannot be read ({error})") from None
     return Architecture.from_json(values, folder)
