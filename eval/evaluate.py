@@ -57,12 +57,18 @@ def flat(results: Results) -> dict[str, float]:
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """lm-eval writes ``metric,filter``; the filter ``none`` is left out, as is all that is no number."""
-    return {
-        name.removesuffix(",none"): float(value)
-        for name, value in values.items()
-        if "," in name and isinstance(value, Real) and not np.isnan(float(value))
-    }
+    """lm-eval writes ``metric,filter``; the filter ``none`` is left out, as is all that is no number.
+
+    A standard error, ``metric_stderr,filter`` there, is ``metric,filter_stderr`` here.
+    """
+    found = {}
+    for name, value in values.items():
+        metric, comma, by = name.partition(",")
+        if comma and isinstance(value, Real) and not np.isnan(float(value)):
+            of = metric.removesuffix("_stderr")
+            filtered = of if by == "none" else f"{of},{by}"
+            found[filtered + metric[len(of) :]] = float(value)
+    return found
 
 
 @contextmanager

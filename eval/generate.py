@@ -26,14 +26,17 @@ def generate(
     settings: SamplingConfig,
     show: Callable[[int, str], None] = lambda number, text: None,
     forward: Forward | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Continuation]:
     """Continue all ``prompts``, token numbers of any lengths, as one batch.
 
     ``show(number, text)`` gets each text's continuation piece by piece, as soon as it is certain. Every
     process of a replica must call this alike; all get the same texts. ``forward`` is called in place of the
-    model, where something is wrapped round it.
+    model, where something is wrapped round it. ``numbers`` are those of the prompts among all that there are:
+    what is drawn for a prompt depends on its number and not on the others of its batch.
     """
-    sampler = Sampler(settings, model.config.vocab_size, model.mesh)
+    numbers = range(len(prompts)) if numbers is None else numbers
+    sampler = Sampler(settings, model.config.vocab_size, model.mesh, numbers)
     texts = [Continuation(tokenizer, prompt, settings.stop) for prompt in prompts]
     for chosen in _next_tokens(model, forward or model, prompts, settings.max_new_tokens, sampler):
         for number, (text, token) in enumerate(zip(texts, chosen.tolist(), strict=True)):

@@ -139,9 +139,11 @@ class CaatLM(TemplateLM):
             contexts = [self.tok_encode(requests[number].args[0]) for number in numbers]
             rows = [context[-room:] or [self.prefix_token_id] for context in contexts]
 
-            def work(batch: list[int], rows=rows, settings=settings) -> list[str]:
-                prompts = [rows[number] for number in batch]
-                made = generate(self.model, prompts, self.tokens, settings, forward=self.forward)
+            def work(batch: list[int], rows=rows, settings=settings, numbers=numbers) -> list[str]:
+                prompts, of_all = [rows[each] for each in batch], [numbers[each] for each in batch]
+                made = generate(
+                    self.model, prompts, self.tokens, settings, forward=self.forward, numbers=of_all
+                )
                 return [each.text for each in made]
 
             found = self.batches.run([len(row) + settings.max_new_tokens for row in rows], work)

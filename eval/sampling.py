@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,17 +15,17 @@ from conf.schema import SamplingConfig
 class Sampler:
     """Draws the next token of every text of a batch, as the settings say.
 
-    Every process must make it with the same settings and call it as often as the others: each draws from a
-    generator of its own, of the same seed.
+    Every process must make it with the same settings and call it as often as the others. Each text of the
+    batch draws from a generator of its own, of the seed and its number, however texts are batched.
     """
 
-    def __init__(self, settings: SamplingConfig, vocab_size: int, mesh: Mesh) -> None:
+    def __init__(self, settings: SamplingConfig, vocab_size: int, mesh: Mesh, numbers: Sequence[int]) -> None:
         self.settings, self.mesh = settings, mesh
         if settings.temperature == 0:
             self._candidates = 1
         else:
             self._candidates = min(settings.top_k or vocab_size, vocab_size)
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._generators = [_generator(settings.seed, number) for number in numbers]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Local logits [batch, local vocabulary], padding masked -> token numbers [batch]. Collective."""
@@ -31,11 +34,18 @@ class Sampler:
             return tokens[:, 0]
         kept = nucleus((values / self.settings.temperature).softmax(-1), self.settings.top_p)
         cumulative = kept.cumsum(-1)
-        drawn = torch.rand(len(kept), 1, generator=self._generator, dtype=torch.float64).to(kept.device)
+        drawn = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in self._generators])
+        drawn = drawn.to(kept.device)
         place = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
         # Rounding may leave what was drawn at the very end.
         place = place.minimum((kept > 0).sum(-1, keepdim=True) - 1)
         return tokens.gather(-1, place)[:, 0]
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """No two of any seeds and numbers are alike, as seed + number would be."""
+    (mixed,) = np.random.SeedSequence([seed % 2**64, number]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed))
 
 
 def largest(logits: Tensor, count: int, mesh: Mesh) -> tuple[Tensor, Tensor]:

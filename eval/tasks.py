@@ -67,7 +67,8 @@ def find_tasks(given: Sequence[str]) -> Tasks:
 
 
 def _is_folder(name: str) -> bool:
-    return "/" in name or Path(name).is_dir()
+    """A folder that only happens to be called like a task is none of tasks."""
+    return "/" in name or (name != "paper" and any(Path(name).rglob("*.yaml")))
 
 
 def _tasks_in(folders: Sequence[str]) -> list[str]:

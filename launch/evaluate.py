@@ -15,7 +15,16 @@ from rich.table import Table
 from caat.training.checkpoint.state import read_state
 from conf.schema import EvaluateConfig
 from launch.config import load_verb, read_config
-from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
+from launch.console import console
+from launch.trained import (
+    find_trained,
+    first_rank,
+    on_mesh,
+    ran_in_processes,
+    result_path,
+    run_of,
+    tokenizer_of,
+)
 
 if TYPE_CHECKING:
     from eval.evaluate import Results
@@ -61,7 +70,6 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks) -> None:
 
 
 def _write(config: EvaluateConfig, folder: Path, results: Results) -> None:
-    _track(folder, results)
     path = result_path(folder, config.out, "evaluation.json")
     settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "add_bos": config.add_bos}
     result = {"checkpoint": str(folder), **settings, "results": results}
@@ -76,7 +84,11 @@ def _write(config: EvaluateConfig, folder: Path, results: Results) -> None:
             if not metric.endswith("_stderr"):
                 error = metrics.get(f"{metric}_stderr")
                 table.add_row(task, metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}")
-    Console().print(table)
+    console().print(table)
+    try:
+        _track(folder, results)
+    except ValueError as error:
+        print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)
     print(path)
 
 
@@ -85,8 +97,8 @@ def _track(folder: Path, results: Results) -> None:
     from caat.training.trackers import open_trackers
     from eval.evaluate import flat
 
-    run = folder.parent.parent
-    if not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
+    run = run_of(folder)
+    if run is None or not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
         return
     state = read_state(folder)[0]
     for tracker in open_trackers(read_config(run / "config.yaml"), run, None, 0):

@@ -42,7 +42,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         return [str(config.prompt)]
     path = Path(config.prompts).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts={config.prompts} cannot be read ({error})") from None
     prompts = [_prompt(line, number, config) for number, line in enumerate(lines, 1) if line.strip()]
@@ -106,6 +106,7 @@ def _generate(
                 tokenizer,
                 settings,
                 lambda _, piece: print(piece, end="", flush=True) if streaming else None,
+                numbers=range(first, min(first + config.batch, len(rows))),
             )
             if first_rank() and not streaming:
                 for number in range(first, len(texts)):

@@ -89,9 +89,14 @@ def on_mesh(folder: Path, launch: LaunchConfig, precision: str) -> Iterator[GPT]
         stop_process_group()
 
 
+def run_of(folder: Path) -> Path | None:
+    """The run folder of the checkpoint ``folder``; None of one that no run wrote."""
+    checkpoints = folder.resolve().parent
+    return checkpoints.parent if checkpoints.name == "checkpoints" else None
+
+
 def result_path(folder: Path, out: str | None, name: str) -> Path:
-    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``."""
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
-    path = Path(out).expanduser() if out else run / name
+    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``, else in ``folder``."""
+    path = Path(out).expanduser() if out else (run_of(folder) or folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

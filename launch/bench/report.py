@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from launch.console import console
 
 Plot = Callable[[list[dict], str, Path], None]
 MIB = 2**20
@@ -48,7 +49,7 @@ class Report:
             table.add_column(column.title, justify="left" if text else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*(_text(row[name], column.unit) for name, column in columns.items()))
-        Console().print(table)
+        console().print(table)
         path = Path(out or f"outputs/bench-{self.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from launch.console import console
 
 GIB = 2**30
 PARTS = {
@@ -27,7 +28,7 @@ MOMENTS = {
 
 def show(plan: dict[str, Any]) -> None:
     """What runs, memory by part, a step by ratio, and what fits."""
-    console = Console()
+    out = console()
     layout = plan["layout"]
     print(
         f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
@@ -37,9 +38,9 @@ def show(plan: dict[str, Any]) -> None:
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
         f"activation checkpointing {layout['checkpointing']}"
     )
-    console.print(_memory(plan))
-    console.print(_steps(plan))
-    console.print(_layouts(plan))
+    out.print(_memory(plan))
+    out.print(_steps(plan))
+    out.print(_layouts(plan))
 
 
 def _memory(plan: dict[str, Any]) -> Table:

@@ -105,4 +105,4 @@ def test_all_ended_costs_no_more_tokens(checkpoints):
     model.register_forward_hook(lambda *_: calls.append(1))
     stop = [first.text[:1]] if first.text else []
     generate(model, [prompt], tokenizer, SamplingConfig(max_new_tokens=20, stop=stop))
-    assert len(calls) == 1 if stop else 20
+    assert len(calls) == (1 if stop else 20)

@@ -31,7 +31,7 @@ def mesh_of(processes: int) -> Mesh:
 
 def draws(processes: int, settings: SamplingConfig, count: int) -> tuple[torch.Tensor, dict]:
     mesh = mesh_of(processes)
-    sampler = Sampler(settings, VOCABULARY, mesh)
+    sampler = Sampler(settings, VOCABULARY, mesh, range(ROWS))
     drawn = torch.stack([sampler(local(mesh, seed)) for seed in range(count)])
     return drawn, {**mesh.tensor.calls, "bytes": sum(mesh.tensor.sent.values())}
 
@@ -64,7 +64,7 @@ SETTINGS = [
 @pytest.mark.parametrize("how", SETTINGS)
 def test_draws_follow_the_distribution(how):
     settings, count = SamplingConfig(**how), 4000
-    sampler = Sampler(settings, VOCABULARY, Mesh(4))
+    sampler = Sampler(settings, VOCABULARY, Mesh(4), range(ROWS))
     same = local(Mesh(4))
     drawn = torch.stack([sampler(same) for _ in range(count)])
     for number in range(ROWS):
@@ -76,7 +76,7 @@ def test_draws_follow_the_distribution(how):
 
 
 def test_greedy_is_the_largest():
-    sampler = Sampler(SamplingConfig(), VOCABULARY, Mesh(4))
+    sampler = Sampler(SamplingConfig(), VOCABULARY, Mesh(4), range(ROWS))
     assert torch.equal(sampler(local(Mesh(4))), logits()[:, :VOCABULARY].argmax(-1))
 
 
@@ -92,6 +92,17 @@ def test_every_process_draws_what_one_alone_would(ranks, how, processes):
         slice_size = PADDED // processes
         size = 2 * candidates if candidates < slice_size else slice_size
         assert counts["bytes"] == count * ROWS * 8 * size
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch():
+    settings = SamplingConfig(temperature=5.0)
+    row = logits()[:1, :VOCABULARY]
+    alone = [Sampler(settings, VOCABULARY, Mesh(1), [number]) for number in range(40)]
+    together = Sampler(settings, VOCABULARY, Mesh(1), range(40))
+    for _ in range(3):
+        expected = torch.cat([sampler(row) for sampler in alone])
+        assert torch.equal(together(row.expand(40, -1)), expected)
+        assert len(expected.unique()) > 5, "equal prompts draw for themselves"
 
 
 def test_another_seed_draws_something_else():

@@ -17,7 +17,11 @@ def test_a_folder_of_task_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_names(tmp_path):
+def test_names(tmp_path, monkeypatch):
+    # Folders that only happen to be called so.
+    monkeypatch.chdir(tmp_path)
+    for name in ("paper", "piqa"):
+        (tmp_path / name).mkdir()
     assert find_tasks(["paper"]).names == list(PAPER)
     folder = write_tasks(tmp_path / "own")
     assert find_tasks(["piqa", str(folder), "piqa"]).names == [*sorted(NAMES), "piqa"]

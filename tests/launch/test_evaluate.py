@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,10 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
 
+from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
+from eval.evaluate import _metrics, flat
 from launch import evaluate
 from launch.config import compose, save_config, validate
 from tests.eval.tasks import NAMES, write_tasks
@@ -48,6 +51,39 @@ def test_table_json_and_metrics(run, tasks, capsys):
     assert (after["step"], after["tokens"]) == (7, 700)
     assert after["eval/tiny_choice/acc"] == found["results"]["tiny_choice"]["acc"]
     assert not [name for name in after if name.endswith("_stderr")]
+
+
+def test_what_no_run_wrote_gets_its_results_beside_its_weights(run, tasks, tmp_path, monkeypatch, capsys):
+    shutil.copytree(find(run), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(["checkpoint=model", f"tasks={tasks}", "limit=2"])
+    assert (tmp_path / "model" / "evaluation.json").is_file()
+    # Wherever one stands, a run's are in its folder.
+    monkeypatch.chdir(find(run).parent)
+    evaluate.main([f"checkpoint={find(run).name}", f"tasks={tasks}", "limit=2"])
+    assert (run / "evaluation.json").is_file()
+    assert "eval/tiny_choice/acc" in (run / "metrics.jsonl").read_text()
+
+
+def test_a_run_that_cannot_be_read_costs_no_results(run, tasks, capsys):
+    (run / "config.yaml").write_text("of: another version\n")
+    evaluate.main([f"checkpoint={run}", f"tasks={tasks}", "limit=2"])
+    assert json.loads((run / "evaluation.json").read_text())["results"]
+    assert "WARNING: not added to the metrics of the run" in capsys.readouterr().err
+
+
+def test_standard_errors_are_told_from_filtered_metrics():
+    found = _metrics(
+        {
+            "alias": "gsm8k",
+            "exact_match,strict-match": 0.5,
+            "exact_match_stderr,strict-match": 0.1,
+            "acc,none": 0.25,
+            "acc_stderr,none": "N/A",
+        }
+    )
+    assert found == {"exact_match,strict-match": 0.5, "exact_match,strict-match_stderr": 0.1, "acc": 0.25}
+    assert list(flat({"gsm8k": found})) == ["eval/gsm8k/exact_match,strict-match", "eval/gsm8k/acc"]
 
 
 @pytest.mark.slow
