@@ -255,7 +255,7 @@ class BenchPredictConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        rate_bytes(self.link)
+        rate_bytes(self.link, "link")
         delay_seconds(self.delay)
         require_positive(tflops=self.tflops, micro_batch=self.micro_batch)
         require_choice("precision", self.precision, ("fp32", "bf16"))
@@ -263,10 +263,10 @@ class BenchPredictConfig:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
 
 
-def rate_bytes(rate: str) -> float:
-    """Bytes per second of a rate such as 1gbit; raises ``ValueError``."""
+def rate_bytes(rate: str, setting: str = "rate") -> float:
+    """Bytes per second of a rate such as 1gbit; raises ``ValueError`` naming the ``setting``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])bit", rate)
-    require(match is not None, f"rate={rate} is not a rate of tc: write 100mbit, 1gbit, 400gbit")
+    require(match is not None, f"{setting}={rate} is not a rate of tc: write 100mbit, 1gbit, 400gbit")
     assert match is not None
     return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2]] / 8
 

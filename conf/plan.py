@@ -45,8 +45,8 @@ class PlanConfig:
         require_positive(tokens=1 if self.tokens is None else self.tokens)
         require(0.0 <= self.spare < 1.0, f"spare={self.spare} is outside [0, 1): it is a share of the memory")
         memory_bytes(self.memory)
-        rate_bytes(self.link)
-        rate_bytes(self.node_link)
+        rate_bytes(self.link, "link")
+        rate_bytes(self.node_link, "node_link")
         delay_seconds(self.delay)
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")

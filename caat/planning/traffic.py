@@ -81,7 +81,7 @@ def step_time(
     tensor_link: Link,
     data_time: float,
 ) -> StepTime:
-    """Of ``accumulation`` passes, then data parallelism, which DeepSpeed does not hide below stage 3."""
+    """Of ``accumulation`` passes, then data parallelism, counted as not hidden at all."""
     mode = "overlap" if overlap else "partial"
     how = mode, ratio, wire_size, flops_per_second, tensor_link
     each = predict(p.model, p.tokens, p.processes, *how)

@@ -67,7 +67,7 @@ def predict(
     channels = c.hidden if mode == "full" else int(ratio * c.hidden)
     each = link.all_reduce_seconds(tokens * channels * element_size, processes)
     end = link.all_reduce_seconds(tokens * c.hidden * element_size, processes)
-    if mode != "overlap" or channels == c.hidden:
+    if mode != "overlap":
         return Step(compute, 4 * c.layers * each + end)
     first_out = (c.hidden + 2 * c.kv_heads * c.head_dim) / processes
     exposed = max(0.0, end - 2 * tokens * c.hidden * first_out / flops_per_second)

@@ -75,15 +75,15 @@ def _by_ratio(plan: PlanConfig, config: Config, layout: Layout, steps: float) ->
     messages = data_messages(numbers, layout.replicas, layout.stage, c.precision, accumulation)
     data_link = inside if plan.nodes == 1 else between
     wait = data_seconds(messages, layout.replicas, data_link)
-    wire = {"auto": 2 if c.precision == "bf16" else 4, "bfloat16": 2, "float32": 4}[config.sync.wire_dtype]
+    wire = config.sync.wire_size(c.precision)
     flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
     peak = (c.peak_tflops or plan.peak_tflops) * 1e12 * world
     rows = []
     for ratio in sorted({*plan.ratios, config.sync.last_ratio}, reverse=True):
         p = pass_of(config, layout, ratio)
         p = replace(p, model=replace(p.model, sequence=c.sequence))
-        # All processes of a replica in one node, or the slower link sets the pace.
-        link = inside if layout.processes <= plan.gpus else between
+        # If the processes of any replica are on two nodes, the slower link sets the pace.
+        link = inside if plan.nodes == 1 or plan.gpus % layout.processes == 0 else between
         time = step_time(p, ratio, config.sync.overlap, accumulation, wire, plan.tflops * 1e12, link, wait)
         rows.append(
             {

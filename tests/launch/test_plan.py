@@ -67,7 +67,8 @@ def test_units():
     ("settings", "says"),
     [
         (["memory=lots"], "memory=lots is not a size"),
-        (["link=fast"], "rate=fast is not a rate"),
+        (["link=fast"], "link=fast is not a rate"),
+        (["node_link=fast"], "node_link=fast is not a rate"),
         (["spare=1"], "spare=1.0 is outside"),
         (["ratios=[2.0]"], "ratios: 2.0 is outside"),
         (["gpus=0"], "gpus=0 must be above 0"),

@@ -43,9 +43,12 @@ def test_overlap_hides_what_arithmetic_lasts():
     assert step("overlap", 0.5, Link(rate=1e9)).exposed == 0
 
 
-def test_full_synchronisation_has_nothing_private_to_hide_behind():
-    link = Link(rate=80.0)
-    assert step("overlap", 1.0, link) == step("full", 1.0, link)
+def test_at_full_synchronisation_weight_gradients_are_what_hides():
+    # Nothing is private. Backward, 2·10·4·6 of gate_up and 2·10·4·4 of the head; the embedding's as above.
+    link = Link(rate=80.0)  # all messages of 1 s
+    expected = 1.0 + 1.0 + (1.0 - 0.48) + (1.0 - 0.32) + (1.0 - 0.48)
+    assert step("overlap", 1.0, link).exposed == pytest.approx(expected)
+    assert step("full", 1.0, link).exposed == pytest.approx(5.0)
 
 
 def test_one_process_sends_nothing():
