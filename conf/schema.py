@@ -158,6 +158,11 @@ class SyncConfig:
         changes = ", ".join(f"{ratio:g} after {step} steps" for step, ratio in later)
         return f"{first[1]:g}" + (f" ({changes})" if changes else "")
 
+    def wire_size(self, precision: str) -> int:
+        """Bytes of a number that travels inside the layers at this ``train.precision``."""
+        narrow = self.wire_dtype == "bfloat16" or (self.wire_dtype == "auto" and precision == "bf16")
+        return 2 if narrow else 4
+
     def check_types(self, precision: str) -> None:
         """Raise ``ValueError`` if sums would be narrower than what travels at this ``train.precision``."""
         activations = "bfloat16" if precision == "bf16" else "float32"
@@ -325,6 +330,15 @@ class OptimConfig:
         require_choice("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
         if self.decay_steps is not None:
             require_positive(optim__decay_steps=self.decay_steps)
+            require(
+                self.schedule == "wsd",
+                f"optim.decay_steps={self.decay_steps} means nothing to optim.schedule={self.schedule}: "
+                "leave it out, or give optim.schedule=wsd",
+            )
+
+    def decay(self, steps: int) -> int:
+        """The last of ``steps`` steps, over which wsd falls; 0 of other schedules. Default a tenth."""
+        return (self.decay_steps or max(1, steps // 10)) if self.schedule == "wsd" else 0
 
 
 @dataclass
@@ -530,11 +544,11 @@ class Config:
             f"optim.warmup_steps={self.optim.warmup_steps} is more than train.steps={self.train.steps}: "
             "the learning rate would never reach its peak",
         )
-        decay = self.optim.decay_steps or 0
+        decay = self.optim.decay(self.train.steps)
         require(
             self.optim.warmup_steps + decay <= self.train.steps,
             f"optim.warmup_steps={self.optim.warmup_steps} plus optim.decay_steps={decay} is more than "
-            f"train.steps={self.train.steps}",
+            f"train.steps={self.train.steps}: the learning rate would fall before it has risen",
         )
 
 
@@ -614,7 +628,7 @@ class GenerateConfig(SamplingConfig):
     prompt: str | None = None
     # A file with several, each line a JSON string: "Once upon a time".
     prompts: str | None = None
-    # The result's path; default: generations.json in the run folder.
+    # The result's path; default: generations.json in the run folder, or beside the weights.
     out: str | None = None
     # fp32, fp64 or bf16.
     precision: str = "fp32"
@@ -652,12 +666,15 @@ class EvaluateConfig:
     batch: int = 0
     # fp32, fp64 or bf16.
     precision: str = "fp32"
-    # The result's path; default: evaluation.json in the run folder.
+    # The result's path; default: evaluation.json in the run folder, or beside the weights.
     out: str | None = None
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
+        require(
+            bool(self.tasks.strip("[], ")), "tasks is empty: give names of tasks, a folder, or leave it out"
+        )
         require(self.batch >= 0, f"batch={self.batch} must not be negative (0: as many as fit)")
         if self.limit is not None:
             require_positive(limit=self.limit)

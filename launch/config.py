@@ -26,7 +26,7 @@ from yaml import YAMLError
 
 from caat.data.corpus import prepared_folder
 from caat.data.shards import SPLITS, read_index
-from caat.data.tokenizer import load_tokenizer
+from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from conf.schema import Config, require
 from launch.available import installed, wandb_login
 from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
@@ -197,6 +197,15 @@ def check_data(config: Config, folder: Path) -> None:
     """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
     index = read_index(folder)
     _check_vocabulary(config, index["vocab_size"], f"the tokenizer of {folder}")
+    given, used = config.data.tokenizer, find_tokenizer(folder)
+    # Of initialize= the tokenizer is taken over, and held against the text by check_initial.
+    require(
+        given is None
+        or config.initialize is not None
+        or Path(given).expanduser().read_bytes() == used.read_bytes(),
+        f"data.tokenizer={given}, but {folder} was prepared with another one, {used}: leave data.tokenizer "
+        "out, or give the text itself as data.path",
+    )
     sequence = config.train.sequence
     for split in SPLITS:
         tokens = sum(entry["tokens"] for entry in index[split])

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     written: then nothing is left.
     """
     config = load_verb(ConvertConfig, argv)
-    to = Path(config.to).expanduser()
+    to = Path(config.to).expanduser().resolve()
     _check_target(to, config.to)
     source = Path(config.from_).expanduser()
     require(

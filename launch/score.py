@@ -37,6 +37,7 @@ def read_tokens(path: str) -> np.ndarray:
     """Token numbers, int64 [batch, length] or [length]; raises ``ValueError`` for anything else."""
     try:
         tokens = np.load(path, allow_pickle=False)
+        require(isinstance(tokens, np.ndarray), "it is an archive of several arrays")
     except (OSError, ValueError) as error:
         raise ValueError(f"tokens={path} cannot be read as a .npy file of numbers ({error})") from None
     if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2) or tokens.shape[-1] < 2 or not tokens.size:

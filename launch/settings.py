@@ -16,6 +16,7 @@ KINDS = {
     float: "a number",
     bool: "true or false",
     str: "text",
+    list[int]: "a list of whole numbers",
     list[float]: "a list of numbers",
     list[str]: "a list of texts",
 }

@@ -46,7 +46,8 @@ def check_source(config: DataConfig) -> Source:
         tokenizer = Path(config.tokenizer).expanduser()
         if not tokenizer.is_file() or not tokenizer.stat().st_size:
             raise ValueError(
-                f"data.tokenizer={config.tokenizer} is not a file or is empty: give a SentencePiece model, "
+                f"data.tokenizer={config.tokenizer} is not a file or is empty: give a SentencePiece model "
+                "or a tokenizer.json, "
                 "or leave it out and one is trained on the text"
             )
     return source
@@ -153,7 +154,7 @@ def _from_files(config: DataConfig, source: Source, cache: Path | None) -> Datas
 
     kind, files = source.kind, source.files
     if kind == "quickstart":
-        kind, files = "json", (quickstart_text(Path(config.dir)),)
+        kind, files = "json", (quickstart_text(Path(config.dir).expanduser()),)
     options = {"sample_by": "paragraph"} if kind == "text" else {}
     # The reader takes names as patterns.
     names = [glob.escape(str(file.resolve())) for file in files]

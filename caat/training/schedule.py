@@ -17,9 +17,7 @@ def learning_rate(step: int, steps: int, c: OptimConfig) -> float:
         return c.lr * step / c.warmup_steps
     if c.schedule == "constant":
         return c.lr
-    decay = steps - c.warmup_steps
-    if c.schedule == "wsd":
-        decay = c.decay_steps or max(1, steps // 10)
+    decay = c.decay(steps) or steps - c.warmup_steps
     progress = max(0.0, (step - (steps - decay)) / decay)
     if c.schedule == "cosine":
         progress = (1 - cos(pi * progress)) / 2

@@ -73,6 +73,16 @@ MISTAKES = {
     "unknown stage": (["zero.stage=4"], 1, ["zero.stage=4", "0, 1, 2 or 3"]),
     "min_lr above lr": (["optim.min_lr=1"], 1, ["optim.min_lr=1.0", "optim.lr=0.001"]),
     "warm-up above steps": (["optim.warmup_steps=300"], 1, ["optim.warmup_steps=300", "train.steps=200"]),
+    "decay inside the warm-up": (
+        ["optim.schedule=wsd", "optim.warmup_steps=190"],
+        1,
+        ["optim.warmup_steps=190", "optim.decay_steps=20", "train.steps=200"],
+    ),
+    "decay of a cosine": (
+        ["optim.decay_steps=20"],
+        1,
+        ["optim.decay_steps=20", "optim.schedule=cosine", "give optim.schedule=wsd"],
+    ),
     "negative clip": (["optim.clip=-1"], 1, ["optim.clip=-1.0", "not be negative"]),
     "unknown schedule": (["optim.schedule=poly"], 1, ["optim.schedule=poly", "cosine, linear"]),
     "negative eval.every": (["eval.every=-1"], 1, ["eval.every=-1", "0: never"]),
@@ -96,6 +106,11 @@ MISTAKES = {
         ["data.vocab_size=8192"],
         1,
         ["data.vocab_size=8192", "model.vocab_size=4096"],
+    ),
+    "another tokenizer than prepared": (
+        ["data.path=prepared", "data.tokenizer=own.model"],
+        1,
+        ["data.tokenizer=own.model", "prepared with another one", "leave data.tokenizer out"],
     ),
     "larger prepared tokenizer": (
         ["data.path=prepared", "model.vocab_size=256"],
