@@ -13,7 +13,7 @@ from typing import NoReturn
 from launch.errors import STOPPED, USER_ERROR
 
 # Slurm warns with SIGUSR1: the workers are to hear of it too.
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 # What the workers get to save and end after a signal, before they are killed.
 SHUTDOWN_SECONDS = 300
 
@@ -38,8 +38,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    environment = dict(os.environ)
     prepare_environment(processes)
-    handlers = {number: signal.getsignal(number) for number in _numbers(SIGNALS)}
+    handlers = {number: signal.getsignal(number) for number in _heard()}
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={max_restarts}"]
     try:
         run(parse_args([*options, "-m", module, *arguments]))
@@ -61,6 +62,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
         # torch leaves its own, which would raise SignalException wherever this process is by then.
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        # The next run of a sweep may have other processes.
+        os.environ.clear()
+        os.environ.update(environment)
     return 0
 
 
@@ -71,7 +75,7 @@ def stopped_by_signals() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> NoReturn:
         raise Stopped(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in _numbers(SIGNALS)}
+    before = {number: signal.signal(number, stop) for number in _heard()}
     try:
         yield
     finally:
@@ -83,7 +87,7 @@ def prepare_environment(processes: int) -> None:
     """Set, in this process, what ``processes`` workers on this node inherit."""
     env = os.environ
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    env.setdefault("PET_SIGNALS_TO_HANDLE", SIGNALS)
+    env.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in _heard()))
     env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     # Workers import what this process imports, whatever folder it was started in: "-m" alone would look
     # for launch and conf in that folder first.
@@ -91,8 +95,9 @@ def prepare_environment(processes: int) -> None:
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
 
 
-def _numbers(names: str) -> list[signal.Signals]:
-    return [signal.Signals[name] for name in names.split(",")]
+def _heard() -> list[signal.Signals]:
+    """What nohup, say, has told this process to ignore stays ignored."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _how(exitcode: int) -> str:

@@ -70,14 +70,13 @@ def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, in
     c, model = config.train, config.model
     tokens = c.global_batch // mesh.data_size * c.sequence
     channels = shared_channels(model.hidden, ratio, mesh.shards)
-    element_size = 2 if c.precision == "bf16" else 4
-    missing = sync_bytes(model, model.hidden - channels, tokens, element_size)
+    missing = sync_bytes(model, model.hidden - channels, tokens, config.sync.wire_size(c.precision))
     return {way: n + missing for way, n in sent.items()}
 
 
 def _print(summary: dict, mesh: Mesh) -> None:
     rows = {
-        "validation loss": f"{summary['validation_loss']:.4f} nats per token "
+        "validation loss": f"{_loss(summary['validation_loss'])} nats per token "
         f"(uniform guess {summary['uniform_loss']:.4f}, unigram model {summary['unigram_loss']:.4f})",
         "trained": f"{summary['trained_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s, "
         f"{summary['data_wait_share']:.2%} of the time waiting for data",
@@ -100,3 +99,7 @@ def _print(summary: dict, mesh: Mesh) -> None:
     for name, text in rows.items():
         print(f"{name:<{width}}{text}")
     print(Path(summary["run"]) / "summary.json")
+
+
+def _loss(value: float | None) -> str:
+    return "not finite:" if value is None else f"{value:.4f}"

@@ -127,12 +127,14 @@ def train(
             **{f"tensor_parallel_{name}": n for name, n in mesh.tensor.totals().items()},
         }
         if loss_before is not None:
-            record["validation_loss_before"] = loss_before
+            record["validation_loss_before"] = _number(loss_before)
         last = step == c.steps
         validate = last or (c.eval_every > 0 and step % c.eval_every == 0) or _begins_anew(config, step + 1)
         if validate:
             see = output.samples.see if output else _unseen
-            record["validation_loss"] = engine.evaluate(_watched(validation(), to.watchdog, step), see)
+            record["validation_loss"] = _number(
+                engine.evaluate(_watched(validation(), to.watchdog, step), see)
+            )
         if benchmarks is not None and (last or step % config.eval.every == 0):
             record |= benchmarks(step)
         if output:
@@ -210,8 +212,12 @@ def _number(value: float) -> float | None:
 
 
 def _status(record: dict) -> str:
-    loss = "not finite, skipped" if record["loss"] is None else f"{record['loss']:.4f}"
+    loss = "not finite, skipped" if record["loss"] is None else _text(record["loss"])
     text = f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  lr {record['learning_rate']:.2e}"
     if "validation_loss" in record:
-        text += f"  validation {record['validation_loss']:.4f}"
+        text += f"  validation {_text(record['validation_loss'])}"
     return text
+
+
+def _text(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

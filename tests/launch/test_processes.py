@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from launch.processes import stopped_by_signals
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -49,6 +52,29 @@ def test_the_first_failure_is_what_is_shown(tmp_path):
     assert process.returncode == 1
     assert err.count("Traceback") == err.count("RuntimeError: boom") == 1
     assert "caat: job failed: rank 1 ended first, with status 1" in err
+
+
+def test_what_is_set_for_workers_is_unset_after_them(tmp_path):
+    process = start(tmp_path, "pass")
+    (tmp_path / "code" / "parent.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import os\nfrom launch.processes import run_workers\nbefore = dict(os.environ)\n"
+        "run_workers('job', [], 2)\nprint(dict(os.environ) == before)\n"
+    )
+    process.communicate(timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "code" / "parent.py")], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_reaches_the_workers(tmp_path):
