@@ -14,13 +14,12 @@ from caat.training.memory import peak_resident_bytes
 # What is computed with, by the name that the user gives.
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
-# Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins, so longer names first.
+# Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins: H200 stands for GH200 too.
 PEAK_TFLOPS = (
     ("H200", 989.0),
     ("H100 PCIe", 756.0),
     ("H100", 989.0),
     ("H800", 989.0),
-    ("GH200", 989.0),
     ("B200", 2250.0),
     ("A100", 312.0),
     ("A800", 312.0),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
     for size in config.sizes:
         require_positive(sizes=size)
     measured: dict[str, Any] = {}
-    link = list(guarded(lambda: _link(config, measured))) if config.link else []
+    link = list(guarded(partial(_link, config, measured), "link")) if config.link else []
     if under_torchrun() and os.environ["RANK"] != "0":
         return
     findings = [*examine(), *link]
@@ -52,7 +53,8 @@ def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
     measured |= measure_ranks(sizes) if under_torchrun() else measure_here(sizes)
     rate, delay = measured["bytes_per_second"], measured["delay_seconds"]
     between = f"{measured['processes']} processes, {measured['backend']} on {measured['device']}"
-    settings = f"link={rate * 8 / 1e9:.3g}gbit delay={delay * 1e6:.3g}us"
+    # Not :.3g, which writes 3600 as 3.6e+03.
+    settings = f"link={rate * 8 / 1e6:.0f}mbit delay={delay * 1e6:.0f}us"
     yield Finding("link", "good", f"{between}: {rate / 1e6:,.0f} MB/s, {delay * 1e6:,.0f} us; {settings}")
 
 

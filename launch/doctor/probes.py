@@ -40,15 +40,14 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Everything but the link; a probe that fails is a finding of its own."""
     for probe in (_machine, _gpus, _backends, _packages, _optional, _trackers, _slurm, _network_tools, _disk):
-        yield from guarded(probe)
+        yield from guarded(probe, probe.__name__.strip("_").replace("_", " "))
 
 
-def guarded(probe: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def guarded(probe: Callable[[], Iterator[Finding]], what: str) -> Iterator[Finding]:
     """What ``probe`` finds; what it raises is a finding too: a doctor does not faint."""
     try:
         yield from probe()
     except Exception as error:
-        what = probe.__name__.strip("_").replace("_", " ")
         yield Finding(what, "bad", f"could not be looked at: {type(error).__name__}: {error}")
 
 

@@ -69,7 +69,8 @@ class Drill:
         run = self.new(f"kill{number}")
         process = run.start()
         inside, everyone = number % 2 == 0, number % 3 == 0
-        run.until(lambda: run.steps_done() >= chance.randrange(1, STEPS - 4), process, 0.02)
+        threshold = chance.randrange(1, STEPS - 4)
+        run.until(lambda: run.steps_done() >= threshold, process, 0.02)
         if inside:
             run.until(lambda: any(run.checkpoints.glob("step-*.tmp")), process, 0.0)
             time.sleep(chance.uniform(0, 0.05))
@@ -148,7 +149,7 @@ class Drill:
             if refused != 2 or name not in run.output:
                 problems.append(f"not refused: {refused} {run.output[-300:]}")
         outcome = self.outcome(run, status, {75})
-        if "WARNING" not in run.output and name not in run.output:
+        if "WARNING" not in run.output or name not in run.output:
             problems.append("no loud warning")
         resumed_at = run.output.partition(" at step ")[2].partition(",")[0]
         outcome.ended = (

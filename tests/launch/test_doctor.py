@@ -39,7 +39,7 @@ def test_a_probe_that_fails_is_a_finding():
         raise OSError("no answer")
         yield
 
-    (finding,) = probes.guarded(slurm_probe)
+    (finding,) = probes.guarded(slurm_probe, "slurm probe")
     assert (finding.what, finding.state) == ("slurm probe", "bad") and "no answer" in finding.found
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,7 @@ def test_a_signal_stops_it_in_order_and_the_same_command_goes_on(text, folder):
     metrics = folder / "x/seed-1/metrics.jsonl"
     while not metrics.is_file() or metrics.read_text().count("\n") < 2:
         assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=200)[0]
     assert process.returncode == 75, printed

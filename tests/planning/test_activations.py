@@ -52,10 +52,12 @@ def bytes_after_forward(model: GPT) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         losses = model(tokens, targets)
-    # gloo's threads hold the last messages for a moment longer.
-    time.sleep(0.1)
     kept = storages(packed)
-    after = storages(alive()) | kept
+    # gloo's threads hold the last messages for a moment longer: until nothing more goes away.
+    after, last = storages(alive()) | kept, {}
+    while after != last:
+        time.sleep(0.2)
+        after, last = storages(alive()) | kept, after
     left = sum(size for place, size in after.items() if place not in before or place in kept)
     weights = sum(size for place, size in storages(list(model.parameters())).items() if place in kept)
     # The losses belong to the caller.

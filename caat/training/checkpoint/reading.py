@@ -1,4 +1,4 @@
-"""Reading checkpoints: checksums first, then only the slices that a process needs. Nothing is executed."""
+"""Reading checkpoints: their checksums, and only the slices that a process needs. Nothing is executed."""
 
 from __future__ import annotations
 
