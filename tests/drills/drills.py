@@ -165,9 +165,9 @@ class Drill:
         """One rank raises, hangs, drifts or meets nan."""
         settings = ["train.check_replicas_every=4", "train.max_skipped=3", "launch.hang_seconds=8"]
         run = self.new(kind, *settings)
-        started = time.monotonic()
         status = run.run(fault={"kind": kind, "rank": 1, "step": 8})
-        seconds = time.monotonic() - started
+        # Since the step before the fault.
+        seconds = time.time() - (run.folder / "metrics.jsonl").stat().st_mtime
         if status == 0:
             # One step was skipped and the run went on: compare from the checkpoint before it.
             return self._from_before(run, status)
