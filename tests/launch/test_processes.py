@@ -80,8 +80,9 @@ def test_what_nohup_ignores_stays_ignored():
 def test_a_signal_reaches_the_workers(tmp_path):
     job = (
         "import signal\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: (print('saved', flush=True), sys.exit(0)))\n"
-        "print('ready', flush=True)\ntime.sleep(60)"
+        # At once with its end of line: two processes write to the same pipe.
+        "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'saved\\n'), sys.exit(0)))\n"
+        "os.write(1, b'ready\\n')\ntime.sleep(60)"
     )
     process = start(tmp_path, job)
     assert process.stdout is not None
