@@ -12,6 +12,7 @@ from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
 from caat.training.costs import sync_bytes
 from caat.training.plot import plot_loss
+from caat.training.progress import loss_text
 from conf.schema import Config
 from layers.linear import shared_channels
 
@@ -76,7 +77,7 @@ def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, in
 
 def _print(summary: dict, mesh: Mesh) -> None:
     rows = {
-        "validation loss": f"{_loss(summary['validation_loss'])} nats per token "
+        "validation loss": f"{loss_text(summary['validation_loss'])} nats per token "
         f"(uniform guess {summary['uniform_loss']:.4f}, unigram model {summary['unigram_loss']:.4f})",
         "trained": f"{summary['trained_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s, "
         f"{summary['data_wait_share']:.2%} of the time waiting for data",
@@ -99,7 +100,3 @@ def _print(summary: dict, mesh: Mesh) -> None:
     for name, text in rows.items():
         print(f"{name:<{width}}{text}")
     print(Path(summary["run"]) / "summary.json")
-
-
-def _loss(value: float | None) -> str:
-    return "not finite:" if value is None else f"{value:.4f}"

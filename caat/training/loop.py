@@ -18,7 +18,7 @@ from caat.training.control import Control
 from caat.training.costs import flops_per_token
 from caat.training.device import memory_gib, peak_tflops
 from caat.training.engine import Engine
-from caat.training.progress import RunProgress
+from caat.training.progress import RunProgress, loss_text
 from caat.training.randomness import random_state
 from caat.training.replicas import ReplicaGuard
 from caat.training.schedule import learning_rate
@@ -212,12 +212,8 @@ def _number(value: float) -> float | None:
 
 
 def _status(record: dict) -> str:
-    loss = "not finite, skipped" if record["loss"] is None else _text(record["loss"])
+    loss = loss_text(record["loss"]) + (", skipped" if record["loss"] is None else "")
     text = f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  lr {record['learning_rate']:.2e}"
     if "validation_loss" in record:
-        text += f"  validation {_text(record['validation_loss'])}"
+        text += f"  validation {loss_text(record['validation_loss'])}"
     return text
-
-
-def _text(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"

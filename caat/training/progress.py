@@ -59,6 +59,11 @@ class RunProgress:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def loss_text(value: float | None) -> str:
+    """Of a loss, which is None in the metrics if it is not finite."""
+    return "not finite" if value is None else f"{value:.4f}"
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

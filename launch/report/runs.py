@@ -34,8 +34,8 @@ class Run:
 
     @property
     def validation_loss(self) -> float | None:
-        """The last one, nats per token."""
-        return next((r["validation_loss"] for r in reversed(self.records) if r.get("validation_loss")), None)
+        """The last one, nats per token; None if there is none or it was not finite."""
+        return next((r["validation_loss"] for r in reversed(self.records) if "validation_loss" in r), None)
 
     @property
     def bytes_per_step(self) -> int | None:

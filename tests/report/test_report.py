@@ -108,6 +108,15 @@ def test_a_ratio_that_changes_is_a_variant(tmp_path):
     assert [group.label for group in groups] == ["ratio 1", "ratio 0 (0.5 after 3 steps)"]
 
 
+def test_a_last_validation_that_was_not_finite_is_not_an_earlier_one(tmp_path):
+    write_run(tmp_path / "run", compose([]), [8.0, 7.0])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    last = json.dumps(json.loads(lines[-1]) | {"validation_loss": None})
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*lines[:-1], last]) + "\n")
+    (run,) = find_runs([str(tmp_path)])[0]
+    assert run.validation_loss is None and variants([run]) == []
+
+
 class Outside(HTMLParser):
     """Collects what a browser would ask for elsewhere, and checks that every element is closed."""
 
