@@ -62,7 +62,9 @@ def find_tasks(given: Sequence[str]) -> Tasks:
         if name not in manager.all_tasks:
             close = get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "`lm_eval ls tasks` lists all"
-            raise ValueError(f"tasks={name} is neither a task of lm-eval nor a folder: {hint}")
+            raise ValueError(
+                f"tasks={name} is neither a task of lm-eval nor a folder with task files: {hint}"
+            )
     return Tasks(list(dict.fromkeys([*names, *named])), manager)
 
 

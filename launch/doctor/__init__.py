@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from conf.doctor import DoctorConfig
 from conf.schema import require, require_positive
 from launch.config import load_verb
+from launch.console import console
 from launch.doctor.probes import Finding, examine, guarded
 from launch.processes import under_torchrun
 
@@ -59,7 +59,7 @@ def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _show(findings: list[Finding], measured: dict[str, Any]) -> None:
-    console = Console()
+    out = console()
     table = Table.grid(padding=(0, 2, 0, 0))
     for finding in findings:
         remedy = f" [dim]({escape(finding.remedy)})[/]" if finding.remedy else ""
@@ -68,6 +68,6 @@ def _show(findings: list[Finding], measured: dict[str, Any]) -> None:
         size, seconds = message["bytes"], message["seconds"]
         text = f"{size / 1024:,.0f} KiB in {seconds * 1e3:,.2f} ms, {size / seconds / 1e6:,.0f} MB/s"
         table.add_row("", "", f"all-reduce of {text}")
-    console.print(table)
+    out.print(table)
     bad = sum(finding.state == "bad" for finding in findings)
     print(f"{bad} thing{'s' * (bad != 1)} to mend" if bad else "ready to train")

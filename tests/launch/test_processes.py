@@ -18,12 +18,12 @@ sys.exit(run_workers("job", ["word"], 2))
 """
 
 
-def start(tmp_path: Path, job: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, job: str, parent: str = PARENT) -> subprocess.Popen[str]:
     """Run ``job`` as a module in two processes, from a folder with a ``launch`` and a ``conf`` of its own."""
     code, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
     code.mkdir()
     (code / "job.py").write_text("import os, sys, time\nimport conf.schema, launch.errors\n" + job)
-    (code / "parent.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PARENT}")
+    (code / "parent.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{parent}")
     for package in ("conf", "launch"):
         (elsewhere / package).mkdir(parents=True)
         (elsewhere / package / "__init__.py").write_text("raise RuntimeError('not ours')")
@@ -55,17 +55,12 @@ def test_the_first_failure_is_what_is_shown(tmp_path):
 
 
 def test_what_is_set_for_workers_is_unset_after_them(tmp_path):
-    process = start(tmp_path, "pass")
-    (tmp_path / "code" / "parent.py").write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    parent = (
         "import os\nfrom launch.processes import run_workers\nbefore = dict(os.environ)\n"
         "run_workers('job', [], 2)\nprint(dict(os.environ) == before)\n"
     )
-    process.communicate(timeout=120)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "code" / "parent.py")], capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout == "True\n", done.stderr
+    out, err = start(tmp_path, "pass", parent).communicate(timeout=120)
+    assert out == "True\n", err
 
 
 def test_what_nohup_ignores_stays_ignored():

@@ -88,11 +88,10 @@ class Saver:
         self.wait()
         fragments, architecture = self._fragments(), self._architecture()
         self.last_step = state.step
-        if self.settings.asynchronous:
-            self._copy(fragments)
+        held = self._copy(fragments) if self.settings.asynchronous else _live(fragments)
         self._thread = threading.Thread(
             target=self._write,
-            args=(state, architecture, self._held if self.settings.asynchronous else _live(fragments)),
+            args=(state, architecture, held),
             name=f"checkpoint {state.step}",
             # A run that fails must be able to end.
             daemon=True,
@@ -120,7 +119,7 @@ class Saver:
         with suppress(SaveError):
             self.wait()
 
-    def _copy(self, fragments: dict[str, Fragment]) -> None:
+    def _copy(self, fragments: dict[str, Fragment]) -> Held:
         """To host memory that is kept from save to save: touching new memory costs more than the copy."""
         for name, kind in self._sent:
             live = fragments[name].values[kind]
@@ -129,9 +128,7 @@ class Saver:
             self._snapshot[name, kind].copy_(live, non_blocking=True)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-
-    def _held(self, name: str, kind: str) -> Tensor:
-        return self._snapshot[name, kind]
+        return lambda name, kind: self._snapshot[name, kind]
 
     def _write(self, state: State, architecture: Architecture, held: Held) -> None:
         """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
