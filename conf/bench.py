@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from conf.schema import ModelConfig, ParallelConfig, require, require_choice, require_positive
+from conf.units import delay_seconds, rate_bytes
 
 
 @dataclass
@@ -261,19 +262,3 @@ class BenchPredictConfig:
         require_choice("precision", self.precision, ("fp32", "bf16"))
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
-
-
-def rate_bytes(rate: str, setting: str = "rate") -> float:
-    """Bytes per second of a rate such as 1gbit; raises ``ValueError`` naming the ``setting``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])bit", rate)
-    require(match is not None, f"{setting}={rate} is not a rate of tc: write 100mbit, 1gbit, 400gbit")
-    assert match is not None
-    return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2]] / 8
-
-
-def delay_seconds(delay: str) -> float:
-    """Seconds of a delay such as 1ms; raises ``ValueError``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", delay)
-    require(match is not None, f"delay={delay} is not a time of tc: write 5us, 1ms")
-    assert match is not None
-    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]

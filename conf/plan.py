@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
-from conf.bench import delay_seconds, rate_bytes
 from conf.schema import require, require_positive
+from conf.units import delay_seconds, memory_bytes, rate_bytes
 
 
 @dataclass
@@ -50,11 +49,3 @@ class PlanConfig:
         delay_seconds(self.delay)
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
-
-
-def memory_bytes(text: str) -> int:
-    """Bytes of a size such as 80gb (of 2^30 bytes, as makers of GPUs count); raises ``ValueError``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(mb|gb|tb)", text)
-    require(match is not None, f"memory={text} is not a size: write 80gb or 512mb")
-    assert match is not None
-    return int(float(match[1]) * {"mb": 2**20, "gb": 2**30, "tb": 2**40}[match[2]])

@@ -22,18 +22,18 @@ PACKAGES = ("launch", "conf", "layers", "caat", "eval", "slurm", "tests")
 SCHEMAS = {
     "caat pretrain": Config,
     **{
-        f"caat {verb}": getattr(import_module(f"conf.{module}"), schema)
-        for verb, module, schema in [
-            ("tokenize", "schema", "TokenizeConfig"),
-            ("score", "schema", "ScoreConfig"),
-            ("generate", "schema", "GenerateConfig"),
-            ("evaluate", "schema", "EvaluateConfig"),
-            ("convert", "convert", "ConvertConfig"),
-            ("report", "report", "ReportConfig"),
-            ("plan", "plan", "PlanConfig"),
-            ("doctor", "doctor", "DoctorConfig"),
-            ("dashboard", "dashboard", "DashboardConfig"),
-        ]
+        f"caat {verb}": getattr(import_module(f"conf.{verb}"), f"{verb.capitalize()}Config")
+        for verb in (
+            "tokenize",
+            "score",
+            "generate",
+            "evaluate",
+            "convert",
+            "report",
+            "plan",
+            "doctor",
+            "dashboard",
+        )
     },
     **{
         f"caat bench {verb}": schema

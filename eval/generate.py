@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import Tokenizer
-from conf.schema import SamplingConfig
+from conf.generate import SamplingConfig
 from eval.continuation import Continuation
 from eval.sampling import Sampler
 from layers.cache import KVCache

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
-from conf.schema import SamplingConfig
+from conf.generate import SamplingConfig
 
 
 class Sampler:

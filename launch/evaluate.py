@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from caat.training.checkpoint.state import read_state
-from conf.schema import EvaluateConfig
+from conf.evaluate import EvaluateConfig
 from launch.config import load_verb, read_config
 from launch.console import console
 from launch.trained import (

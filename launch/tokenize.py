@@ -7,7 +7,7 @@ from time import perf_counter
 
 from caat.data.corpus import prepare, prepared_folder
 from caat.data.shards import SPLITS, read_index
-from conf.schema import TokenizeConfig
+from conf.tokenize import TokenizeConfig
 from launch.config import load_verb
 
 

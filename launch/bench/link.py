@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from caat.training.prediction import Link
-from conf.bench import BenchLinkConfig, delay_seconds, rate_bytes
+from conf.bench import BenchLinkConfig
+from conf.units import delay_seconds, rate_bytes
 from launch.bench.namespaces import shaped_hosts
 from launch.bench.plots import plot_speed_up, plot_steps
 from launch.bench.report import Column, Report

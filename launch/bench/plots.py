@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from conf.bench import rate_bytes
+from conf.units import rate_bytes
 
 COLOURS = {"none": "#7f7f7f", "full": "#c44e52", "partial": "#4c72b0", "overlap": "#55a868"}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from caat.training.costs import sync_bytes
 from caat.training.prediction import Link, predict
-from conf.bench import BenchPredictConfig, delay_seconds, rate_bytes
+from conf.bench import BenchPredictConfig
 from conf.schema import require
+from conf.units import delay_seconds, rate_bytes
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report
 from launch.config import load_verb

@@ -12,9 +12,9 @@ from caat.planning.memory import Memory, local_numbers
 from caat.planning.traffic import data_messages, data_seconds, step_time, tensor_bytes
 from caat.training.costs import flops_per_token
 from caat.training.prediction import Link
-from conf.bench import delay_seconds, rate_bytes
-from conf.plan import PlanConfig, memory_bytes
+from conf.plan import PlanConfig
 from conf.schema import Config
+from conf.units import delay_seconds, memory_bytes, rate_bytes
 from launch.config import compose, load_verb
 from launch.plan.layouts import Layout, largest_micro_batches, layout_of, needs, pass_of
 from launch.plan.show import show

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from conf.convert import ConvertConfig
-from conf.schema import ScoreConfig, TokenizeConfig
+from conf.score import ScoreConfig
+from conf.tokenize import TokenizeConfig
 from launch.config import compose, load_verb
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import torch
 
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
-from conf.schema import SamplingConfig
+from conf.generate import SamplingConfig
 from eval.generate import generate
 from eval.score import load_model
 from tests.trained import MODEL, write_checkpoint

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
-from conf.schema import SamplingConfig
+from conf.generate import SamplingConfig
 from eval.sampling import Sampler, largest, nucleus
 from layers.loss import mask_padding
 

@@ -18,9 +18,8 @@ from conf.bench import (
     BenchLinkConfig,
     BenchPeersConfig,
     BenchStepConfig,
-    delay_seconds,
-    rate_bytes,
 )
+from conf.units import delay_seconds, rate_bytes
 from launch.bench.namespaces import shaped_hosts
 
 SMALL = [

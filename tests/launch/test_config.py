@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from conf.convert import ConvertConfig
-from conf.schema import RunConfig, ScoreConfig, TokenizeConfig
+from conf.schema import RunConfig
+from conf.score import ScoreConfig
+from conf.tokenize import TokenizeConfig
 from launch.config import compose, load_verb, read_config, save_config
 from launch.run_folder import create_run_folder
 

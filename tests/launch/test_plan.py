@@ -7,7 +7,8 @@ import json
 import pytest
 
 from caat.training.costs import flops_per_token
-from conf.plan import PlanConfig, memory_bytes
+from conf.plan import PlanConfig
+from conf.units import memory_bytes
 from launch import plan
 from launch.config import compose
 from launch.plan import make_plan

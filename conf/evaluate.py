@@ -1,0 +1,43 @@
+"""The settings of `caat evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.schema import LaunchConfig, require, require_choice, require_positive
+
+
+@dataclass
+class EvaluateConfig:
+    """`caat evaluate`: benchmarks of lm-eval on a trained model."""
+
+    # A run folder (its latest checkpoint) or a checkpoint folder.
+    checkpoint: str = "???"
+    # Names of lm-eval's tasks, separated by commas; `paper`: the seven of the CAAT-Net paper; or a folder of
+    # task files (YAML).
+    tasks: str = "paper"
+    # Only the first so many documents of each task.
+    limit: int | None = None
+    # Examples in front of each question; default: as the task says.
+    num_fewshot: int | None = None
+    # Begin every context with the begin-of-text token. lm-eval's Hugging Face model does so only where the
+    # tokenizer adds it, which a SentencePiece model alone does not.
+    add_bos: bool = False
+    # Sequences per forward pass; 0: as many as fit, by their length.
+    batch: int = 0
+    # fp32, fp64 or bf16.
+    precision: str = "fp32"
+    # The result's path; default: evaluation.json in the run folder, or beside the weights.
+    out: str | None = None
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
+        require(
+            bool(self.tasks.strip("[], ")), "tasks is empty: give names of tasks, a folder, or leave it out"
+        )
+        require(self.batch >= 0, f"batch={self.batch} must not be negative (0: as many as fit)")
+        if self.limit is not None:
+            require_positive(limit=self.limit)
+        if self.num_fewshot is not None:
+            require(self.num_fewshot >= 0, f"num_fewshot={self.num_fewshot} must not be negative")
