@@ -50,7 +50,7 @@ def write_report(
     from launch.report.page import Contents, as_json, html, markdown
     from launch.report.pictures import pictures
     from launch.report.runs import find_runs
-    from launch.report.statistics import compared, table, variants
+    from launch.report.statistics import compared, scores, table, variants
 
     runs, problems = find_runs(list(folders))
     groups = variants(runs)
@@ -59,7 +59,7 @@ def write_report(
     names = ", ".join(sorted({run.config.model.name for run in runs}))
     unfinished = [run for run in runs if not run.finished or run.validation_loss is None]
     title = title or f"{names}: {len(runs)} run{'s' if len(runs) > 1 else ''}"
-    contents = Contents(title, rows, same, differing, unfinished, problems)
+    contents = Contents(title, rows, scores(groups), same, differing, unfinished, problems)
 
     place = Path(out).expanduser() if out else _common(folders)
     place.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ code { background: var(--faint); padding: .1rem .3rem; }
 """
 NOTE = (
     "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and "
-    "averaged; its ± is the standard error of that mean. Bytes are what one process puts into "
+    "averaged; its ± is the 95 % confidence interval of that mean, by Student's t. Synchronised is the share "
+    "of the channels inside the layers, mean over the steps. Bytes are what one process puts into "
     "tensor-parallel collectives in a step, both directions. Times are medians of each run."
 )
 
@@ -43,6 +44,7 @@ class Contents:
 
     title: str
     rows: Sequence[Mapping[str, Any]]
+    scores: Sequence[Mapping[str, Any]]
     same: Mapping[str, Any]
     differing: Mapping[str, Sequence[Any]]
     unfinished: Sequence[Run]
@@ -58,8 +60,9 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
             _with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows
         ],
         "vs ratio 1": [
-            _with(row, "difference_to_ratio_1", "difference_to_ratio_1_error", "{:+.4f}") for row in rows
+            _with(row, "difference_to_ratio_1", "difference_to_ratio_1_interval", "{:+.4f}") for row in rows
         ],
+        "synchronised": [_one(row, "synchronised", "{:.1%}") for row in rows],
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
         "s/step": [_with(row, "step_seconds", "step_seconds_spread", "{:.3f}") for row in rows],
         "tokens/s": [_one(row, "tokens_per_second", "{:,.0f}") for row in rows],
@@ -70,12 +73,22 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     return list(filled), [list(texts) for texts in zip(*filled.values(), strict=True)]
 
 
+def score_cells(contents: Contents) -> tuple[list[str], list[list[str]]]:
+    """Titles and texts of the benchmarks' table: a column for each variant, in brackets "vs ratio 1"."""
+    texts = []
+    for row in contents.scores:
+        texts.append([f"{row['task']}, {row['metric']}", *(_score(figure) for figure in row["figures"])])
+    return ["benchmark", *(row["label"] for row in contents.rows)], texts
+
+
 def markdown(contents: Contents) -> str:
     """The table, what differs, and what did not finish."""
     lines = [f"# {contents.title}", ""]
     if contents.rows:
         titles, texts = cells(contents.rows)
         lines += [*_markdown_table(titles, texts), "", NOTE, ""]
+    if contents.scores:
+        lines += ["## Benchmarks", "", *_markdown_table(*score_cells(contents)), ""]
     if contents.differing:
         lines += ["## Settings that differ", ""]
         lines += [*_markdown_table(["setting", "values"], _values(contents.differing)), ""]
@@ -93,6 +106,7 @@ def as_json(contents: Contents) -> dict[str, Any]:
     return {
         "title": contents.title,
         "rows": list(contents.rows),
+        "benchmarks": list(contents.scores),
         "settings_that_differ": dict(contents.differing),
         "not_finished": [{"run": str(run.folder), "status": run.status} for run in contents.unfinished],
         "cannot_be_read": [{"folder": str(p.folder), "why": p.reason} for p in contents.problems],
@@ -113,6 +127,8 @@ def html(contents: Contents, pictures: Mapping[str, str]) -> str:
     )
     if figures:
         parts.append(f'<div class="pictures">{figures}</div>')
+    if contents.scores:
+        parts.append("<h2>Benchmarks</h2>" + _table(*score_cells(contents)))
     if contents.differing:
         parts.append("<h2>Settings that differ</h2>")
         parts.append(_table(["setting", "values"], _values(contents.differing), "text"))
@@ -173,6 +189,16 @@ def _text(value: Any) -> str:
 
 def _seeds(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) if len(seeds) <= 4 else f"{len(seeds)} seeds"
+
+
+def _score(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    text, delta = (
+        _with(figure, "mean", "spread", "{:.4f}"),
+        _with(figure, "difference_to_ratio_1", "difference_to_ratio_1_interval", "{:+.4f}"),
+    )
+    return text if delta == "-" else f"{text} ({delta})"
 
 
 def _one(row: Mapping[str, Any], name: str, form: str, unit: float = 1) -> str:

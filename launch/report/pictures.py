@@ -29,7 +29,7 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
     if len(rows) > 1:
         found["Validation loss by variant"] = _svg(lambda axes: _losses(axes, rows))
         found["Seconds per step"] = _svg(lambda axes: _seconds(axes, rows))
-    if len({row["bytes_per_step"] for row in rows}) > 1:
+    if len({row["synchronised"] for row in rows}) > 1:
         found["Validation loss against communication"] = _svg(lambda axes: _trade_off(axes, rows))
     return found
 
@@ -80,13 +80,16 @@ def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Against bytes, or, where all shards were in one process, the share of the channels."""
+    counted = all(row["bytes_per_step"] for row in rows)
     for row, colour in zip(rows, _colours(len(rows)), strict=True):
-        sent, loss = row["bytes_per_step"] / MIB, row["validation_loss"]
-        spread = row["validation_loss_spread"] or 0.0
+        sent = row["bytes_per_step"] / MIB if counted else row["synchronised"]
+        loss, spread = row["validation_loss"], row["validation_loss_spread"] or 0.0
         axes.errorbar(sent, loss, yerr=spread, fmt="o", color=colour, ms=7, capsize=4, lw=1)
         axes.annotate(row["label"], (sent, loss), (8, 4), textcoords="offset points", fontsize=8, color=INK)
     axes.margins(x=0.2, y=0.15)
-    axes.set(xlabel="MiB per step and process, both directions", ylabel="validation loss (nats per token)")
+    sent_by = "MiB per step and process, both directions" if counted else "share of channels synchronised"
+    axes.set(xlabel=sent_by, ylabel="validation loss (nats per token)")
 
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:

@@ -8,25 +8,33 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from conf.schema import Config
 from launch.config import read_config
 from launch.run_folder import read_status
+from layers.linear import shared_channels
 
 # The first steps warm caches up.
 WARM_UP = 2
+# What benchmarks are called in the metrics: eval/<task>/<metric>.
+SCORE = "eval/"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder; ``records`` are the lines of its metrics.jsonl, by step."""
+    """One run folder.
+
+    ``records`` are the lines of its metrics.jsonl that training wrote, by step; ``scores`` the last ones of
+    its benchmarks, by (task, metric).
+    """
 
     folder: Path
     config: Config
     status: str
     records: list[dict[str, Any]]
+    scores: dict[tuple[str, str], float]
 
     @property
     def finished(self) -> bool:
@@ -43,6 +51,16 @@ class Run:
         if not self.records:
             return None
         return sum(self.records[-1][f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward"))
+
+    @property
+    def synchronised(self) -> float:
+        """Share of the channels inside the layers that was synchronised, mean over the steps."""
+        c = self.config
+        channels = [
+            shared_channels(c.model.hidden, c.sync.ratio_of(r["step"]), c.parallel.tensor)
+            for r in self.records
+        ]
+        return mean(channels) / c.model.hidden if channels else c.sync.last_ratio
 
     @property
     def tokens(self) -> int:
@@ -116,11 +134,19 @@ def _run_folders(top: Path) -> Iterator[Path]:
 def _read(folder: Path) -> Run:
     """Raises ``ValueError`` if its configuration or metrics cannot be understood."""
     config = read_config(folder / "config.yaml")
-    return Run(folder, config, read_status(folder), _read_metrics(folder / "metrics.jsonl"))
+    lines = _read_metrics(folder / "metrics.jsonl")
+    # `caat evaluate` adds a line of its own after training.
+    records = [line for line in lines if "loss" in line]
+    scores = {}
+    for name, value in ((name, value) for line in lines for name, value in line.items()):
+        if name.startswith(SCORE):
+            task, metric = name.removeprefix(SCORE).rsplit("/", 1)
+            scores[task, metric] = value
+    return Run(folder, config, read_status(folder), records, scores)
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of training, by step; none if the run did not come that far.
+    """Its lines, by step; none if the run did not come that far.
 
     The last line of a killed run may be torn.
     """
@@ -134,10 +160,9 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            # Of `caat evaluate`, after training.
-            if "loss" not in record:
-                continue
-            record["step"], record["tokens"], record["tensor_parallel_bytes_backward"]
+            record["step"], record["tokens"]
+            if "loss" in record:
+                record["tensor_parallel_bytes_backward"]
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break

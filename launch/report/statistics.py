@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import mean, stdev
+from statistics import NormalDist, mean, stdev
 from typing import Any
 
 from launch.report.runs import Run, settings
 
 SEED, RATIO = "seed", "sync.ratio"
+# 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 # Settings that say where and how a run was kept, not what was trained.
 NOT_COMPARED = ("run.", "tracker.", "checkpoint.", "resume", "launch.hang_seconds", "launch.max_restarts")
 
@@ -32,9 +34,11 @@ class Sample:
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
-    def error(self) -> float | None:
-        """Standard error of the mean."""
-        return None if self.spread is None else self.spread / sqrt(len(self.values))
+    def interval(self) -> float | None:
+        """Half the 95 % confidence interval of the mean, by Student's t; None of a single seed."""
+        return (
+            None if self.spread is None else t_95(len(self.values) - 1) * self.spread / sqrt(len(self.values))
+        )
 
 
 @dataclass(frozen=True)
@@ -91,18 +95,63 @@ def variants(runs: Iterable[Run]) -> list[Variant]:
     return sorted(found, key=lambda variant: (_others(variant), -variant.ratio))
 
 
-def difference_to_full(variant: Variant, among: Sequence[Variant]) -> Sample | None:
-    """Validation loss less that of ratio 1 with the same seed and settings, over the seeds that both have."""
-    full = next((v for v in among if v.full and _others(v) == _others(variant)), None)
-    if full is None or full is variant:
+def difference_to_full(
+    variant: Variant, among: Sequence[Variant], figure: Callable[[Run], float | None]
+) -> Sample | None:
+    """``figure`` less that of ratio 1 with the same seed and settings, over the seeds that have both.
+
+    If there is no ratio 1 with the same settings, one that differs in how it synchronises.
+    """
+    if variant.full:
         return None
-    base = {run.config.seed: run.validation_loss for run in full.runs}
+    full = [other for other in among if other.full]
+    full = [v for v in full if _others(v) == _others(variant)] or [
+        v for v in full if _apart_from_sync(v) == _apart_from_sync(variant)
+    ]
+    base = {run.config.seed: figure(run) for other in full for run in other.runs}
     differences = [
-        run.validation_loss - loss
+        value - loss
         for run in variant.runs
-        if run.validation_loss is not None and (loss := base.get(run.config.seed)) is not None
+        if (value := figure(run)) is not None and (loss := base.get(run.config.seed)) is not None
     ]
     return Sample(tuple(differences)) if differences else None
+
+
+def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row for each metric of each benchmark; its figures are in the order of the variants."""
+    names = sorted({name for variant in among for run in variant.runs for name in run.scores})
+    rows = []
+    for task, metric in names:
+
+        def figure(run: Run, name: tuple[str, str] = (task, metric)) -> float | None:
+            return run.scores.get(name)
+
+        figures = []
+        for variant in among:
+            score, delta = variant.sample(figure), difference_to_full(variant, among, figure)
+            figures.append(
+                score
+                and {
+                    "label": variant.label,
+                    "mean": score.mean,
+                    "spread": score.spread,
+                    "difference_to_ratio_1": delta and delta.mean,
+                    "difference_to_ratio_1_interval": delta and delta.interval,
+                }
+            )
+        rows.append({"task": task, "metric": metric, "figures": figures})
+    return rows
+
+
+def t_95(freedom: int) -> float:
+    """97.5 % quantile of Student's t; above ten degrees by the expansion of Cornish and Fisher."""
+    if freedom <= len(T_95):
+        return T_95[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
@@ -110,7 +159,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
     rows = []
     for variant in among:
         loss = variant.sample(lambda run: run.validation_loss)
-        delta = difference_to_full(variant, among)
+        delta = difference_to_full(variant, among, lambda run: run.validation_loss)
         sent = variant.sample(lambda run: run.bytes_per_step)
         seconds = variant.sample(lambda run: run.median("step_seconds"))
         speed = variant.sample(lambda run: run.median("tokens_per_second"))
@@ -125,8 +174,9 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "validation_loss": loss.mean,
                 "validation_loss_spread": loss.spread,
                 "difference_to_ratio_1": delta and delta.mean,
-                "difference_to_ratio_1_error": delta and delta.error,
+                "difference_to_ratio_1_interval": delta and delta.interval,
                 "difference_to_ratio_1_seeds": len(delta.values) if delta else 0,
+                "synchronised": mean(run.synchronised for run in variant.runs),
                 "bytes_per_step": sent and sent.mean,
                 "step_seconds": seconds and seconds.mean,
                 "step_seconds_spread": seconds and seconds.spread,
@@ -146,3 +196,7 @@ def _compared_settings(run: Run) -> dict[str, Any]:
 def _others(variant: Variant) -> tuple:
     """What tells a variant from others besides its ratio."""
     return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)
+
+
+def _apart_from_sync(variant: Variant) -> tuple:
+    return tuple(pair for pair in _others(variant) if not pair[0].startswith("sync."))

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 
 from launch.console import console
-from launch.report.page import Contents, cells
+from launch.report.page import Contents, cells, score_cells
 
 
 def show(contents: Contents) -> None:
-    """Print the table, and what did not finish or cannot be read, a line each."""
+    """Print the tables, and what did not finish or cannot be read, a line each."""
     out = console()
     if contents.rows:
-        titles, texts = cells(contents.rows)
-        table = Table(title=contents.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for number, title in enumerate(titles):
-            table.add_column(title, justify="right" if number else "left", no_wrap=True)
-        for row in texts:
-            table.add_row(*row)
-        out.print(table)
+        out.print(_table(contents.title, *cells(contents.rows)))
+        if contents.scores:
+            out.print(_table("benchmarks", *score_cells(contents)))
     else:
         out.print("no run has finished yet")
     for run in contents.unfinished:
@@ -29,3 +27,12 @@ def show(contents: Contents) -> None:
     for problem in contents.problems:
         text = f"{problem.folder} cannot be read: {problem.reason}"
         out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(title: str, titles: Sequence[str], texts: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(titles):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in texts:
+        table.add_row(*row)
+    return table

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conf.schema import Config
 from launch import report
 from launch.config import compose, save_config
 from launch.report.runs import find_runs
-from launch.report.statistics import compared, difference_to_full, table, variants
+from launch.report.statistics import compared, difference_to_full, scores, t_95, table, variants
 
 LOSSES = {(1.0, 1): 3.0, (1.0, 2): 3.2, (0.5, 1): 3.1, (0.5, 2): 3.4, (0.0, 3): 3.9}
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -40,6 +42,10 @@ def write_run(
             "tensor_parallel_bytes_backward": sent // 2,
         }
         lines.append(json.dumps(record | {"validation_loss": loss}))
+    # As `caat evaluate` adds them: the later replaces the earlier.
+    for off in (1.0, 0.0):
+        scores = {"eval/news/bits_per_byte": 2 * loss + off} if losses else {}
+        lines.append(json.dumps({"step": len(losses), "tokens": 1000 * len(losses), **scores}))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -70,14 +76,53 @@ def test_figures_by_hand(sweep):
     # Two values a distance d apart have the standard deviation d / sqrt(2).
     assert full["validation_loss_spread"] == pytest.approx(0.2 / 2**0.5, abs=1e-12)
     assert full["difference_to_ratio_1"] is None
-    # 0.1 and 0.2, seed by seed: mean 0.15, standard error 0.1 / sqrt(2) / sqrt(2).
+    # 0.1 and 0.2, seed by seed: mean 0.15, standard error 0.1 / sqrt(2) / sqrt(2), times t.
     assert half["difference_to_ratio_1"] == pytest.approx(0.15, abs=1e-12)
-    assert half["difference_to_ratio_1_error"] == pytest.approx(0.05, abs=1e-12)
+    assert half["difference_to_ratio_1_interval"] == pytest.approx(12.706 * 0.05, abs=1e-12)
+    assert [row["synchronised"] for row in (full, half, none)] == [1.0, 0.5, 0.0]
     assert half["bytes_per_step"] == 2**20 and half["trained_tokens"] == 5000
     # The median of steps 3, 4 and 5: the first two warm up.
     assert half["step_seconds"] == pytest.approx(0.4, abs=1e-12)
     # Seed 3 was not trained at ratio 1, and one seed has no spread.
     assert (none["difference_to_ratio_1"], none["validation_loss_spread"]) == (None, None)
+
+
+def test_benchmarks_are_compared_as_the_loss_is(sweep):
+    groups = variants(find_runs([str(sweep)])[0])
+    (row,) = scores(groups)
+    assert (row["task"], row["metric"]) == ("news", "bits_per_byte")
+    full, half, none = row["figures"]
+    assert full["mean"] == pytest.approx(6.2, abs=1e-12)
+    assert half["difference_to_ratio_1"] == pytest.approx(0.3, abs=1e-12)
+    assert half["difference_to_ratio_1_interval"] == pytest.approx(12.706 * 0.1, abs=1e-12)
+    assert none["difference_to_ratio_1"] is None
+
+
+def test_student_t_against_its_own_integral():
+    """97.5 % of the density lies below it: the trapezoidal rule in float64, tails as far as they count."""
+    for freedom in (1, 2, 5, 10, 11, 30):
+        x = np.linspace(0, t_95(freedom), 200_001)
+        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+        density = scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2)
+        assert np.trapezoid(density, x) == pytest.approx(0.475, abs=2e-5), freedom
+
+
+def test_a_variant_of_synchronisation_is_compared_with_the_only_ratio_1(tmp_path):
+    for name, loss, settings in (
+        ("full", 3.0, ["sync.ratio=1"]),
+        ("scaled", 3.25, ["sync.ratio=0.5", "sync.private_scale=1"]),
+        ("changing", 3.5, ["sync.ratio={0:0,3:0.5}"]),
+    ):
+        write_run(tmp_path / name, compose(settings), [8.0, 7.0, 6.0, loss])
+    found = {group.label: group for group in variants(find_runs([str(tmp_path)])[0])}
+    rows = {row["label"]: row for row in table(list(found.values()))}
+    assert {label: row["difference_to_ratio_1"] for label, row in rows.items()} == {
+        "ratio 1, sync.private_scale=None": None,
+        "ratio 0.5, sync.private_scale=1.0": 0.25,
+        "ratio 0 (0.5 after 3 steps), sync.private_scale=None": 0.5,
+    }
+    # Three steps of four at 0, one at 0.5.
+    assert rows["ratio 0 (0.5 after 3 steps), sync.private_scale=None"]["synchronised"] == 0.125
 
 
 def test_only_differences_are_named(sweep):
@@ -97,7 +142,7 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
         f"ratio {ratio}, optim.lr={lr}" for lr in ("0.001", "0.002") for ratio in ("1", "0.5")
     ]
     for group in groups[1::2]:
-        difference = difference_to_full(group, groups)
+        difference = difference_to_full(group, groups, lambda run: run.validation_loss)
         assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
 
 
@@ -161,7 +206,8 @@ def test_the_page_is_whole_and_asks_for_nothing(sweep, tmp_path, capsys):
     for said in (
         "ratio 0.5",
         "3.2500 ± 0.2121",
-        "+0.1500 ± 0.0500",
+        "+0.1500 ± 0.6353",
+        "6.5000 ± 0.4243 (+0.3000 ± 1.2706)",
         "sync.ratio",
         "damaged",
         "running",
