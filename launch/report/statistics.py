@@ -100,13 +100,13 @@ def difference_to_full(
 ) -> Sample | None:
     """``figure`` less that of ratio 1 with the same seed and settings, over the seeds that have both.
 
-    If there is no ratio 1 with the same settings, one that differs in how it synchronises.
+    If there is no ratio 1 with the same settings, one that differs in shards or in how they synchronise.
     """
     if variant.full:
         return None
     full = [other for other in among if other.full]
     full = [v for v in full if _others(v) == _others(variant)] or [
-        v for v in full if _apart_from_sync(v) == _apart_from_sync(variant)
+        v for v in full if _at_ratio_1(v) == _at_ratio_1(variant)
     ]
     base = {run.config.seed: figure(run) for other in full for run in other.runs}
     differences = [
@@ -198,5 +198,6 @@ def _others(variant: Variant) -> tuple:
     return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)
 
 
-def _apart_from_sync(variant: Variant) -> tuple:
-    return tuple(pair for pair in _others(variant) if not pair[0].startswith("sync."))
+def _at_ratio_1(variant: Variant) -> tuple:
+    """What matters where everything is synchronised: the number of shards does not."""
+    return tuple(pair for pair in _others(variant) if not pair[0].startswith(("sync.", "parallel.")))
