@@ -137,12 +137,22 @@ def _read(folder: Path) -> Run:
     lines = _read_metrics(folder / "metrics.jsonl")
     # `caat evaluate` adds a line of its own after training.
     records = [line for line in lines if "loss" in line]
+    return Run(folder, config, read_status(folder), records, _scores(lines))
+
+
+def _scores(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Of the latest step that has any, whatever was evaluated after it; of several lines the last."""
+    last = max((line["step"] for line in lines if any(map(_is_score, line))), default=0)
     scores = {}
-    for name, value in ((name, value) for line in lines for name, value in line.items()):
-        if name.startswith(SCORE):
+    for line in lines:
+        for name in filter(_is_score, line if line["step"] == last else ()):
             task, metric = name.removeprefix(SCORE).rsplit("/", 1)
-            scores[task, metric] = value
-    return Run(folder, config, read_status(folder), records, scores)
+            scores[task, metric] = line[name]
+    return scores
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith(SCORE)
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

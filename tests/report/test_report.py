@@ -42,10 +42,10 @@ def write_run(
             "tensor_parallel_bytes_backward": sent // 2,
         }
         lines.append(json.dumps(record | {"validation_loss": loss}))
-    # As `caat evaluate` adds them: the later replaces the earlier.
-    for off in (1.0, 0.0):
+    # As `caat evaluate` adds them: the later replaces the earlier, but not that of a later checkpoint.
+    for step, off in ((len(losses), 1.0), (len(losses), 0.0), (1, 2.0)):
         scores = {"eval/news/bits_per_byte": 2 * loss + off} if losses else {}
-        lines.append(json.dumps({"step": len(losses), "tokens": 1000 * len(losses), **scores}))
+        lines.append(json.dumps({"step": step, "tokens": 1000 * step, **scores}))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
