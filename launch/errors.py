@@ -60,7 +60,7 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Within it, or in a function decorated with it, a ``ValueError`` that our code raises ends in `fail`.
+    """Within it, a ``ValueError`` that our code raises ends in `fail`.
 
     One that a library raises is our mistake, not the user's, and keeps its traceback.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields
-from math import sqrt
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
+from conf.partition import default_scale
 from conf.schema import Config, ModelConfig, require
 from launch.resume import NOT_IN_THE_FUNCTION, check_padding
 
@@ -68,7 +68,7 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
             f"model. Give parallel.tensor={found.shards}, on any number of processes",
         )
         check_padding(config, found, f"initialize={config.initialize}")
-        scale = config.sync.private_scale or sqrt(shards)
+        scale = config.sync.private_scale or default_scale(shards)
         require(
             scale == found.private_scale,
             f"sync.private_scale is {scale}, but initialize={config.initialize} was trained with "

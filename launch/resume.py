@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import fields
 from hashlib import sha256
-from math import sqrt
 from pathlib import Path
 
 from caat.data.shards import read_index
@@ -14,6 +13,7 @@ from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
+from conf.partition import default_scale
 from conf.schema import Config, ModelConfig, require
 
 # Of a model, what may change between a checkpoint and a run: it is not in the function. The padding of the
@@ -137,7 +137,7 @@ def _check_architecture(config: Config, found: Architecture, checkpoint: Path, s
     )
     if not found.plain:
         check_padding(config, found, checkpoint)
-    scale = config.sync.private_scale or sqrt(shards)
+    scale = config.sync.private_scale or default_scale(shards)
     require(
         ratio == 1 or scale == found.private_scale,
         f"sync.private_scale is {scale}, but {checkpoint} was trained with {found.private_scale}: give "

@@ -13,8 +13,8 @@ from caat.parallel.mesh import Mesh
 from caat.training.costs import sync_bytes
 from caat.training.plot import plot_loss
 from caat.training.progress import loss_text
+from conf.partition import shared_channels
 from conf.schema import Config
-from layers.linear import shared_channels
 
 
 def baselines(tokens: Path) -> dict[str, float]:

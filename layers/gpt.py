@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
+from conf.partition import default_scale, shared_channels
 from conf.schema import ModelConfig
 from layers.attention import Attention
 from layers.block import Block
 from layers.cache import KVCache, LayerCache
 from layers.embedding import VocabParallelEmbedding
-from layers.linear import ColumnParallelLinear, RowParallelLinear, shared_channels
+from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.mlp import MLP
 from layers.norm import Normed, RMSNorm, norm_weights
@@ -47,7 +47,7 @@ class GPT(nn.Module):
         super().__init__()
         config.check_shards(mesh.shards)
         self.config, self.mesh = config, mesh
-        self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
+        self.private_scale = default_scale(mesh.shards) if private_scale is None else private_scale
         self.padded_vocab = config.padded_vocab(mesh.shards)
         self.checkpoint_blocks = activation_checkpointing == "full"
         recompute = activation_checkpointing == "selective"

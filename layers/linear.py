@@ -13,13 +13,13 @@ Weight gradients are local in both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 
 from torch import Tensor, nn
 
 from caat.parallel.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream
+from conf.partition import default_scale, shared_channels
 from layers.norm import Normed
 from layers.sharding import Sharding
 
@@ -83,7 +83,7 @@ class RowParallelLinear(nn.Module):
         self.mesh = mesh
         self.out_features = out_features
         self.set_ratio(ratio)
-        self.private_scale = sqrt(mesh.shards) if private_scale is None else private_scale
+        self.private_scale = default_scale(mesh.shards) if private_scale is None else private_scale
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
     def forward(self, a: Tensor, x: Stream) -> Stream:
@@ -114,13 +114,3 @@ class RowParallelLinear(nn.Module):
             f"in={self.sharding.sizes[0]}, out={self.out_features}, "
             f"shared={self.shared_channels}, local in={self.weight.shape[1]}"
         )
-
-
-def shared_channels(hidden: int, ratio: float, shards: int) -> int:
-    """k = int(ratio · h); a single shard has nothing to be private from, so there k = h.
-
-    Raises ``ValueError`` if ``ratio`` is outside [0, 1].
-    """
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"ratio={ratio} is outside [0, 1]: it is the fraction of channels synchronised")
-    return hidden if shards == 1 else int(ratio * hidden)

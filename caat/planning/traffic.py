@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caat.planning.activations import WIDE, Pass
+from caat.planning.prediction import Link, predict
 from caat.planning.zero import gathers_again
 from caat.training.costs import sync_bytes
-from caat.training.prediction import Link, predict
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """In the type that travels, as :class:`caat.parallel.collectives.Collectives` counts."""
-
-    tensor: int
-    data: int
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,6 @@ class Holding:
     # While the optimizer steps.
     step: int
 
-    @property
-    def always(self) -> int:
-        return self.weights + self.optimizer + self.gradients
-
 
 def holding(numbers: int, replicas: int, stage: int, precision: str) -> Holding:
     """``stage`` as the engine runs it (never 0 in bf16)."""

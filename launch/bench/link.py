@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caat.training.prediction import Link
+from caat.planning.prediction import Link
 from conf.bench import BenchLinkConfig
 from conf.units import delay_seconds, rate_bytes
 from launch.bench.namespaces import shaped_hosts

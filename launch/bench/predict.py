@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from caat.planning.prediction import Link, predict
 from caat.training.costs import sync_bytes
-from caat.training.prediction import Link, predict
 from conf.bench import BenchPredictConfig
+from conf.partition import shared_channels
 from conf.schema import require
 from conf.units import delay_seconds, rate_bytes
 from launch.bench.plots import plot_steps
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         row: predict(c, tokens, processes, *row, element_size, config.tflops * 1e12, link) for row in rows
     }
     for (mode, ratio), step in steps.items():
-        channels = 0 if mode == "none" else int(ratio * c.hidden)
+        channels = 0 if mode == "none" else shared_channels(c.hidden, ratio, processes)
         sent = sync_bytes(c, channels, tokens, element_size)
         report.add(
             mode=mode,

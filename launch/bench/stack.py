@@ -16,11 +16,12 @@ from torch.distributed.tensor import DTensor
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
+from conf.partition import shared_channels
 from conf.schema import ModelConfig
 from layers.attention import attend
 from layers.block import Block
 from layers.cache import KVCache, LayerCache
-from layers.linear import ColumnParallelLinear, shared_channels
+from layers.linear import ColumnParallelLinear
 from layers.mlp import swiglu
 from layers.norm import RMSNorm, norm_weights
 from layers.rotary import rotary_angles, rotate

@@ -58,7 +58,7 @@ def measure_here(sizes: Sequence[int]) -> dict:
 def fit(rows: Sequence[dict], processes: int) -> dict[str, float]:
     """Rate (bytes/s each way) and delay (s one way) of a ring that takes as long as the largest and smallest.
 
-    t(n) = 2 (P - 1) delay + 2 (P - 1) / P · n / rate, as in :mod:`caat.training.prediction`.
+    t(n) = 2 (P - 1) delay + 2 (P - 1) / P · n / rate, as in :mod:`caat.planning.prediction`.
     """
     small, large = rows[0], rows[-1]
     steps = 2 * (processes - 1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from caat.planning.activations import Pass
 from caat.planning.memory import Memory, memory
+from conf.partition import shared_channels
 from conf.schema import Config
-from layers.linear import shared_channels
 
 CHECKPOINTING = ("none", "selective", "full")
 

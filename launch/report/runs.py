@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from conf.partition import shared_channels
 from conf.schema import Config
 from launch.config import read_config
 from launch.run_folder import read_status
-from layers.linear import shared_channels
 
 # The first steps warm caches up.
 WARM_UP = 2

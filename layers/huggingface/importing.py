@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from caat.training.checkpoint.folder import written_aside
 from caat.training.checkpoint.reading import Tensors
 from caat.training.checkpoint.state import write_checksums
 from caat.training.checkpoint.tensors import FullTensors
+from conf.partition import default_scale, shared_channels
 from conf.schema import ModelConfig, require
 from layers.huggingface.llama import model_config, read_config
-from layers.linear import shared_channels
 from layers.weights import gpt_weights
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -65,7 +64,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         model.check_shards(shards)
         ratio = 1.0 if ratio is None else ratio
         channels = shared_channels(model.hidden, ratio, shards)
-        architecture = Architecture(model, shards, ratio, channels, sqrt(shards))
+        architecture = Architecture(model, shards, ratio, channels, default_scale(shards))
     model = architecture.model
     tensors = _check_tensors(folder, model, bool(values.get("tie_word_embeddings")))
     path = find_tokenizer(folder)
@@ -75,15 +74,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         f"{path} has {tokenizer.vocab_size():,} pieces and the model only vocab_size={model.vocab_size}: it "
         "is the tokenizer of another model, put this one's there",
     )
-    architecture = Architecture(
-        model,
-        architecture.shards,
-        architecture.ratio,
-        architecture.shared_channels,
-        architecture.private_scale,
-        tokenizer.bos_id(),
-        tokenizer.eos_id(),
-    )
+    architecture = replace(architecture, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
     return Source(folder, architecture, bool(values.get("tie_word_embeddings")), path, tensors)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
-from layers.linear import shared_channels
+from conf.partition import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import loss_and_gradients, random_weights, streams
 

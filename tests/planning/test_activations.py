@@ -12,9 +12,9 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.planning.activations import Pass, block_bytes, logit_bytes
+from conf.partition import shared_channels
 from conf.schema import ModelConfig
 from layers.gpt import GPT
-from layers.linear import shared_channels
 from layers.weights import initial_weights
 
 BATCH, SEQUENCE, VOCABULARY = 2, 16, 61

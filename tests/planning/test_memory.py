@@ -13,10 +13,10 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.planning.memory import local_numbers, memory
+from caat.planning.prediction import Link
 from caat.planning.traffic import data_messages, data_seconds, tensor_bytes
 from caat.planning.zero import holding
 from caat.training.engine import Engine
-from caat.training.prediction import Link
 from conf.schema import ModelConfig, OptimConfig
 from launch.config import compose, save_config
 from launch.plan.layouts import layout_of, needs, pass_of

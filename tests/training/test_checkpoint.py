@@ -22,10 +22,10 @@ from caat.training.checkpoint.state import State, read_state
 from caat.training.control import Control
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
+from conf.partition import shared_channels
 from conf.schema import CheckpointConfig, OptimConfig
 from eval.score import load_model, next_token_log_probabilities
 from layers.full_tensors import full_tensors
-from layers.linear import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, token_losses
 from tests.trained import MODEL, write_checkpoint

@@ -7,8 +7,8 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.training.engine import Engine
+from conf.partition import shared_channels
 from conf.schema import OptimConfig
-from layers.linear import shared_channels
 from layers.weights import gpt_weights
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, token_losses

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +81,12 @@ class Architecture:
                 norm_eps=values["rms_norm_eps"],
                 init_std=values["initializer_range"],
             )
-            shards, ratio = ours["shards"], ours["ratio"]
-            scale = ours.get("private_scale", sqrt(shards))
             return Architecture(
                 model,
-                shards,
-                ratio,
+                ours["shards"],
+                ours["ratio"],
                 ours["shared_channels"],
-                scale,
+                ours["private_scale"],
                 values["bos_token_id"],
                 values["eos_token_id"],
             )

@@ -72,7 +72,6 @@ class Saver:
         self._snapshot: dict[tuple[str, str], Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
-        self.last_step: int | None = None
 
     @property
     def failed(self) -> bool:
@@ -87,7 +86,6 @@ class Saver:
         """
         self.wait()
         fragments, architecture = self._fragments(), self._architecture()
-        self.last_step = state.step
         held = self._copy(fragments) if self.settings.asynchronous else _live(fragments)
         self._thread = threading.Thread(
             target=self._write,
@@ -111,7 +109,7 @@ class Saver:
                 self._thread.join(BEAT_SECONDS)
             self._thread = None
         if self._error is not None:
-            error, self._error, self.last_step = self._error, None, None
+            error, self._error = self._error, None
             raise error
 
     def finish(self) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.architecture import Architecture
+from conf.partition import shared_channels
 from layers.huggingface.modeling_caat import CaatConfig, CaatForCausalLM
-from layers.linear import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights
 

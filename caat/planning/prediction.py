@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from caat.training.costs import flops_per_token
+from conf.partition import shared_channels
 from conf.schema import ModelConfig
 
 
@@ -64,7 +65,7 @@ def predict(
     compute = flops_per_token(c, c.sequence) * tokens / processes / flops_per_second
     if mode == "none" or processes == 1:
         return Step(compute, 0.0)
-    channels = c.hidden if mode == "full" else int(ratio * c.hidden)
+    channels = c.hidden if mode == "full" else shared_channels(c.hidden, ratio, processes)
     each = link.all_reduce_seconds(tokens * channels * element_size, processes)
     end = link.all_reduce_seconds(tokens * c.hidden * element_size, processes)
     if mode != "overlap":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from caat.planning.prediction import Link, predict
 from caat.training.costs import flops_per_token
-from caat.training.prediction import Link, predict
 from conf.schema import ModelConfig
 
 # One layer of 4 channels, 2 processes, 10 tokens; a link of 8 bytes a second without delay.

@@ -1,0 +1,20 @@
+"""What a ratio and a number of shards make of the channels."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+
+def shared_channels(hidden: int, ratio: float, shards: int) -> int:
+    """k = int(ratio · h); a single shard has nothing to be private from, so there k = h.
+
+    Raises ``ValueError`` if ``ratio`` is outside [0, 1].
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio={ratio} is outside [0, 1]: it is the fraction of channels synchronised")
+    return hidden if shards == 1 else int(ratio * hidden)
+
+
+def default_scale(shards: int) -> float:
+    """Of private channels: sqrt(N) gives one term the variance of a sum of N (CAAT-Net, arXiv 2506.19645)."""
+    return sqrt(shards)
