@@ -32,7 +32,7 @@ class _RowParallel(torch.autograd.Function):
         if shared is None:
             # The GEMM sums over the local shards, in its accumulator.
             shared = mesh.tensor.keep(a @ weight[:k].T)
-            transfer.start(shared, "forward")
+            transfer.start(shared)
         private_weight = _by_shard(weight[k:], mesh.local)
         private = torch.baddbmm(x_private, _by_shard(a, mesh.local), private_weight.mT, alpha=scale)
         ctx.save_for_backward(a, weight)
@@ -131,7 +131,7 @@ class _NormColumnParallel(torch.autograd.Function):
         normed_grad = y_grad_scaled @ weight[:, :k]
         shared_grad = torch.addcmul(x_shared_grad, normed_grad, gamma[:k])
         shared_grad.addcmul_(shared, pull.sum(0).to(shared.dtype), value=-1)
-        arriving_grad = None if ctx.transfer is None else ctx.transfer.start_copy(shared_grad, "backward")
+        arriving_grad = None if ctx.transfer is None else ctx.transfer.start_backward(shared_grad)
 
         if shards == 1:
             private_grad = torch.addcmul(x_private_grad, y_grad_scaled @ weight[:, k:], gamma[k:])

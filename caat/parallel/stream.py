@@ -26,17 +26,17 @@ class Transfer:
     def travels(self) -> bool:
         return self._collectives.processes > 1
 
-    def start(self, x: Tensor, direction: Direction) -> None:
+    def start(self, x: Tensor, direction: Direction = "forward") -> None:
         """Begin to sum ``x`` over the processes, in place."""
         assert self._wait is None, "a stream was read twice while its sum was on its way"
         self._wait = self._collectives.start_sum(x, direction, "sync")
 
-    def start_copy(self, x: Tensor, direction: Direction) -> Tensor:
-        """Begin to sum a copy of ``x`` and return it (``x`` itself if there is nobody to send it to)."""
+    def start_backward(self, gradient: Tensor) -> Tensor:
+        """Begin to sum a copy and return it (``gradient`` itself if there is nobody to send it to)."""
         if not self.travels:
-            return x
-        message = x.clone(memory_format=torch.contiguous_format)
-        self.start(message, direction)
+            return gradient
+        message = gradient.clone(memory_format=torch.contiguous_format)
+        self.start(message, "backward")
         return message
 
     def wait(self) -> None:
@@ -103,7 +103,7 @@ class _Arrive(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        return gradient, ctx.transfer.start_copy(gradient, "backward"), None
+        return gradient, ctx.transfer.start_backward(gradient), None
 
 
 class Entry:
