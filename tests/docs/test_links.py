@@ -6,19 +6,19 @@ import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
-from conf.convert import ConvertConfig
-from conf.score import ScoreConfig
-from conf.tokenize import TokenizeConfig
 from launch.config import compose, load_verb
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```[a-z]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SCHEMAS = {"tokenize": TokenizeConfig, "score": ScoreConfig, "convert": ConvertConfig}
+# As the site documents them, by "caat <verb>" or "caat bench <what>".
+SCHEMAS = run_path(str(ROOT / "docs" / "site.py"))["SCHEMAS"]
+INDENTED = re.compile(r"^    (caat .*)$", re.MULTILINE)
 COMMAND = re.compile(r"^(?:caat |.* -m launch\.)(\w+) ?(.*)$")
 
 
@@ -27,8 +27,9 @@ def name(page: Path) -> str:
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """(verb, arguments) of every caat command in fenced code."""
-    blocks = FENCED.findall(page.read_text(encoding="utf-8"))
+    """(verb, arguments) of every caat command in code."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [*FENCED.findall(text), *INDENTED.findall(text)]
     found = [COMMAND.match(line) for block in blocks for line in block.splitlines()]
     return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
 
@@ -50,8 +51,11 @@ def test_settings_exist(page):
         if verb == "pretrain" and "-m" not in arguments:
             # Checkpoints that a page speaks of are not there to be read.
             compose([text for text in arguments if not text.startswith("initialize=")])
-        elif verb in SCHEMAS:
-            load_verb(SCHEMAS[verb], arguments)
+        elif verb == "bench":
+            load_verb(SCHEMAS[f"caat bench {arguments[0]}"], arguments[1:])
+        elif f"caat {verb}" in SCHEMAS and verb not in ("pretrain", "plan"):
+            # Folders are arguments of `caat report`.
+            load_verb(SCHEMAS[f"caat {verb}"], [text for text in arguments if "=" in text])
 
 
 def test_commands_are_found():
