@@ -22,6 +22,7 @@ class Batches:
 
     ``size``: rows of a batch; 0: as many as ``tokens`` allow. ``watch(done, total)`` is called after each
     batch. Every process of a replica runs the same batches; each replica takes its share of the rows.
+    ``alone``: no other process takes part in a forward pass (default: as the mesh has it).
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class Batches:
         size: int,
         tokens: int,
         watch: Callable[[int, int], None] = lambda done, total: None,
+        alone: bool | None = None,
     ) -> None:
         self.mesh, self.size, self.tokens, self.watch = mesh, size, tokens, watch
+        self.alone = mesh.processes == 1 if alone is None else alone
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Result]]) -> list[Result]:
         """The result of every row, of ``work``, which gets the numbers of the rows of a batch. Collective."""
@@ -59,7 +62,7 @@ class Batches:
 
     def _shrink(self, rows: int, longest: int, error: torch.OutOfMemoryError) -> None:
         """Half as much from now on, where no other process waits in a collective of the failed pass."""
-        if self.mesh.processes > 1 or rows == 1:
+        if not self.alone or rows == 1:
             raise MemoryError(
                 f"out of memory in a batch of {rows} rows of up to {longest} tokens: give a smaller batch "
                 "or more processes"

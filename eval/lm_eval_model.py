@@ -57,7 +57,9 @@ class CaatLM(TemplateLM):
         self.forward = forward or model
         self._device = model.norm.weight.device
         mesh = model.mesh if share else replace(model.mesh, data_rank=0, data_size=1)
-        self.batches = Batches(mesh, batch, AUTOMATIC[self._device.type], watch)
+        # Where rows are not shared, replicas gather weights from each other in every pass.
+        alone = mesh.processes == 1 and (share or model.mesh.data_size == 1)
+        self.batches = Batches(mesh, batch, AUTOMATIC[self._device.type], watch, alone)
 
     @property
     def max_length(self) -> int:

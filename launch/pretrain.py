@@ -13,7 +13,7 @@ from launch.errors import STOPPED, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data
-from launch.run_folder import open_run_folder, read_status, write_status
+from launch.run_folder import leave_finished, open_run_folder, read_status, write_status
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if argv[:1] == ["--run-folder"]:
-        folder = Path(argv[1])
-        return _work(read_config(folder / "config.yaml"), folder)
+        given = Path(argv[1])
+        return _work(read_config(given / "config.yaml"), given)
     flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}
     if flags:
         return _with_flags(flags, argv)
@@ -43,6 +43,8 @@ def _main(argv: list[str]) -> int:
         check_restartable(config)
         return _work(config, None)
     folder = set_up(config)
+    if folder is None:
+        return 0
     if config.launch.processes == 1:
         return _work(config, folder)
     return run_in_processes(folder, config.launch)
@@ -64,13 +66,20 @@ def _with_flags(flags: set[str], argv: list[str]) -> int:
     return sweep([argument for argument in argv if argument not in SWEEP_FLAGS])
 
 
-def set_up(config: Config) -> Path:
-    """All that comes before the first process: checks, data, run folder. Raises ``ValueError``."""
+def set_up(config: Config) -> Path | None:
+    """All that comes before the first process: checks, data, run folder. Raises ``ValueError``.
+
+    None if all steps of the run are done: its folder goes on to say what it was trained with.
+    """
     validate(config, config.launch.processes)
     tokens = prepare(config.data)
     check_data(config, tokens)
-    if check_resume_data(config, tokens) is None:
+    state = check_resume_data(config, tokens)
+    if state is None:
         check_initial(config, tokens)
+    elif state.step >= config.train.steps:
+        leave_finished(config)
+        return None
     return open_run_folder(config)
 
 

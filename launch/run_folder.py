@@ -90,6 +90,12 @@ def write_status(folder: Path, status: str, why: str = "") -> None:
     aside.rename(folder / "status.json")
 
 
+def leave_finished(config: Config, folder: Path | None = None) -> None:
+    """Of a run that has done all its steps; it may have been killed just before it could say so."""
+    write_status(folder or Path(str(config.run.dir)).expanduser(), "finished")
+    print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
+
+
 def read_status(folder: Path) -> str:
     """What :func:`write_status` wrote last; ``unknown`` if nothing."""
     return str(_read_status(folder).get("status", "unknown"))

@@ -39,7 +39,7 @@ from launch.config import check_data
 from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
 from launch.initial import check_initial
 from launch.resume import check_resume_data, data_fingerprint
-from launch.run_folder import open_run_folder, write_status
+from launch.run_folder import leave_finished, open_run_folder, write_status
 from launch.start import DamagedError, choose_checkpoint, choose_initial
 from launch.summary import summarise
 from layers.full_tensors import full_tensors
@@ -79,9 +79,7 @@ def work(config: Config, folder: Path | None) -> None:
         check_initial(config, tokens)
     elif state.step >= config.train.steps:
         if os.environ.get("RANK", "0") == "0":
-            # It may have been killed just before it could say so.
-            write_status(folder or Path(str(config.run.dir)), "finished")
-            print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
+            leave_finished(config, folder)
         return
 
     with StopRequest() as request:

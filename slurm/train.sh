@@ -21,7 +21,7 @@ fi
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 # Of an earlier start: what it says below is to be of this one.
-rm -f "$run/status.json"
+! grep -qs '"stopped"' "$run/status.json" || rm "$run/status.json"
 
 status=0
 # If one node fails, the others get a minute to say what they saw of it.

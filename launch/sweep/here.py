@@ -38,6 +38,8 @@ def _train(run: Run) -> tuple[str, str]:
         # Such as a full disk: others may have better luck.
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error}"
+    if folder is None:
+        return "finished", ""
     status = run_in_processes(folder, run.config.launch)
     if status == STOPPED:
         # A process of this run was told to stop, and not the sweep.

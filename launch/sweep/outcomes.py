@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +28,14 @@ class Outcome:
     @classmethod
     def of(cls, run: Run, status: str) -> Outcome:
         settings = [text for text in run.overrides if not text.startswith(("hydra", "resume="))]
-        command = ["caat", "pretrain", *settings, f"run.dir={run.folder}", "resume=auto"]
+        command = ["caat", "pretrain", *settings, f"run.dir={_quoted(run.folder)}", "resume=auto"]
         return cls(run.name, str(run.folder), status, "", shlex.join(command))
+
+
+def _quoted(path: Path) -> str:
+    """As a value for Hydra, which takes some signs for syntax."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
 def report(folder: Path, outcomes: Sequence[Outcome]) -> None:

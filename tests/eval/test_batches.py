@@ -45,10 +45,13 @@ def test_out_of_memory_halves_the_batch():
     assert run(Batches(Mesh(1), 4, 0), 150)[0] == [1]
 
 
-@pytest.mark.parametrize("mesh", [Mesh(1), Mesh(2, processes=2)])
-def test_out_of_memory_where_nothing_helps(mesh):
+@pytest.mark.parametrize(
+    "batches",
+    [Batches(Mesh(1), 1, 0), Batches(Mesh(2, processes=2), 0, 1000), Batches(Mesh(1), 0, 1000, alone=False)],
+)
+def test_out_of_memory_where_nothing_helps(batches):
     with pytest.raises(MemoryError, match="give a smaller batch"):
-        Batches(mesh, 0, 1000).run(LENGTHS, lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        batches.run(LENGTHS, lambda rows: (_ for _ in ()).throw(torch.OutOfMemoryError()))
 
 
 def test_progress():

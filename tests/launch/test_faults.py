@@ -57,7 +57,10 @@ def test_a_run_moves_to_other_layouts(drill):
 
 
 def test_a_finished_run_has_nothing_to_do(drill):
-    assert drill.reference.resume() == 0
+    config = drill.reference.folder / "config.yaml"
+    before = config.read_text()
+    assert drill.reference.resume("optim.lr=0.5") == 0
+    assert config.read_text() == before, "it says what the run was trained with"
     assert f"nothing to do: all of train.steps={STEPS} steps are done" in drill.reference.output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 
 from caat.training.watchdog import HUNG_STATUS
 from launch import errors
+from launch.config import compose
 from launch.run_folder import create_run_folder, write_status
+from launch.sweep.outcomes import Outcome, _quoted
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import PARAGRAPHS, ROOT
 
@@ -36,6 +39,13 @@ SHORT = [
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_the_command_that_goes_on_can_be_given_as_it_is():
+    odd = "it's a=b, (c) #1"
+    run, _ = plan_sweep([f"hydra.sweep.dir={_quoted(Path(odd))}", "seed=1,2"]).runs
+    command = shlex.split(Outcome.of(run, "failed").resume)
+    assert compose(command[2:]).run.dir == str(run.folder) and odd in str(run.folder)
 
 
 def names(*overrides: str) -> list[str]:
