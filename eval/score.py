@@ -10,7 +10,8 @@ from torch import Tensor
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.architecture import Architecture, read_architecture
-from caat.training.checkpoint.reading import Tensors
+from caat.training.checkpoint.reading import load_weights
+from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 
 
@@ -27,16 +28,8 @@ def load_model(
     shape, ratio = architecture.model, architecture.ratio
     if mesh.shards != architecture.shards:
         shape, ratio = replace(shape, padded_vocab_size=None), 1.0
-    weights = Tensors(folder)
-    model = GPT.build(
-        shape,
-        mesh,
-        ratio,
-        weights,
-        architecture.private_scale,
-        device=device,
-        dtype=dtype,
-    )
+    model = GPT.empty(shape, mesh, ratio, architecture.private_scale, device=device, dtype=dtype)
+    load_weights(model, full_tensors(model), mesh.local_shards, folder)
     assert mesh.shards != architecture.shards or model.shared_channels == architecture.shared_channels
     return model.eval()
 

@@ -243,9 +243,7 @@ def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None
     if source is None:
         initial = initial_weights(config.model, config.seed)
         return GPT.build(config.model, mesh, ratio, initial, *arguments, device)
-    with torch.device("meta"):
-        model = GPT(config.model, mesh, ratio, *arguments)
-    model = model.to_empty(device=device)
+    model = GPT.empty(config.model, mesh, ratio, *arguments, device)
     load_weights(model, full_tensors(model), mesh.local_shards, source)
     return model
 

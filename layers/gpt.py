@@ -60,6 +60,21 @@ class GPT(nn.Module):
         self.set_ratio(ratio)
 
     @staticmethod
+    def empty(
+        config: ModelConfig,
+        mesh: Mesh,
+        ratio: float,
+        private_scale: float | None = None,
+        activation_checkpointing: str = "none",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> GPT:
+        """A model whose weights are still to be filled in."""
+        with torch.device("meta"):
+            model = GPT(config, mesh, ratio, private_scale, activation_checkpointing)
+        return model.to(dtype).to_empty(device=device)
+
+    @staticmethod
     def build(
         config: ModelConfig,
         mesh: Mesh,
@@ -74,9 +89,7 @@ class GPT(nn.Module):
 
         Nothing but one full matrix at a time is held beside the local shards.
         """
-        with torch.device("meta"):
-            model = GPT(config, mesh, ratio, private_scale, activation_checkpointing)
-        model = model.to(dtype).to_empty(device=device)
+        model = GPT.empty(config, mesh, ratio, private_scale, activation_checkpointing, device, dtype)
         for weight in gpt_weights(config):
             parts = [full(name, shape) for name, shape in zip(weight.names, weight.shapes, strict=True)]
             parameter = model.get_parameter(weight.parameter).detach()
