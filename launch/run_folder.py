@@ -37,6 +37,13 @@ PACKAGES = (
     "numpy",
 )
 
+# Settings, by how their names begin, that say where and how a run is trained, not what comes of it.
+DEPLOYMENT = (
+    *("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "parallel.processes"),
+    *("data.dir", "data.workers", "train.micro_batch", "train.max_skipped", "train.log_every"),
+    *("train.check_replicas_every", "train.peak_tflops"),
+)
+
 
 def open_run_folder(config: Config) -> Path:
     """A new run's folder, or that of the run that ``resume`` continues, claimed for this process.

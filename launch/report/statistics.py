@@ -10,6 +10,7 @@ from statistics import NormalDist, mean, stdev
 from typing import Any
 
 from launch.report.runs import Run, settings
+from launch.run_folder import DEPLOYMENT
 
 SEED, RATIO = "seed", "sync.ratio"
 # 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
@@ -100,12 +101,14 @@ def difference_to_full(
 ) -> Sample | None:
     """``figure`` less that of ratio 1 with the same seed and settings, over the seeds that have both.
 
+    Where and how the runs were trained does not matter.
+
     If there is no ratio 1 with the same settings, one that differs in shards or in how they synchronise.
     """
     if variant.full:
         return None
     full = [other for other in among if other.full]
-    full = [v for v in full if _others(v) == _others(variant)] or [
+    full = [v for v in full if _trained(v) == _trained(variant)] or [
         v for v in full if _at_ratio_1(v) == _at_ratio_1(variant)
     ]
     base = {run.config.seed: figure(run) for other in full for run in other.runs}
@@ -198,6 +201,10 @@ def _others(variant: Variant) -> tuple:
     return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)
 
 
+def _trained(variant: Variant) -> tuple:
+    return tuple(pair for pair in _others(variant) if not pair[0].startswith(DEPLOYMENT))
+
+
 def _at_ratio_1(variant: Variant) -> tuple:
     """What matters where everything is synchronised: the number of shards does not."""
-    return tuple(pair for pair in _others(variant) if not pair[0].startswith(("sync.", "parallel.")))
+    return tuple(pair for pair in _trained(variant) if not pair[0].startswith(("sync.", "parallel.")))

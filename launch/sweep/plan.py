@@ -18,15 +18,11 @@ from omegaconf import DictConfig
 from conf.schema import Config, require
 from launch.config import compose, initialise, parse_overrides, read_config, validate
 from launch.explain import SETTINGS, first_line
-from launch.run_folder import read_status
+from launch.run_folder import DEPLOYMENT, read_status
 from launch.sweep.slurm import SlurmOptions
 
-# Where and how a run is trained, not what comes of it: neither names the sweep nor makes another run.
-DEPLOYMENT = (
-    *("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "hydra", "parallel.processes"),
-    *("data.dir", "data.workers", "train.micro_batch", "train.max_skipped", "train.log_every"),
-    *("train.check_replicas_every", "train.peak_tflops"),
-)
+# What does not name a sweep: it makes no other runs.
+NOT_NAMED = (*DEPLOYMENT, "hydra")
 QUOTES = "\"'"
 
 
@@ -119,7 +115,7 @@ def _folder(options: DictConfig, fixed: Sequence[Override], varying: set[str]) -
     if options.sweep.dir:
         return Path(options.sweep.dir).expanduser()
     shared = sorted(
-        str(override.input_line) for override in fixed if not override.key_or_group.startswith(DEPLOYMENT)
+        str(override.input_line) for override in fixed if not override.key_or_group.startswith(NOT_NAMED)
     )
     digest = sha256("\n".join(shared).encode()).hexdigest()[:8]
     model = "models" if "model" in varying else options.runtime.choices.model

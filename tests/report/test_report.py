@@ -162,6 +162,16 @@ def test_a_last_validation_that_was_not_finite_is_not_an_earlier_one(tmp_path):
     assert run.validation_loss is None and variants([run]) == []
 
 
+def test_ratio_1_may_have_been_trained_on_another_layout(tmp_path):
+    for name, loss, settings in (
+        ("full", 3.0, ["sync.ratio=1"]),
+        ("half", 3.25, ["sync.ratio=0.5", "launch.processes=2", "zero.stage=3"]),
+    ):
+        write_run(tmp_path / name, compose(settings), [8.0, loss])
+    rows = {row["ratio"]: row for row in table(variants(find_runs([str(tmp_path)])[0]))}
+    assert rows[0.5]["difference_to_ratio_1"] == 0.25
+
+
 class Outside(HTMLParser):
     """Collects what a browser would ask for elsewhere, and checks that every element is closed."""
 
