@@ -182,6 +182,7 @@ encode._Encoder._tokens = tokens
     assert process.wait(timeout=20) != 0
     assert not folder.exists()
     pids = [int(worker.name.removeprefix("pid-")) for worker in workers]
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)

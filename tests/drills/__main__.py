@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.drills.drills import Drill, Outcome, all_drills
-from tests.drills.run import PARAGRAPHS, Run
+from tests.drills.run import Run
+from tests.paragraphs import PARAGRAPHS
 
 NEED_ROOT = ("full disk", "read-only")
 

@@ -12,11 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PARAGRAPHS = [
-    f"Paragraph {i}: the quick brown fox number {i * i % 97} jumps over {i} lazy dogs and says "
-    + " ".join(f"word{i * j % 41}" for j in range(40))
-    for i in range(300)
-]
 STEPS = 24
 SETTINGS = [
     "model=tiny",

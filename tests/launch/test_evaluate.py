@@ -18,7 +18,8 @@ from eval.evaluate import _metrics, flat
 from launch import evaluate
 from launch.config import compose, save_config, validate
 from tests.eval.tasks import NAMES, write_tasks
-from tests.launch.test_runs import PARAGRAPHS, SHORT
+from tests.launch.test_runs import SHORT
+from tests.paragraphs import PARAGRAPHS
 from tests.trained import write_checkpoint
 
 

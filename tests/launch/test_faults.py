@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.drills.drills import Drill
-from tests.drills.run import PARAGRAPHS, ROOT, STEPS, Run
+from tests.drills.run import ROOT, STEPS, Run
+from tests.paragraphs import PARAGRAPHS
 
 pytestmark = pytest.mark.slow
 

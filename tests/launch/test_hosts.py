@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from launch.bench.namespaces import Host, shaped_hosts
-from tests.drills.run import PARAGRAPHS, ROOT, STEPS, Run
+from tests.drills.run import ROOT, STEPS, Run
+from tests.paragraphs import PARAGRAPHS
 
 MAY_NAMESPACE = os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("tc") is not None
 pytestmark = [

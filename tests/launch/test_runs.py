@@ -12,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.paragraphs import PARAGRAPHS
 from tests.wandb_file import wandb_history, wandb_records
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PARAGRAPHS = [
-    f"Paragraph {i}: the quick brown fox number {i * i % 97} jumps over {i} lazy dogs and says "
-    + " ".join(f"word{i * j % 41}" for j in range(40))
-    for i in range(300)
-]
 SHORT = [
     "model=tiny",
     "model.layers=2",

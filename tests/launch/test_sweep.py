@@ -19,7 +19,8 @@ from launch.config import compose
 from launch.run_folder import create_run_folder, write_status
 from launch.sweep.outcomes import Outcome, _quoted
 from launch.sweep.plan import plan_sweep
-from tests.drills.run import PARAGRAPHS, ROOT
+from tests.drills.run import ROOT
+from tests.paragraphs import PARAGRAPHS
 
 SHORT = [
     "model=tiny",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.run import PARAGRAPHS
 from tests.eval.tasks import NAMES, write_tasks
+from tests.paragraphs import PARAGRAPHS
 from tests.slurm.cluster import ENDED, ROOT, Cluster, missing
 
 pytestmark = pytest.mark.slurm
