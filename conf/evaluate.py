@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import LaunchConfig, require, require_choice, require_positive
+from conf.schema import ProcessesConfig, require, require_choice, require_positive
 
 
 @dataclass
@@ -29,7 +29,7 @@ class EvaluateConfig:
     precision: str = "fp32"
     # The result's path; default: evaluation.json in the run folder, or beside the weights.
     out: str | None = None
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import LaunchConfig, require, require_choice, require_positive
+from conf.schema import ProcessesConfig, require, require_choice, require_positive
 
 
 @dataclass
@@ -59,7 +59,7 @@ class GenerateConfig(SamplingConfig):
     precision: str = "fp32"
     # Prompts that are continued together.
     batch: int = 8
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -239,19 +239,31 @@ class ParallelConfig:
 
 
 @dataclass
-class LaunchConfig:
-    # Processes to start on this node. 1 trains in the calling process. Ignored under torchrun.
+class ProcessesConfig:
+    """Who does the work."""
+
+    # Processes to start on this node. 1 works in the calling process. Ignored under torchrun.
     processes: int = 1
     # auto takes CUDA where every process of this node can have a GPU of its own, else the CPU.
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(launch__processes=self.processes)
+        require_choice("launch.device", self.device, ("auto", "cpu", "cuda"))
+
+
+@dataclass
+class LaunchConfig(ProcessesConfig):
+    """Who trains, and what becomes of those that hang or die."""
+
     # A run that does not get on for so long is ended, with the process that hangs named.
     hang_seconds: float = 600.0
     # After a process died: start all of them again from the last checkpoint, so many times.
     max_restarts: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(launch__processes=self.processes, launch__hang_seconds=self.hang_seconds)
-        require_choice("launch.device", self.device, ("auto", "cpu", "cuda"))
+        super().__post_init__()
+        require_positive(launch__hang_seconds=self.hang_seconds)
         require(self.max_restarts >= 0, f"launch.max_restarts={self.max_restarts} must not be negative")
 
 

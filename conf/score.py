@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import LaunchConfig, require_choice, require_positive
+from conf.schema import ProcessesConfig, require_choice, require_positive
 
 
 @dataclass
@@ -21,7 +21,7 @@ class ScoreConfig:
     precision: str = "fp32"
     # Sequences per forward pass.
     batch: int = 8
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))

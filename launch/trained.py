@@ -14,14 +14,14 @@ from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import read_checksums
-from conf.schema import LaunchConfig, require
+from conf.schema import ProcessesConfig, require
 from launch.processes import run_workers, under_torchrun
 
 if TYPE_CHECKING:
     from layers.gpt import GPT
 
 
-def world_size(launch: LaunchConfig) -> int:
+def world_size(launch: ProcessesConfig) -> int:
     """Processes that the verb runs on: torchrun's, or those to be started."""
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else launch.processes
 
@@ -30,7 +30,9 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def find_trained(checkpoint: str, launch: LaunchConfig, replicas: bool = False) -> tuple[Path, Architecture]:
+def find_trained(
+    checkpoint: str, launch: ProcessesConfig, replicas: bool = False
+) -> tuple[Path, Architecture]:
     """The checkpoint folder meant, and what is in it.
 
     Raises ``ValueError`` if there is none, or the processes do not divide its shards; with ``replicas``
@@ -66,7 +68,7 @@ def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
     return tokenizer
 
 
-def ran_in_processes(module: str, argv: Sequence[str], launch: LaunchConfig) -> bool:
+def ran_in_processes(module: str, argv: Sequence[str], launch: ProcessesConfig) -> bool:
     """Start ``module`` in the processes asked for, if that is more than this one, and wait for them.
 
     False: this process is to do the work. Exits with the status of the first process that failed.
@@ -79,7 +81,7 @@ def ran_in_processes(module: str, argv: Sequence[str], launch: LaunchConfig) -> 
 
 
 @contextmanager
-def on_mesh(folder: Path, launch: LaunchConfig, precision: str) -> Iterator[GPT]:
+def on_mesh(folder: Path, launch: ProcessesConfig, precision: str) -> Iterator[GPT]:
     """The checkpoint's model on all processes, which leave their world together when the block is left."""
     from caat.training.device import stop_process_group
     from eval.open import open_model
