@@ -13,7 +13,7 @@ from launch.errors import STOPPED, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data
-from launch.run_folder import leave_finished, open_run_folder, read_status, write_status
+from launch.run_folder import claim, leave_finished, open_run_folder, read_status, write_status
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
@@ -31,8 +31,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    if argv[:1] == ["--run-folder"]:
+    # By the parent that made the folder and holds it; or, --queued-run, by a job that comes to it later.
+    if argv[:1] in (["--run-folder"], ["--queued-run"]):
         given = Path(argv[1])
+        if argv[0] == "--queued-run" and os.environ.get("RANK", "0") == "0":
+            claim(given)
         return _work(read_config(given / "config.yaml"), given)
     flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}
     if flags:

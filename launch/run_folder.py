@@ -52,10 +52,10 @@ def open_run_folder(config: Config) -> Path:
     """
     if continues(config):
         folder = Path(str(config.run.dir)).expanduser()
-        _claim(folder)
+        claim(folder)
         return reopen_run_folder(config, folder)
     folder = create_run_folder(config)
-    _claim(folder)
+    claim(folder)
     return folder
 
 
@@ -137,7 +137,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path) -> None:
+def claim(folder: Path) -> None:
     """Keep other jobs out of the run folder until this process ends, however it ends."""
     lock = FileLock(folder / ".lock", is_singleton=True)
     try:

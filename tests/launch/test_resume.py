@@ -17,6 +17,7 @@ from caat.training.checkpoint.folder import point_latest_at, publish
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
 from launch.config import compose, validate
+from launch.pretrain import main as pretrain
 from launch.resume import (
     check_restartable,
     check_resume,
@@ -204,7 +205,7 @@ def test_other_data_is_refused(run):
         check_resume_data(config, tokens)
 
 
-def test_two_jobs_cannot_work_in_one_folder(run):
+def test_two_jobs_cannot_work_in_one_folder(run, capsys):
     """Whatever ends the first job, `kill -9` too, lets the next one in."""
     code = (
         "from launch.config import compose; from launch.run_folder import open_run_folder; import time;"
@@ -218,6 +219,9 @@ def test_two_jobs_cannot_work_in_one_folder(run):
         assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
         with pytest.raises(ValueError, match=r"another job is at work in run\.dir=run"):
             open_run_folder(compose(["run.dir=run", "resume=auto"]))
+        with pytest.raises(SystemExit, match="2"):
+            pretrain(["--queued-run", "run"])
+        assert "another job is at work in run.dir=run" in capsys.readouterr().err
     finally:
         other.kill()
         other.wait()
