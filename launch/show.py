@@ -1,11 +1,13 @@
-"""What Hydra itself shows for `caat pretrain`: help and the configuration, without training."""
+"""The configuration of `caat pretrain` and Hydra's help, without training."""
 
 from __future__ import annotations
 
 import sys
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from launch.config import compose
 
 SHOW_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 SHOW_FLAGS |= {"--shell-completion", "-sc"}
@@ -14,7 +16,14 @@ FLAGS = SHOW_FLAGS | {"--resolve", "--package", "-p"}
 
 
 def show(argv: list[str]) -> int:
-    """Hand ``argv``, which has one of `SHOW_FLAGS`, to Hydra, and return the exit status."""
+    """Print what ``argv``, which has one of `SHOW_FLAGS`, asks for, and return the exit status.
+
+    `--cfg job` is ours: what would be trained, with all that is taken over from checkpoints and experiments.
+    Raises ``ValueError`` for a mistake in its settings.
+    """
+    if (job := _settings_of_job(argv)) is not None:
+        print(OmegaConf.to_yaml(OmegaConf.structured(compose(job))), end="")
+        return 0
 
     def train(_: DictConfig) -> None:
         raise AssertionError("Hydra is to show something, not to run it")
@@ -23,3 +32,13 @@ def show(argv: list[str]) -> int:
     sys.argv = ["caat pretrain", *argv]
     hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")(train)()
     return 0
+
+
+def _settings_of_job(argv: list[str]) -> list[str] | None:
+    """What comes with `--cfg job`, if that is all that is asked."""
+    words = [word for text in argv for word in (text.split("=", 1) if text.startswith("--cfg=") else [text])]
+    for number, pair in enumerate(zip(words, words[1:], strict=False)):
+        if pair in (("--cfg", "job"), ("-c", "job")):
+            rest = words[:number] + words[number + 2 :]
+            return None if any(text.startswith("-") for text in rest) else rest
+    return None

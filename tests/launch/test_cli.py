@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from launch import cli, errors
+from launch.config import compose
 
 HEAVY = {"torch", "deepspeed", "datasets", "hydra", "numpy"}
 
@@ -43,6 +45,17 @@ def test_help_of_pretrain(tmp_path):
     for part in ("usage: caat pretrain", "sync.ratio=F", "model: 1.1b, 130m, 7b, tiny", "examples:"):
         assert part in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_configuration_shown_is_the_one_that_would_be_trained(monkeypatch, capsys):
+    settings = ["experiment=uptrain", "sync.ratio={0:1,10:0.25}"]
+    for flags in (["--cfg", "job"], ["-c", "job"], ["--cfg=job"]):
+        assert caat(monkeypatch, "pretrain", *flags, *settings) == 0
+        shown = OmegaConf.create(capsys.readouterr().out)
+        assert shown == OmegaConf.structured(compose(settings))
+    with pytest.raises(SystemExit):
+        caat(monkeypatch, "pretrain", "--cfg", "job", "sync.ratoi=1")
+    assert "did you mean sync.ratio?" in capsys.readouterr().err
 
 
 def test_version(monkeypatch, capsys):
