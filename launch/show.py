@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -37,7 +38,7 @@ def show(argv: list[str]) -> int:
 def _settings_of_job(argv: list[str]) -> list[str] | None:
     """What comes with `--cfg job`, if that is all that is asked."""
     words = [word for text in argv for word in (text.split("=", 1) if text.startswith("--cfg=") else [text])]
-    for number, pair in enumerate(zip(words, words[1:], strict=False)):
+    for number, pair in enumerate(pairwise(words)):
         if pair in (("--cfg", "job"), ("-c", "job")):
             rest = words[:number] + words[number + 2 :]
             return None if any(text.startswith("-") for text in rest) else rest
