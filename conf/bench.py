@@ -203,8 +203,9 @@ class BenchLinkConfig(BenchStackConfig):
 
 @dataclass
 class BenchPeersConfig(BenchStackConfig):
-    """`caat bench peers`: the same blocks, sizes and data in torch's parallelize_module and in
-    megatron-core's linears (if installed: the extra "peers"), beside ours at ratio 1 and below."""
+    """`caat bench peers`: the same blocks, sizes and data in torch's parallelize_module, megatron-core's
+    linears (if installed: the extra "peers"), DeepSpeed AutoTP and DeepSpeed-Domino (needs two sequences,
+    and two heads a process), beside ours at ratio 1 and below."""
 
     ratios: list[float] = field(default_factory=lambda: [1.0, 0.5])
     # Over a shaped link of this rate, as in `caat bench link`; default: this machine's own network.

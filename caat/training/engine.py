@@ -43,7 +43,7 @@ class Engine:
     def __init__(
         self, model: nn.Module, mesh: Mesh, optim: OptimConfig, stage: int, precision: str, accumulation: int
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.mesh, self.model, self.clip, self.precision = mesh, model, optim.clip, precision
         self.stage = 1 if stage == 0 and precision == "bf16" else stage
         for module in model.modules():
@@ -244,7 +244,8 @@ def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _import_deepspeed():
+def import_deepspeed():
+    """DeepSpeed, without what it prints and compiles for things that we do not use."""
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,8 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.training.device import DTYPES
 from conf.bench import BenchGenerateConfig, BenchStackConfig
-from launch.bench.stack import OurStack, PlainStack, copy_weights, megatron_stack
+from launch.bench.peer_stacks import DominoStack, autotp_stack, domino_stack, megatron_core_stack, torch_stack
+from launch.bench.stack import OurStack, copy_weights, megatron_stack
 from layers.cache import KVCache
 
 # Of a stack on a device, what is timed.
@@ -63,10 +63,21 @@ def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Varian
     Raises ``ArithmeticError`` if one does not: then it does not do the same work.
     """
     group = dist.new_group()
-    variants = [_plain(config, device, "none", None, _step), _torch(config, device)]
-    megatron_core = _megatron_core(config, device)
-    if megatron_core is not None:
-        variants.append(megatron_core)
+    variants = [_plain(config, device, "none", None, _step)]
+    ours = _our_stack(config, _mesh(config, None), 1.0)
+    stacks = {
+        "torch parallelize_module": torch_stack(config, device),
+        "megatron-core": megatron_core_stack(config),
+        "DeepSpeed AutoTP": autotp_stack(config),
+        "DeepSpeed-Domino": domino_stack(config, _mesh(config, group)),
+    }
+    for name, stack in stacks.items():
+        if isinstance(stack, DominoStack):
+            stack.copy_weights(ours)
+        elif stack is not None:
+            copy_weights(ours, stack)
+        if stack is not None:
+            variants.append(Variant(name, 1.0, _step(config, device, stack), None))
     variants += [_ours(config, device, "overlap", ratio, group, Wire(), _step) for ratio in config.ratios]
     losses = {v.mode: v.step() for v in variants[1:] if v.ratio == 1.0}
     reference = _plain(config, device, "full", group, _step).step()
@@ -99,60 +110,6 @@ def _plain(config: BenchStackConfig, device, mode: str, group, make_step: MakeSt
     stack = megatron_stack(config.shape, mesh)
     copy_weights(_our_stack(config, mesh, 1.0), stack)
     return Variant(mode, 1.0, make_step(config, device, stack), mesh.tensor)
-
-
-def _torch(config: BenchStackConfig, device) -> Variant:
-    """torch's own tensor parallelism, as its tutorial applies it to a transformer."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    def linear(inputs: int, outputs: int) -> nn.Module:
-        return nn.Linear(inputs, outputs, bias=False)
-
-    stack = PlainStack(config.shape, linear, linear, linear)
-    device_mesh = init_device_mesh(device.type, (config.processes,))
-    how = {"qkv": ColwiseParallel(), "output": RowwiseParallel(), "gate_up": ColwiseParallel()}
-    for block in stack.blocks:
-        parallelize_module(block, device_mesh, how | {"down": RowwiseParallel()})
-    parallelize_module(stack, device_mesh, {"head": ColwiseParallel()})
-    copy_weights(_our_stack(config, _mesh(config, None), 1.0), stack)
-    return Variant("torch parallelize_module", 1.0, _step(config, device, stack), None)
-
-
-def _megatron_core(config: BenchStackConfig, device) -> Variant | None:
-    """megatron-core's linears; None, said once, where it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from megatron.core import ModelParallelConfig, parallel_state, tensor_parallel
-        except ImportError:
-            if dist.get_rank() == 0:
-                print("megatron-core is not installed (pip install 'caat[peers]'): left out")
-            return None
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=config.processes)
-    dtype = DTYPES[config.precision]
-    settings = ModelParallelConfig(
-        tensor_model_parallel_size=config.processes, use_cpu_initialization=True, params_dtype=dtype
-    )
-    common = {"config": settings, "init_method": nn.init.zeros_, "bias": False, "skip_bias_add": False}
-
-    class Column(tensor_parallel.ColumnParallelLinear):
-        def __init__(self, inputs: int, outputs: int) -> None:
-            super().__init__(inputs, outputs, gather_output=False, **common)
-
-        def forward(self, x):
-            return super().forward(x)[0]
-
-    class Row(tensor_parallel.RowParallelLinear):
-        def __init__(self, inputs: int, outputs: int) -> None:
-            super().__init__(inputs, outputs, input_is_parallel=True, **common)
-
-        def forward(self, x):
-            return super().forward(x)[0]
-
-    stack = PlainStack(config.shape, Column, Row, Column)
-    copy_weights(_our_stack(config, _mesh(config, None), 1.0), stack)
-    return Variant("megatron-core", 1.0, _step(config, device, stack), None)
 
 
 def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> Callable[[], float]:

@@ -155,9 +155,8 @@ def test_a_ratio_that_changes_is_a_variant(tmp_path):
 
 def test_a_last_validation_that_was_not_finite_is_not_an_earlier_one(tmp_path):
     write_run(tmp_path / "run", compose([]), [8.0, 7.0])
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    last = json.dumps(json.loads(lines[-1]) | {"validation_loss": None})
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*lines[:-1], last]) + "\n")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"validation_loss": 7.0', '"validation_loss": null'))
     (run,) = find_runs([str(tmp_path)])[0]
     assert run.validation_loss is None and variants([run]) == []
 
