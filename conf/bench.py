@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from conf.schema import ModelConfig, ParallelConfig, require, require_choice, require_positive
+from conf.checks import require, require_choice, require_positive
+from conf.model import ModelConfig
+from conf.schema import ParallelConfig
 from conf.units import delay_seconds, rate_bytes
 
 

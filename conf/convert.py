@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import checked_ratio, require_positive
+from conf.checks import require_positive
+from conf.sync import checked_ratio
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import require, require_positive
+from conf.checks import require, require_positive
 from conf.units import delay_seconds, memory_bytes, rate_bytes
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import ProcessesConfig, require_choice, require_positive
+from conf.checks import require_choice, require_positive
+from conf.schema import ProcessesConfig
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conf.schema import require
+from conf.checks import require
 
 
 def rate_bytes(rate: str, setting: str = "rate") -> float:

@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.folder import find
+from conf.checks import require
 from conf.generate import SamplingConfig
-from conf.schema import require
 from eval.batches import AUTOMATIC, Batches
 from eval.generate import Forward, generate
 from eval.open import open_model

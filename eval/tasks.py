@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.schema import require
+from conf.checks import require
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

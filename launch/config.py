@@ -27,7 +27,8 @@ from yaml import YAMLError
 from caat.data.corpus import prepared_folder
 from caat.data.shards import SPLITS, read_index
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
-from conf.schema import Config, require
+from conf.checks import require
+from conf.schema import Config
 from launch.available import installed, wandb_login
 from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
 from launch.initial import adopt, check_initial

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from caat.training.checkpoint.folder import find
+from conf.checks import require
 from conf.convert import ConvertConfig
-from conf.schema import require
 from launch.config import load_verb
 
 

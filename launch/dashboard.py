@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from conf.checks import require
 from conf.dashboard import DashboardConfig
-from conf.schema import require
 from launch.available import installed, wandb_login
 from launch.config import load_verb
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from caat.data.tokenizer import Tokenizer
 from caat.training.checkpoint.architecture import Architecture
+from conf.checks import require
 from conf.generate import GenerateConfig, SamplingConfig
-from conf.schema import require
 from launch.config import load_verb
 from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
 

@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
+from conf.checks import require
+from conf.model import ModelConfig
 from conf.partition import default_scale
-from conf.schema import Config, ModelConfig, require
+from conf.schema import Config
 from launch.resume import NOT_IN_THE_FUNCTION, check_padding
 
 

@@ -13,8 +13,10 @@ from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
+from conf.checks import require
+from conf.model import ModelConfig
 from conf.partition import default_scale
-from conf.schema import Config, ModelConfig, require
+from conf.schema import Config
 
 # Of a model, what may change between a checkpoint and a run: it is not in the function. The padding of the
 # vocabulary is, where channels are private: see check_padding.

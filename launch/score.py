@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conf.schema import require
+from conf.checks import require
 from conf.score import ScoreConfig
 from launch.config import load_verb
 from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path

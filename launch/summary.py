@@ -10,7 +10,7 @@ import numpy as np
 
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
-from caat.training.costs import sync_bytes
+from caat.planning.costs import sync_bytes
 from caat.training.plot import plot_loss
 from caat.training.progress import loss_text
 from conf.partition import shared_channels

@@ -14,7 +14,8 @@ from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import read_checksums
-from conf.schema import ProcessesConfig, require
+from conf.checks import require
+from conf.schema import ProcessesConfig
 from launch.processes import run_workers, under_torchrun
 
 if TYPE_CHECKING:

@@ -1,59 +1,26 @@
-"""One process of a training run: from a configuration to a trained model in its run folder."""
+"""One process of a training run: its checks, its process group, and how it ends."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from caat.data.corpus import prepare
-from caat.data.loader import Loader, validation_batches
-from caat.data.shards import TokenShards
-from caat.data.tokenizer import find_tokenizer, load_tokenizer
-from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wire
-from caat.training.checkpoint.architecture import Architecture
-from caat.training.checkpoint.reading import load_state, load_weights
-from caat.training.checkpoint.saver import SaveError, Saver
-from caat.training.checkpoint.state import State, read_state
-from caat.training.checkpoint.tensors import FullTensors
-from caat.training.control import Control
 from caat.training.device import choose_device, side_store, start_process_group, stop_process_group
-from caat.training.engine import Engine
-from caat.training.fragments import KINDS
-from caat.training.loop import NonFiniteError, Output, Supervision, train
-from caat.training.progress import RunProgress
-from caat.training.randomness import set_random_state
-from caat.training.replicas import DriftError, ReplicaGuard
 from caat.training.signals import StoppedBySignal, StopRequest
-from caat.training.trackers import open_trackers
-from caat.training.trackers.samples import Samples
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.config import check_data
-from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
 from launch.initial import check_initial
-from launch.resume import check_resume_data, data_fingerprint
-from launch.run_folder import leave_finished, open_run_folder, write_status
-from launch.start import DamagedError, choose_checkpoint, choose_initial
-from launch.summary import summarise
-from layers.full_tensors import full_tensors
-from layers.gpt import GPT
-from layers.weights import initial_weights, parameter_count
+from launch.resume import check_resume_data
+from launch.run_folder import leave_finished, open_run_folder
+from launch.trainer import ENDINGS, train_run
 
-# Raised on all ranks at the same step; each says in its message what happened.
-ENDINGS: dict[type[Exception], int] = {
-    NonFiniteError: NOT_FINITE,
-    DriftError: DRIFTED,
-    SaveError: NOT_SAVED,
-    StoppedBySignal: STOPPED,
-    DamagedError: USER_ERROR,
-}
 # What another rank that failed first gets to say so, before this one reports that it lost the connection.
 LOST_CONNECTION_SECONDS = 3.0
 
@@ -87,7 +54,7 @@ def work(config: Config, folder: Path | None) -> None:
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
         status = 0
         try:
-            _train(config, _agree_on(folder, config), tokens, device, request, watchdog)
+            train_run(config, _agree_on(folder, config), tokens, device, request, watchdog)
         except tuple(ENDINGS) as error:
             if dist.get_rank() == 0:
                 print(f"caat: {'' if type(error) is StoppedBySignal else 'error: '}{error}", file=sys.stderr)
@@ -121,186 +88,6 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
     sys.stderr.flush()
     # Not sys.exit: gloo's threads and the one of a save in flight would be waited for.
     os._exit(1)
-
-
-def _train(
-    config: Config, folder: Path, tokens: Path, device: torch.device, request: StopRequest, watchdog: Watchdog
-) -> None:
-    c, control = config.train, Control()
-    processes = config.parallel.tensor_processes(dist.get_world_size())
-    mesh = Mesh.create(config.parallel.tensor, processes, Wire.of(config.sync))
-    first = control.rank == 0
-
-    source = choose_checkpoint(config, folder, control, watchdog)
-    watchdog.beat("building the model")
-    initial = None if source else choose_initial(config, control, watchdog)
-    model = _build(config, mesh, device, source or initial)
-    if c.compile:
-        model.compile_cores()
-    watchdog.beat("starting DeepSpeed")
-    engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
-    tensors = full_tensors(model)
-    watchdog.beat("loading the optimizer state")
-    if initial is not None and c.precision == "bf16":
-        # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
-        load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial)
-    start = _restore(engine, tensors, source) or State(
-        0, 0, 0, c.sequence, config.seed, data_fingerprint(tokens), 0
-    )
-
-    training = TokenShards(tokens, "train")
-    held_out = TokenShards(tokens, "validation")
-    place = (mesh.data_rank, mesh.data_size)
-    loader = Loader(
-        training, c.sequence, c.micro_batch, c.global_batch, config.seed, *place, position=start.position
-    )
-
-    def validation():
-        batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, *place)
-        return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
-
-    saver = Saver(
-        folder / "checkpoints",
-        tensors,
-        lambda: Architecture(
-            config.model,
-            mesh.shards,
-            model.ratio,
-            model.shared_channels,
-            model.private_scale,
-            training.bos,
-            training.eos,
-        ),
-        find_tokenizer(tokens),
-        mesh,
-        engine.fragments,
-        config.checkpoint,
-        watchdog.beat,
-    )
-    benchmarks = _benchmarks(config, engine, model, tokens, watchdog)
-    guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
-
-    output = None
-    if first:
-        output = Output(
-            open_trackers(config, folder, start.step, start.tokens),
-            Samples(find_tokenizer(tokens), _shown_samples(config)),
-            RunProgress(c.steps, start.step, folder / "log.txt"),
-        )
-        output.progress.say(_opening(config, mesh, engine, device, len(training), folder))
-        if source is not None:
-            output.progress.say(f"resumed from {source} at step {start.step}, {start.tokens:,} tokens")
-        if initial is not None:
-            output.progress.say(f"starting with the weights of {initial}")
-        write_status(folder, "running")
-    summary: dict = {}
-    status, why = "failed", ""
-    try:
-        supervision = Supervision(control, saver, request, watchdog, guard)
-        record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
-        watchdog.rest()
-        if output:
-            summary = summarise(config, mesh, record, tokens, folder)
-        status = "finished"
-    except StoppedBySignal:
-        status = "stopped"
-        raise
-    except tuple(ENDINGS) as error:
-        why = str(error)
-        # What was being saved when the run had to end is good.
-        saver.finish()
-        raise
-    finally:
-        if output:
-            write_status(folder, status, why)
-            output.progress.close()
-            _close(output, config, summary, folder)
-
-
-def _shown_samples(config: Config) -> int:
-    """Nobody looks at them without a tracker."""
-    c = config.tracker
-    return c.samples if c.tensorboard or c.wandb != "none" else 0
-
-
-def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
-    """Give the trackers the last figures, and what they were asked to keep of a run that finished."""
-    if config.tracker.artifacts and summary:
-        from launch.report import write_report
-
-        write_report([str(folder)], str(folder / "report"))
-        for tracker in output.trackers:
-            tracker.keep("checkpoint", Path(summary["checkpoint"]))
-            tracker.keep("report", folder / "report")
-    for tracker in output.trackers:
-        tracker.close(summary)
-
-
-def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None) -> GPT:
-    """The model with random initial weights, or those of the checkpoint ``source``."""
-    ratio = config.sync.ratio_of(1)
-    arguments = (config.sync.private_scale, config.train.activation_checkpointing)
-    if source is None:
-        initial = initial_weights(config.model, config.seed)
-        return GPT.build(config.model, mesh, ratio, initial, *arguments, device)
-    model = GPT.empty(config.model, mesh, ratio, *arguments, device)
-    load_weights(model, full_tensors(model), mesh.local_shards, source)
-    return model
-
-
-def _benchmarks(
-    config: Config, engine: Engine, model: GPT, tokens: Path, watchdog: Watchdog
-) -> Callable[[int], dict[str, float]] | None:
-    """What runs the benchmarks of ``eval.tasks`` after a step; none if they are not asked for."""
-    if config.eval.every == 0:
-        return None
-    from eval.in_training import run_benchmarks
-    from eval.tasks import find_tasks
-
-    watchdog.beat("reading the tasks of lm-eval")
-    tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(find_tokenizer(tokens))
-
-    def run(step: int) -> dict[str, float]:
-        def watch(done: int, total: int) -> None:
-            watchdog.beat(f"evaluating after step {step}")
-
-        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch)
-
-    return run
-
-
-def _restore(engine: Engine, tensors: Sequence[FullTensors], source: Path | None) -> State | None:
-    """Optimizer and random state of the checkpoint; the weights are in the model already."""
-    if source is None:
-        return None
-    state, _ = read_state(source)
-    # In float32 the master weights are the model's; in bfloat16 the model's are rounded.
-    kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
-    load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source)
-    engine.adam_steps = state.adam_steps
-    set_random_state(state.random)
-    return state
-
-
-def _opening(
-    config: Config, mesh: Mesh, engine: Engine, device: torch.device, tokens: int, folder: Path
-) -> str:
-    """What runs, in three lines."""
-    c = config.train
-    lines = [
-        f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
-        f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
-        f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, "
-        f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {device.type}",
-        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens; "
-        f"run folder {folder}",
-    ]
-    if engine.stage != config.zero.stage:
-        lines.append(
-            f"note: zero.stage={config.zero.stage} in bf16 is wrong in DeepSpeed under tensor parallelism "
-            f"(its gradient norm misses ranks); stage {engine.stage} takes its place"
-        )
-    return "\n".join(lines)
 
 
 def _agree_on(folder: Path | None, config: Config) -> Path:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 from layers.attention import Attention
 from layers.cache import LayerCache
 from layers.mlp import MLP

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 
 class LayerCache(NamedTuple):

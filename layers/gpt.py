@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
+from conf.model import ModelConfig
 from conf.partition import default_scale, shared_channels
-from conf.schema import ModelConfig
 from layers.attention import Attention
 from layers.block import Block
 from layers.cache import KVCache, LayerCache

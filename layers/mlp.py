@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed
 

@@ -10,7 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 # full(name, shape) -> the whole, unpadded tensor of that Hugging Face name.
 FullWeights = Callable[[str, tuple[int, ...]], Tensor]

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 from layers import GPT
 from layers.sharding import Sharding
 from layers.weights import gpt_weights

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from caat.data.tokenizer import train_tokenizer
 from caat.training.checkpoint.architecture import Architecture
+from conf.model import ModelConfig
 from conf.partition import shared_channels
-from conf.schema import ModelConfig
 from tests.reference import random_weights
 
 # 301 is divisible by no N. Its pieces include all bytes, so that random tokens are broken UTF-8 as well.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caat.parallel.priority import wake_first
-from conf.schema import SyncConfig
+from conf.sync import SyncConfig
 
 Wait = Callable[[], object]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 # Norms, softmax sums and the loss are float32 whatever the model's type; token numbers are int64.
 WIDE, INDEX = 4, 8

@@ -14,7 +14,7 @@ from caat.planning.activations import (
     recomputed_bytes,
 )
 from caat.planning.zero import Holding, holding
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from caat.training.costs import flops_per_token
+from caat.planning.costs import flops_per_token
+from conf.model import ModelConfig
 from conf.partition import shared_channels
-from conf.schema import ModelConfig
 
 
 @dataclass(frozen=True)

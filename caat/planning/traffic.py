@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caat.planning.activations import WIDE, Pass
+from caat.planning.costs import sync_bytes
 from caat.planning.prediction import Link, predict
 from caat.planning.zero import gathers_again
-from caat.training.costs import sync_bytes
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from caat.data.loader import Loader
+from caat.planning.costs import flops_per_token
 from caat.training.checkpoint.saver import SaveError, Saver
 from caat.training.checkpoint.state import State
 from caat.training.control import Control
-from caat.training.costs import flops_per_token
 from caat.training.device import memory_gib, peak_tflops
 from caat.training.engine import Engine
 from caat.training.progress import RunProgress, loss_text

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 from layers.rotary import rotary_angles, rotate
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.progress import track
 
 from caat.parallel.mesh import Mesh
-from caat.training.costs import flops_per_token
+from caat.planning.costs import flops_per_token
 from caat.training.device import DTYPES, choose_device, memory_gib, peak_tflops
 from conf.bench import BenchMfuConfig
 from launch.bench.report import Report

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from caat.planning.costs import sync_bytes
 from caat.planning.prediction import Link, predict
-from caat.training.costs import sync_bytes
 from conf.bench import BenchPredictConfig
+from conf.checks import require
 from conf.partition import shared_channels
-from conf.schema import require
 from conf.units import delay_seconds, rate_bytes
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report

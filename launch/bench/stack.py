@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
+from conf.model import ModelConfig
 from conf.partition import shared_channels
-from conf.schema import ModelConfig
 from layers.attention import attend
 from layers.block import Block
 from layers.cache import KVCache, LayerCache

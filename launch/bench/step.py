@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from caat.planning.costs import flops_per_token
 from caat.planning.prediction import Link, predict
-from caat.training.costs import flops_per_token
 from conf.bench import BenchStackConfig, BenchStepConfig
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report

@@ -14,8 +14,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from conf.checks import require, require_positive
 from conf.doctor import DoctorConfig
-from conf.schema import require, require_positive
 from launch.config import load_verb
 from launch.console import console
 from launch.doctor.probes import Finding, examine, guarded

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from caat.training.device import choose_device, start_process_group, stop_process_group
-from conf.schema import require
+from conf.checks import require
 
 ROUNDS, SECONDS_EACH = 30, 1.5
 PROCESSES = 2

@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from caat.planning.costs import flops_per_token
 from caat.planning.memory import Memory, local_numbers
 from caat.planning.prediction import Link
 from caat.planning.traffic import data_messages, data_seconds, step_time, tensor_bytes
-from caat.training.costs import flops_per_token
 from conf.plan import PlanConfig
 from conf.schema import Config
 from conf.units import delay_seconds, memory_bytes, rate_bytes

@@ -15,7 +15,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from conf.schema import Config, require
+from conf.checks import require
+from conf.schema import Config
 from launch.config import compose, initialise, parse_overrides, read_config, validate
 from launch.explain import SETTINGS, first_line
 from launch.run_folder import DEPLOYMENT, read_status

@@ -17,8 +17,9 @@ from caat.training.checkpoint.folder import written_aside
 from caat.training.checkpoint.reading import Tensors
 from caat.training.checkpoint.state import write_checksums
 from caat.training.checkpoint.tensors import FullTensors
+from conf.checks import require
+from conf.model import ModelConfig
 from conf.partition import default_scale, shared_channels
-from conf.schema import ModelConfig, require
 from layers.huggingface.llama import model_config, read_config
 from layers.weights import gpt_weights
 

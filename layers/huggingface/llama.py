@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ModelConfig, require
+from conf.checks import require
+from conf.model import ModelConfig
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_a_mistake_in_a_verb_is_one_line(monkeypatch, capsys):
 
 def test_only_our_own_value_errors_are_the_users_mistakes(capsys):
     with pytest.raises(SystemExit), errors.user_errors():
-        from conf.schema import require
+        from conf.checks import require
 
         require(False, "one\nline")
     assert capsys.readouterr().err == "caat: error: one line\n"

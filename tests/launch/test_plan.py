@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from caat.training.costs import flops_per_token
+from caat.planning.costs import flops_per_token
 from conf.plan import PlanConfig
 from conf.units import memory_bytes
 from launch import plan

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.wire import Wire, sum_by_slices
-from conf.schema import SyncConfig
+from conf.sync import SyncConfig
 
 
 def terms(world: int, size: int) -> list[torch.Tensor]:

@@ -12,8 +12,8 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.planning.activations import Pass, block_bytes, logit_bytes
+from conf.model import ModelConfig
 from conf.partition import shared_channels
-from conf.schema import ModelConfig
 from layers.gpt import GPT
 from layers.weights import initial_weights
 

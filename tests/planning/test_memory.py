@@ -17,7 +17,8 @@ from caat.planning.prediction import Link
 from caat.planning.traffic import data_messages, data_seconds, tensor_bytes
 from caat.planning.zero import holding
 from caat.training.engine import Engine
-from conf.schema import ModelConfig, OptimConfig
+from conf.model import ModelConfig
+from conf.schema import OptimConfig
 from launch.config import compose, save_config
 from launch.plan.layouts import layout_of, needs, pass_of
 from layers.gpt import GPT

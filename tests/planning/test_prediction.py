@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from caat.planning.costs import flops_per_token
 from caat.planning.prediction import Link, predict
-from caat.training.costs import flops_per_token
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 # One layer of 4 channels, 2 processes, 10 tokens; a link of 8 bytes a second without delay.
 TINY = ModelConfig(layers=1, hidden=4, ffn=6, heads=2, kv_heads=2, sequence=10, vocab_size=8)

@@ -15,7 +15,8 @@ from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State
 from caat.training.engine import Engine
 from caat.training.memory import peak_resident_bytes
-from conf.schema import CheckpointConfig, ModelConfig, OptimConfig
+from conf.model import ModelConfig
+from conf.schema import CheckpointConfig, OptimConfig
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 
 @dataclass(frozen=True)

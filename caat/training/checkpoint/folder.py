@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from caat.training.checkpoint.durable import sync_folder, write_bytes
-from conf.schema import require
+from conf.checks import require
 
 NAME = re.compile(r"step-(\d{8,})")
 LATEST = "latest"

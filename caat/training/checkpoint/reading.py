@@ -19,7 +19,7 @@ from caat.training.checkpoint.state import read_checksums
 from caat.training.checkpoint.tensors import FullTensors
 from caat.training.control import Control
 from caat.training.fragments import Fragment
-from conf.schema import require
+from conf.checks import require
 
 # One waits for the disk while others hash.
 HASHING_THREADS = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conf.schema import ModelConfig
+from conf.model import ModelConfig
 
 
 def flops_per_token(c: ModelConfig, sequence: int) -> int:

@@ -1,0 +1,20 @@
+"""How a setting is refused: `ValueError` with the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``condition`` holds: the user's mistake, not ours."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(**settings: float) -> None:
+    """Raise ``ValueError`` naming the first of ``settings`` that is not above zero."""
+    for name, value in settings.items():
+        require(value > 0, f"{name.replace('__', '.')}={value} must be above 0")
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    require(value in choices, f"{name}={value} is not known: choose one of {', '.join(choices)}")

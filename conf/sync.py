@@ -1,0 +1,105 @@
+"""Which channels are synchronised, and in which types: `sync.*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from conf.checks import require, require_choice, require_positive
+
+
+@dataclass
+class SyncConfig:
+    """Partial synchronisation of the residual stream (CAAT-Net, arXiv 2506.19645)."""
+
+    # Fraction of the hidden channels that every shard shares: 1 is Megatron's tensor parallelism. Or a
+    # schedule, from how many steps on which fraction: {0:1,1000:0.5}.
+    ratio: Any = 0.5
+    # Factor on the private channels; default sqrt(parallel.tensor), the variance of a sum of N terms.
+    private_scale: float | None = None
+    # Arithmetic goes on while sums are on their way; the result is the same.
+    overlap: bool = True
+    # The type that travels: auto is that of the activations (train.precision).
+    wire_dtype: str = "auto"
+    # The type that sums are made in, rounded once: auto is float32. bfloat16 with a bfloat16 wire is a
+    # plain all-reduce, which rounds after every addition.
+    sum_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, dict):
+            self.ratio = _checked_schedule(self.ratio)
+        else:
+            self.ratio = checked_ratio(self.ratio, f"sync.ratio={self.ratio}")
+        if self.private_scale is not None:
+            require_positive(sync__private_scale=self.private_scale)
+        for name in ("wire_dtype", "sum_dtype"):
+            require_choice(f"sync.{name}", getattr(self, name), ("auto", "bfloat16", "float32"))
+
+    @property
+    def schedule(self) -> dict[int, float]:
+        """Ratio by the number of steps done before it holds, in order; a plain number holds from 0 on."""
+        return self.ratio if isinstance(self.ratio, dict) else {0: self.ratio}
+
+    @property
+    def last_ratio(self) -> float:
+        """What the trained model has."""
+        return self.schedule[max(self.schedule)]
+
+    def ratio_of(self, step: int) -> float:
+        """The ratio that step ``step`` (1 to ``train.steps``) trains with."""
+        return next(ratio for first, ratio in reversed(self.schedule.items()) if first < step)
+
+    def describe_ratio(self) -> str:
+        """For people: ``0.5``, or ``1 (0.5 after 1000 steps)``."""
+        first, *later = self.schedule.items()
+        changes = ", ".join(f"{ratio:g} after {step} steps" for step, ratio in later)
+        return f"{first[1]:g}" + (f" ({changes})" if changes else "")
+
+    def wire_size(self, precision: str) -> int:
+        """Bytes of a number that travels inside the layers at this ``train.precision``."""
+        narrow = self.wire_dtype == "bfloat16" or (self.wire_dtype == "auto" and precision == "bf16")
+        return 2 if narrow else 4
+
+    def check_types(self, precision: str) -> None:
+        """Raise ``ValueError`` if sums would be narrower than what travels at this ``train.precision``."""
+        activations = "bfloat16" if precision == "bf16" else "float32"
+        travels = activations if self.wire_dtype == "auto" else self.wire_dtype
+        require(
+            (travels, self.sum_dtype) != ("float32", "bfloat16"),
+            f"sync.sum_dtype=bfloat16 is narrower than the float32 that travels (sync.wire_dtype="
+            f"{self.wire_dtype}, train.precision={precision}): leave sync.sum_dtype out, or set "
+            "sync.wire_dtype=bfloat16",
+        )
+
+
+def checked_ratio(ratio: Any, what: str) -> float:
+    """``ratio`` as a number; raises ``ValueError`` about ``what`` if it is none in [0, 1]."""
+    require(
+        isinstance(ratio, int | float) and not isinstance(ratio, bool),
+        f"{what} is not a number from 0 to 1, nor a schedule such as 'sync.ratio={{0:1,1000:0.5}}': 1 at "
+        "first, 0.5 once 1000 steps are done",
+    )
+    require(
+        0.0 <= ratio <= 1.0,
+        f"{what} is outside [0, 1]: it is the fraction of the channels that is synchronised (1 = all, as in "
+        "Megatron; 0 = none)",
+    )
+    return float(ratio)
+
+
+def _checked_schedule(schedule: dict[Any, Any]) -> dict[int, float]:
+    for step in schedule:
+        require(
+            isinstance(step, int) and not isinstance(step, bool) and step >= 0,
+            f"sync.ratio has an entry for {step}: a schedule goes from a whole number of steps done to a "
+            "ratio, as in 'sync.ratio={0:1,1000:0.5}'",
+        )
+    require(
+        0 in schedule,
+        f"sync.ratio={schedule} says nothing of the first steps: give an entry for 0, as in "
+        "'sync.ratio={0:1,1000:0.5}'",
+    )
+    return {
+        step: checked_ratio(schedule[step], f"sync.ratio={schedule[step]} after {step} steps")
+        for step in sorted(schedule)
+    }
