@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# As the engine sets it, unless the model is smaller.
+# Numbers in a bucket of DeepSpeed's, as the engine sets it, unless the model is smaller.
 BUCKET = 500_000_000
 # stage3_max_live_parameters and stage3_max_reuse_distance: what is further apart is gathered again.
 LIVE = 1_000_000_000

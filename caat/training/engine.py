@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
+from caat.planning.zero import BUCKET
 from caat.training.fragments import Fragment, adam_steps, fragments, set_adam_steps
 from conf.schema import OptimConfig
 
@@ -79,8 +80,8 @@ class Engine:
             "zero_optimization": {
                 "stage": self.stage,
                 # Some buffers have this size whatever the model's.
-                "reduce_bucket_size": min(500_000_000, numbers),
-                "allgather_bucket_size": min(500_000_000, numbers),
+                "reduce_bucket_size": min(BUCKET, numbers),
+                "allgather_bucket_size": min(BUCKET, numbers),
             },
         }
         if precision == "bf16":

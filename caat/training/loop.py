@@ -107,7 +107,6 @@ def train(
             position=loader.position,
             skipped=state.skipped + result.skipped,
             skipped_in_a_row=state.skipped_in_a_row + 1 if result.skipped else 0,
-            learning_rate=rate,
         )
         tflops = flops_per_step / seconds / 1e12 / (mesh.processes * mesh.data_size)
         record = {

@@ -28,7 +28,6 @@ class State:
     adam_steps: int
     skipped: int = 0
     skipped_in_a_row: int = 0
-    learning_rate: float = 0.0
     # Generator states in hexadecimal, by device. Training draws nothing from them so far.
     random: dict[str, str] = field(default_factory=dict)
 
