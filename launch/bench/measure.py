@@ -65,7 +65,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}
     peers = [times[name] for name, v in zip(names, variants, strict=True) if v.messages is None]
-    faster = min(peers, key=lambda peer: peer.median, default=None)
+    fastest = min(peers, key=lambda peer: peer.median, default=None)
     alone_ms = {name.removeprefix("alone "): times[name].median for name in times}
     return [
         {
@@ -76,7 +76,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
             "exposed_ms": times[name].above(times[names[0]]).median,
             **size,
             "communication_ms": alone_ms.get(str(size["bytes_forward"]), 0.0),
-            **({"of_faster_peer": times[name].ratio_to(faster)} if faster else {}),
+            **({"of_fastest_peer": times[name].ratio_to(fastest)} if fastest else {}),
         }
         for name, variant, size in zip(names, variants, sizes, strict=True)
     ]

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
             "ratio": Column("ratio"),
             "step_ms": Column("step ms"),
             "spread_ms": Column("±"),
-            "of_faster_peer": Column("of faster peer"),
+            "of_fastest_peer": Column("of fastest peer"),
         },
     )
     if config.rate is None:
