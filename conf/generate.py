@@ -20,7 +20,7 @@ class SamplingConfig:
     top_k: int = 0
     # Draw among the fewest most likely tokens whose probabilities reach this sum.
     top_p: float = 1.0
-    # Texts that end the continuation, such as ["\\n\\n"]; they are not in the result.
+    # Texts that end the continuation, such as ["\n\n"]; they are not in the result.
     stop: list[str] = field(default_factory=list)
     seed: int = 1
 

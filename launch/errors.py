@@ -65,11 +65,18 @@ def user_errors() -> Iterator[None]:
     One that a library raises is our mistake, not the user's, and keeps its traceback.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except ValueError as error:
         if _raised_by_us(error):
             fail(str(error))
         raise
+    except BrokenPipeError:
+        # Who read our output has gone, as in `caat plan | head`; what is left of it has to go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

@@ -76,7 +76,9 @@ def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Every setting of ``schema`` and the schemas in it, by dotted name."""
     found: dict[str, Setting] = {}
     kinds, descriptions = field_types(schema), _descriptions(schema)
-    for field in fields(schema):
+    # What a schema takes from another comes after its own.
+    own = inspect.get_annotations(schema)
+    for field in sorted(fields(schema), key=lambda field: field.name not in own):
         place, kind = prefix + field.name, kinds[field.name]
         if is_dataclass(kind):
             found |= settings_of(kind, f"{place}.")  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from importlib import import_module
 BENCHMARKS = {
     "step": "time and bytes of a step on this machine's network, by ratio, with and without overlap",
     "link": "the same over a slow network made on this machine (root)",
-    "peers": "the same blocks in torch's and megatron-core's tensor parallelism, beside ours",
+    "peers": "the same blocks in the tensor parallelism of torch, megatron-core and DeepSpeed, beside ours",
     "generate": "time to the first token and tokens per second, by ratio, here or over a slow network",
     "profile": "what torch's profiler sees of the same steps: GEMMs, copies, the rest, memory kept",
     "predict": "step time by ratio on a machine that one does not have, from a closed formula",

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     """
     if "--help" in argv or "-h" in argv:
         print(USAGE)
+        load_verb(ReportConfig, ["--help"])
     # A folder of a sweep may have "=" in its name.
     folders = [text for text in argv if Path(text).expanduser().exists() or "=" not in text]
     config = load_verb(ReportConfig, [text for text in argv if text not in folders])

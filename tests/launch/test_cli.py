@@ -19,6 +19,22 @@ def caat(monkeypatch, *argv: str) -> int:
     return cli.main()
 
 
+@pytest.mark.parametrize("verb", sorted(set(cli.VERBS) - {"pretrain", "bench"}))
+def test_every_verb_says_what_may_be_set(verb, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ending:
+        caat(monkeypatch, verb, "--help")
+    printed = capsys.readouterr()
+    assert ending.value.code == 0 and printed.err == ""
+    assert f"`caat {verb}" in printed.out and ("\n  out=" in printed.out or "\n  to=" in printed.out)
+
+
+@pytest.mark.parametrize("verb", ["generate", "report"])
+def test_a_reader_that_goes_away_is_no_traceback(verb):
+    command = f"'{sys.executable}' -m launch.{verb} --help | head -c 1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) in ((141, b""), (0, b""))
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['caat', '--help']; from launch import cli; cli.main(); print(*sys.modules)"
