@@ -60,7 +60,12 @@ class Variant:
 
     @property
     def label(self) -> str:
-        others = [f"{name}={value}" for name, value in self.settings.items() if name != RATIO]
+        # What is null was left to its default.
+        others = [
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.settings.items()
+            if name != RATIO and value is not None
+        ]
         return ", ".join([f"ratio {self.runs[0].config.sync.describe_ratio()}", *others])
 
     def sample(self, figure: Callable[[Run], float | None]) -> Sample | None:

@@ -117,12 +117,12 @@ def test_a_variant_of_synchronisation_is_compared_with_the_only_ratio_1(tmp_path
     found = {group.label: group for group in variants(find_runs([str(tmp_path)])[0])}
     rows = {row["label"]: row for row in table(list(found.values()))}
     assert {label: row["difference_to_ratio_1"] for label, row in rows.items()} == {
-        "ratio 1, sync.private_scale=None": None,
-        "ratio 0.5, sync.private_scale=1.0": 0.25,
-        "ratio 0 (0.5 after 3 steps), sync.private_scale=None": 0.5,
+        "ratio 1": None,
+        "ratio 0.5, sync.private_scale=1": 0.25,
+        "ratio 0 (0.5 after 3 steps)": 0.5,
     }
     # Three steps of four at 0, one at 0.5.
-    assert rows["ratio 0 (0.5 after 3 steps), sync.private_scale=None"]["synchronised"] == 0.125
+    assert rows["ratio 0 (0.5 after 3 steps)"]["synchronised"] == 0.125
 
 
 def test_only_differences_are_named(sweep):
@@ -144,6 +144,14 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
     for group in groups[1::2]:
         difference = difference_to_full(group, groups, lambda run: run.validation_loss)
         assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
+
+
+def test_a_label_leaves_out_what_was_left_to_its_default(tmp_path):
+    for scale in ("null", "1"):
+        config = compose(["sync.ratio=0.5", f"sync.private_scale={scale}"])
+        write_run(tmp_path / scale, config, [8.0, 7.0])
+    groups = variants(find_runs([str(tmp_path)])[0])
+    assert {group.label for group in groups} == {"ratio 0.5", "ratio 0.5, sync.private_scale=1"}
 
 
 def test_a_ratio_that_changes_is_a_variant(tmp_path):
