@@ -171,10 +171,9 @@ def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None
     """The model with random initial weights, or those of the checkpoint ``source``."""
     ratio = config.sync.ratio_of(1)
     arguments = (config.sync.private_scale, config.train.activation_checkpointing)
-    if source is None:
-        initial = initial_weights(config.model, config.seed)
-        return GPT.build(config.model, mesh, ratio, initial, *arguments, device)
     model = GPT.empty(config.model, mesh, ratio, *arguments, device)
+    if source is None:
+        return model.fill(initial_weights(config.model, config.seed))
     load_weights(model, full_tensors(model), mesh.local_shards, source)
     return model
 

@@ -74,31 +74,21 @@ class GPT(nn.Module):
             model = GPT(config, mesh, ratio, private_scale, activation_checkpointing)
         return model.to(dtype).to_empty(device=device)
 
-    @staticmethod
-    def build(
-        config: ModelConfig,
-        mesh: Mesh,
-        ratio: float,
-        full: FullWeights,
-        private_scale: float | None = None,
-        activation_checkpointing: str = "none",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> GPT:
-        """A model whose full weights come from ``full(name, shape)``, cut as this process needs them.
+    def fill(self, full: FullWeights) -> GPT:
+        """Set the weights from the full ones, ``full(name, shape)``, cut as this process needs them.
 
         Nothing but one full matrix at a time is held beside the local shards.
         """
-        model = GPT.empty(config, mesh, ratio, private_scale, activation_checkpointing, device, dtype)
-        for weight in gpt_weights(config):
+        for weight in gpt_weights(self.config):
             parts = [full(name, shape) for name, shape in zip(weight.names, weight.shapes, strict=True)]
-            parameter = model.get_parameter(weight.parameter).detach()
-            sharding = model.sharding_of(weight)
+            parameter = self.get_parameter(weight.parameter).detach()
+            sharding = self.sharding_of(weight)
             if sharding is None:
                 parameter.copy_(parts[0])
             else:
-                parameter.copy_(sharding.cut(_padded(parts, sharding), mesh.shards, mesh.local_shards))
-        return model
+                padded, mesh = _padded(parts, sharding), self.mesh
+                parameter.copy_(sharding.cut(padded, mesh.shards, mesh.local_shards))
+        return self
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         normed = self.hidden(tokens, cache)

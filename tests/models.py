@@ -29,15 +29,8 @@ def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor
 def build(mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, **kw) -> GPT:
     """The small model with the reference's weights."""
     weights = random_weights(SMALL)
-    return GPT.build(
-        SMALL,
-        mesh,
-        ratio,
-        lambda name, _: weights[name],
-        activation_checkpointing=checkpointing,
-        dtype=dtype,
-        **kw,
-    )
+    model = GPT.empty(SMALL, mesh, ratio, activation_checkpointing=checkpointing, dtype=dtype, **kw)
+    return model.fill(lambda name, _: weights[name])
 
 
 def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class _Bench:
         self.config, self.folder, self.control = config, folder, control
         self.shape = config.model(config.vocab_size)
         self.mesh = Mesh.create(config.shards, config.processes)
-        self.model = GPT.build(self.shape, self.mesh, 0.5, initial_weights(self.shape, 1))
+        self.model = GPT.empty(self.shape, self.mesh, 0.5).fill(initial_weights(self.shape, 1))
         self.tensors = full_tensors(self.model)
         self.engine = Engine(self.model, self.mesh, OptimConfig(), 1, "fp32", 1)
         text = torch.randint(self.shape.vocab_size, (config.batch, config.sequence + 1))

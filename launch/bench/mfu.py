@@ -54,7 +54,7 @@ def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[
     """Of each step: forward, backward, AdamW."""
     dtype = DTYPES[config.precision]
     full = initial_weights(config.model, 1)
-    model = GPT.build(config.model, Mesh(shards), config.ratio, full, device=device, dtype=dtype)
+    model = GPT.empty(config.model, Mesh(shards), config.ratio, device=device, dtype=dtype).fill(full)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     shape = (config.micro_batch, config.model.sequence + 1)
     text = torch.randint(config.model.vocab_size, shape, device=device)

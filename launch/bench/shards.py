@@ -77,7 +77,7 @@ def _step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
     else:
         shards, ratio = (config.shards, cut[1]) if cut[0] == "n" else (1, cut[1])
         full = initial_weights(shape, 1)
-        model = GPT.build(shape, Mesh(shards), ratio, full, device=device, dtype=dtype)
+        model = GPT.empty(shape, Mesh(shards), ratio, device=device, dtype=dtype).fill(full)
         if "compiled" in name:
             model.compile_cores()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

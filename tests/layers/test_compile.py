@@ -51,7 +51,7 @@ def test_many_layers_share_one_compilation():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     deep = replace(SMALL, layers=12)
-    model = GPT.build(deep, Mesh(4), 0.5, initial_weights(deep, 1))
+    model = GPT.empty(deep, Mesh(4), 0.5).fill(initial_weights(deep, 1))
     model.compile_cores()
     model(*batch()).mean().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

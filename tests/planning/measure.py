@@ -31,7 +31,7 @@ def train(config: Config, mesh: Mesh) -> None:
     c = config.train
     how = config.sync.private_scale, c.activation_checkpointing
     full = initial_weights(config.model, 1)
-    model = GPT.build(config.model, mesh, config.sync.ratio, full, *how, dtype=DTYPES["fp32"])
+    model = GPT.empty(config.model, mesh, config.sync.ratio, *how, dtype=DTYPES["fp32"]).fill(full)
     accumulation = c.accumulation(mesh.data_size)
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, accumulation)
     for _ in range(STEPS):

@@ -125,7 +125,7 @@ def counted_data_bytes(stage: int, precision: str) -> tuple[dict[str, int], dict
     """Whole messages of one step, by collective, as DeepSpeed hands them to torch."""
     config = ModelConfig(layers=2, hidden=64, ffn=96, heads=8, kv_heads=8, sequence=16, vocab_size=256)
     mesh = Mesh.create(2, 1)
-    model = GPT.build(config, mesh, 0.5, initial_weights(config, 1))
+    model = GPT.empty(config, mesh, 0.5).fill(initial_weights(config, 1))
     engine = Engine(model, mesh, OptimConfig(), stage, precision, 2)
     text = torch.randint(256, (2, 2, 17))
     batches = [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in text]

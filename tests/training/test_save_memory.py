@@ -37,7 +37,7 @@ def extra_bytes(folder: Path) -> tuple[int, int]:
     # Freed memory goes back at once, or what is free between other things would count or hide.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
     mesh = Mesh.create(2, 2)
-    model = GPT.build(WIDE, mesh, 0.5, initial_weights(WIDE, 1))
+    model = GPT.empty(WIDE, mesh, 0.5).fill(initial_weights(WIDE, 1))
     engine = Engine(model, mesh, OptimConfig(), 1, "fp32", 1)
     (folder / "t.model").touch()
     architecture = Architecture(WIDE, 2, 0.5, model.shared_channels, model.private_scale)
