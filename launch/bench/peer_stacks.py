@@ -1,4 +1,4 @@
-"""The stack of :mod:`launch.bench.stack` in the tensor parallelism of others: every channel synchronised."""
+"""The stack of :mod:`launch.bench.stack` in the tensor parallelism of others, with our weights."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from caat.parallel.mesh import Mesh
 from caat.training.device import DTYPES
 from caat.training.engine import import_deepspeed
 from conf.bench import BenchStackConfig
-from launch.bench.stack import ColumnLinear, OurStack, PlainStack
+from launch.bench.stack import ColumnLinear, OurStack, PlainStack, copy_weights
 from layers.mlp import swiglu
 from layers.rotary import rotary_angles, rotate
 
 
-def torch_stack(config: BenchStackConfig, device: torch.device) -> nn.Module:
+def torch_stack(config: BenchStackConfig, device: torch.device, ours: OurStack) -> nn.Module:
     """torch's own tensor parallelism, as its tutorial applies it to a transformer."""
     stack = PlainStack(config.shape, _linear, _linear, _linear)
     device_mesh = init_device_mesh(device.type, (config.processes,))
     how = {"qkv": ColwiseParallel(), "output": RowwiseParallel(), "gate_up": ColwiseParallel()}
     for block in stack.blocks:
         parallelize_module(block, device_mesh, how | {"down": RowwiseParallel()})
-    return parallelize_module(stack, device_mesh, {"head": ColwiseParallel()})
+    parallelize_module(stack, device_mesh, {"head": ColwiseParallel()})
+    return copy_weights(ours, stack)
 
 
-def megatron_core_stack(config: BenchStackConfig) -> nn.Module | None:
+def megatron_core_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module | None:
     """megatron-core's linears; None, said once, where it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,10 +65,10 @@ def megatron_core_stack(config: BenchStackConfig) -> nn.Module | None:
         def forward(self, x):
             return super().forward(x)[0]
 
-    return PlainStack(config.shape, Column, Row, Column)
+    return copy_weights(ours, PlainStack(config.shape, Column, Row, Column))
 
 
-def autotp_stack(config: BenchStackConfig) -> nn.Module:
+def autotp_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module:
     """The linears that DeepSpeed's AutoTP puts in the place of a model's own."""
     deepspeed = import_deepspeed()
     from deepspeed.module_inject.layers import LinearAllreduce, LinearLayer, set_autotp_mode
@@ -82,14 +83,14 @@ def autotp_stack(config: BenchStackConfig) -> nn.Module:
     def row(inputs: int, outputs: int) -> nn.Module:
         return LinearAllreduce(_linear(inputs, outputs), group)
 
-    return PlainStack(config.shape, column, row, column)
+    return copy_weights(ours, PlainStack(config.shape, column, row, column))
 
 
-def domino_stack(config: BenchStackConfig, mesh: Mesh) -> DominoStack | None:
+def domino_stack(config: BenchStackConfig, mesh: Mesh, ours: OurStack) -> nn.Module | None:
     """None, said once, where Domino cannot: it halves the batch, and with one head a process its backward
     takes a view of a gradient that is none (DeepSpeed 0.19.8)."""
     if config.batch > 1 and config.heads > config.processes:
-        return DominoStack(config, mesh)
+        return DominoStack(config, mesh, ours)
     if dist.get_rank() == 0:
         print("DeepSpeed-Domino needs two sequences, and two heads a process: left out")
     return None
@@ -99,14 +100,14 @@ class DominoStack(nn.Module):
     """DeepSpeed-Domino's transformer (arXiv 2409.15241): one half of the batch computes while sums of the
     other travel. It is given our norms and our MLP in the places of its own, so that the function is ours."""
 
-    def __init__(self, config: BenchStackConfig, mesh: Mesh) -> None:
+    def __init__(self, config: BenchStackConfig, mesh: Mesh, ours: OurStack) -> None:
         super().__init__()
         deepspeed = import_deepspeed()
         from deepspeed.runtime.domino.async_linear import DominoAsyncColumnParallelLinear
         from deepspeed.runtime.domino.transformer import DominoTransformer, ModelType
 
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        # Of its sums in place, whose gradients are right: they are compared with ours.
+        # Of its sums in place: their gradients are compared with ours.
         warnings.filterwarnings("ignore", message="c10d::allreduce_: an autograd kernel")
         c = self.c = config.shape
         group = dist.new_group()
@@ -142,6 +143,7 @@ class DominoStack(nn.Module):
             layer.mlp_activation_func = partial(swiglu, shards=1)
         self.transformer.final_layernorm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.head = ColumnLinear(c.hidden, c.hidden, mesh, "head")
+        self._copy_weights(ours)
 
     def forward(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)
@@ -150,7 +152,7 @@ class DominoStack(nn.Module):
         return self.head(self.transformer(x.transpose(0, 1), None, (angles, angles))).square().mean()
 
     @torch.no_grad()
-    def copy_weights(self, ours: OurStack) -> None:
+    def _copy_weights(self, ours: OurStack) -> None:
         """This process's weights of ``ours``: the same function at ratio 1."""
         names = {
             "attention_norm": "input_layernorm",

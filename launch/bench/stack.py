@@ -161,10 +161,11 @@ def _places(
 
 
 @torch.no_grad()
-def copy_weights(ours: OurStack, other: nn.Module) -> None:
-    """Give ``other`` this process's weights of ``ours``: the same function at ratio 1."""
+def copy_weights(ours: OurStack, other: nn.Module) -> nn.Module:
+    """Give ``other`` this process's weights of ``ours``, the same function at ratio 1, and return it."""
     theirs = dict(other.named_parameters())
     for name, parameter in ours.named_parameters():
         target = theirs[name.replace(".attention.", ".").replace(".mlp.", ".")]
         local = target.to_local() if isinstance(target, DTensor) else target
         local.copy_(parameter)
+    return other

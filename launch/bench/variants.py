@@ -8,14 +8,14 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.training.device import DTYPES
 from conf.bench import BenchGenerateConfig, BenchStackConfig
-from launch.bench.peer_stacks import DominoStack, autotp_stack, domino_stack, megatron_core_stack, torch_stack
+from launch.bench.peer_stacks import autotp_stack, domino_stack, megatron_core_stack, torch_stack
 from launch.bench.stack import OurStack, copy_weights, megatron_stack
 from layers.cache import KVCache
 
@@ -58,33 +58,43 @@ def decode_variants(config: BenchStackConfig, device: torch.device) -> list[Vari
 
 
 def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
-    """No communication, the peers that are installed, and ours. At ratio 1 all losses must agree.
+    """No communication, the peers that are installed, and ours.
 
-    Raises ``ArithmeticError`` if one does not: then it does not do the same work.
+    Raises ``ArithmeticError`` if the loss or gradient of a peer is not ours at ratio 1: then it does not do
+    the same work.
     """
     group = dist.new_group()
     variants = [_plain(config, device, "none", None, _step)]
     ours = _our_stack(config, _mesh(config, None), 1.0)
     stacks = {
-        "torch parallelize_module": torch_stack(config, device),
-        "megatron-core": megatron_core_stack(config),
-        "DeepSpeed AutoTP": autotp_stack(config),
-        "DeepSpeed-Domino": domino_stack(config, _mesh(config, group)),
+        "torch parallelize_module": torch_stack(config, device, ours),
+        "megatron-core": megatron_core_stack(config, ours),
+        "DeepSpeed AutoTP": autotp_stack(config, ours),
+        "DeepSpeed-Domino": domino_stack(config, _mesh(config, group), ours),
     }
+    expected = _loss_and_gradient(config, device, _our_stack(config, _mesh(config, group), 1.0))
     for name, stack in stacks.items():
-        if isinstance(stack, DominoStack):
-            stack.copy_weights(ours)
-        elif stack is not None:
-            copy_weights(ours, stack)
         if stack is not None:
+            _check_same(name, _loss_and_gradient(config, device, stack), expected, config.precision)
             variants.append(Variant(name, 1.0, _step(config, device, stack), None))
     variants += [_ours(config, device, "overlap", ratio, group, Wire(), _step) for ratio in config.ratios]
-    losses = {v.mode: v.step() for v in variants[1:] if v.ratio == 1.0}
-    reference = _plain(config, device, "full", group, _step).step()
-    for mode, loss in losses.items():
-        if abs(loss - reference) > (0.05 if config.precision == "bf16" else 1e-4) * abs(reference):
-            raise ArithmeticError(f"{mode} has the loss {loss}, full synchronisation {reference}")
     return variants
+
+
+def _loss_and_gradient(config: BenchStackConfig, device, stack: nn.Module) -> tuple[Tensor, Tensor]:
+    """This process's part of the loss, and the gradient of the input, which every layer passed on."""
+    x = _input(config, device)
+    loss = stack.to(device, x.dtype)(x)
+    loss.backward()
+    assert x.grad is not None
+    return loss.detach().float(), x.grad.float()
+
+
+def _check_same(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], precision: str):
+    for what, ours, theirs in zip(("loss", "gradient"), expected, found, strict=True):
+        off = float((theirs - ours).norm() / ours.norm())
+        if not off <= (0.05 if precision == "bf16" else 1e-4):
+            raise ArithmeticError(f"the {what} of {name} is off from ours by {off:.1e} of it")
 
 
 def _mesh(config: BenchStackConfig, group: dist.ProcessGroup | None, wire: Wire | None = None) -> Mesh:
@@ -112,12 +122,15 @@ def _plain(config: BenchStackConfig, device, mode: str, group, make_step: MakeSt
     return Variant(mode, 1.0, make_step(config, device, stack), mesh.tensor)
 
 
-def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> Callable[[], float]:
-    dtype = DTYPES[config.precision]
-    stack = stack.to(device, dtype)
+def _input(config: BenchStackConfig, device: torch.device) -> Tensor:
     torch.manual_seed(1)
-    x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)
-    x.requires_grad_()
+    size = (config.batch, config.sequence, config.hidden)
+    return torch.randn(*size, device=device, dtype=DTYPES[config.precision]).requires_grad_()
+
+
+def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> Callable[[], float]:
+    stack = stack.to(device, DTYPES[config.precision])
+    x = _input(config, device)
 
     def step() -> float:
         stack.zero_grad()
