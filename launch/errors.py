@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import traceback
@@ -74,11 +75,20 @@ def user_errors() -> Iterator[None]:
             fail(str(error))
         raise
     except BrokenPipeError:
-        # Who read our output has gone, as in `caat plan | head`; what is left of it has to go somewhere.
+        if not _reader_is_gone():
+            raise
+        # As in `caat plan | head`; what is left of our output has to go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether it was our output that broke, and not another pipe or a connection."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
 
 
 def _raised_by_us(error: BaseException) -> bool:
