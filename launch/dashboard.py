@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from conf.checks import require
 from conf.dashboard import DashboardConfig
 from launch.available import installed, wandb_login
 from launch.config import load_verb
+from launch.results import result_file, write_json
 
 X, GROUP = "tokens", "sync.ratio"
 
@@ -54,6 +53,7 @@ SECTIONS = {
 def main(argv: list[str]) -> None:
     """Make the workspace and print its address; raises ``ValueError`` if wandb is not ready for it."""
     config = load_verb(DashboardConfig, argv)
+    out = result_file(config.out, "outputs/dashboard.json")
     if not config.dry_run:
         require(
             installed("wandb_workspaces"),
@@ -73,10 +73,8 @@ def main(argv: list[str]) -> None:
         workspace = make_workspace(config)
         workspace.save()
         print(workspace.url)
-    path = Path(config.out or "outputs/dashboard.json").expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(describe(config), indent=2) + "\n", encoding="utf-8")
-    print(path)
+    write_json(out, describe(config))
+    print(out)
 
 
 def describe(config: DashboardConfig) -> dict[str, Any]:

@@ -40,9 +40,16 @@ def reason(status: int) -> str:
     """Why a run ended with the exit status ``status``, in words."""
     if status in REASONS:
         return REASONS[status]
-    if status > 128:
-        return f"a process was ended by {signal.Signals(status - 128).name}"
+    if status - 128 in signal.valid_signals():
+        return f"a process was ended by {signal_name(status - 128)}"
     return f"a process failed with status {status}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # real-time ones have none
 
 
 def fail(message: str) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from caat.training.checkpoint.state import read_state
 from conf.evaluate import EvaluateConfig
 from launch.config import load_verb, read_config
 from launch.console import console
+from launch.results import write_json
 from launch.trained import (
     find_trained,
     first_rank,
@@ -44,11 +44,12 @@ def main(argv: list[str]) -> None:
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
     tasks.check_data()
+    out = result_path(folder, config.out, "evaluation.json")
     if not ran_in_processes("launch.evaluate", argv, config.launch):
-        _evaluate(config, folder, tasks)
+        _evaluate(config, folder, tasks, out)
 
 
-def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks) -> None:
+def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> None:
     from caat.data.tokenizer import find_tokenizer, load_tokenizer
     from eval.evaluate import evaluate
     from eval.lm_eval_model import CaatLM
@@ -66,14 +67,13 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks) -> None:
         )
         results = evaluate(lm, tasks, config.limit, config.num_fewshot)
     if first_rank():
-        _write(config, folder, results)
+        _write(config, folder, results, out)
 
 
-def _write(config: EvaluateConfig, folder: Path, results: Results) -> None:
-    path = result_path(folder, config.out, "evaluation.json")
+def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) -> None:
     settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "add_bos": config.add_bos}
     result = {"checkpoint": str(folder), **settings, "results": results}
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(out, result)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("task", "metric"):
         table.add_column(title)
@@ -89,7 +89,7 @@ def _write(config: EvaluateConfig, folder: Path, results: Results) -> None:
         _track(folder, results)
     except ValueError as error:
         print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)
-    print(path)
+    print(out)
 
 
 def _track(folder: Path, results: Results) -> None:

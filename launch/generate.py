@@ -15,6 +15,7 @@ from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
 from conf.generate import GenerateConfig, SamplingConfig
 from launch.config import load_verb
+from launch.results import write_json
 from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def main(argv: list[str]) -> None:
     tokenizer = tokenizer_of(folder, architecture)
     rows = [[tokenizer.bos_id(), *tokenizer.encode(prompt)] for prompt in prompts]
     check_lengths(config, rows, architecture)
+    out = result_path(folder, config.out, "generations.json")
     if not ran_in_processes("launch.generate", argv, config.launch):
-        _generate(config, folder, prompts, rows, tokenizer)
+        _generate(config, folder, prompts, rows, tokenizer, out)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
@@ -90,6 +92,7 @@ def _generate(
     prompts: Sequence[str],
     rows: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
+    out: Path,
 ) -> None:
     from eval.generate import generate
 
@@ -114,7 +117,7 @@ def _generate(
                     print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
         seconds = perf_counter() - started
     if first_rank():
-        _write(config, folder, settings, prompts, texts, seconds)
+        _write(config, folder, settings, prompts, texts, seconds, out)
 
 
 def _write(
@@ -124,19 +127,19 @@ def _write(
     prompts: Sequence[str],
     texts: Sequence[Continuation],
     seconds: float,
+    out: Path,
 ) -> None:
     results = [
         {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    path = result_path(folder, config.out, "generations.json")
     result = {"checkpoint": str(folder), "settings": asdict(settings), "results": results}
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out, result)
     tokens = sum(len(text.tokens) for text in texts)
     if len(texts) == 1:
         print()
     print(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} tokens/s)")
-    print(path)
+    print(out)
 
 
 if __name__ == "__main__":

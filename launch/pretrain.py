@@ -9,7 +9,7 @@ from pathlib import Path
 from caat.data.corpus import prepare
 from conf.schema import Config, LaunchConfig
 from launch.config import check_data, compose, read_config, validate
-from launch.errors import STOPPED, user_errors
+from launch.errors import STOPPED, reason, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data
@@ -97,9 +97,13 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
         status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
     except Stopped:
         if read_status(folder) != "stopped":
+            write_status(folder, "failed", "ended by a signal before it could save")
             raise
         raise Stopped(STOPPED) from None
     if status:
+        if read_status(folder) in ("starting", "running"):
+            # Killed, it could not say so itself.
+            write_status(folder, "failed", reason(status))
         print(f"what was written is in {folder}", file=sys.stderr)
     return status
 

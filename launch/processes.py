@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from launch.errors import STOPPED, USER_ERROR
+from caat.machine import available_cores
+from launch.errors import STOPPED, USER_ERROR, signal_name
 
 # Slurm warns with SIGUSR1: the workers are to hear of it too.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -39,7 +40,7 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     from torch.distributed.run import parse_args, run
 
     environment = dict(os.environ)
-    prepare_environment(processes)
+    os.environ.update(worker_environment(processes))
     handlers = {number: signal.getsignal(number) for number in _heard()}
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={max_restarts}"]
     try:
@@ -83,16 +84,19 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def prepare_environment(processes: int) -> None:
-    """Set, in this process, what ``processes`` workers on this node inherit."""
-    env = os.environ
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    env.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in _heard()))
-    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
-    # Workers import what this process imports, whatever folder it was started in: "-m" alone would look
-    # for launch and conf in that folder first.
-    env["PYTHONSAFEPATH"] = "1"
-    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+def worker_environment(processes: int) -> dict[str, str]:
+    """What ``processes`` workers on this node are to have in their environment beside what is in ours."""
+    default = {
+        "OMP_NUM_THREADS": str(max(1, available_cores() // processes)),
+        "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in _heard()),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+    }
+    return {name: os.environ.get(name, value) for name, value in default.items()} | {
+        # Workers import what this process imports, whatever folder it was started in: "-m" alone would look
+        # for launch and conf in that folder first.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path)),
+    }
 
 
 def _heard() -> list[signal.Signals]:
@@ -101,4 +105,4 @@ def _heard() -> list[signal.Signals]:
 
 
 def _how(exitcode: int) -> str:
-    return f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"with status {exitcode}"
+    return f"killed by {signal_name(-exitcode)}" if exitcode < 0 else f"with status {exitcode}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from conf.checks import require
 from conf.score import ScoreConfig
 from launch.config import load_verb
+from launch.results import write_json
 from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path
 
 
@@ -30,16 +30,18 @@ def main(argv: list[str]) -> None:
         f"tokens={config.tokens} holds {tokens.min()} to {tokens.max()}, but the model knows 0 to "
         f"{known - 1}: use the checkpoint's tokenizer",
     )
+    name = config.out and f"{config.out.removesuffix('.npy').removesuffix('.json')}.json"
+    out = result_path(folder, name, "scores.json")
     if not ran_in_processes("launch.score", argv, config.launch):
-        _score(config, folder, architecture.model.sequence, tokens)
+        _score(config, folder, architecture.model.sequence, tokens, out)
 
 
 def read_tokens(path: str) -> np.ndarray:
     """Token numbers, int64 [batch, length] or [length]; raises ``ValueError`` for anything else."""
     try:
-        tokens = np.load(path, allow_pickle=False)
-        require(isinstance(tokens, np.ndarray), "it is an archive of several arrays")
-    except (OSError, ValueError) as error:
+        with Path(path).expanduser().open("rb") as file:
+            tokens = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"tokens={path} cannot be read as a .npy file of numbers ({error})") from None
     if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2) or tokens.shape[-1] < 2 or not tokens.size:
         raise ValueError(
@@ -49,7 +51,7 @@ def read_tokens(path: str) -> np.ndarray:
     return tokens.astype(np.int64)
 
 
-def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray) -> None:
+def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, out: Path) -> None:
     import torch
 
     from eval.score import next_token_log_probabilities
@@ -64,13 +66,10 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray) 
         rows = torch.from_numpy(np.atleast_2d(tokens)).to(model.norm.weight.device)
         scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
     if first_rank():
-        _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1))
+        _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1), out)
 
 
-def _write(config: ScoreConfig, folder: Path, scores: np.ndarray) -> None:
-    out = result_path(folder, config.out, "scores")
-    out = out.with_suffix("") if out.suffix in (".json", ".npy") else out
-    np.save(out.with_name(out.name + ".npy"), scores)
+def _write(config: ScoreConfig, folder: Path, scores: np.ndarray, out: Path) -> None:
     result = {
         "checkpoint": str(folder),
         "tokens": config.tokens,
@@ -78,12 +77,12 @@ def _write(config: ScoreConfig, folder: Path, scores: np.ndarray) -> None:
         "perplexity": float(np.exp(-scores.mean())),
         "log_probabilities": scores.tolist(),
     }
-    path = out.with_name(out.name + ".json")
-    path.write_text(json.dumps(result) + "\n")
+    write_json(out, result, indent=None)
+    np.save(out.with_suffix(".npy"), scores)
     for row in np.atleast_2d(scores):
         print(" ".join(f"{value:.6f}" for value in row))
     print(f"mean {scores.mean():.6f} nats per token, perplexity {np.exp(-scores.mean()):.3f}")
-    print(path)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from caat.training.checkpoint.state import read_checksums
 from conf.checks import require
 from conf.schema import ProcessesConfig
 from launch.processes import run_workers, under_torchrun
+from launch.results import result_file
 
 if TYPE_CHECKING:
     from layers.gpt import GPT
@@ -99,7 +100,8 @@ def run_of(folder: Path) -> Path | None:
 
 
 def result_path(folder: Path, out: str | None, name: str) -> Path:
-    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``, else in ``folder``."""
-    path = Path(out).expanduser() if out else (run_of(folder) or folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``, else in ``folder``.
+
+    Raises ``ValueError`` if it cannot be written.
+    """
+    return result_file(out, (run_of(folder) or folder) / name)

@@ -20,6 +20,7 @@ from caat.data.shards import SPLITS, file_name, token_dtype
 from caat.data.split import is_held_out
 from caat.data.text import batches
 from caat.data.tokenizer import load_tokenizer
+from caat.machine import available_cores
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,8 +61,7 @@ def choose_workers(asked: int | None, documents: Dataset) -> int:
     """``asked``, or one per core this process may use, but none for less text than its start is worth."""
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 1 + documents.data.nbytes // BYTES_PER_WORKER)
+    return min(available_cores(), 1 + documents.data.nbytes // BYTES_PER_WORKER)
 
 
 def encode_pieces(job: Job, workers: int, show: Tick) -> Iterator[Piece]:

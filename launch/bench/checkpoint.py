@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from caat.machine import available_cores
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.folder import find
@@ -40,11 +41,24 @@ from layers.weights import initial_weights, parameter_count
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchCheckpointConfig, argv)
+    report = Report(
+        "checkpoint",
+        config.out,
+        {
+            "what": Column("what"),
+            "seconds": Column("s"),
+            "sync_save_s": Column("save s"),
+            "blocked_s": Column("blocks s"),
+            "ratio": Column("ratio"),
+            "low": Column("low"),
+            "high": Column("high"),
+        },
+    )
     if config.processes > 1 and not under_torchrun():
         if status := run_workers("launch.bench.checkpoint", argv, config.processes):
             raise SystemExit(status)
         return
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.processes))
+    torch.set_num_threads(config.threads or max(1, available_cores() // config.processes))
     start_process_group(choose_device("cpu", 0, 1))
     Path(config.folder).mkdir(parents=True, exist_ok=True)
     control = Control()
@@ -54,23 +68,12 @@ def main(argv: list[str]) -> None:
         control.gather(None)
     if control.rank == 0:
         threads = torch.get_num_threads()
-        report = Report(
-            "checkpoint",
-            f"{bench.parameters / 1e6:.0f} M parameters, {bench.bytes / 1e6:,.0f} MB a checkpoint, "
-            f"{config.processes} processes of {threads} threads on {os.cpu_count()} cores",
-            {
-                "what": Column("what"),
-                "seconds": Column("s"),
-                "sync_save_s": Column("save s"),
-                "blocked_s": Column("blocks s"),
-                "ratio": Column("ratio"),
-                "low": Column("low"),
-                "high": Column("high"),
-            },
-        )
         for row in rows:
             report.add(**row)
-        report.finish(config.out)
+        report.finish(
+            f"{bench.parameters / 1e6:.0f} M parameters, {bench.bytes / 1e6:,.0f} MB a checkpoint, "
+            f"{config.processes} processes of {threads} threads on {available_cores()} cores",
+        )
     stop_process_group()
 
 

@@ -23,12 +23,7 @@ COLUMNS = {
 def main(argv: list[str]) -> None:
     config = load_verb(BenchGenerateConfig, argv)
     where = f"hosts over {config.rate}" if config.rate else "processes of this machine"
-    report = Report(
-        "generate",
-        f"{config.layers} blocks, hidden {config.hidden}, {config.batch} prompts of {config.sequence} "
-        f"tokens, then {config.new_tokens} more, {config.precision}, {config.processes} {where}",
-        COLUMNS,
-    )
+    report = Report("generate", config.out, COLUMNS)
     if config.rate is None:
         prefill, decode = (run_here(kind, config) for kind in ("prefill", "decode"))
     else:
@@ -49,4 +44,7 @@ def main(argv: list[str]) -> None:
             decode_spread_ms=writing["spread_ms"],
             decode_tokens_per_second=config.batch * config.new_tokens / writing["step_ms"] * 1e3,
         )
-    report.finish(config.out)
+    report.finish(
+        f"{config.layers} blocks, hidden {config.hidden}, {config.batch} prompts of {config.sequence} "
+        f"tokens, then {config.new_tokens} more, {config.precision}, {config.processes} {where}",
+    )

@@ -15,12 +15,7 @@ from launch.config import load_verb
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchLinkConfig, argv)
-    report = Report(
-        "link",
-        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
-        f"{config.sequence} tokens, {config.precision}, on {config.processes} hosts",
-        {"rate": Column("rate")} | COLUMNS,
-    )
+    report = Report("link", config.out, {"rate": Column("rate")} | COLUMNS)
     for rate in config.rates:
         with shaped_hosts(config.processes, rate, config.delay, config.burst) as hosts:
             rows = run_on_hosts(hosts, "network", config)
@@ -28,4 +23,8 @@ def main(argv: list[str]) -> None:
         for row in with_prediction(rows, config, link):
             report.add(rate=rate, delay=config.delay, **row)
     plot = plot_speed_up if len(config.rates) > 1 else plot_steps
-    report.finish(config.out, plot)
+    report.finish(
+        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
+        f"{config.sequence} tokens, {config.precision}, on {config.processes} hosts",
+        plot,
+    )

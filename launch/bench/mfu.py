@@ -28,11 +28,7 @@ def main(argv: list[str]) -> None:
     peak = peak_tflops(device, config.peak_tflops)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     of_peak = f", peak {peak:g} TFLOP/s" if peak else ""
-    report = Report(
-        "mfu",
-        f"{config.model.name}, {config.micro_batch} x {config.model.sequence} tokens a step, "
-        f"{config.precision}, one process, {name}{of_peak}",
-    )
+    report = Report("mfu", config.out)
     for shards in config.shards:
         seconds = _seconds(config, shards, device)
         tokens = config.micro_batch * config.model.sequence
@@ -47,7 +43,10 @@ def main(argv: list[str]) -> None:
             mfu=tflops / peak if peak else None,
             memory_gib=memory_gib(device),
         )
-    report.finish(config.out)
+    report.finish(
+        f"{config.model.name}, {config.micro_batch} x {config.model.sequence} tokens a step, "
+        f"{config.precision}, one process, {name}{of_peak}",
+    )
 
 
 def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[float]:

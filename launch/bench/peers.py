@@ -15,8 +15,7 @@ def main(argv: list[str]) -> None:
     where = f"hosts at {config.rate}" if config.rate else "processes of this machine"
     report = Report(
         "peers",
-        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
-        f"{config.sequence} tokens, {config.precision}, {config.processes} {where}",
+        config.out,
         {
             "mode": Column("by"),
             "ratio": Column("ratio"),
@@ -32,4 +31,8 @@ def main(argv: list[str]) -> None:
             rows = run_on_hosts(hosts, "peers", config)
     for row in rows:
         report.add(rate=config.rate, **row)
-    report.finish(config.out, plot_steps)
+    report.finish(
+        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
+        f"{config.sequence} tokens, {config.precision}, {config.processes} {where}",
+        plot_steps,
+    )

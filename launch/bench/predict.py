@@ -26,8 +26,7 @@ def main(argv: list[str]) -> None:
     link = Link(rate_bytes(config.link), delay_seconds(config.delay))
     report = Report(
         "predict",
-        f"Predicted: {c.name}, {tokens} tokens on {processes} processes of {config.tflops:g} TFLOP/s, "
-        f"{config.link}, {config.delay}",
+        config.out,
         {
             "mode": Column("sums"),
             "ratio": Column("ratio"),
@@ -55,4 +54,8 @@ def main(argv: list[str]) -> None:
             bytes_forward=sent,
             bytes_backward=sent,
         )
-    report.finish(config.out, plot_steps)
+    report.finish(
+        f"Predicted: {c.name}, {tokens} tokens on {processes} processes of {config.tflops:g} TFLOP/s, "
+        f"{config.link}, {config.delay}",
+        plot_steps,
+    )

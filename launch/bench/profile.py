@@ -14,8 +14,7 @@ def main(argv: list[str]) -> None:
     config = load_verb(BenchProfileConfig, argv)
     report = Report(
         "profile",
-        f"One step of {config.layers} blocks, hidden {config.hidden}, {config.batch} x {config.sequence} "
-        f"tokens, {config.precision}, {config.processes} processes of this machine: mean of {config.rounds}",
+        config.out,
         {
             "mode": Column("sums"),
             "ratio": Column("ratio"),
@@ -29,4 +28,7 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports every start and stop
     for row in run_here("profile", config):
         report.add(**row)
-    report.finish(config.out)
+    report.finish(
+        f"One step of {config.layers} blocks, hidden {config.hidden}, {config.batch} x {config.sequence} "
+        f"tokens, {config.precision}, {config.processes} processes of this machine: mean of {config.rounds}",
+    )

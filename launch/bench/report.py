@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -13,7 +11,9 @@ from typing import NamedTuple
 from rich import box
 from rich.table import Table
 
+from caat.machine import available_cores, processor
 from launch.console import console
+from launch.results import result_file, write_json
 
 Plot = Callable[[list[dict], str, Path], None]
 MIB = 2**20
@@ -27,22 +27,27 @@ class Column(NamedTuple):
 
 
 class Report:
-    """Rows of figures under one heading."""
+    """Rows of figures. Made before anything is measured: it looks whether the result can be written."""
 
-    def __init__(self, name: str, heading: str, columns: Mapping[str, Column] | None = None) -> None:
-        """``columns``: what the table shows, by the name of the figure; default all, under their names."""
-        self.name, self.heading, self.columns = name, heading, columns
+    def __init__(self, name: str, out: str | None, columns: Mapping[str, Column] | None = None) -> None:
+        """``columns``: what the table shows, by the name of the figure; default all, under their names.
+
+        ``out``: the JSON file, default ``outputs/bench-<name>-<time>.json``. Raises ``ValueError`` if it
+        cannot be written.
+        """
+        self.name, self.columns = name, columns
+        self.out = result_file(out, f"outputs/bench-{name}-{datetime.now():%Y%m%d-%H%M%S}.json")
         self.rows: list[dict] = []
 
     def add(self, **figures: str | float | None) -> None:
         self.rows.append(figures)
 
-    def finish(self, out: str | None, plot: Plot | None = None) -> None:
-        """Print the table, write ``outputs/bench-<name>-<time>.json`` (or ``out``), print its path last.
+    def finish(self, heading: str, plot: Plot | None = None) -> None:
+        """Print the table under ``heading``, write the JSON, print its path last.
 
         ``plot(rows, heading, path)`` draws the picture beside it.
         """
-        table = Table(title=self.heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         columns = self.columns or {name: Column(name) for name in self.rows[0]}
         for name, column in columns.items():
             text = isinstance(self.rows[0][name], str)
@@ -50,15 +55,13 @@ class Report:
         for row in self.rows:
             table.add_row(*(_text(row[name], column.unit) for name, column in columns.items()))
         console().print(table)
-        path = Path(out or f"outputs/bench-{self.name}-{datetime.now():%Y%m%d-%H%M%S}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-        result = {"benchmark": self.name, "heading": self.heading, "machine": machine, "rows": self.rows}
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        machine = {"processor": processor(), "cores": available_cores(), "python": platform.python_version()}
+        result = {"benchmark": self.name, "heading": heading, "machine": machine, "rows": self.rows}
+        write_json(self.out, result)
         if plot is not None:
-            plot(self.rows, self.heading, path.with_suffix(".png"))
-            print(path.with_suffix(".png"))
-        print(path)
+            plot(self.rows, heading, self.out.with_suffix(".png"))
+            print(self.out.with_suffix(".png"))
+        print(self.out)
 
 
 def _text(value: str | float | None, unit: float) -> str:
@@ -66,12 +69,3 @@ def _text(value: str | float | None, unit: float) -> str:
         return value or "-"
     value /= unit
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

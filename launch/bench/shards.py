@@ -34,16 +34,9 @@ def main(argv: list[str]) -> None:
     if config.memory_of is not None:
         print(json.dumps(_peak_bytes(config, config.memory_of)))
         return
-    names = [name.format(n=config.shards) for name in VARIANTS]
-    if not config.compile:
-        names.pop()
-    steps = {name: _step(config, i) for i, name in enumerate(names)}
-    times = take_turns(steps, config.rounds)
-    memory = [_measure_memory(argv, i) for i in range(len(names))]
     report = Report(
         "shards",
-        f"Training step in one process: hidden {config.hidden}, {config.layers} layers, sequence "
-        f"{config.sequence}, batch {config.batch}, {config.precision}, {torch.get_num_threads()} threads",
+        config.out,
         {
             "variant": Column("variant"),
             "step_ms": Column("step ms"),
@@ -53,6 +46,12 @@ def main(argv: list[str]) -> None:
             "memory_ratio": Column("ratio"),
         },
     )
+    names = [name.format(n=config.shards) for name in VARIANTS]
+    if not config.compile:
+        names.pop()
+    steps = {name: _step(config, i) for i, name in enumerate(names)}
+    times = take_turns(steps, config.rounds)
+    memory = [_measure_memory(argv, i) for i in range(len(names))]
     for i, name in enumerate(names):
         report.add(
             variant=name,
@@ -62,7 +61,10 @@ def main(argv: list[str]) -> None:
             memory_mib=memory[i] / 2**20,
             memory_ratio=memory[i] / memory[0],
         )
-    report.finish(config.out)
+    report.finish(
+        f"Training step in one process: hidden {config.hidden}, {config.layers} layers, sequence "
+        f"{config.sequence}, batch {config.batch}, {config.precision}, {torch.get_num_threads()} threads",
+    )
 
 
 def _step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:

@@ -24,16 +24,15 @@ COLUMNS = {
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchStepConfig, argv)
-    report = Report(
-        "step",
-        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
-        f"{config.sequence} tokens, {config.precision}, {config.processes} processes of this machine",
-        COLUMNS,
-    )
+    report = Report("step", config.out, COLUMNS)
     rows = run_here("network", config)
     for row in with_prediction(rows, config, measured_link(rows, config)):
         report.add(**row)
-    report.finish(config.out, plot_steps)
+    report.finish(
+        f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
+        f"{config.sequence} tokens, {config.precision}, {config.processes} processes of this machine",
+        plot_steps,
+    )
 
 
 def measured_link(rows: list[dict], config: BenchStackConfig) -> Link:

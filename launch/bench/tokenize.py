@@ -26,6 +26,7 @@ from launch.config import load_verb
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchTokenizeConfig, argv)
+    report = Report("tokenize", config.out)
     data = DataConfig(vocab_size=config.vocab_size)
     tokenizer = prepare(data) / "tokenizer.model"
     text = quickstart_text(Path(data.dir))
@@ -42,9 +43,6 @@ def main(argv: list[str]) -> None:
                 memory[name] = result["peak"]
         memory["caat tokenize, 4 times the text"] = _measure("ours", large, tokenizer)["peak"]
         size = small.stat().st_size / 1e6
-    report = Report(
-        "tokenize", f"Tokenising {size:.0f} MB on one core with {config.vocab_size:,} pieces; whole processes"
-    )
     bare = seconds["bare SentencePiece"]
     for name, peak in memory.items():
         times = seconds.get(name)
@@ -56,7 +54,9 @@ def main(argv: list[str]) -> None:
             else f"{statistics.median(b / t for b, t in zip(bare, times, strict=True)):.2f}",
             peak_mib=peak / 2**20,
         )
-    report.finish(config.out)
+    report.finish(
+        f"Tokenising {size:.0f} MB on one core with {config.vocab_size:,} pieces; whole processes",
+    )
 
 
 def _repeat(text: Path, path: Path, copies: int) -> None:

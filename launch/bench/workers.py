@@ -14,7 +14,7 @@ from pathlib import Path
 
 from conf.bench import BenchStackConfig
 from launch.bench.namespaces import Host
-from launch.processes import prepare_environment, run_workers
+from launch.processes import run_workers, worker_environment
 
 MODULE = "launch.bench.measure"
 
@@ -40,11 +40,11 @@ def _rows(kind: str, config: BenchStackConfig, run: Callable[[list[str]], int]) 
 
 
 def _run_on_hosts(hosts: Sequence[Host], arguments: list[str]) -> int:
-    prepare_environment(len(hosts))
+    environment = os.environ | worker_environment(len(hosts))
     processes = [
         subprocess.Popen(
             host.command(sys.executable, "-m", MODULE, *arguments),
-            env={**os.environ, **_place(rank, hosts)},
+            env=environment | _place(rank, hosts),
         )
         for rank, host in enumerate(hosts)
     ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -20,6 +18,7 @@ from launch.config import load_verb
 from launch.console import console
 from launch.doctor.probes import Finding, examine, guarded
 from launch.processes import under_torchrun
+from launch.results import result_file, write_json
 
 MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
 
@@ -27,7 +26,10 @@ MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
 def main(argv: list[str]) -> None:
     """Print what was found and write it as JSON; raises ``ValueError`` for a wrong setting only."""
     config = load_verb(DoctorConfig, argv)
-    require(bool(config.sizes), "sizes=[] is empty: give message sizes in KiB, such as sizes=[4,1024]")
+    require(
+        len(set(config.sizes)) > 1,
+        f"sizes={config.sizes}: a rate and a delay need two different sizes in KiB, such as sizes=[4,1024]",
+    )
     for size in config.sizes:
         require_positive(sizes=size)
     measured: dict[str, Any] = {}
@@ -36,14 +38,13 @@ def main(argv: list[str]) -> None:
         return
     findings = [*examine(), *link]
     _show(findings, measured)
-    path = Path(config.out or f"outputs/doctor-{datetime.now():%Y%m%d-%H%M%S}.json").expanduser()
     result = {"findings": [asdict(finding) for finding in findings], "link": measured or None}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(path)
-    except OSError as error:
-        print(f"{path} cannot be written ({error.strerror}): give out=FILE")
+        out = result_file(config.out, f"outputs/doctor-{datetime.now():%Y%m%d-%H%M%S}.json")
+        write_json(out, result)
+        print(out)
+    except (OSError, ValueError) as error:
+        print(error)
 
 
 def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from caat.training.device import choose_device, start_process_group, stop_process_group
 from conf.checks import require
+from launch.processes import worker_environment
 
 ROUNDS, SECONDS_EACH = 30, 1.5
 PROCESSES = 2
@@ -46,12 +47,19 @@ def measure_here(sizes: Sequence[int]) -> dict:
         out = Path(folder) / "link.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={PROCESSES}", "-m", "launch.doctor.link", str(out), *map(str, sizes)]
-        path = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-        lines = ended.stderr.strip().splitlines()
-        why = lines[-1] if lines else f"status {ended.returncode}"
-        require(ended.returncode == 0, f"two processes could not talk to each other ({why})")
+        env = os.environ | worker_environment(PROCESSES) | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+        torchrun = subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            lines = torchrun.communicate(timeout=TIMEOUT_SECONDS)[1].strip().splitlines()
+        except BaseException:
+            # Not killed: it has processes of its own to end.
+            torchrun.terminate()
+            torchrun.communicate()
+            raise
+        why = lines[-1] if lines else f"status {torchrun.returncode}"
+        require(torchrun.returncode == 0, f"two processes could not talk to each other ({why})")
         return json.loads(out.read_text())
 
 
@@ -62,9 +70,11 @@ def fit(rows: Sequence[dict], processes: int) -> dict[str, float]:
     """
     small, large = rows[0], rows[-1]
     steps = 2 * (processes - 1)
-    per_byte = (large["seconds"] - small["seconds"]) / max(1, large["bytes"] - small["bytes"])
+    more = large["bytes"] - small["bytes"], large["seconds"] - small["seconds"]
+    # Noise can make the smaller message the slower one: then all of the time is put down to the rate.
+    per_byte = more[1] / more[0] if min(more) > 0 else large["seconds"] / large["bytes"]
     delay = max(0.0, small["seconds"] - small["bytes"] * per_byte) / steps
-    return {"bytes_per_second": steps / processes / max(per_byte, 1e-15), "delay_seconds": delay}
+    return {"bytes_per_second": steps / processes / per_byte, "delay_seconds": delay}
 
 
 def _seconds(size: int, device: torch.device) -> float:

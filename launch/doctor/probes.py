@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from caat.machine import available_cores, processor
 from launch.available import installed, wandb_login
 
 GIB = 2**30
@@ -57,8 +58,7 @@ def _machine() -> Iterator[Finding]:
     supported = ".".join(platform.python_version_tuple()[:2]) in tested
     remedy = "" if supported else f"caat is tested with Python {' and '.join(tested)}"
     yield Finding("Python", "good" if supported else "bad", found, remedy)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU", "good", f"{cores} cores, {_processor()}")
+    yield Finding("CPU", "good", f"{available_cores()} cores, {processor()}")
     total, free = _memory()
     yield Finding("memory", "good", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free")
 
@@ -191,11 +191,6 @@ def _memory() -> tuple[int, int]:
     if limit.is_file() and (allowed := limit.read_text().strip()).isdigit():
         total = min(total, int(allowed))
     return total, min(free, total)
-
-
-def _processor() -> str:
-    match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return match[1] if match else platform.machine()
 
 
 def _numbers(text: str) -> tuple[int, ...]:

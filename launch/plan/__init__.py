@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from caat.planning.costs import flops_per_token
@@ -18,6 +16,7 @@ from conf.units import delay_seconds, memory_bytes, rate_bytes
 from launch.config import compose, load_verb
 from launch.plan.layouts import Layout, largest_micro_batches, layout_of, needs, pass_of
 from launch.plan.show import show
+from launch.results import result_file, write_json
 from launch.settings import settings_of
 from layers.weights import parameter_count
 
@@ -27,13 +26,12 @@ def main(argv: list[str]) -> None:
     own = settings_of(PlanConfig)
     asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
     plan = load_verb(PlanConfig, asked)
+    out = result_file(plan.out, f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
     config = compose([text for text in argv if text not in asked])
     result = make_plan(plan, config)
     show(result)
-    path = Path(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json").expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path)
+    write_json(out, result)
+    print(out)
 
 
 def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
