@@ -14,8 +14,9 @@ from mkdocs.structure.files import File, Files
 
 from conf import bench
 from conf.schema import Config
+from launch.config import defaults
 from launch.explain import GROUPS
-from launch.settings import Setting, settings_of
+from launch.settings import Setting
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("launch", "conf", "layers", "caat", "eval", "slurm", "tests")
@@ -56,11 +57,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", lambda match: f"`{match[2]}`", markdown)
 
 
+GIVEN = """From the schemas and groups in `conf/`. Given as `setting=value`. A model, an experiment and any other option
+by name brings values of its own; the defaults are those without one."""
+
+
 def settings_page() -> str:
-    lines = ["# Settings", "", "From the schemas in `conf/`. Given as `setting=value`."]
+    lines = ["# Settings", "", GIVEN]
     groups = "; ".join(f"`{group}=` {', '.join(options)}" for group, options in GROUPS.items())
     for title, schema in SCHEMAS.items():
-        settings = list(settings_of(schema).values())
+        settings = list(defaults(schema).values())
         lines += ["", f"## {title}", ""]
         if schema is Config:
             lines += [f"Many at once, by name: {groups}.", ""]

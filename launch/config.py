@@ -7,9 +7,11 @@ schema of their own. Every mistake is a ``ValueError`` of one line: what was giv
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +32,10 @@ from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from conf.checks import require
 from conf.schema import Config
 from launch.available import installed, wandb_login
-from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, unknown
+from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, is_hydras, unknown
 from launch.initial import adopt, check_initial
 from launch.resume import check_resume, continues
-from launch.settings import field_types, print_settings, settings_of
+from launch.settings import Setting, field_types, print_settings, settings_of
 
 T = TypeVar("T")
 
@@ -48,11 +50,18 @@ def initialise() -> AbstractContextManager[None]:
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
 
-    Raises ``ValueError`` for an unknown setting or option, a wrong type, bad syntax, or a value out of range.
+    Raises ``ValueError`` for an unknown setting or option, a wrong type, bad syntax, a value out of range, or a
+    setting of Hydra's own.
     """
     with initialise():
         parsed = parse_overrides(overrides)
         for override in parsed:
+            text = str(override.input_line)
+            require(
+                not is_hydras(text),
+                f"{text} is for a sweep: give -m and several values, or leave it out"
+                + (" (the folder of a run is run.dir=...)" if text.startswith("hydra.run.dir") else ""),
+            )
             if override.is_sweep_override():
                 raise ValueError(
                     f"{override.input_line} gives several values: add -m to train once for each, "
@@ -107,11 +116,9 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
     Raises ``ValueError`` for an unknown or missing setting, a wrong type, or a value out of range.
     """
     if "--help" in argv or "-h" in argv:
-        print_settings(schema, GROUPS)
+        print_settings(schema, defaults(schema).values(), {name: GROUPS[name] for name in _groups(schema)})
         raise SystemExit(0)
-    known, config = settings_of(schema), OmegaConf.structured(schema)
-    nested = [name for name, kind in field_types(schema).items() if kind is field_types(Config).get(name)]
-    nested = [name for name in nested if name in GROUPS]
+    known, nested = settings_of(schema), _groups(schema)
     options, values = _default_options(), {}
     for text in argv:
         key, equals, value = text.partition("=")
@@ -124,12 +131,9 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
         else:
             unknown(key, text, [*known, *nested])
     try:
-        for group in nested:
-            option = DictConfig(OmegaConf.load(CONF / group / f"{options[group]}.yaml"))
-            # An option of the whole configuration (a model brings its schedule) has this group by name.
-            OmegaConf.update(config, group, option.get(group, option))
+        config = _with_groups(schema, options)
         for key, value in values.items():
-            OmegaConf.update(config, known[key].field, value)
+            OmegaConf.update(config, known[key].field, _as_it_stands(value))
     except OmegaConfBaseException as error:
         explain(error, argv, known)
     for key in sorted(
@@ -137,6 +141,47 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
     ):
         raise ValueError(f"{key} is required: give {key}=... (see --help)")
     return build(config, schema, argv)
+
+
+def _as_it_stands(value: Any) -> Any:
+    """Text in which OmegaConf is to see no ``${...}`` of its own: the prompt of a shell script, say."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)
+
+
+def defaults(schema: type) -> dict[str, Setting]:
+    """Every setting of ``schema`` by name, with the default that the groups' default options give it."""
+    if schema is Config:
+        with initialise():
+            config = hydra_compose("config")
+    else:
+        config = _with_groups(schema, _default_options())
+    values = OmegaConf.to_container(config, resolve=True)
+    known = settings_of(schema)
+    return {name: replace(setting, default=_at(values, setting.field)) for name, setting in known.items()}
+
+
+def _groups(schema: type) -> list[str]:
+    """The groups in ``conf`` that a verb takes as `caat pretrain` does."""
+    ours = field_types(Config)
+    return [name for name, kind in field_types(schema).items() if name in GROUPS and kind is ours.get(name)]
+
+
+def _with_groups(schema: type, options: Mapping[str, str]) -> DictConfig:
+    """The defaults of ``schema``, then what the options of its groups set."""
+    config = OmegaConf.structured(schema)
+    for group in _groups(schema):
+        option = DictConfig(OmegaConf.load(CONF / group / f"{options[group]}.yaml"))
+        # An option of the whole configuration (a model brings its schedule) has this group by name.
+        OmegaConf.update(config, group, option.get(group, option))
+    return config
+
+
+def _at(values: Any, place: str) -> Any:
+    for name in place.split("."):
+        values = values[name]
+    return values
 
 
 def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:

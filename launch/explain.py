@@ -24,10 +24,15 @@ GROUPS = {
 SETTINGS = settings_of(Config)
 
 
+def is_hydras(text: str) -> bool:
+    """Whether an override is a setting of Hydra's own, which are for sweeps."""
+    return text.lstrip("+~").split("=")[0].startswith(("hydra.", "hydra/"))
+
+
 def check_known(override: Override) -> None:
     """Raise ``ValueError`` unless the setting or the group option of ``override`` exists."""
     key, text = override.key_or_group, str(override.input_line)
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+    if is_hydras(text):
         return
     if override.is_delete():
         raise ValueError(f"{text} would remove a setting: give it another value, {key}=...")

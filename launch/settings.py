@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -90,15 +90,14 @@ def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
     return found
 
 
-def print_settings(schema: type, groups: Mapping[str, Sequence[str]]) -> None:
+def print_settings(schema: type, settings: Iterable[Setting], groups: Mapping[str, Sequence[str]]) -> None:
     """The help of a verb: the schema's docstring, then its settings with defaults and descriptions."""
     print(
         f"{inspect.cleandoc(schema.__doc__ or '')}\n\nsettings, given as setting=value, with their defaults:"
     )
-    for name, kind in field_types(schema).items():
-        if is_dataclass(kind) and name in groups:
-            print(f"\n  {name}: one of {', '.join(groups[name])}; a name for many settings at once")
-    for setting in settings_of(schema).values():
+    for name, options in groups.items():
+        print(f"\n  {name}: one of {', '.join(options)}; a name for many settings at once")
+    for setting in settings:
         print(f"\n  {setting.name}={setting.shown}")
         if setting.description:
             print(f"      {setting.description}")

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.explain import is_hydras
+
 if TYPE_CHECKING:
     from launch.sweep.plan import Run
 
@@ -27,7 +29,7 @@ class Outcome:
 
     @classmethod
     def of(cls, run: Run, status: str) -> Outcome:
-        settings = [text for text in run.overrides if not text.startswith(("hydra", "resume="))]
+        settings = [text for text in run.overrides if not (is_hydras(text) or text.startswith("resume="))]
         command = ["caat", "pretrain", *settings, f"run.dir={_quoted(run.folder)}", "resume=auto"]
         return cls(run.name, str(run.folder), status, "", shlex.join(command))
 

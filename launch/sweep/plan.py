@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from conf.checks import require
 from conf.schema import Config
 from launch.config import compose, initialise, parse_overrides, read_config, validate
-from launch.explain import SETTINGS, first_line
+from launch.explain import SETTINGS, first_line, is_hydras
 from launch.run_folder import DEPLOYMENT, read_status
 from launch.sweep.slurm import SlurmOptions
 
@@ -73,20 +73,20 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         fixed = [override for override in last.values() if not override.is_sweep_override()]
         try:
             combinations = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-            options = hydra.compose(
+            shared = hydra.compose(
                 "config", overrides=[str(override.input_line) for override in fixed], return_hydra_config=True
-            ).hydra
+            )
         except HydraException as error:
             raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
     varying = {key for key, override in last.items() if override.is_sweep_override()}
     _check(last, varying, len(combinations))
-    slurm = SlurmOptions.of(options)
-    folder = _folder(options, fixed, varying)
+    slurm = SlurmOptions.of(shared.hydra)
+    folder = _folder(shared, fixed, varying)
     names = [_name(combination, varying) for combination in combinations]
-    require(len(set(names)) == len(names), "a value is given twice: each run needs a folder of its own")
+    require(len(set(names)) == len(names), "a value is given twice, or two of them make the same folder name")
     runs = []
     for name, combination in zip(names, combinations, strict=True):
-        config = compose([text for text in combination if text != "resume=auto"])
+        config = compose([text for text in combination if text != "resume=auto" and not is_hydras(text)])
         config.run.dir, config.resume = str(folder / name), "auto"
         validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
         runs.append(Run(name, combination, config))
@@ -111,15 +111,15 @@ def _params(overrides: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
-def _folder(options: DictConfig, fixed: Sequence[Override], varying: set[str]) -> Path:
+def _folder(shared: DictConfig, fixed: Sequence[Override], varying: set[str]) -> Path:
     """``hydra.sweep.dir``; else one that follows from what all runs share, so that more values may come."""
-    if options.sweep.dir:
-        return Path(options.sweep.dir).expanduser()
-    shared = sorted(
+    if shared.hydra.sweep.dir:
+        return Path(shared.hydra.sweep.dir).expanduser()
+    named = sorted(
         str(override.input_line) for override in fixed if not override.key_or_group.startswith(NOT_NAMED)
     )
-    digest = sha256("\n".join(shared).encode()).hexdigest()[:8]
-    model = "models" if "model" in varying else options.runtime.choices.model
+    digest = sha256("\n".join(named).encode()).hexdigest()[:8]
+    model = "models" if varying & {"model", "model.name"} else shared.model.name
     return Path("outputs", "sweeps", f"{model}-{digest}")
 
 

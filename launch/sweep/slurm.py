@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import launch
+from conf.checks import require
 from launch.run_folder import open_run_folder
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class SlurmOptions:
             raise ValueError("hydra/launcher=slurm needs sbatch, which is not here: use a host that has it")
         given = {key: value for key, value in hydra.launcher.items() if value is not None}
         at_once = given.pop("at_once", None)
+        nodes = str(given.get("nodes", "1"))
+        require(
+            nodes.isdecimal() and int(nodes) > 0, f"hydra.launcher.nodes={nodes} is not a number of nodes"
+        )
         return cls({str(key).replace("_", "-"): str(value) for key, value in given.items()}, at_once)
 
     @property
