@@ -12,6 +12,7 @@ def rate_bytes(rate: str, setting: str = "rate") -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])bit", rate)
     require(match is not None, f"{setting}={rate} is not a rate of tc: write 100mbit, 1gbit, 400gbit")
     assert match is not None
+    require(float(match[1]) > 0, f"{setting}={rate} carries nothing: give a rate above 0")
     return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2]] / 8
 
 

@@ -57,8 +57,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", lambda match: f"`{match[2]}`", markdown)
 
 
-GIVEN = """From the schemas and groups in `conf/`. Given as `setting=value`. A model, an experiment and any other option
-by name brings values of its own; the defaults are those without one."""
+GIVEN = """From the schemas and groups in `conf/`. Given as `setting=value`. A model, an experiment and
+any other option by name brings values of its own; the defaults are those without one."""
 
 
 def settings_page() -> str:

@@ -50,8 +50,8 @@ def initialise() -> AbstractContextManager[None]:
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
 
-    Raises ``ValueError`` for an unknown setting or option, a wrong type, bad syntax, a value out of range, or a
-    setting of Hydra's own.
+    Raises ``ValueError`` for an unknown setting or option, one of Hydra's own, a wrong type, bad syntax, or
+    a value out of range.
     """
     with initialise():
         parsed = parse_overrides(overrides)

@@ -16,6 +16,19 @@ def flops_per_token(c: ModelConfig, sequence: int) -> int:
     return 6 * matrices + 12 * c.layers * c.hidden * sequence
 
 
+def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str) -> int:
+    """FLOPs that activation checkpointing adds to a trained token.
+
+    ``full``: a second forward pass of the blocks, without the head; ``selective``: of attention between its
+    projections (SwiGLU's are not counted, as nowhere here); ``none``: nothing.
+    """
+    if checkpointing == "none":
+        return 0
+    attention = 4 * c.layers * c.hidden * sequence
+    blocks = flops_per_token(c, sequence) // 3 - 2 * c.hidden * c.vocab_size
+    return blocks if checkpointing == "full" else attention
+
+
 def sync_bytes(c: ModelConfig, channels: int, tokens: int, element_size: int) -> int:
     """Bytes into the all-reduces inside the layers, per process and direction, for ``tokens`` tokens.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caat.planning.activations import WIDE, Pass
-from caat.planning.costs import sync_bytes
+from caat.planning.costs import recomputed_flops_per_token, sync_bytes
 from caat.planning.prediction import Link, predict
 from caat.planning.zero import gathers_again
 
@@ -27,11 +27,16 @@ def tensor_bytes(p: Pass, accumulation: int, wire_size: int) -> int:
     """Both directions: inside the layers, embedding, loss, and the gradients of the norms (docs)."""
     if p.processes == 1:
         return 0
+    inside = 2 * sync_bytes(p.model, p.channels, p.tokens, wire_size)
+    embedding_backward = p.model.hidden * p.tokens * wire_size
+    return accumulation * (inside + embedding_backward + sum(_waited_for(p)))
+
+
+def _waited_for(p: Pass) -> tuple[int, ...]:
+    """Bytes of the messages that nothing hides: the embedding's forward, two of the loss, the norms'."""
     c = p.model
-    inside = 2 * sync_bytes(c, p.channels, p.tokens, wire_size)
-    embedding = c.hidden * p.tokens * (p.element_size + wire_size)
     norms = (2 * c.layers + 1) * c.hidden * WIDE
-    return accumulation * (inside + embedding + 3 * WIDE * p.tokens + norms)
+    return c.hidden * p.tokens * p.element_size, p.tokens * WIDE, 2 * p.tokens * WIDE, norms
 
 
 def data_messages(
@@ -73,8 +78,15 @@ def step_time(
     tensor_link: Link,
     data_time: float,
 ) -> StepTime:
-    """Of ``accumulation`` passes, then data parallelism, counted as not hidden at all."""
+    """Of ``accumulation`` passes, then data parallelism, counted as not hidden at all.
+
+    What is computed again is added to the arithmetic; it neither sends nor hides anything.
+    """
     mode = "overlap" if overlap else "partial"
     how = mode, ratio, wire_size, flops_per_second, tensor_link
     each = predict(p.model, p.tokens, p.processes, *how)
-    return StepTime(each.compute * accumulation, each.exposed * accumulation, data_time)
+    again = recomputed_flops_per_token(p.model, p.sequence, p.checkpointing) * p.tokens / p.processes
+    compute, exposed = each.compute + again / flops_per_second, each.exposed
+    if p.processes > 1:
+        exposed += sum(tensor_link.all_reduce_seconds(size, p.processes) for size in _waited_for(p))
+    return StepTime(compute * accumulation, exposed * accumulation, data_time)

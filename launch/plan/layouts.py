@@ -59,7 +59,10 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
 
 
 def largest_micro_batches(config: Config, world: int, limit: int) -> list[dict]:
-    """A row for each number of processes and stage: by checkpointing, the largest micro-batch that fits."""
+    """A row for each number of processes and stage: by checkpointing, the largest micro-batch that fits.
+
+    0: none does. None: the replicas do not divide the global batch.
+    """
     rows = []
     for processes in range(1, config.parallel.tensor + 1):
         if config.parallel.tensor % processes or world % processes:
@@ -69,12 +72,9 @@ def largest_micro_batches(config: Config, world: int, limit: int) -> list[dict]:
             row: dict = {"processes": processes, "replicas": base.replicas, "stage": stage}
             for checkpointing in CHECKPOINTING:
                 chosen = replace(base, checkpointing=checkpointing)
-                fitting = [
-                    layout.micro_batch
-                    for layout in _micro_batches(config, chosen)
-                    if needs(config, layout).total <= limit
-                ]
-                row[checkpointing] = max(fitting, default=0)
+                there_are = list(_micro_batches(config, chosen))
+                fitting = [each.micro_batch for each in there_are if needs(config, each).total <= limit]
+                row[checkpointing] = max(fitting, default=0) if there_are else None
             rows.append(row)
     return rows
 

@@ -82,7 +82,8 @@ def _layouts(plan: dict[str, Any]) -> Table:
     title = "Largest micro-batch that fits"
     table = _table(title, "processes", "replicas", "ZeRO", "none", "selective", "full")
     for row in plan["layouts"]:
-        sizes = [str(row[mode]) if row[mode] else "no" for mode in ("none", "selective", "full")]
+        words = {None: "-", 0: "no"}
+        sizes = [words.get(row[mode], str(row[mode])) for mode in ("none", "selective", "full")]
         table.add_row(str(row["processes"]), str(row["replicas"]), str(row["stage"]), *sizes)
     return table
 

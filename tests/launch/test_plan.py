@@ -49,6 +49,36 @@ def test_a_step_in_one_process_is_arithmetic_alone():
     assert row["tensor_bytes"] == row["data_bytes"] == 0
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_without_overlap_all_counted_bytes_are_waited_for(ratio):
+    config = compose(["model=130m", f"sync.ratio={ratio}", "sync.overlap=false"])
+    plan_ = PlanConfig(gpus=8, node_link="1gbit", delay="0us", ratios=[ratio])
+    (row,) = make_plan(plan_, config)["steps"]
+    # As a ring of eight.
+    assert row["tensor_exposed_seconds"] == pytest.approx(2 * 7 / 8 * row["tensor_bytes"] / 125e6)
+
+
+def test_recomputation_takes_time_and_is_no_progress():
+    def step(checkpointing: str) -> dict:
+        config = compose(["model=130m", f"train.activation_checkpointing={checkpointing}"])
+        return make_plan(PlanConfig(gpus=1, tflops=1.0, ratios=[0.5]), config)["steps"][0]
+
+    c = compose(["model=130m"]).model
+    tokens = 256 * 1024
+    matrices = c.layers * (4 * c.hidden**2 + 3 * c.hidden * c.ffn)
+    attention = 4 * c.layers * c.hidden * 1024
+    none, selective, full = (step(name) for name in ("none", "selective", "full"))
+    added = [row["compute_seconds"] - none["compute_seconds"] for row in (selective, full)]
+    assert added == pytest.approx([attention * tokens / 1e12, (2 * matrices + attention) * tokens / 1e12])
+    assert full["mfu"] < selective["mfu"] < none["mfu"]
+
+
+def test_a_batch_that_replicas_do_not_divide_is_not_called_too_large():
+    rows = make_plan(PlanConfig(), compose(["train.global_batch=4"]))["layouts"]
+    by_processes = {row["processes"]: row["none"] for row in rows}
+    assert by_processes[1] is None and by_processes[2] == 1
+
+
 def test_more_memory_lets_more_fit():
     def sizes(memory: str) -> list[int]:
         rows = make_plan(PlanConfig(memory=memory), compose(["model=7b"]))["layouts"]
@@ -69,6 +99,7 @@ def test_units():
     [
         (["memory=lots"], "memory=lots is not a size"),
         (["link=fast"], "link=fast is not a rate"),
+        (["link=0gbit"], "link=0gbit carries nothing"),
         (["node_link=fast"], "node_link=fast is not a rate"),
         (["spare=1"], "spare=1.0 is outside"),
         (["ratios=[2.0]"], "ratios: 2.0 is outside"),
