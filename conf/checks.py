@@ -9,6 +9,11 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_seed(seed: int) -> None:
+    """Raise ``ValueError`` unless every generator of random numbers takes it."""
+    require(0 <= seed < 2**32, f"seed={seed} is outside 0 to {2**32 - 1}")
+
+
 def require_positive(**settings: float) -> None:
     """Raise ``ValueError`` naming the first of ``settings`` that is not above zero."""
     for name, value in settings.items():

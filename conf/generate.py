@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.checks import require, require_choice, require_positive
+from conf.checks import check_seed, require, require_choice, require_positive
 from conf.schema import ProcessesConfig
 
 
@@ -41,7 +41,7 @@ class SamplingConfig:
             "give temperature=1",
         )
         require(all(self.stop), "stop holds an empty text, which is everywhere: leave it out")
-        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        check_seed(self.seed)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import gcd
 
-from conf.checks import require, require_choice, require_positive
+from conf.checks import check_seed, require, require_choice, require_positive
 from conf.model import ModelConfig
 from conf.sync import SyncConfig
 
@@ -330,7 +330,7 @@ class Config:
 
     def __post_init__(self) -> None:
         # Hydra builds the schema before the YAML is merged; only a finished config is checked further.
-        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        check_seed(self.seed)
         require(
             self.resume != "auto" or self.run.dir is not None,
             "resume=auto needs run.dir=...: the folder of the run, the same each time it is started",

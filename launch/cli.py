@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 VERBS = {
     "pretrain": "train a model, or one for each of several settings (-m)",
@@ -24,9 +23,8 @@ VERBS = {
 def main() -> int:
     """Run the verb on the command line and return its exit status."""
     argv = sys.argv[1:]
-    verbs = {verb: line for verb, line in VERBS.items() if find_spec(f"launch.{verb}")}
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help(verbs))
+        print(_help())
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
         from caat import __version__
@@ -36,18 +34,18 @@ def main() -> int:
     from launch.errors import fail, user_errors
 
     verb, *rest = argv
-    if verb not in verbs:
+    if verb not in VERBS:
         from difflib import get_close_matches
 
-        close = get_close_matches(verb, verbs, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(verbs)}"
+        close = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(VERBS)}"
         fail(f"{verb} is not a verb of caat: {hint}")
     with user_errors():
         return import_module(f"launch.{verb}").main(rest) or 0
 
 
-def _help(verbs: dict[str, str]) -> str:
-    lines = [f"  {verb:<10} {line}" for verb, line in verbs.items()]
+def _help() -> str:
+    lines = [f"  {verb:<10} {line}" for verb, line in VERBS.items()]
     return "\n".join(
         [
             "caat: train GPT models with tensor parallelism that synchronises only a chosen fraction of the",

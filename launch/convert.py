@@ -46,7 +46,7 @@ def _is_ours(folder: Path) -> bool:
     from layers.huggingface.llama import read_config
 
     if not (folder / "config.json").is_file():
-        find(folder)
+        find(folder, "from")
         return True
     values = read_config(folder)
     return "caat" in values and values.get("model_type") == "llama"
@@ -82,7 +82,7 @@ def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
             f"{name}={value} belongs to a model that comes from Hugging Face, and from={config.from_} is a "
             "checkpoint of caat, which has its own: leave it out",
         )
-    trained = check_trained(find(folder))
+    trained = check_trained(find(folder, "from"))
     found = trained.architecture
     how = "LlamaForCausalLM" if trained.plain else "modeling_caat.py: load it with trust_remote_code=True"
     result = {

@@ -13,18 +13,13 @@ from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from conf.checks import require
 from conf.model import ModelConfig
-from conf.partition import default_scale
 from conf.schema import Config
-from launch.resume import NOT_IN_THE_FUNCTION, check_padding
+from launch.agreement import check_model, check_private
 
 
 def initial_checkpoint(path: str) -> Path:
     """The checkpoint that ``initialize=path`` means; raises ``ValueError`` if there is none."""
-    require(
-        Path(path).expanduser().is_dir(),
-        f"initialize={path} is not a folder: give a run, a checkpoint, or what `caat convert` made",
-    )
-    return find(path)
+    return find(path, "initialize")
 
 
 def adopt(config: DictConfig, given: Collection[str]) -> None:
@@ -54,28 +49,10 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
         return
     checkpoint = initial_checkpoint(config.initialize)
     found = read_architecture(checkpoint)
-    for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
-        ours, theirs = getattr(config.model, name), getattr(found.model, name)
-        require(
-            ours == theirs,
-            f"model.{name}={ours}, but initialize={config.initialize} holds a model with {theirs}: leave the "
-            f"model out and it is taken over, or give model.{name}={theirs}",
-        )
-    shards = config.parallel.tensor
+    where = f"initialize={config.initialize}"
+    check_model(config, found, where, "leave the model out and it is taken over")
     if not found.plain:
-        require(
-            shards == found.shards,
-            f"parallel.tensor={shards}, but initialize={config.initialize} was trained with {found.shards} "
-            f"shards at sync.ratio={found.ratio}: with private channels another number of shards is another "
-            f"model. Give parallel.tensor={found.shards}, on any number of processes",
-        )
-        check_padding(config, found, f"initialize={config.initialize}")
-        scale = config.sync.private_scale or default_scale(shards)
-        require(
-            scale == found.private_scale,
-            f"sync.private_scale is {scale}, but initialize={config.initialize} was trained with "
-            f"{found.private_scale}: give sync.private_scale={found.private_scale}",
-        )
+        check_private(config, found, where)
     theirs = find_tokenizer(checkpoint)
     ours = find_tokenizer(tokens) if tokens else Path(config.data.tokenizer or theirs).expanduser()
     require(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,13 +13,8 @@ from caat.training.checkpoint.architecture import Architecture, read_architectur
 from caat.training.checkpoint.folder import find, latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
 from conf.checks import require
-from conf.model import ModelConfig
-from conf.partition import default_scale
 from conf.schema import Config
-
-# Of a model, what may change between a checkpoint and a run: it is not in the function. The padding of the
-# vocabulary is, where channels are private: see check_padding.
-NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
+from launch.agreement import check_model, check_private
 
 
 def restarted() -> bool:
@@ -68,7 +62,7 @@ def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]
         Path(config.resume).expanduser().is_dir(),
         f"resume={config.resume} is not a folder: give never, auto, a run folder or a checkpoint in it",
     )
-    chosen = find(config.resume)
+    chosen = find(config.resume, "resume")
     given = Path(config.resume).expanduser()
     return [chosen] if chosen == given else _from_latest(chosen.parent)
 
@@ -116,14 +110,8 @@ def data_fingerprint(tokens: Path) -> str:
 
 
 def _check_architecture(config: Config, found: Architecture, checkpoint: Path, step: int) -> None:
-    for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
-        ours, theirs = getattr(config.model, name), getattr(found.model, name)
-        require(
-            ours == theirs,
-            f"model.{name}={ours}, but {checkpoint} holds a model with {theirs}: give model.{name}={theirs}, "
-            "or start a new run",
-        )
-    ratio, shards = config.sync.ratio_of(step), config.parallel.tensor
+    check_model(config, found, checkpoint, "start a new run")
+    ratio = config.sync.ratio_of(step)
     of_step = f" is {ratio} in step {step}" if len(config.sync.schedule) > 1 else ""
     require(
         ratio == found.ratio,
@@ -131,33 +119,9 @@ def _check_architecture(config: Config, found: Architecture, checkpoint: Path, s
         f"another function: give sync.ratio={found.ratio} up to there, or start a new run from its weights "
         "with initialize=... instead of resume",
     )
-    require(
-        shards == found.shards or ratio == 1,
-        f"parallel.tensor={shards}, but {checkpoint} was trained with {found.shards} shards at "
-        f"sync.ratio={ratio}: with private channels another number of shards is another model. Give "
-        f"parallel.tensor={found.shards}, on any number of processes",
-    )
-    if not found.plain:
-        check_padding(config, found, checkpoint)
-    scale = config.sync.private_scale or default_scale(shards)
-    require(
-        ratio == 1 or scale == found.private_scale,
-        f"sync.private_scale is {scale}, but {checkpoint} was trained with {found.private_scale}: give "
-        f"sync.private_scale={found.private_scale}",
-    )
-
-
-def check_padding(config: Config, found: Architecture, where: object) -> None:
-    """Raise ``ValueError`` if the shards would have other slices of the vocabulary than in ``found``.
-
-    With private channels each slice is read from the stream of its own shard.
-    """
-    ours, theirs = config.model.padded_vocab(config.parallel.tensor), found.model.padded_vocab(found.shards)
-    require(
-        ours == theirs,
-        f"the vocabulary is padded to {ours}, but {where} was trained with {theirs}, and with private "
-        f"channels that is another function: give model.padded_vocab_size={theirs}",
-    )
+    # At ratio 1 any shards compute the same.
+    if ratio < 1:
+        check_private(config, found, checkpoint)
 
 
 def _check_state(config: Config, state: State, checkpoint: Path) -> None:

@@ -73,7 +73,7 @@ REFUSED = {
     "not a checkpoint": (["initialize=hf"], r"config.json has no 'caat'"),
     "another model": (
         ["model=tiny"],
-        r"model.layers=4, but initialize=llama holds a model with 2: leave the model out",
+        r"model.layers=4, but initialize=llama holds a model with 2: give model.layers=2, or leave",
     ),
     "another size": (["model.ffn=96"], r"model.ffn=96, but initialize=llama holds a model with 48"),
     "another tokenizer": (

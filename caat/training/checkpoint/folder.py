@@ -43,13 +43,13 @@ def latest(checkpoints: Path) -> Path | None:
     return checkpoints / name if NAME.fullmatch(name) and (checkpoints / name).is_dir() else None
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | Path, setting: str = "checkpoint") -> Path:
     """The checkpoint folder meant by ``path``: itself, or the latest of a run or checkpoints folder.
 
-    Raises ``ValueError`` if there is none.
+    Raises ``ValueError`` if there is none, naming the ``setting`` that was given.
     """
     start = Path(path).expanduser()
-    require(start.is_dir(), f"checkpoint={path} is not a folder: give a run folder or a checkpoint in it")
+    require(start.is_dir(), f"{setting}={path} is not a folder: give a run folder or a checkpoint in it")
     if (start / "config.json").is_file():
         return start
     for checkpoints in (start, start / "checkpoints"):
@@ -57,7 +57,7 @@ def find(path: str | Path) -> Path:
             whole = [folder for folder in (latest(checkpoints), *whole_checkpoints(checkpoints)) if folder]
             require(bool(whole), f"{checkpoints / LATEST} names no checkpoint that is there")
             return whole[0]
-    raise ValueError(f"checkpoint={path} holds no checkpoint: no config.json, and no `latest` file in it")
+    raise ValueError(f"{setting}={path} holds no checkpoint: no config.json, and no `latest` file in it")
 
 
 @contextmanager
