@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
     tasks.check_data()
-    out = result_path(folder, config.out, "evaluation.json")
+    limited = "" if config.limit is None else f"-limit-{config.limit}"
+    out = result_path(folder, config.out, f"evaluation{limited}.json")
     if not ran_in_processes("launch.evaluate", argv, config.launch):
         _evaluate(config, folder, tasks, out)
 
@@ -86,7 +87,9 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
                 table.add_row(task, metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}")
     console().print(table)
     try:
-        _track(folder, results)
+        # Scores of a part are not to be compared with those of other runs.
+        if config.limit is None:
+            _track(folder, results)
     except ValueError as error:
         print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)
     print(out)

@@ -20,7 +20,7 @@ def result_file(out: str | None, default: str | Path) -> Path:
     good = there.is_file() if there == path else there.is_dir()
     require(
         good and os.access(there, os.W_OK),
-        f"the result cannot be written to {path} ({there} is {_what(there, path)}): give out=FILE",
+        f"the result cannot be written to {path} ({there} is {_what(there, path)}): give another out=",
     )
     return path
 

@@ -37,12 +37,14 @@ PACKAGES = (
     "numpy",
 )
 
-# Settings, by how their names begin, that say where and how a run is trained, not what comes of it.
-DEPLOYMENT = (
-    *("run.", "resume", "launch.", "tracker", "checkpoint.", "zero", "parallel.processes"),
-    *("data.dir", "data.workers", "train.micro_batch", "train.max_skipped", "train.log_every"),
-    *("train.check_replicas_every", "train.peak_tflops"),
+# Settings, by how their names begin, that say where a run is kept and watched;
+KEEPING = (
+    *("run.", "resume", "launch.hang_seconds", "launch.max_restarts", "tracker", "checkpoint."),
+    *("data.dir", "data.workers", "train.max_skipped", "train.log_every", "train.check_replicas_every"),
+    "train.peak_tflops",
 )
+# and those that say where and how it is trained, not what comes of it.
+DEPLOYMENT = (*KEEPING, "launch.", "zero", "parallel.processes", "train.micro_batch")
 
 
 def open_run_folder(config: Config) -> Path:

@@ -50,11 +50,7 @@ class Setting:
     @property
     def shown(self) -> str:
         """The default as a user would type it."""
-        if isinstance(self.default, list):
-            return f"[{','.join(map(str, self.default))}]"
-        if self.default is None or isinstance(self.default, bool):
-            return {None: "null", True: "true", False: "false"}[self.default]
-        return "required" if self.default == "???" else str(self.default)
+        return "required" if self.default == "???" else typed(self.default)
 
     def parse(self, text: str) -> Any:
         """The value of ``text``: as it stands for text (or null), else as YAML reads it."""
@@ -64,6 +60,18 @@ class Setting:
             return yaml.safe_load(text)
         except yaml.YAMLError:
             return text  # of the wrong type, as the schema will say
+
+
+def typed(value: Any) -> str:
+    """``value`` as a user would type it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{typed(each)}' for key, each in value.items())}}}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
 
 
 def field_types(schema: type) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def tokenize(config: DataConfig, out: Path) -> None:
 
 
 def _make(config: DataConfig, folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
         tokenize(config, partial)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from conf.report import ReportConfig
 from launch.config import load_verb
+from launch.results import result_file
 
 if TYPE_CHECKING:
     from launch.report.page import Contents
@@ -46,7 +47,7 @@ def write_report(
     """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; what is in them, and where.
 
     ``out`` is by default the only folder given, or the one in which all of them lie. Raises ``ValueError`` as
-    :func:`launch.report.runs.find_runs`.
+    :func:`launch.report.runs.find_runs`, or if nothing can be written there.
     """
     from launch.report.page import Contents, as_json, html, markdown
     from launch.report.pictures import pictures
@@ -63,22 +64,20 @@ def write_report(
     contents = Contents(title, rows, scores(groups), same, differing, unfinished, problems)
 
     place = Path(out).expanduser() if out else _common(folders)
-    place.mkdir(parents=True, exist_ok=True)
     texts = {
         "report.html": html(contents, pictures(groups, rows) if rows else {}),
         "report.md": markdown(contents),
         "report.json": json.dumps(as_json(contents), indent=2) + "\n",
     }
-    for name, text in texts.items():
-        (place / name).write_text(text, encoding="utf-8")
-    return contents, [place / name for name in texts]
+    written = [result_file(str(place / name), "") for name in texts]
+    place.mkdir(parents=True, exist_ok=True)
+    for path, text in zip(written, texts.values(), strict=True):
+        path.write_text(text, encoding="utf-8")
+    return contents, written
 
 
 def _common(folders: Sequence[str]) -> Path:
-    """The folder that all lie in, or the only one."""
+    """The deepest one that all lie in, or are."""
     paths = [Path(folder).expanduser().resolve() for folder in folders]
-    if len(paths) == 1:
-        return paths[0]
-    return next(
-        up for up in (paths[0].parent, *paths[0].parent.parents) if all(up in p.parents for p in paths)
-    )
+    first = paths[0]
+    return next(up for up in (first, *first.parents) if all(up in (p, *p.parents) for p in paths))

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.report.pictures import numbered
 from launch.report.runs import Problem, Run
+from launch.settings import typed
 
 MIB = 2**20
 STYLE = """
@@ -143,7 +144,7 @@ def html(contents: Contents, pictures: Mapping[str, str]) -> str:
     folders = [[row["label"], folder] for row in contents.rows for folder in row["runs"]]
     if folders:
         parts.append("<h2>Run folders</h2>" + _table(["variant", "folder"], folders, "text"))
-    same = [[name, _text(value)] for name, value in sorted(contents.same.items())]
+    same = [[name, typed(value)] for name, value in sorted(contents.same.items())]
     parts.append("<details><summary>Settings that all runs share</summary>")
     parts.append(_table(["setting", "value"], same, "text") + "</details>")
     body = "\n".join(parts)
@@ -177,14 +178,7 @@ def _unfinished(contents: Contents) -> list[list[str]]:
 
 
 def _values(differing: Mapping[str, Sequence[Any]]) -> list[list[str]]:
-    return [[name, ", ".join(_text(value) for value in found)] for name, found in sorted(differing.items())]
-
-
-def _text(value: Any) -> str:
-    """As the user would type it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
+    return [[name, ", ".join(typed(value) for value in found)] for name, found in sorted(differing.items())]
 
 
 def _seeds(seeds: Sequence[int]) -> str:

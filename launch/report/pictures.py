@@ -42,7 +42,7 @@ def _curves(axes: Axes, variants: Sequence[Variant]) -> None:
         tokens, _, low, high = _validation(variant)
         axes.fill_between(tokens, low, high, color=colour, alpha=0.2, lw=0)
         tokens, middle, _, _ = _validation(variant)
-        axes.plot(tokens, middle, "o-", color=colour, ms=3, lw=1.6, label=variant.label)
+        axes.plot(tokens, middle, "o-", color=colour, ms=3, lw=1.6, label=_plain(variant.label))
     axes.set(xlabel="trained tokens", ylabel="loss (nats per token)")
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
@@ -86,7 +86,9 @@ def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         sent = row["bytes_per_step"] / MIB if counted else row["synchronised"]
         loss, spread = row["validation_loss"], row["validation_loss_spread"] or 0.0
         axes.errorbar(sent, loss, yerr=spread, fmt="o", color=colour, ms=7, capsize=4, lw=1)
-        axes.annotate(row["label"], (sent, loss), (8, 4), textcoords="offset points", fontsize=8, color=INK)
+        axes.annotate(
+            _plain(row["label"]), (sent, loss), (8, 4), textcoords="offset points", fontsize=8, color=INK
+        )
     axes.margins(x=0.2, y=0.15)
     sent_by = "MiB per step and process, both directions" if counted else "share of channels synchronised"
     axes.set(xlabel=sent_by, ylabel="validation loss (nats per token)")
@@ -94,7 +96,7 @@ def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     turned = len(rows) > 6 or max(len(row["label"]) for row in rows) > 12
-    axes.set_xticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+    axes.set_xticks(range(len(rows)), [_plain(row["label"]) for row in rows], fontsize=8)
     if turned:
         axes.tick_params(axis="x", rotation=20)
     axes.margins(x=0.12)
@@ -124,6 +126,11 @@ def _by_tokens(variant: Variant, field: str) -> tuple[list[int], list[float]]:
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
     """Over the last ``window`` values."""
     return [mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+
+
+def _plain(label: str) -> str:
+    """Without what matplotlib would read as a formula."""
+    return label.replace("$", r"\$")
 
 
 def _colours(count: int) -> list[str]:

@@ -10,13 +10,12 @@ from statistics import NormalDist, mean, stdev
 from typing import Any
 
 from launch.report.runs import Run, settings
-from launch.run_folder import DEPLOYMENT
+from launch.run_folder import DEPLOYMENT, KEEPING
+from launch.settings import typed
 
 SEED, RATIO = "seed", "sync.ratio"
 # 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-# Settings that say where and how a run was kept, not what was trained.
-NOT_COMPARED = ("run.", "tracker.", "checkpoint.", "resume", "launch.hang_seconds", "launch.max_restarts")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Variant:
     def label(self) -> str:
         # What is null was left to its default.
         others = [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            f"{name}={typed(value)}"
             for name, value in self.settings.items()
             if name != RATIO and value is not None
         ]
@@ -198,7 +197,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def _compared_settings(run: Run) -> dict[str, Any]:
-    return {k: v for k, v in settings(run.config).items() if not k.startswith(NOT_COMPARED)}
+    return {k: v for k, v in settings(run.config).items() if not k.startswith(KEEPING)}
 
 
 def _others(variant: Variant) -> tuple:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from launch.console import console
 from launch.report.page import Contents, cells, score_cells
+
+# A row that is too long for the terminal goes on in its next line: no figure is cut off.
+UNLIMITED = 10_000
 
 
 def show(contents: Contents) -> None:
     """Print the tables, and what did not finish or cannot be read, a line each."""
-    out = console()
+    out = Console(width=UNLIMITED)
     if contents.rows:
         out.print(_table(contents.title, *cells(contents.rows)))
         if contents.scores:
@@ -30,9 +34,10 @@ def show(contents: Contents) -> None:
 
 
 def _table(title: str, titles: Sequence[str], texts: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # As text: what is in brackets is not to be read as a style.
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, name in enumerate(titles):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in texts:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

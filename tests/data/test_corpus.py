@@ -186,7 +186,7 @@ encode._Encoder._tokens = tokens
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     assert partial.exists() == (how == signal.SIGKILL)
     assert prepare(config) == folder
     assert not partial.exists() and len(read_index(folder)["train"]) == 3

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from conf.convert import ConvertConfig
-from conf.schema import RunConfig
+from conf.generate import GenerateConfig
+from conf.schema import Config, RunConfig
 from conf.score import ScoreConfig
 from conf.tokenize import TokenizeConfig
-from launch.config import compose, load_verb, read_config, save_config
+from launch.config import compose, defaults, load_verb, read_config, save_config
 from launch.run_folder import create_run_folder
 
 
@@ -59,6 +61,19 @@ def test_a_broken_file_is_refused_and_not_executed(text, says, tmp_path, monkeyp
     with pytest.raises(ValueError, match=says):
         read_config(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["x ${checkpoint} y", "${oc.env:HOME}", r"a \${b} \\${c}", "${", r"C:\d", "$x"]
+)
+def test_text_stays_as_it_was_typed(prompt):
+    assert load_verb(GenerateConfig, ["checkpoint=ck", f"prompt={prompt}"]).prompt == prompt
+
+
+def test_the_defaults_shown_are_those_that_are_used():
+    for schema, used in ((Config, compose([])), (TokenizeConfig, load_verb(TokenizeConfig, []))):
+        for name, setting in defaults(schema).items():
+            assert attrgetter(setting.field)(used) == setting.default, name
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -64,6 +64,14 @@ def test_rate_and_delay_by_hand():
     assert fitted["delay_seconds"] == pytest.approx(1e-3)
 
 
+def test_a_larger_message_that_was_faster_is_no_infinite_rate():
+    rows = [{"bytes": 4096, "seconds": 2e-3}, {"bytes": 65536, "seconds": 1e-3}]
+    assert fit(rows, 2) == {
+        "bytes_per_second": pytest.approx(65536 / 1e-3),
+        "delay_seconds": pytest.approx(1e-3, rel=0.1),
+    }
+
+
 @pytest.mark.slow
 def test_the_link_between_two_processes(tmp_path):
     doctor.main(["sizes=[4,1024]", f"out={tmp_path / 'doctor.json'}"])
@@ -72,7 +80,10 @@ def test_the_link_between_two_processes(tmp_path):
     assert [row["bytes"] for row in link["messages"]] == [4096, 1 << 20]
 
 
-@pytest.mark.parametrize(("setting", "says"), [("sizes=[]", "is empty"), ("sizes=[0]", "must be above 0")])
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [("sizes=[]", "need two"), ("sizes=[64,64]", "need two"), ("sizes=[0,4]", "must be above 0")],
+)
 def test_mistakes(setting, says):
     with pytest.raises(ValueError, match=says):
         doctor.main([setting])

@@ -39,11 +39,11 @@ def run(tmp_path):
 
 
 def test_table_json_and_metrics(run, tasks, capsys):
-    evaluate.main([f"checkpoint={run}", f"tasks={tasks}", "limit=4"])
+    evaluate.main([f"checkpoint={run}", f"tasks={tasks}"])
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(run / "evaluation.json")
     found = json.loads((run / "evaluation.json").read_text())
-    assert sorted(found["results"]) == sorted(NAMES) and found["limit"] == 4
+    assert sorted(found["results"]) == sorted(NAMES) and found["limit"] is None
     for task, metrics in found["results"].items():
         name, value = next(iter(metrics.items()))
         assert task in printed and name in printed and f"{value:.4f}" in printed
@@ -57,20 +57,35 @@ def test_table_json_and_metrics(run, tasks, capsys):
 def test_what_no_run_wrote_gets_its_results_beside_its_weights(run, tasks, tmp_path, monkeypatch, capsys):
     shutil.copytree(find(run), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    evaluate.main(["checkpoint=model", f"tasks={tasks}", "limit=2"])
+    evaluate.main(["checkpoint=model", f"tasks={tasks}"])
     assert (tmp_path / "model" / "evaluation.json").is_file()
     # Wherever one stands, a run's are in its folder.
     monkeypatch.chdir(find(run).parent)
-    evaluate.main([f"checkpoint={find(run).name}", f"tasks={tasks}", "limit=2"])
+    evaluate.main([f"checkpoint={find(run).name}", f"tasks={tasks}"])
     assert (run / "evaluation.json").is_file()
     assert "eval/tiny_choice/acc" in (run / "metrics.jsonl").read_text()
 
 
 def test_a_run_that_cannot_be_read_costs_no_results(run, tasks, capsys):
     (run / "config.yaml").write_text("of: another version\n")
-    evaluate.main([f"checkpoint={run}", f"tasks={tasks}", "limit=2"])
+    evaluate.main([f"checkpoint={run}", f"tasks={tasks}"])
     assert json.loads((run / "evaluation.json").read_text())["results"]
     assert "WARNING: not added to the metrics of the run" in capsys.readouterr().err
+
+
+def test_scores_of_a_part_are_kept_apart(run, tasks):
+    evaluate.main([f"checkpoint={run}", f"tasks={tasks}"])
+    before = [(run / name).read_text() for name in ("evaluation.json", "metrics.jsonl")]
+    evaluate.main([f"checkpoint={run}", f"tasks={tasks}", "limit=1"])
+    assert json.loads((run / "evaluation-limit-1.json").read_text())["limit"] == 1
+    assert before == [(run / name).read_text() for name in ("evaluation.json", "metrics.jsonl")]
+
+
+def test_a_place_that_cannot_be_written_is_said_first(run, tasks, tmp_path, capsys):
+    for out, says in ((tmp_path, "is a folder"), (run / "config.yaml" / "x", "is no folder")):
+        with pytest.raises(ValueError, match=f"cannot be written.*{says}"):
+            evaluate.main([f"checkpoint={run}", f"tasks={tasks}", f"out={out}"])
+    assert not capsys.readouterr().out
 
 
 def test_standard_errors_are_told_from_filtered_metrics():

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from caat.training.watchdog import HUNG_STATUS
-from launch import errors
+from conf.schema import LaunchConfig
+from launch import errors, pretrain
 from launch.config import compose
-from launch.run_folder import create_run_folder, write_status
+from launch.run_folder import create_run_folder, read_status, read_why, write_status
 from launch.sweep.outcomes import Outcome, _quoted
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import ROOT
@@ -110,6 +111,26 @@ def test_reasons():
     assert errors.reason(3) == "too many steps in a row were not finite"
     assert errors.reason(137) == "a process was ended by SIGKILL"
     assert errors.reason(1) == "a process failed with status 1"
+    # Above 128, and no signal; and one without a name.
+    assert errors.reason(255) == "a process failed with status 255"
+    assert errors.reason(128 + 40) == "a process was ended by signal 40"
+
+
+def test_a_run_whose_process_was_killed_has_failed(tmp_path, monkeypatch):
+    for status, before, after in (
+        (137, "running", "failed"),
+        (3, "failed", "failed"),
+        (75, "stopped", "stopped"),
+    ):
+
+        def ended(*_, status=status, before=before):
+            write_status(tmp_path, before, "as it said")
+            return status
+
+        monkeypatch.setattr(pretrain, "run_workers", ended)
+        assert pretrain.run_in_processes(tmp_path, LaunchConfig(processes=2)) == status
+        assert read_status(tmp_path) == after
+        assert read_why(tmp_path) == ("a process was ended by SIGKILL" if status == 137 else "as it said")
 
 
 @pytest.fixture

@@ -154,6 +154,26 @@ def test_a_label_leaves_out_what_was_left_to_its_default(tmp_path):
     assert {group.label for group in groups} == {"ratio 0.5", "ratio 0.5, sync.private_scale=1"}
 
 
+def test_seeds_are_one_variant_wherever_they_were_kept(tmp_path):
+    for seed in (1, 2):
+        config = compose([f"seed={seed}", f"data.dir=of-{seed}", f"train.log_every={seed}"])
+        write_run(tmp_path / str(seed), config, [8.0, 7.0])
+    (group,) = variants(find_runs([str(tmp_path)])[0])
+    assert len(group.runs) == 2
+
+
+def test_figures_are_whole_in_a_narrow_terminal_and_labels_are_no_markup(tmp_path, monkeypatch, capsys):
+    for number in range(6):
+        for seed in (1, 2):
+            config = compose([f"data.text_field='a$^{number}$[/b]'", f"seed={seed}"])
+            write_run(tmp_path / f"{number}-{seed}", config, [8.0, 7.12345678])
+    monkeypatch.setenv("COLUMNS", "60")
+    report.main([str(tmp_path), "title=[/7b] draft"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("[/7b] draft") and "…" not in printed
+    assert printed.count("7.1235 ± 0.0000") == 6 and "data.text_field=a$^5$[/b]" in printed
+
+
 def test_a_ratio_that_changes_is_a_variant(tmp_path):
     for ratio in ("1", "{0:0,3:0.5}"):
         write_run(tmp_path / ratio[0], compose([f"sync.ratio={ratio}"]), [8.0, 7.0])

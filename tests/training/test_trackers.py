@@ -11,6 +11,7 @@ import wandb
 
 from caat.data.tokenizer import load_tokenizer, train_tokenizer
 from caat.training.trackers import open_trackers
+from caat.training.trackers.jsonl import JsonLines
 from caat.training.trackers.samples import CONTINUATION, Samples
 from caat.training.trackers.tracker import Guarded, Tracker
 from caat.training.trackers.wandb_run import default_group
@@ -84,6 +85,18 @@ def test_a_tracker_that_fails_is_a_warning(capsys):
         "caat: WARNING: Somebody fails (the network is gone); training goes on",
         "caat: WARNING: Somebody fails (no server); training goes on",
     ]
+
+
+def test_scores_added_to_a_run_that_was_killed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    for _ in range(2):
+        lines = JsonLines(path, None)
+        lines.log({"step": 1, "eval/a/b": 0.5})
+        lines.close({})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1}, {"step": 1, "eval/a/b": 0.5}, {"step": 1, "eval/a/b": 0.5}
+    ]  # fmt: skip
 
 
 def test_wandb_offline(tokenizer, tmp_path, monkeypatch, capsys):

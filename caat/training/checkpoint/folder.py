@@ -64,8 +64,8 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
 def written_aside(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes the new or empty ``folder`` once whole; an error leaves nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f"{folder.name}.tmp")
-    # Of a conversion that was killed.
+    # Hidden, as nothing of the user's that lies beside it: what a conversion that was killed left is removed.
+    aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:

@@ -13,12 +13,15 @@ from caat.training.trackers.tracker import Tracker
 class JsonLines(Tracker):
     """One JSON object a line, flushed at once: a killed run keeps what it had.
 
-    Lines of steps after ``done``, which a resumed run does again, are dropped first; None: all stay.
+    Lines of steps after ``done``, which a resumed run does again, are dropped first; None: all stay. A last
+    line that a killed run left torn goes in any case.
     """
 
     def __init__(self, path: Path, done: int | None) -> None:
         if path.is_file() and done is not None:
             _drop_lines_after(path, done)
+        elif path.is_file():
+            _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -27,6 +30,14 @@ class JsonLines(Tracker):
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """In place: a run may be writing to the file, and never writes less than a line at a time."""
+    with path.open("r+b") as file:
+        text = file.read()
+        if not text.endswith(b"\n"):
+            file.truncate(text.rfind(b"\n") + 1)
 
 
 def _drop_lines_after(path: Path, done: int) -> None:
