@@ -46,7 +46,7 @@ def find_tasks(given: Sequence[str]) -> Tasks:
     """
     require(
         find_spec("lm_eval") is not None,
-        "evaluation needs lm-eval, which is not installed: pip install 'caat[eval]'",
+        "evaluation needs lm-eval, which is not installed: pip install lm-eval",
     )
     from lm_eval.tasks import TaskManager
 

@@ -285,7 +285,7 @@ def _check_tracker(config: Config) -> None:
     """Raise ``ValueError`` unless the trackers chosen can be used here."""
     require(
         not config.tracker.tensorboard or installed("tensorboard"),
-        "tracker=tensorboard needs TensorBoard: pip install 'caat[tensorboard]', or leave it out",
+        "tracker=tensorboard needs TensorBoard: pip install tensorboard, or leave it out",
     )
     require(
         config.tracker.wandb != "online" or wandb_login(),

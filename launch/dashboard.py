@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     if not config.dry_run:
         require(
             installed("wandb_workspaces"),
-            "caat dashboard needs wandb-workspaces: pip install 'caat[dashboard]', or give dry_run=true to "
+            "caat dashboard needs wandb-workspaces: pip install wandb-workspaces, or give dry_run=true to "
             "see what would be made",
         )
         require(

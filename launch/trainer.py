@@ -39,6 +39,8 @@ from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
 
+# More than these teach a model its text by heart.
+MANY_PASSES = 20
 # Raised on all ranks at the same step; each says in its message what happened.
 ENDINGS: dict[type[Exception], int] = {
     NonFiniteError: NOT_FINITE,
@@ -215,16 +217,21 @@ def _restore(engine: Engine, tensors: Sequence[FullTensors], source: Path | None
 def _opening(
     config: Config, mesh: Mesh, engine: Engine, device: torch.device, tokens: int, folder: Path
 ) -> str:
-    """What runs, in three lines."""
+    """What runs, in a few lines."""
     c = config.train
+    passes = c.steps * c.global_batch * c.sequence / tokens
     lines = [
         f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
         f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
         f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, "
         f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {device.type}",
-        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens; "
-        f"run folder {folder}",
+        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
+        f"({passes:.2g} passes); run folder {folder}",
     ]
+    if passes > MANY_PASSES:
+        lines.append(
+            f"note: the text is read {passes:,.0f} times over: data.path=... or data=fineweb_edu give more"
+        )
     if engine.stage != config.zero.stage:
         lines.append(
             f"note: zero.stage={config.zero.stage} in bf16 is wrong in DeepSpeed under tensor parallelism "

@@ -40,7 +40,7 @@ def megatron_core_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module |
             from megatron.core import ModelParallelConfig, parallel_state, tensor_parallel
         except ImportError:
             if dist.get_rank() == 0:
-                print("megatron-core is not installed (pip install 'caat[peers]'): left out")
+                print("megatron-core is not installed (pip install megatron-core): left out")
             return None
     warnings.filterwarnings("ignore", message="When using async grad allreduce")
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=config.processes)

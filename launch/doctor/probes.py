@@ -20,11 +20,11 @@ GIB = 2**30
 LITTLE_DISK, LITTLE_SHARED = 20 * GIB, GIB
 # Module, package, what it is for, and how to get it.
 OPTIONAL = (
-    ("tensorboard", "tensorboard", "tracker=tensorboard", "pip install 'caat[tensorboard]'"),
-    ("wandb_workspaces", "wandb-workspaces", "caat dashboard", "pip install 'caat[dashboard]'"),
-    ("lm_eval", "lm-eval", "caat evaluate", "pip install 'caat[eval]'"),
+    ("tensorboard", "tensorboard", "tracker=tensorboard", "pip install tensorboard"),
+    ("wandb_workspaces", "wandb-workspaces", "caat dashboard", "pip install wandb-workspaces"),
+    ("lm_eval", "lm-eval", "caat evaluate", "pip install lm-eval"),
     ("transformers", "transformers", "Hugging Face models", "pip install 'transformers>=5.0'"),
-    ("megatron", "megatron-core", "caat bench peers", "pip install 'caat[peers]'"),
+    ("megatron", "megatron-core", "caat bench peers", "pip install megatron-core"),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
+pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
 
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
+pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
 
 from lm_eval.api.instance import Instance
 

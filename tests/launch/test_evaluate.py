@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
+pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
 
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import State, write_state

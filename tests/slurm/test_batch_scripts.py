@@ -103,7 +103,7 @@ def test_a_job_that_is_told_to_stop_goes_on_and_reaches_the_same_loss(cluster, u
 
 
 def test_a_trained_model_is_evaluated(cluster, undisturbed):
-    pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'caat[eval]'")
+    pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
     settings = [f"checkpoint={undisturbed}", f"tasks={write_tasks(cluster.work / 'tasks')}", "limit=2"]
     job = cluster.sbatch(EVALUATE, *settings, "out=scores.json", **HERE, PROCESSES="2")
     assert cluster.wait(job) == "COMPLETED", log(cluster, job)
