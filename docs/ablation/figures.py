@@ -1,0 +1,137 @@
+"""The tables and the picture of docs/ablation.md, from the run folders or from the figures kept in runs.json.
+
+python docs/ablation/figures.py collect outputs/sweeps/...    # runs.json: what each run measured
+python docs/ablation/figures.py                               # Markdown tables; docs/images/ablation.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import yaml
+
+from launch.report.statistics import Sample
+
+HERE = Path(__file__).parent
+RUNS, PICTURE = HERE / "runs.json", HERE.parent / "images" / "ablation.png"
+# What tells the runs apart, and what it is where a run says nothing of it.
+SETTINGS: dict[str, Any] = {
+    "sync.ratio": None,
+    "parallel.tensor": 8,
+    "sync.private_scale": None,
+    "optim.lr": None,
+    "sync.pattern": "fixed",
+    "sync.sums": "exact",
+    "sync.norms": "summed",
+}
+Run = dict[str, Any]
+
+
+def collect(folders: Iterable[str]) -> None:
+    """Keep the settings and the last figures of every finished run below ``folders``."""
+    found = []
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("config.yaml")):
+        status = path.with_name("status.json")
+        if not status.is_file() or json.loads(status.read_text())["status"] != "finished":
+            continue
+        config = yaml.safe_load(path.read_text())
+        records = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
+        last = records[-1]
+        scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
+        found.append(
+            {name: _at(config, name, default) for name, default in SETTINGS.items()}
+            | {"seed": config["seed"], "tokens": last["tokens"], "validation_loss": last["validation_loss"]}
+            | {"bits_per_byte": scores}
+        )
+    found.sort(key=lambda run: json.dumps(run, sort_keys=True))
+    RUNS.write_text("[\n" + ",\n".join(json.dumps(run) for run in found) + "\n]\n")
+
+
+def _at(config: dict[str, Any], name: str, default: Any) -> Any:
+    for key in name.split("."):
+        config = config.get(key, default) if isinstance(config, dict) else default
+    return config
+
+
+def variants(runs: Iterable[Run]) -> dict[tuple, dict[int, Run]]:
+    """Runs by seed, by their other settings."""
+    found: dict[tuple, dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        # A ratio that changes is a mapping.
+        found[tuple(json.dumps(run[name]) for name in SETTINGS)][run["seed"]] = run
+    return dict(found)
+
+
+def label(run: Run) -> str:
+    """What a variant is called, but for its learning rate."""
+    ratio = run["sync.ratio"]
+    words = [
+        f"ratio {ratio:g}"
+        if not isinstance(ratio, dict)
+        else "ratio " + " then ".join(f"{r:g} from step {s}" for s, r in ratio.items())
+    ]
+    if run["parallel.tensor"] != 8:
+        words.append(f"{run['parallel.tensor']} shards")
+    if run["sync.private_scale"] is not None:
+        words.append(f"scale {run['sync.private_scale']:g}")
+    words += [
+        str(run[f"sync.{name}"])
+        for name in ("pattern", "sums", "norms")
+        if run[f"sync.{name}"] != SETTINGS[f"sync.{name}"]
+    ]
+    return ", ".join(words)
+
+
+def compared(variant: dict[int, Run], base: dict[int, Run], figure: Callable[[Run], float]) -> Sample | None:
+    """``figure`` less that of ``base``, seed by seed."""
+    seeds = sorted(variant.keys() & base.keys())
+    return Sample(tuple(figure(variant[seed]) - figure(base[seed]) for seed in seeds)) if seeds else None
+
+
+def shown(sample: Sample | None, form: str = "{:+.4f}") -> str:
+    if sample is None:
+        return ""
+    interval = "" if sample.interval is None else f" ± {sample.interval:.4f}"
+    return form.format(sample.mean) + interval
+
+
+def tables(runs: list[Run]) -> str:
+    """Every variant: seeds, loss, difference to ratio 1 at its best learning rate; then by source."""
+    groups = variants(runs)
+    best = min(
+        (g for g in groups.values() if next(iter(g.values()))["sync.ratio"] == 1),
+        key=lambda g: g[min(g)]["validation_loss"],
+    )
+    lines = ["| | learning rate | seeds | validation loss | less ratio 1 |", "|---|---|---|---|---|"]
+    order = sorted(groups.values(), key=lambda g: (label(g[min(g)]), g[min(g)]["optim.lr"]))
+    for group in order:
+        run = group[min(group)]
+        loss = Sample(tuple(each["validation_loss"] for _, each in sorted(group.items())))
+        spread = "" if loss.spread is None else f" ± {loss.spread:.4f}"
+        delta = "" if group is best else shown(compared(group, best, lambda r: r["validation_loss"]))
+        seeds = ", ".join(map(str, sorted(group)))
+        lines.append(f"| {label(run)} | {run['optim.lr']:g} | {seeds} | {loss.mean:.4f}{spread} | {delta} |")
+    sources = sorted(best[min(best)]["bits_per_byte"])
+    lines += [
+        "",
+        f"| bits per byte less ratio 1 | {' | '.join(s.removeprefix('loss_') for s in sources)} |",
+        f"|{'---|' * (len(sources) + 1)}",
+    ]
+    for group in order:
+        if group is not best:
+            cells = [shown(compared(group, best, lambda r, s=s: r["bits_per_byte"][s])) for s in sources]
+            run = group[min(group)]
+            lines.append(f"| {label(run)}, {run['optim.lr']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["collect"]:
+        collect(sys.argv[2:])
+    print(tables(json.loads(RUNS.read_text())))
