@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
+from matplotlib.figure import Figure
 
 from launch.report.statistics import Sample
 
@@ -30,6 +30,8 @@ SETTINGS: dict[str, Any] = {
     "sync.sums": "exact",
     "sync.norms": "summed",
 }
+# Of experiment=ablation.
+STEPS, HIDDEN = 2000, 256
 Run = dict[str, Any]
 
 
@@ -106,7 +108,7 @@ def tables(runs: list[Run]) -> str:
     groups = variants(runs)
     best = min(
         (g for g in groups.values() if next(iter(g.values()))["sync.ratio"] == 1),
-        key=lambda g: g[min(g)]["validation_loss"],
+        key=_first_loss,
     )
     lines = ["| | learning rate | seeds | validation loss | less ratio 1 |", "|---|---|---|---|---|"]
     order = sorted(groups.values(), key=lambda g: (label(g[min(g)]), g[min(g)]["optim.lr"]))
@@ -114,7 +116,7 @@ def tables(runs: list[Run]) -> str:
         run = group[min(group)]
         loss = Sample(tuple(each["validation_loss"] for _, each in sorted(group.items())))
         spread = "" if loss.spread is None else f" ± {loss.spread:.4f}"
-        delta = "" if group is best else shown(compared(group, best, lambda r: r["validation_loss"]))
+        delta = "" if group is best else shown(compared(group, best, _loss))
         seeds = ", ".join(map(str, sorted(group)))
         lines.append(f"| {label(run)} | {run['optim.lr']:g} | {seeds} | {loss.mean:.4f}{spread} | {delta} |")
     sources = sorted(best[min(best)]["bits_per_byte"])
@@ -125,13 +127,80 @@ def tables(runs: list[Run]) -> str:
     ]
     for group in order:
         if group is not best:
-            cells = [shown(compared(group, best, lambda r, s=s: r["bits_per_byte"][s])) for s in sources]
+            cells = [shown(compared(group, best, _score_on(source))) for source in sources]
             run = group[min(group)]
             lines.append(f"| {label(run)}, {run['optim.lr']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def share_of_bytes(run: Run) -> float:
+    """Bytes inside the layers, of those of full synchronisation in bfloat16; all patterns send the same."""
+    ratio = run["sync.ratio"]
+    if isinstance(ratio, dict):
+        starts = [*(int(step) for step in ratio), STEPS]
+        spans = zip(ratio.values(), starts, starts[1:], strict=False)
+        return sum(value * (end - start) for value, start, end in spans) / STEPS
+    # One byte a channel, and a float32 scale a token, instead of two bytes a channel.
+    return ratio / 2 + 4 / (2 * HIDDEN) if run["sync.sums"] == "int8" else ratio
+
+
+def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
+    """Of variants that differ in the learning rate alone, the one whose first seed has the lowest loss."""
+    found: dict[str, dict[int, Run]] = {}
+    for group in groups:
+        name = label(group[min(group)])
+        if name not in found or _first_loss(group) < _first_loss(found[name]):
+            found[name] = group
+    return list(found.values())
+
+
+def draw(runs: list[Run]) -> None:
+    """Loss against bytes, each variant at its best learning rate, less ratio 1 with the same seed."""
+    groups = best_of(variants(run for run in runs if run["parallel.tensor"] == 8).values())
+    base = next(group for group in groups if label(group[min(group)]) == "ratio 1")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="#888888", lw=1)
+    for group in groups:
+        run, delta = group[min(group)], compared(group, base, _loss)
+        if delta is None:
+            continue
+        scaled = run["sync.private_scale"] is None
+        axes.errorbar(
+            share_of_bytes(run),
+            delta.mean,
+            yerr=delta.interval or 0.0,
+            fmt="o" if scaled else "s",
+            color="#0072b2" if scaled else "#d55e00",
+            capsize=4,
+            lw=1,
+        )
+        name = f"{label(run)} ({len(delta.values)})"
+        axes.annotate(name, (share_of_bytes(run), delta.mean), (7, 4), textcoords="offset points", fontsize=8)
+    axes.set(
+        xlabel="bytes inside the layers, as a share of full synchronisation",
+        ylabel="validation loss less that of ratio 1\n(nats per token; in brackets the seeds)",
+    )
+    axes.margins(x=0.15, y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PICTURE, dpi=130)
+
+
+def _loss(run: Run) -> float:
+    return run["validation_loss"]
+
+
+def _score_on(source: str) -> Callable[[Run], float]:
+    return lambda run: run["bits_per_byte"][source]
+
+
+def _first_loss(group: dict[int, Run]) -> float:
+    return group[min(group)]["validation_loss"]
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["collect"]:
         collect(sys.argv[2:])
-    print(tables(json.loads(RUNS.read_text())))
+    kept = json.loads(RUNS.read_text())
+    print(tables(kept))
+    draw(kept)

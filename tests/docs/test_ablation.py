@@ -1,0 +1,37 @@
+"""docs/ablation: the page's figures are those of the runs, and its text can be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "docs" / "ablation"
+
+
+def test_the_page_says_what_the_runs_measured(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "ablation")
+    (tmp_path / "images").mkdir()
+    command = [sys.executable, str(tmp_path / "ablation" / "figures.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [line for line in FOLDER.with_suffix(".md").read_text().splitlines() if line.startswith("| ratio")]
+    assert rows and not set(rows) - set(printed)
+    assert (tmp_path / "images" / "ablation.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="four of the sources are packages of Debian")
+def test_prose(tmp_path):
+    command = [sys.executable, str(FOLDER / "prose.py"), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=600)
+    train, held_out = (tmp_path / name for name in ("prose.jsonl", "prose-validation.jsonl"))
+    rows, others = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (train, held_out)
+    )
+    assert len({row["source"] for row in rows}) == len({row["source"] for row in others}) == 9
+    assert len(rows) > 20_000 and sum(len(row["text"]) for row in rows) > 45e6
+    assert not {row["text"] for row in rows} & {row["text"] for row in others}
