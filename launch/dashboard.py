@@ -53,7 +53,7 @@ SECTIONS = {
 def main(argv: list[str]) -> None:
     """Make the workspace and print its address; raises ``ValueError`` if wandb is not ready for it."""
     config = load_verb(DashboardConfig, argv)
-    out = result_file(config.out, "outputs/dashboard.json")
+    out = result_file(config.out or "outputs/dashboard.json")
     if not config.dry_run:
         require(
             installed("wandb_workspaces"),

@@ -104,4 +104,4 @@ def result_path(folder: Path, out: str | None, name: str) -> Path:
 
     Raises ``ValueError`` if it cannot be written.
     """
-    return result_file(out, (run_of(folder) or folder) / name)
+    return result_file(out or (run_of(folder) or folder) / name)

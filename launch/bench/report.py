@@ -36,7 +36,7 @@ class Report:
         cannot be written.
         """
         self.name, self.columns = name, columns
-        self.out = result_file(out, f"outputs/bench-{name}-{datetime.now():%Y%m%d-%H%M%S}.json")
+        self.out = result_file(out or f"outputs/bench-{name}-{datetime.now():%Y%m%d-%H%M%S}.json")
         self.rows: list[dict] = []
 
     def add(self, **figures: str | float | None) -> None:

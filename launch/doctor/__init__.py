@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     _show(findings, measured)
     result = {"findings": [asdict(finding) for finding in findings], "link": measured or None}
     try:
-        out = result_file(config.out, f"outputs/doctor-{datetime.now():%Y%m%d-%H%M%S}.json")
+        out = result_file(config.out or f"outputs/doctor-{datetime.now():%Y%m%d-%H%M%S}.json")
         write_json(out, result)
         print(out)
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     own = settings_of(PlanConfig)
     asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
     plan = load_verb(PlanConfig, asked)
-    out = result_file(plan.out, f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
+    out = result_file(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
     config = compose([text for text in argv if text not in asked])
     result = make_plan(plan, config)
     show(result)

@@ -69,7 +69,7 @@ def write_report(
         "report.md": markdown(contents),
         "report.json": json.dumps(as_json(contents), indent=2) + "\n",
     }
-    written = [result_file(str(place / name), "") for name in texts]
+    written = [result_file(place / name) for name in texts]
     place.mkdir(parents=True, exist_ok=True)
     for path, text in zip(written, texts.values(), strict=True):
         path.write_text(text, encoding="utf-8")
