@@ -226,7 +226,7 @@ def _opening(
         f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, "
         f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {device.type}",
         f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
-        f"({passes:.2g} passes); run folder {folder}",
+        f"({passes:,.2f} passes); run folder {folder}",
     ]
     if passes > MANY_PASSES:
         lines.append(

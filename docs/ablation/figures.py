@@ -20,18 +20,9 @@ from launch.report.statistics import Sample
 
 HERE = Path(__file__).parent
 RUNS, PICTURE = HERE / "runs.json", HERE.parent / "images" / "ablation.png"
-# What tells the runs apart, and what it is where a run says nothing of it.
-SETTINGS: dict[str, Any] = {
-    "sync.ratio": None,
-    "parallel.tensor": 8,
-    "sync.private_scale": None,
-    "optim.lr": None,
-    "sync.pattern": "fixed",
-    "sync.sums": "exact",
-    "sync.norms": "summed",
-}
-# Of experiment=ablation.
-STEPS, HIDDEN = 2000, 256
+# What tells the runs apart.
+SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr")
+SHARDS = 8
 Run = dict[str, Any]
 
 
@@ -47,7 +38,7 @@ def collect(folders: Iterable[str]) -> None:
         last = records[-1]
         scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
         found.append(
-            {name: _at(config, name, default) for name, default in SETTINGS.items()}
+            {name: _at(config, name) for name in SETTINGS}
             | {"seed": config["seed"], "tokens": last["tokens"], "validation_loss": last["validation_loss"]}
             | {"bits_per_byte": scores}
         )
@@ -55,38 +46,26 @@ def collect(folders: Iterable[str]) -> None:
     RUNS.write_text("[\n" + ",\n".join(json.dumps(run) for run in found) + "\n]\n")
 
 
-def _at(config: dict[str, Any], name: str, default: Any) -> Any:
-    for key in name.split("."):
-        config = config.get(key, default) if isinstance(config, dict) else default
-    return config
+def _at(config: dict[str, Any], name: str) -> Any:
+    group, key = name.split(".")
+    return config[group][key]
 
 
 def variants(runs: Iterable[Run]) -> dict[tuple, dict[int, Run]]:
     """Runs by seed, by their other settings."""
     found: dict[tuple, dict[int, Run]] = defaultdict(dict)
     for run in runs:
-        # A ratio that changes is a mapping.
-        found[tuple(json.dumps(run[name]) for name in SETTINGS)][run["seed"]] = run
+        found[tuple(run[name] for name in SETTINGS)][run["seed"]] = run
     return dict(found)
 
 
 def label(run: Run) -> str:
     """What a variant is called, but for its learning rate."""
-    ratio = run["sync.ratio"]
-    words = [
-        f"ratio {ratio:g}"
-        if not isinstance(ratio, dict)
-        else "ratio " + " then ".join(f"{r:g} from step {s}" for s, r in ratio.items())
-    ]
-    if run["parallel.tensor"] != 8:
+    words = [f"ratio {run['sync.ratio']:g}"]
+    if run["parallel.tensor"] != SHARDS:
         words.append(f"{run['parallel.tensor']} shards")
     if run["sync.private_scale"] is not None:
         words.append(f"scale {run['sync.private_scale']:g}")
-    words += [
-        str(run[f"sync.{name}"])
-        for name in ("pattern", "sums", "norms")
-        if run[f"sync.{name}"] != SETTINGS[f"sync.{name}"]
-    ]
     return ", ".join(words)
 
 
@@ -133,17 +112,6 @@ def tables(runs: list[Run]) -> str:
     return "\n".join(lines)
 
 
-def share_of_bytes(run: Run) -> float:
-    """Bytes inside the layers, of those of full synchronisation in bfloat16; all patterns send the same."""
-    ratio = run["sync.ratio"]
-    if isinstance(ratio, dict):
-        starts = [*(int(step) for step in ratio), STEPS]
-        spans = zip(ratio.values(), starts, starts[1:], strict=False)
-        return sum(value * (end - start) for value, start, end in spans) / STEPS
-    # One byte a channel, and a float32 scale a token, instead of two bytes a channel.
-    return ratio / 2 + 4 / (2 * HIDDEN) if run["sync.sums"] == "int8" else ratio
-
-
 def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
     """Of variants that differ in the learning rate alone, the one whose first seed has the lowest loss."""
     found: dict[str, dict[int, Run]] = {}
@@ -156,7 +124,7 @@ def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
 
 def draw(runs: list[Run]) -> None:
     """Loss against bytes, each variant at its best learning rate, less ratio 1 with the same seed."""
-    groups = best_of(variants(run for run in runs if run["parallel.tensor"] == 8).values())
+    groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
     base = next(group for group in groups if label(group[min(group)]) == "ratio 1")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -167,7 +135,7 @@ def draw(runs: list[Run]) -> None:
             continue
         scaled = run["sync.private_scale"] is None
         axes.errorbar(
-            share_of_bytes(run),
+            run["sync.ratio"],
             delta.mean,
             yerr=delta.interval or 0.0,
             fmt="o" if scaled else "s",
@@ -176,7 +144,7 @@ def draw(runs: list[Run]) -> None:
             lw=1,
         )
         name = f"{label(run)} ({len(delta.values)})"
-        axes.annotate(name, (share_of_bytes(run), delta.mean), (7, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(name, (run["sync.ratio"], delta.mean), (7, 4), textcoords="offset points", fontsize=8)
     axes.set(
         xlabel="bytes inside the layers, as a share of full synchronisation",
         ylabel="validation loss less that of ratio 1\n(nats per token; in brackets the seeds)",
