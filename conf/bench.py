@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from conf.checks import require, require_choice, require_positive
 from conf.model import ModelConfig
-from conf.schema import ParallelConfig
+from conf.processes import ParallelConfig
 from conf.units import delay_seconds, rate_bytes
 
 

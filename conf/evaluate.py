@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.checks import require, require_choice, require_positive
-from conf.schema import ProcessesConfig
+from conf.processes import ProcessesConfig
 
 
 @dataclass
@@ -31,6 +31,12 @@ class EvaluateConfig:
     # The result's path; default: evaluation.json in the run folder, or beside the weights.
     out: str | None = None
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)
+
+    @property
+    def asked_otherwise(self) -> str:
+        """What makes scores that are not to be put beside others', as part of a file name; else empty."""
+        parts = {"limit": self.limit, "fewshot": self.num_fewshot, "bos": self.add_bos or None}
+        return "".join(f"-{name}-{value}" for name, value in parts.items() if value is not None)
 
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))

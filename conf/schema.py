@@ -8,70 +8,12 @@ setting is reported at once. All checks raise ``ValueError`` with the value, the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import gcd
 
 from conf.checks import check_seed, require, require_choice, require_positive
+from conf.data import DataConfig
 from conf.model import ModelConfig
+from conf.processes import LaunchConfig, ParallelConfig
 from conf.sync import SyncConfig
-
-
-@dataclass
-class ParallelConfig:
-    """Shards are architecture (N), processes are deployment (P divides N)."""
-
-    # N: shards of the model. With sync.ratio below 1, another N is another model.
-    tensor: int = 8
-    # P: processes that share one replica; default as many as the world offers and N allows.
-    processes: int | None = None
-
-    def __post_init__(self) -> None:
-        require_positive(parallel__tensor=self.tensor)
-        if self.processes is not None:
-            require_positive(parallel__processes=self.processes)
-            require(
-                self.tensor % self.processes == 0,
-                f"parallel.processes={self.processes} does not divide parallel.tensor={self.tensor}: "
-                "every process holds the same number of shards",
-            )
-
-    def tensor_processes(self, world: int) -> int:
-        """P for a world of ``world`` processes; raises ``ValueError`` if the world is not a multiple."""
-        processes = self.processes or gcd(self.tensor, world)
-        require(
-            world % processes == 0,
-            f"{world} processes cannot be cut into replicas of parallel.processes={processes}: "
-            "start a multiple of it, or leave parallel.processes out",
-        )
-        return processes
-
-
-@dataclass
-class ProcessesConfig:
-    """Who does the work."""
-
-    # Processes to start on this node. 1 works in the calling process. Ignored under torchrun.
-    processes: int = 1
-    # auto takes CUDA where every process of this node can have a GPU of its own, else the CPU.
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        require_positive(launch__processes=self.processes)
-        require_choice("launch.device", self.device, ("auto", "cpu", "cuda"))
-
-
-@dataclass
-class LaunchConfig(ProcessesConfig):
-    """Who trains, and what becomes of those that hang or die."""
-
-    # A run that does not get on for so long is ended, with the process that hangs named.
-    hang_seconds: float = 600.0
-    # After a process died: start all of them again from the last checkpoint, so many times.
-    max_restarts: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(launch__hang_seconds=self.hang_seconds)
-        require(self.max_restarts >= 0, f"launch.max_restarts={self.max_restarts} must not be negative")
 
 
 @dataclass
@@ -82,39 +24,6 @@ class ZeroConfig:
 
     def __post_init__(self) -> None:
         require(self.stage in (0, 1, 2, 3), f"zero.stage={self.stage} is not known: choose 0, 1, 2 or 3")
-
-
-@dataclass
-class DataConfig:
-    """Text in, token shards out. Prepared once per distinct setting, under ``dir``."""
-
-    # A text, jsonl or parquet file, a folder or glob of them, a folder made by `caat tokenize`,
-    # or the name of a Hugging Face dataset. Default: the quick-start text (Wikipedia introductions).
-    path: str | None = None
-    # Of a Hugging Face dataset: its configuration and split.
-    subset: str | None = None
-    split: str = "train"
-    # The column that holds the text in jsonl, parquet and Hugging Face data.
-    text_field: str = "text"
-    # A SentencePiece model or the tokenizer.json of a Hugging Face model, with the files beside it;
-    # default: a SentencePiece model of `vocab_size` pieces is trained on the text.
-    tokenizer: str | None = None
-    vocab_size: int = 32000
-    # Fraction of the documents, chosen by a hash of their text, that is held out for validation.
-    validation: float = 0.01
-    # Where prepared token shards are kept.
-    dir: str = "data"
-    # Processes that tokenise; default: one per core.
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        require_positive(data__vocab_size=self.vocab_size)
-        require(
-            0.0 < self.validation < 1.0,
-            f"data.validation={self.validation} is outside (0, 1): it is the fraction of documents held out",
-        )
-        if self.workers is not None:
-            require_positive(data__workers=self.workers)
 
 
 @dataclass
@@ -267,6 +176,10 @@ class EvalConfig:
         require(bool(self.tasks), "eval.tasks is empty: give eval.tasks=[paper], or leave eval.every out")
         if self.limit is not None:
             require_positive(eval__limit=self.limit)
+        require(
+            self.every > 0 or (list(self.tasks) == ["paper"] and self.limit is None),
+            "eval.tasks and eval.limit mean nothing without eval.every: give it, or leave them out",
+        )
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.checks import require_choice, require_positive
-from conf.schema import ProcessesConfig
+from conf.processes import ProcessesConfig
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.schema import DataConfig
+from conf.data import DataConfig
 
 
 @dataclass

@@ -16,6 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.folder import find
+from caat.training.device import PRECISIONS
 from conf.checks import require
 from conf.generate import SamplingConfig
 from eval.batches import AUTOMATIC, Batches
@@ -27,6 +28,7 @@ from layers.loss import vocab_parallel_cross_entropy
 
 # What lm-eval's own models generate if a task does not say.
 MAX_NEW_TOKENS = 256
+TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64", "auto": "fp32"}
 
 # A request as lm-eval hands it on: its texts, and the tokens of the context and of what follows it.
 Scored = tuple[Any, list[int], list[int]]
@@ -166,6 +168,11 @@ def _alike(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]
     return list(groups.values())
 
 
+def new_tokens(how: dict[str, Any]) -> int:
+    """How many tokens these generation arguments of lm-eval may make."""
+    return normalize_gen_kwargs(how, MAX_NEW_TOKENS)["max_gen_toks"]
+
+
 def _settings(how: dict[str, Any]) -> SamplingConfig:
     """Of lm-eval's generation arguments, which are those of Hugging Face's `generate`."""
     known = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
@@ -182,20 +189,35 @@ def _settings(how: dict[str, Any]) -> SamplingConfig:
 
 @register_model("caat")
 class CaatCheckpoint(CaatLM):
-    """`--model caat --model_args checkpoint=DIR,precision=fp32` of lm-eval: a run or checkpoint folder."""
+    """`--model caat --model_args checkpoint=DIR,dtype=float32` of lm-eval: a run or checkpoint folder.
+
+    ``dtype`` is lm-eval's name of what ``precision`` sets.
+    """
 
     def __init__(
         self,
         checkpoint: str,
-        precision: str = "fp32",
+        precision: str | None = None,
+        dtype: str | None = None,
         add_bos: bool = False,
         batch_size: int | str = "auto",
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
+        require(precision is None or dtype is None, "precision and dtype are the same setting: give one")
+        asked = TORCH_NAMES.get(dtype, dtype) if dtype else precision or "fp32"
+        require(
+            asked in PRECISIONS,
+            f"dtype={dtype or precision} is not known: choose from {', '.join([*TORCH_NAMES, *PRECISIONS])}",
+        )
+        require(
+            device in (None, "cpu", "cuda", "cuda:0"),
+            f"device={device} is not to be chosen: each process takes the GPU of its local rank. Leave it "
+            "out, or give cpu; CUDA_VISIBLE_DEVICES says which GPUs there are",
+        )
         folder = find(checkpoint)
         tokenizer = load_tokenizer(find_tokenizer(folder))
         batch = int(batch_size) if str(batch_size).isdigit() else 0
         # lm-eval says cuda:0 unless it is told, GPU or none, and leaves it to the model to make do.
-        model = open_model(folder, "cpu" if device == "cpu" else "auto", precision)
+        model = open_model(folder, "cpu" if device == "cpu" else "auto", asked)
         super().__init__(model, tokenizer, batch, add_bos)

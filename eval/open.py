@@ -8,7 +8,9 @@ from pathlib import Path
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.architecture import read_architecture
-from caat.training.device import DTYPES, choose_device, start_process_group
+from caat.training.checkpoint.reading import damage
+from caat.training.control import Control
+from caat.training.device import PRECISIONS, choose_device, start_process_group
 from eval.score import load_model
 from layers.gpt import GPT
 
@@ -16,7 +18,8 @@ from layers.gpt import GPT
 def open_model(folder: Path, device: str, precision: str) -> GPT:
     """The checkpoint's model in as few replicas as its shards allow; joins the world that torchrun describes.
 
-    Collective. Raises ``ValueError`` as :func:`~eval.score.load_model`, and if ``device`` is not there.
+    Collective. Raises ``ValueError`` as :func:`~eval.score.load_model`, if ``device`` is not there, and if
+    a file does not have its checksum; weights without a state.json have none.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     place = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
@@ -27,4 +30,6 @@ def open_model(folder: Path, device: str, precision: str) -> GPT:
     else:
         start_process_group(where)
         mesh = Mesh.create(shards, gcd(shards, world))
-    return load_model(folder, mesh, where, DTYPES[precision])
+    if (folder / "state.json").is_file() and (problems := damage(folder, Control(), optimizer=False)):
+        raise ValueError(f"{folder} is damaged: {'; '.join(problems)}. Give another checkpoint")
+    return load_model(folder, mesh, where, PRECISIONS[precision])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conf.checks import require
 
@@ -25,11 +25,14 @@ class Tasks:
     names: list[str]
     manager: TaskManager
 
-    def check_data(self) -> None:
-        """Raise ``ValueError`` if the data of a task cannot be had; what is downloaded is kept for later."""
+    def check(self, context: int) -> None:
+        """Raise ``ValueError`` if a task's data cannot be had, or what it generates fills the ``context``.
+
+        What is downloaded is kept for later.
+        """
         for name in self.names:
             try:
-                self.manager.load([name])
+                loaded = self.manager.load([name])["tasks"]
             except Exception as error:
                 # Of any kind: from the network, the file system, a library or the task file.
                 lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -37,6 +40,9 @@ class Tasks:
                     f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub, "
                     "or from the data_files of its task file"
                 ) from error
+            for task, its in loaded.items():
+                if its.OUTPUT_TYPE == "generate_until":
+                    _check_room(task, its.config.generation_kwargs, context)
 
 
 def find_tasks(given: Sequence[str]) -> Tasks:
@@ -66,6 +72,17 @@ def find_tasks(given: Sequence[str]) -> Tasks:
                 f"tasks={name} is neither a task of lm-eval nor a folder with task files: {hint}"
             )
     return Tasks(list(dict.fromkeys([*names, *named])), manager)
+
+
+def _check_room(task: str, arguments: dict[str, Any] | None, context: int) -> None:
+    from eval.lm_eval_model import new_tokens
+
+    generated = new_tokens(arguments or {})
+    require(
+        generated < context,
+        f"task {task} generates up to {generated} tokens, which leaves no room in the model's "
+        f"context of {context}: lower max_gen_toks in its generation_kwargs",
+    )
 
 
 def _is_folder(name: str) -> bool:

@@ -235,7 +235,7 @@ def validate(config: Config, world: int) -> None:
     if config.eval.every:
         from eval.tasks import find_tasks
 
-        find_tasks(config.eval.tasks).check_data()
+        find_tasks(config.eval.tasks).check(config.model.sequence)
     _check_run_folder(config)
 
 

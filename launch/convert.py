@@ -84,7 +84,11 @@ def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
         )
     trained = check_trained(find(folder, "from"))
     found = trained.architecture
-    how = "LlamaForCausalLM" if trained.plain else "modeling_caat.py: load it with trust_remote_code=True"
+    how = (
+        "LlamaForCausalLM"
+        if trained.architecture.plain
+        else "modeling_caat.py: load it with trust_remote_code=True"
+    )
     result = {
         "from": str(trained.folder),
         "became": f"a Hugging Face folder, {how}",

@@ -43,9 +43,8 @@ def main(argv: list[str]) -> None:
     from eval.tasks import find_tasks
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
-    tasks.check_data()
-    limited = "" if config.limit is None else f"-limit-{config.limit}"
-    out = result_path(folder, config.out, f"evaluation{limited}.json")
+    tasks.check(architecture.model.sequence)
+    out = result_path(folder, config.out, f"evaluation{config.asked_otherwise}.json")
     if not ran_in_processes("launch.evaluate", argv, config.launch):
         _evaluate(config, folder, tasks, out)
 
@@ -87,8 +86,8 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
                 table.add_row(task, metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}")
     console().print(table)
     try:
-        # Scores of a part are not to be compared with those of other runs.
-        if config.limit is None:
+        # Of a part, or with other contexts, they are not to be compared with those of other runs.
+        if not config.asked_otherwise:
             _track(folder, results)
     except ValueError as error:
         print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)
@@ -104,7 +103,7 @@ def _track(folder: Path, results: Results) -> None:
     if run is None or not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
         return
     state = read_state(folder)[0]
-    for tracker in open_trackers(read_config(run / "config.yaml"), run, None, 0):
+    for tracker in open_trackers(read_config(run / "config.yaml"), run, None):
         tracker.log({"step": state.step, "tokens": state.tokens, **flat(results)})
         tracker.close({})
 

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 from caat.data.corpus import prepare
-from conf.schema import Config, LaunchConfig
+from conf.processes import LaunchConfig
+from conf.schema import Config
 from launch.config import check_data, compose, read_config, validate
 from launch.errors import STOPPED, reason, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
-from launch.resume import check_restartable, check_resume_data
+from launch.resume import check_restartable, check_resume_data, restarted
 from launch.run_folder import claim, leave_finished, open_run_folder, read_status, write_status
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
@@ -34,9 +35,12 @@ def _main(argv: list[str]) -> int:
     # By the parent that made the folder and holds it; or, --queued-run, by a job that comes to it later.
     if argv[:1] in (["--run-folder"], ["--queued-run"]):
         given = Path(argv[1])
+        config = read_config(given / "config.yaml")
         if argv[0] == "--queued-run" and os.environ.get("RANK", "0") == "0":
             claim(given)
-        return _work(read_config(given / "config.yaml"), given)
+            if not restarted():
+                write_status(given, "starting")
+        return _work(config, given)
     flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}
     if flags:
         return _with_flags(flags, argv)
@@ -48,7 +52,8 @@ def _main(argv: list[str]) -> int:
     folder = set_up(config)
     if folder is None:
         return 0
-    if config.launch.processes == 1:
+    # Who is to start it again must not be the process that dies.
+    if config.launch.processes == 1 and config.launch.max_restarts == 0:
         return _work(config, folder)
     return run_in_processes(folder, config.launch)
 
@@ -91,12 +96,14 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
 
     A signal to this process reaches them; if they saved before they ended, the status is `STOPPED`.
     """
-    write_status(folder, "starting")
     arguments = ["--run-folder", str(folder)]
     try:
         status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
     except Stopped:
-        if read_status(folder) != "stopped":
+        ended = read_status(folder)
+        if ended == "finished":
+            return 0  # the signal came when all was done but the last figures
+        if ended != "stopped":
             write_status(folder, "failed", "ended by a signal before it could save")
             raise
         raise Stopped(STOPPED) from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 
@@ -19,11 +19,23 @@ def result_file(where: str | Path) -> Path:
         problem = "it is a folder"
     elif there != path and not there.is_dir():
         problem = f"{there} is no folder"
-    elif not os.access(there, os.W_OK):
-        problem = f"{there} is not yours to write"
+    elif said := _refused(there):
+        problem = f"{there}: {said}"
     else:
         return path
     raise ValueError(f"the result cannot be written to {path} ({problem}): give another out=")
+
+
+def _refused(there: Path) -> str | None:
+    """Why nothing can be written to this file or into this folder; permissions alone do not tell."""
+    try:
+        if there.is_file():
+            there.open("ab").close()
+        else:
+            TemporaryFile(dir=there).close()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def write_json(path: Path, result: Any, indent: int | None = 2) -> None:

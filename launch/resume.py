@@ -29,6 +29,12 @@ def check_restartable(config: Config) -> None:
         "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
     )
     require(
+        config.resume == "auto"
+        or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"
+        or os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"],
+        "torchrun --max-restarts on several nodes needs resume=auto: each node counts restarts by itself",
+    )
+    require(
         config.launch.max_restarts == 0,
         f"launch.max_restarts={config.launch.max_restarts} is for processes that caat starts, and torchrun "
         "has started these: give torchrun --max-restarts (MAX_RESTARTS in the batch scripts) instead",
@@ -37,7 +43,7 @@ def check_restartable(config: Config) -> None:
 
 def continues(config: Config, folder: Path | None = None) -> bool:
     """Whether the run goes on in a folder that an earlier start of it made: ``folder``, or ``run.dir``."""
-    run = folder or _run_folder(config)
+    run = folder or given_folder(config)
     if run is None or not (run / "config.yaml").is_file():
         return False
     if restarted() or config.resume == "auto":
@@ -51,7 +57,7 @@ def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]
 
     Raises ``ValueError`` if ``resume`` names a path without one.
     """
-    run = folder or _run_folder(config)
+    run = folder or given_folder(config)
     if run is not None and (restarted() or config.resume == "auto"):
         found = _from_latest(run / "checkpoints")
         if found or config.resume in ("auto", "never"):
@@ -146,5 +152,5 @@ def _from_latest(checkpoints: Path) -> list[Path]:
     return whole if newest is None else whole[whole.index(newest) :]
 
 
-def _run_folder(config: Config) -> Path | None:
+def given_folder(config: Config) -> Path | None:
     return None if config.run.dir is None else Path(config.run.dir).expanduser()

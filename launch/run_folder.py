@@ -41,23 +41,25 @@ PACKAGES = (
 KEEPING = (
     *("run.", "resume", "launch.hang_seconds", "launch.max_restarts", "tracker", "checkpoint."),
     *("data.dir", "data.workers", "train.max_skipped", "train.log_every", "train.check_replicas_every"),
-    "train.peak_tflops",
+    *("train.peak_tflops", "train.eval_every", "eval.every"),
 )
 # and those that say where and how it is trained, not what comes of it.
 DEPLOYMENT = (*KEEPING, "launch.", "zero", "parallel.processes", "train.micro_batch")
 
 
 def open_run_folder(config: Config) -> Path:
-    """A new run's folder, or that of the run that ``resume`` continues, claimed for this process.
+    """A new run's folder, or that of the run that ``resume`` continues: claimed, and ``starting``.
 
     Raises ``ValueError``, also if another job has claimed it.
     """
     if continues(config):
         folder = Path(str(config.run.dir)).expanduser()
         claim(folder)
-        return reopen_run_folder(config, folder)
-    folder = create_run_folder(config)
-    claim(folder)
+        reopen_run_folder(config, folder)
+    else:
+        folder = create_run_folder(config)
+        claim(folder)
+    write_status(folder, "starting")
     return folder
 
 

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_tokens(path: str) -> np.ndarray:
-    """Token numbers, int64 [batch, length] or [length]; raises ``ValueError`` for anything else."""
+    """Whole numbers [batch, length] or [length]; raises ``ValueError`` for anything else."""
     try:
         with Path(path).expanduser().open("rb") as file:
             tokens = np.lib.format.read_array(file, allow_pickle=False)
@@ -48,7 +48,7 @@ def read_tokens(path: str) -> np.ndarray:
             f"tokens={path} holds {tokens.dtype} of shape {tokens.shape}: give whole numbers of shape "
             "[length] or [batch, length], length 2 or more"
         )
-    return tokens.astype(np.int64)
+    return tokens
 
 
 def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, out: Path) -> None:
@@ -63,7 +63,7 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, 
             file=sys.stderr,
         )
     with on_mesh(folder, config.launch, config.precision) as model:
-        rows = torch.from_numpy(np.atleast_2d(tokens)).to(model.norm.weight.device)
+        rows = torch.from_numpy(np.atleast_2d(tokens.astype(np.int64))).to(model.norm.weight.device)
         scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
     if first_rank():
         _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1), out)

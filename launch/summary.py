@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from caat.data.loader import sequence_count
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes
@@ -17,14 +18,14 @@ from conf.partition import shared_channels
 from conf.schema import Config
 
 
-def baselines(tokens: Path) -> dict[str, float]:
-    """Validation loss, in nats per token, of two models that look at nothing.
+def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
+    """Validation loss, in nats per token, of two models that look at nothing, on the same targets.
 
     ``uniform``: every piece alike. ``unigram``: the training text's piece frequencies, plus one each.
     """
     held_out = TokenShards(tokens, "validation")
     counts = np.load(tokens / "unigram.npy").astype(np.float64) + 1
-    text = held_out.read(0, len(held_out))
+    text = held_out.read(1, sequence * min(count, sequence_count(held_out, sequence)))
     return {
         "uniform": log(held_out.vocab_size),
         "unigram": float(-np.log(counts / counts.sum())[text].mean()),
@@ -33,10 +34,11 @@ def baselines(tokens: Path) -> dict[str, float]:
 
 def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Path) -> dict:
     """Print and write what the run came to; ``record`` is its last step's."""
-    c, base = config.train, baselines(tokens)
+    c = config.train
+    base = baselines(tokens, c.sequence, c.eval_sequences)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    # Benchmarks of `caat evaluate` are lines of their own.
-    records = [record for line in lines if "loss" in (record := json.loads(line))]
+    # Benchmarks are lines of their own.
+    records = [each for each in map(json.loads, lines) if "loss" in each]
     sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
     full = full_sync_bytes(config, mesh, record["ratio"], sent)
     # The first steps warm caches up.

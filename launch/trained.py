@@ -15,7 +15,7 @@ from caat.training.checkpoint.architecture import Architecture, read_architectur
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import read_checksums
 from conf.checks import require
-from conf.schema import ProcessesConfig
+from conf.processes import ProcessesConfig
 from launch.processes import run_workers, under_torchrun
 from launch.results import result_file
 

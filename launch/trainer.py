@@ -116,7 +116,7 @@ def train_run(
     output = None
     if first:
         output = Output(
-            open_trackers(config, folder, start.step, start.tokens),
+            open_trackers(config, folder, (start.step, start.tokens)),
             Samples(find_tokenizer(tokens), _shown_samples(config)),
             RunProgress(c.steps, start.step, folder / "log.txt"),
         )

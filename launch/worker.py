@@ -16,9 +16,10 @@ from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.config import check_data
+from launch.errors import STOPPED
 from launch.initial import check_initial
-from launch.resume import check_resume_data
-from launch.run_folder import leave_finished, open_run_folder
+from launch.resume import check_resume_data, given_folder, restarted
+from launch.run_folder import leave_finished, open_run_folder, read_status
 from launch.trainer import ENDINGS, train_run
 
 # What another rank that failed first gets to say so, before this one reports that it lost the connection.
@@ -49,6 +50,10 @@ def work(config: Config, folder: Path | None) -> None:
             leave_finished(config, folder)
         return
 
+    known = folder or given_folder(config)
+    if restarted() and known is not None and read_status(known) == "stopped":
+        # To torchrun a process that was told to stop, and saved, is one that died.
+        sys.exit(STOPPED)
     with StopRequest() as request:
         start_process_group(device)
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)

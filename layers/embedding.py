@@ -25,7 +25,9 @@ class _SumForward(torch.autograd.Function):
 class VocabParallelEmbedding(nn.Module):
     """Rows of the table are cut over the shards: [batch, seq] -> [batch, seq, hidden], the same everywhere.
 
-    Weight [local vocabulary, hidden]. Raises ``ValueError`` if N does not divide the (padded) vocabulary.
+    Weight [local vocabulary, hidden]. Tokens must be in [0, padded vocabulary): another is an error on one
+    process, and a vector of zeros on several. Raises ``ValueError`` if N does not divide the (padded)
+    vocabulary.
     """
 
     def __init__(self, padded_vocab: int, hidden: int, mesh: Mesh) -> None:

@@ -114,6 +114,7 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
         c, length = self.config, tokens.shape[-1]
+        # First, so that backward the sum of their gradients is the last, and no other has to wait for it.
         gammas = norm_weights(self, self.mesh)
         embedded = self.embedding(tokens)
         positions: Tensor = torch.arange(length, device=tokens.device)

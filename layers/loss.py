@@ -9,6 +9,9 @@ from torch import Tensor
 
 from caat.parallel.mesh import Mesh
 
+# A target that counts for nothing, as in torch.
+IGNORED = -100
+
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
@@ -27,9 +30,12 @@ class _CrossEntropy(torch.autograd.Function):
         both = torch.stack([(local_total - largest).exp_(), picked])
         total, picked = mesh.tensor.all_reduce(both, "forward", "loss")
         log_total = total.log() + largest
-        ctx.save_for_backward(local, (local_total - log_total).exp_(), index, here)
+        ignored = targets == IGNORED
+        # Without a share in the sum there is no gradient.
+        share = (local_total - log_total).exp_().masked_fill_(ignored, 0.0)
+        ctx.save_for_backward(local, share, index, here)
         ctx.dtype = logits.dtype
-        return log_total - picked
+        return (log_total - picked).masked_fill_(ignored, 0.0)
 
     @staticmethod
     def backward(ctx, loss_grad: Tensor):  # type: ignore[override]
@@ -53,13 +59,15 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: in
     """-log softmax(logits)[target] of every token, in float32 (float64 for float64 logits).
 
     ``logits`` [..., local vocabulary], the slices of the processes in rank order; ``targets`` [...]. Entries
-    at or past ``vocab_size`` are padding and get no probability. Returns [...], the same on every process;
-    backward needs no communication.
+    at or past ``vocab_size`` are padding and get no probability. Where the target is -100 the loss is 0, as
+    is its gradient (a loss mask); all others must be in [0, vocab_size). Returns [...], the same on every
+    process; backward needs no communication.
     """
     logits = mask_padding(logits, vocab_size, mesh)
     if mesh.processes == 1:
         wide = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.flatten(0, -2).to(wide), targets.flatten(), reduction="none").view_as(
-            targets
+        losses = F.cross_entropy(
+            logits.flatten(0, -2).to(wide), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
+        return losses.view_as(targets)
     return _CrossEntropy.apply(logits, targets, mesh)

@@ -20,14 +20,19 @@ fi
 # torchrun hands these to its processes, and leaves them the time to save.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
+# torchrun would give each process one core, whatever Slurm has given the job.
+cores=$((${SLURM_CPUS_PER_TASK:-1} / PROCESSES))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}"
 # Of an earlier start: what it says below is to be of this one.
-! grep -qs '"stopped"' "$run/status.json" || rm "$run/status.json"
+! grep -qsE '"(stopped|finished)"' "$run/status.json" || rm "$run/status.json"
 
 status=0
 # If one node fails, the others get a minute to say what they saw of it.
 srun --ntasks-per-node=1 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     "$PYTHON" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$PROCESSES" \
     --max-restarts "$MAX_RESTARTS" -m launch.pretrain "$@" || status=$?
+# A signal that came when all was done but the last figures has stopped torchrun, not the run.
+if grep -qs '"finished"' "$run/status.json"; then exit 0; fi
 if [ "$status" -ne 0 ] && grep -qs '"stopped"' "$run/status.json"; then
     echo "stopped and saved: back into the queue, to go on in $run"
     scontrol requeue "$SLURM_JOB_ID"

@@ -23,7 +23,7 @@ from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, tok
 from caat.data.split import held_out_below, is_held_out
 from caat.data.text import batches, check_source, load_documents
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
-from conf.schema import DataConfig
+from conf.data import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

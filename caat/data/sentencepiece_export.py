@@ -44,6 +44,15 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
             return files
         if theirs.decode(ids) != tokenizer.decode(ids):
             return files
+    # A piece that its user defined is taken before all others, and no merge makes it.
+    texts = [
+        f"a{piece}b".replace("\u2581", " ")
+        for number, piece in enumerate(pieces)
+        if _is_text(tokenizer, number)
+    ]
+    encoded = theirs.encode_batch(texts, add_special_tokens=False)
+    if [each.ids for each in encoded] != tokenizer.encode(texts):
+        return files
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
@@ -58,6 +67,10 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
         "tokenizer.json": theirs.to_str(pretty=True).encode(),
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
     }
+
+
+def _is_text(tokenizer: SentencePieceTokenizer, number: int) -> bool:
+    return not (tokenizer.is_control(number) or tokenizer.is_unknown(number) or tokenizer.is_byte(number))
 
 
 def _llama_like(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> tokenizers.Tokenizer:
@@ -87,7 +100,7 @@ def _merges(
     """Every way to put a piece together from two, the pieces that SentencePiece prefers first."""
     merges = []
     for number, piece in enumerate(pieces):
-        if tokenizer.is_control(number) or tokenizer.is_unknown(number) or tokenizer.is_byte(number):
+        if not _is_text(tokenizer, number):
             continue
         halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         whole = [pair for pair in halves if pair[0] in numbers and pair[1] in numbers]

@@ -90,7 +90,10 @@ class TokenShards:
         return self._starts[-1]
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """The tokens [start, start + length) as int64 [length], across file borders where need be."""
+        """The tokens [start, start + length) as int64 [length], across file borders where need be.
+
+        Raises ``ValueError`` for one that the tokenizer does not have.
+        """
         stop = start + length
         assert 0 <= start <= stop <= len(self), (start, length, len(self))
         out = np.empty(length, dtype=np.int64)
@@ -100,6 +103,11 @@ class TokenShards:
             first, last = self._starts[number], min(self._starts[number + 1], stop)
             out[at - start : last - start] = self._map(number)[at - first : last - first]
             at, number = last, number + 1
+        if length and (largest := out.max()) >= self.vocab_size:
+            raise ValueError(
+                f"the {self.split} tokens [{start:,}, {stop:,}) in {self.folder} hold {largest}, and its "
+                f"tokenizer has 0 to {self.vocab_size - 1}: remove the folder and prepare it again"
+            )
         return out
 
     def _map(self, number: int) -> np.ndarray:

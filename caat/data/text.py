@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from caat.data.quickstart import quickstart_text
 from caat.data.tokenizer import TOKENIZER_FILES
-from conf.schema import DataConfig
+from conf.data import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -53,7 +53,7 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
     """
     if vocab_size <= SMALLEST:
         raise ValueError(
-            f"data.vocab_size={vocab_size} must be above {SMALLEST}: three special pieces and the 256 bytes "
+            f"vocab_size={vocab_size} must be above {SMALLEST}: three special pieces and the 256 bytes "
             "come first"
         )
     from sentencepiece import SentencePieceTrainer
@@ -123,12 +123,12 @@ def _remedy(vocab_size: int, message: str) -> str:
     if "too high" in message:
         largest = re.search(r"<= (\d+)", message)
         return (
-            f"data.vocab_size={vocab_size} is too large for this text: lower it to "
+            f"vocab_size={vocab_size} is too large for this text: lower it to "
             f"{largest.group(1) if largest else 'less'} at most (and the model's with it) or give more text"
         )
     if "smaller than required" in message:
         return (
-            f"data.vocab_size={vocab_size} is too small for the characters of this text: "
-            "raise it (data.vocab_size=... and the model's with it)"
+            f"vocab_size={vocab_size} is too small for the characters of this text: "
+            "raise it (and the model's with it)"
         )
-    return f"no tokenizer of data.vocab_size={vocab_size} could be trained on this text: {message.strip()}"
+    return f"no tokenizer of vocab_size={vocab_size} could be trained on this text: {message.strip()}"

@@ -35,6 +35,8 @@ class Collectives:
         self._recorded: list[Tensor] | None = None
         self._replayed: Iterator[Tensor] | None = None
         self._background = Background()
+        # Of the last sum that another thread or stream makes.
+        self._arrived: Wait = _nothing
 
     def all_reduce(
         self,
@@ -45,6 +47,7 @@ class Collectives:
     ) -> Tensor:
         """Sum (or ``op``) the contiguous ``message`` over the P processes, in place, and return it."""
         if self.processes > 1 and message.numel() > 0:
+            self._arrived()
             dist.all_reduce(message, op, group=self.group)
             self._count(message, direction, purpose)
         return message
@@ -53,6 +56,7 @@ class Collectives:
         """The contiguous ``message`` of every process, in the order of their ranks, side by side in dim 0."""
         if self.processes == 1:
             return message
+        self._arrived()
         gathered = message.new_empty(self.processes * len(message), *message.shape[1:])
         dist.all_gather(list(gathered.split(len(message))), message, group=self.group)
         self._count(message, direction, purpose)
@@ -61,16 +65,17 @@ class Collectives:
     def start_sum(self, x: Tensor, direction: Direction, purpose: str) -> Wait:
         """Start to sum the contiguous activations ``x`` in place, as :attr:`wire` says.
 
-        ``x`` must be left alone until the returned function has been called, and no other collective may
-        start meanwhile: processes match them by their order.
+        ``x`` must be left alone until the returned function has been called. Another collective that starts
+        meanwhile waits for it where another thread makes the sum: processes match messages by their order.
         """
         if self.processes == 1 or x.numel() == 0:
             return _nothing
+        self._arrived()
         message = self.wire.cast(x)
         self._count(message, direction, purpose)
         if self.wire.by_slices(message, self.processes):
             add_up = partial(sum_by_slices, sum_dtype=self.wire.sum_dtype, group=self.group)
-            arrived = self._background.run(add_up, message)
+            arrived = self._arrived = self._background.run(add_up, message)
         else:
             work = dist.all_reduce(message, group=self.group, async_op=True)
             assert work is not None

@@ -31,7 +31,7 @@ class Mesh:
     def create(shards: int, processes: int, wire: Wire | None = None) -> Mesh:
         """Build the groups over the initialised world; every rank must call it with the same arguments.
 
-        Raises ``ValueError`` if ``processes`` divides neither ``shards`` nor the world.
+        Raises ``ValueError`` unless ``processes`` divides both ``shards`` and the world.
         """
         world, rank = dist.get_world_size(), dist.get_rank()
         for name, value in (("shards", shards), ("world size", world)):

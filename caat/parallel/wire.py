@@ -15,7 +15,7 @@ from caat.parallel.priority import wake_first
 from conf.sync import SyncConfig
 
 Wait = Callable[[], object]
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+WIRE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Wire:
     @staticmethod
     def of(sync: SyncConfig) -> Wire:
         """As the settings say; ``auto`` sends activations in their own type and sums them in float32."""
-        dtype = None if sync.wire_dtype == "auto" else DTYPES[sync.wire_dtype]
-        return Wire(dtype, DTYPES.get(sync.sum_dtype, torch.float32), sync.overlap)
+        dtype = None if sync.wire_dtype == "auto" else WIRE_DTYPES[sync.wire_dtype]
+        return Wire(dtype, WIRE_DTYPES.get(sync.sum_dtype, torch.float32), sync.overlap)
 
     def cast(self, x: Tensor) -> Tensor:
         """``x`` as it travels; itself if the type is the same."""
@@ -44,6 +44,7 @@ class Wire:
         return processes > 2 and torch.promote_types(message.dtype, self.sum_dtype) != message.dtype
 
 
+@torch.no_grad()  # the thread of a Background has gradients on, whatever its caller has
 def sum_by_slices(message: Tensor, sum_dtype: torch.dtype, group: dist.ProcessGroup | None) -> None:
     """Replace the contiguous ``message`` by its sum over the processes, added in ``sum_dtype``, rounded once.
 

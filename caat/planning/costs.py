@@ -32,7 +32,7 @@ def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str
 def sync_bytes(c: ModelConfig, channels: int, tokens: int, element_size: int) -> int:
     """Bytes into the all-reduces inside the layers, per process and direction, for ``tokens`` tokens.
 
-    Two messages a layer of ``channels`` shared channels each (design, section 3); ``channels`` = hidden is
+    Two messages a layer of ``channels`` shared channels each (docs/how-it-works.md); ``channels`` = hidden is
     full synchronisation as in Megatron.
     """
     return 2 * c.layers * channels * tokens * element_size

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 
 class Control:
-    """A group of all ranks. Every rank makes it, and every method is called by all of them, in one thread."""
+    """A group of all ranks, or a lone process. Every rank makes it and calls every method, in one thread."""
 
     def __init__(self) -> None:
-        self.world, self.rank = dist.get_world_size(), dist.get_rank()
+        self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         self.group = dist.new_group(backend="gloo") if self.world > 1 else None
 
     def maximum(self, *values: int) -> list[int]:

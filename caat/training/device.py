@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from caat.training.meeting import meet
 from caat.training.memory import peak_resident_bytes
 
 # What is computed with, by the name that the user gives.
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 # Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins: H200 stands for GH200 too.
 PEAK_TFLOPS = (
+    ("H200 NVL", 835.0),
     ("H200", 989.0),
+    ("H100 NVL", 835.0),
     ("H100 PCIe", 756.0),
     ("H100", 989.0),
     ("H800", 989.0),
@@ -55,7 +59,7 @@ def start_process_group(device: torch.device, timeout: timedelta = timedelta(min
     if "RANK" in os.environ:
         store, rank, world = next(rendezvous("env://", timeout=timeout))
         # After a restart torchrun gives the same store again, in which the addresses of dead processes are.
-        store = dist.PrefixStore(_attempt(), store)
+        store = dist.PrefixStore(meet(store, rank, world, timeout), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     else:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
@@ -69,11 +73,9 @@ def side_store() -> dist.Store | None:
     env = os.environ
     address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
-    return dist.PrefixStore(f"{_attempt()}/side", store)
-
-
-def _attempt() -> str:
-    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    name: list[str | None] = [secrets.token_hex(8)]
+    dist.broadcast_object_list(name, src=0)
+    return dist.PrefixStore(f"side-{name[0]}", store)
 
 
 def stop_process_group() -> None:

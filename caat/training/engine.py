@@ -149,14 +149,6 @@ class Engine:
             dist.all_reduce(value, group=self.mesh.data_group)
         return float(value) / self.mesh.data_size
 
-    def local_weight(self, name: str) -> Tensor:
-        """This process's shards of a parameter in float32 (the master weights); collective over replicas."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        parameter = self.model.get_parameter(name)
-        full = safe_get_full_fp32_param(parameter) if self.stage > 0 else None
-        return (parameter if full is None else full).detach().float()
-
     def fragments(self) -> dict[str, Fragment]:
         """Live views of the optimizer state that this process holds, by parameter."""
         return fragments(self.model, self._engine.optimizer, self._optimizer, self.stage)
@@ -197,11 +189,9 @@ class _Mpu:
     """What DeepSpeed asks of a tensor-parallel topology."""
 
     def __init__(self, mesh: Mesh) -> None:
-        # DeepSpeed wants a group even of one; groups of one are made by every rank together.
-        singles = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
-        alone = singles[dist.get_rank()]
+        # DeepSpeed wants a group even of one.
         self._mesh = mesh
-        self._tensor_group = mesh.tensor.group if mesh.processes > 1 else alone
+        self._tensor_group = mesh.tensor.group or dist.new_group([dist.get_rank()])
         self._data_group = mesh.data_group if mesh.data_group is not None else dist.group.WORLD
 
     def get_model_parallel_rank(self):

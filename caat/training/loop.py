@@ -67,7 +67,7 @@ def train(
     """Train from ``start`` to ``config.train.steps`` steps; returns the last step's record.
 
     ``validation()`` gives this rank's held-out batches, ``benchmarks(step)`` further figures of the model,
-    every ``eval.every`` steps and at the end. Raises on every rank at the same step:
+    every ``eval.every`` steps and at the end, logged by themselves. Raises on every rank at the same step:
     :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving), :class:`SaveError`, and
     :class:`~caat.training.replicas.DriftError`.
     """
@@ -134,8 +134,6 @@ def train(
             record["validation_loss"] = _number(
                 engine.evaluate(_watched(validation(), to.watchdog, step), see)
             )
-        if benchmarks is not None and (last or step % config.eval.every == 0):
-            record |= benchmarks(step)
         if output:
             samples = output.samples.take() if validate else []
             for tracker in output.trackers:
@@ -164,13 +162,22 @@ def train(
             due = False
             to.watchdog.beat(f"saving step {step}")
             now = replace(state, adam_steps=engine.adam_steps, random=random_state())
-            _bear(partial(to.saver.save, now), config, output)
-        if last or stop:
-            to.watchdog.beat(f"waiting until step {step} is on disk")
-            # What the run came to is not to be lost: here a failure stops it in any case.
-            to.saver.wait()
+            # That an earlier one failed must not keep this one from being written.
+            _bear(to.saver.wait, config, output)
+            if last or stop:
+                # What the run came to is not to be lost: here a failure stops it in any case.
+                to.saver.save(now)
+                to.saver.wait()
+            else:
+                _bear(partial(to.saver.save, now), config, output)
         if stop and not last:
             raise StoppedBySignal(stop, step)
+        if benchmarks is not None and (last or step % config.eval.every == 0):
+            # They take long and may fail: what was trained and measured so far is on disk first.
+            _bear(to.saver.wait, config, output)
+            scores = benchmarks(step)
+            for tracker in output.trackers if output else ():
+                tracker.log({"step": step, "tokens": state.tokens, **scores})
     return record
 
 

@@ -44,6 +44,8 @@ class Watchdog:
         self._store, self._rank, self._world, self._seconds = store, rank, world, seconds
         self._beats, self._doing, self._last = 0, "starting", time.monotonic()
         self._main = threading.main_thread().ident
+        # Benchmarks silence what the whole process prints.
+        self._stderr = sys.stderr
         self._stopped = threading.Event()
         self._put(f"process/{rank}", {"host": socket.gethostname(), "pid": os.getpid()})
         # By rank, as far as they are known.
@@ -120,7 +122,7 @@ class Watchdog:
         text = diagnosis(reports, self._world, self._seconds, hosts)
         first = self._rank == min(reports) and self.claim_failure(text)
         if first:
-            print(f"caat: error: {text}", file=sys.stderr, flush=True)
+            print(f"caat: error: {text}", file=self._stderr, flush=True)
         # Once one rank is gone, the collectives that others wait in fail, and they with another status.
         time.sleep(LATER_SECONDS if first else 2 * LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):

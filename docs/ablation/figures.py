@@ -35,7 +35,10 @@ def collect(folders: Iterable[str]) -> None:
             continue
         config = yaml.safe_load(path.read_text())
         records = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
-        last = records[-1]
+        # The last step's record, and its benchmarks beside it.
+        last = {
+            name: v for each in records if each["step"] == records[-1]["step"] for name, v in each.items()
+        }
         scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
         found.append(
             {name: _at(config, name) for name in SETTINGS}

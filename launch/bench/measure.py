@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from caat.training.device import DTYPES, choose_device, start_process_group, stop_process_group
+from caat.training.device import PRECISIONS, choose_device, start_process_group, stop_process_group
 from conf import bench
 from conf.bench import BenchStackConfig
 from launch.bench.profiling import profile_rows
@@ -60,7 +60,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
     for variant, size in zip(variants, sizes, strict=True):
         if size["bytes_forward"]:
             runs[f"alone {size['bytes_forward']}"] = _messages_alone(
-                variant, device, DTYPES[config.precision]
+                variant, device, PRECISIONS[config.precision]
             )
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import flops_per_token
-from caat.training.device import DTYPES, choose_device, memory_gib, peak_tflops
+from caat.training.device import PRECISIONS, choose_device, memory_gib, peak_tflops
 from conf.bench import BenchMfuConfig
 from launch.bench.report import Report
 from launch.config import load_verb
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[float]:
     """Of each step: forward, backward, AdamW."""
-    dtype = DTYPES[config.precision]
+    dtype = PRECISIONS[config.precision]
     full = initial_weights(config.model, 1)
     model = GPT.empty(config.model, Mesh(shards), config.ratio, device=device, dtype=dtype).fill(full)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import DTYPES
+from caat.training.device import PRECISIONS
 from caat.training.engine import import_deepspeed
 from conf.bench import BenchStackConfig
 from launch.bench.stack import ColumnLinear, OurStack, PlainStack, copy_weights
@@ -47,7 +47,7 @@ def megatron_core_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module |
     settings = ModelParallelConfig(
         tensor_model_parallel_size=config.processes,
         use_cpu_initialization=True,
-        params_dtype=DTYPES[config.precision],
+        params_dtype=PRECISIONS[config.precision],
     )
     common = {"config": settings, "init_method": nn.init.zeros_, "bias": False, "skip_bias_add": False}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import DTYPES, choose_device
+from caat.training.device import PRECISIONS, choose_device
 from caat.training.memory import peak_resident_bytes
 from conf.bench import BenchShardsConfig
 from launch.bench.dense import DenseGPT
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 def _step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
     """One step of the variant: forward, backward, AdamW."""
     device = choose_device(config.device, 0, 1)
-    dtype = DTYPES[config.precision]
+    dtype = PRECISIONS[config.precision]
     shape = config.model(config.vocab_size)
     name, cut = list(VARIANTS.items())[variant]
     model: DenseGPT | GPT

@@ -19,7 +19,7 @@ from caat.data.corpus import prepare, tokenize
 from caat.data.quickstart import quickstart_text
 from caat.training.memory import peak_resident_bytes
 from conf.bench import BenchTokenizeConfig
-from conf.schema import DataConfig
+from conf.data import DataConfig
 from launch.bench.report import Report
 from launch.config import load_verb
 

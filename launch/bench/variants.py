@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
-from caat.training.device import DTYPES
+from caat.training.device import PRECISIONS
 from conf.bench import BenchGenerateConfig, BenchStackConfig
 from launch.bench.peer_stacks import autotp_stack, domino_stack, megatron_core_stack, torch_stack
 from launch.bench.stack import OurStack, copy_weights, megatron_stack
@@ -125,11 +125,11 @@ def _plain(config: BenchStackConfig, device, mode: str, group, make_step: MakeSt
 def _input(config: BenchStackConfig, device: torch.device) -> Tensor:
     torch.manual_seed(1)
     size = (config.batch, config.sequence, config.hidden)
-    return torch.randn(*size, device=device, dtype=DTYPES[config.precision]).requires_grad_()
+    return torch.randn(*size, device=device, dtype=PRECISIONS[config.precision]).requires_grad_()
 
 
 def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> Callable[[], float]:
-    stack = stack.to(device, DTYPES[config.precision])
+    stack = stack.to(device, PRECISIONS[config.precision])
     x = _input(config, device)
 
     def step() -> float:
@@ -144,7 +144,7 @@ def _step(config: BenchStackConfig, device: torch.device, stack: nn.Module) -> C
 def _generation_step(
     config: BenchGenerateConfig, device: torch.device, stack: nn.Module, prompt: bool
 ) -> Callable[[], float]:
-    dtype = DTYPES[config.precision]
+    dtype = PRECISIONS[config.precision]
     stack = stack.to(device, dtype)
     torch.manual_seed(1)
     x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)

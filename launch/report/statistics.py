@@ -67,10 +67,18 @@ class Variant:
         ]
         return ", ".join([f"ratio {self.runs[0].config.sync.describe_ratio()}", *others])
 
+    def by_seed(self, figure: Callable[[Run], float | None]) -> dict[int, float]:
+        """``figure`` for each seed that has it; of runs that repeat a seed, the mean."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for run in self.runs:
+            if (value := figure(run)) is not None:
+                found[run.config.seed].append(value)
+        return {seed: mean(values) for seed, values in found.items()}
+
     def sample(self, figure: Callable[[Run], float | None]) -> Sample | None:
-        """``figure`` over the runs that have it; None if none has."""
-        values = tuple(value for value in map(figure, self.runs) if value is not None)
-        return Sample(values) if values else None
+        """``figure`` over the seeds that have it; None if none has."""
+        values = self.by_seed(figure)
+        return Sample(tuple(values.values())) if values else None
 
 
 def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
@@ -115,12 +123,8 @@ def difference_to_full(
     full = [v for v in full if _trained(v) == _trained(variant)] or [
         v for v in full if _at_ratio_1(v) == _at_ratio_1(variant)
     ]
-    base = {run.config.seed: figure(run) for other in full for run in other.runs}
-    differences = [
-        value - loss
-        for run in variant.runs
-        if (value := figure(run)) is not None and (loss := base.get(run.config.seed)) is not None
-    ]
+    base = {seed: value for other in full for seed, value in other.by_seed(figure).items()}
+    differences = [value - base[seed] for seed, value in variant.by_seed(figure).items() if seed in base]
     return Sample(tuple(differences)) if differences else None
 
 
@@ -177,7 +181,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "label": variant.label,
                 "ratio": variant.ratio,
                 "settings": dict(variant.settings),
-                "seeds": [run.config.seed for run in variant.runs],
+                "seeds": sorted({run.config.seed for run in variant.runs}),
                 "validation_loss": loss.mean,
                 "validation_loss_spread": loss.spread,
                 "difference_to_ratio_1": delta and delta.mean,

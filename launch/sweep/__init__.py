@@ -25,7 +25,6 @@ def sweep(argv: Sequence[str]) -> int:
     if under_torchrun():
         raise ValueError("-m starts the processes of each run itself: leave torchrun out")
     plan = plan_sweep(argv)
-    jobs = queued(plan.runs)
     plan.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(plan.folder / ".lock")
     try:
@@ -33,6 +32,7 @@ def sweep(argv: Sequence[str]) -> int:
     except Timeout:
         raise ValueError(f"another caat trains the runs in {plan.folder}: wait until it has ended") from None
     with lock:
+        jobs = queued(plan.runs)
         finished = {run.name for run in plan.runs if run.finished()}
         to_do = [run for run in plan.runs if run.name not in finished and run.name not in jobs]
         outcomes = {run.name: Outcome.of(run, "not started") for run in plan.runs}

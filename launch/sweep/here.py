@@ -32,15 +32,15 @@ def train(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
 def _train(run: Run) -> tuple[str, str]:
     try:
         folder = set_up(run.config)
+        if folder is None:
+            return "finished", ""
+        status = run_in_processes(folder, run.config.launch)
     except ValueError as error:
         return "failed", f"{reason(USER_ERROR)}: {error}"
     except Exception as error:
         # Such as a full disk: others may have better luck.
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error}"
-    if folder is None:
-        return "finished", ""
-    status = run_in_processes(folder, run.config.launch)
     if status == STOPPED:
         # A process of this run was told to stop, and not the sweep.
         return "stopped", reason(status)

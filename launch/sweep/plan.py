@@ -81,12 +81,16 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
     varying = {key for key, override in last.items() if override.is_sweep_override()}
     _check(last, varying, len(combinations))
     slurm = SlurmOptions.of(shared.hydra)
-    folder = _folder(shared, fixed, varying)
     names = [_name(combination, varying) for combination in combinations]
     require(len(set(names)) == len(names), "a value is given twice, or two of them make the same folder name")
+    configs = [
+        compose([text for text in combination if text != "resume=auto" and not is_hydras(text)])
+        for combination in combinations
+    ]
+    model = "models" if varying & {"model", "model.name"} else configs[0].model.name
+    folder = _folder(shared, fixed, model)
     runs = []
-    for name, combination in zip(names, combinations, strict=True):
-        config = compose([text for text in combination if text != "resume=auto" and not is_hydras(text)])
+    for name, combination, config in zip(names, combinations, configs, strict=True):
         config.run.dir, config.resume = str(folder / name), "auto"
         validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
         runs.append(Run(name, combination, config))
@@ -111,7 +115,7 @@ def _params(overrides: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
-def _folder(shared: DictConfig, fixed: Sequence[Override], varying: set[str]) -> Path:
+def _folder(shared: DictConfig, fixed: Sequence[Override], model: str) -> Path:
     """``hydra.sweep.dir``; else one that follows from what all runs share, so that more values may come."""
     if shared.hydra.sweep.dir:
         return Path(shared.hydra.sweep.dir).expanduser()
@@ -119,7 +123,6 @@ def _folder(shared: DictConfig, fixed: Sequence[Override], varying: set[str]) ->
         str(override.input_line) for override in fixed if not override.key_or_group.startswith(NOT_NAMED)
     )
     digest = sha256("\n".join(named).encode()).hexdigest()[:8]
-    model = "models" if varying & {"model", "model.name"} else shared.model.name
     return Path("outputs", "sweeps", f"{model}-{digest}")
 
 

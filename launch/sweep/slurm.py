@@ -74,7 +74,11 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
     folders = [open_run_folder(run.config).resolve() for run in runs]
     # A list that no later submission touches: tasks that wait are to find their run in it.
     tasks = next(path for number in count(1) if not (path := folder / f"tasks-{number}.txt").exists())
-    lines = [f"{run.config.launch.processes} {path}\n" for run, path in zip(runs, folders, strict=True)]
+    launches = [run.config.launch for run in runs]
+    lines = [
+        f"{launch.processes} {launch.max_restarts} {path}\n"
+        for launch, path in zip(launches, folders, strict=True)
+    ]
     tasks.write_text("".join(lines), encoding="utf-8")
     at_once = f"%{slurm.at_once}" if slurm.at_once else ""
     options = {

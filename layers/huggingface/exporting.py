@@ -34,11 +34,6 @@ class Trained:
     tokenizer: dict[str, bytes]
 
     @property
-    def plain(self) -> bool:
-        """Whether it is an ordinary Llama: no channel is private."""
-        return self.architecture.shared_channels == self.architecture.model.hidden
-
-    @property
     def files(self) -> list[Path]:
         """Of the weights."""
         names = (name for name in self.checksums if name.startswith(f"{STEMS['weight']}"))
@@ -74,7 +69,7 @@ def export_checkpoint(
         for name, content in trained.tokenizer.items():
             write_bytes(aside / name, content)
         values = trained.architecture.to_json()
-        if trained.plain:
+        if trained.architecture.plain:
             del values["caat"]
         else:
             values |= {"model_type": "caat", "architectures": ["CaatForCausalLM"], "auto_map": AUTO_MAP}

@@ -94,7 +94,10 @@ def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Ca
             try:
                 for each in file.contents:
                     for name, shape in zip(each.names, each.shapes, strict=True):
-                        out.append(source.read(name, shape))
+                        require(
+                            out.append(source.read(name, shape)),
+                            f"{source.folder}: {name} holds nan or inf: it is damaged or was trained badly",
+                        )
                     show(each.bytes)
                 checksums[file.name] = out.close()
             finally:

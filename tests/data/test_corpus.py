@@ -18,7 +18,7 @@ from caat.data import corpus, encode
 from caat.data.corpus import prepare, prepared_folder
 from caat.data.shards import TokenShards, read_index
 from caat.data.tokenizer import load_tokenizer
-from conf.schema import DataConfig
+from conf.data import DataConfig
 from tests.data.conftest import write_documents
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def start(config: DataConfig, body: str = "") -> subprocess.Popen:
     """Another process that prepares ``config``; ``body`` runs before."""
     code = f"""
 import sys
-from conf.schema import DataConfig
+from conf.data import DataConfig
 from caat.data import corpus
 {body}
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tokenizers
 from caat.data.corpus import prepare, prepared_folder
 from caat.data.shards import TokenShards, read_index
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files
-from conf.schema import DataConfig
+from conf.data import DataConfig
 
 SPECIAL = ["<|begin|>", "<|end|>"]
 

@@ -25,6 +25,16 @@ def test_reads_across_borders(tmp_path, vocab_size):
     assert len(TokenShards(tmp_path / "shards", "validation")) == 0
 
 
+def test_a_token_that_the_tokenizer_does_not_have_is_named(tmp_path):
+    write_shards(tmp_path / "shards", [5, 6], 500)
+    damaged = tmp_path / "shards" / "train-00001.bin"
+    damaged.write_bytes(np.array([1, 2, 3, 500, 4, 5], "<u2").tobytes())
+    shards = TokenShards(tmp_path / "shards", "train")
+    assert len(shards.read(0, 8)) == 8 and len(shards.read(9, 2)) == 2
+    with pytest.raises(ValueError, match=r"train tokens \[0, 9\) in .* hold 500, .* 0 to 499: remove"):
+        shards.read(0, 9)
+
+
 def test_width_follows_vocabulary():
     assert token_dtype(65_536) == "<u2" and token_dtype(65_537) == "<u4"
 

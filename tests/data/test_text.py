@@ -12,7 +12,7 @@ import pytest
 
 from caat.data import quickstart
 from caat.data.text import check_source, load_documents
-from conf.schema import DataConfig
+from conf.data import DataConfig
 
 
 def texts(tmp_path, path, **settings) -> list[str]:
@@ -119,7 +119,7 @@ def test_hub_name_that_cannot_be_had(tmp_path, monkeypatch):
 
 def test_checks_import_nothing_heavy():
     code = (
-        "import sys; from conf.schema import DataConfig; from caat.data.text import check_source;"
+        "import sys; from conf.data import DataConfig; from caat.data.text import check_source;"
         "check_source(DataConfig());"
         "print([name for name in ('datasets', 'sentencepiece', 'torch', 'numpy') if name in sys.modules])"
     )

@@ -43,13 +43,13 @@ def test_any_text_comes_back(tokenizer, text):
 
 def test_vocabulary_that_does_not_fit(tmp_path):
     out = tmp_path / "tokenizer.model"
-    with pytest.raises(ValueError, match=r"data\.vocab_size=9000 is too large.*lower it to \d+ at most"):
+    with pytest.raises(ValueError, match=r"vocab_size=9000 is too large.*lower it to \d+ at most"):
         train_tokenizer(iter(LINES), 9000, out)
-    with pytest.raises(ValueError, match=r"data\.vocab_size=259 must be above 259"):
+    with pytest.raises(ValueError, match=r"vocab_size=259 must be above 259"):
         train_tokenizer(iter(LINES), 259, out)
-    with pytest.raises(ValueError, match=r"data\.vocab_size=300 is too small.*raise it"):
+    with pytest.raises(ValueError, match=r"vocab_size=300 is too small.*raise it"):
         train_tokenizer(iter([chr(0x4E00 + i) * 9 for i in range(500)]), 300, out)
-    with pytest.raises(ValueError, match=r"data\.vocab_size=300 could be trained on this text"):
+    with pytest.raises(ValueError, match=r"vocab_size=300 could be trained on this text"):
         train_tokenizer(iter([]), 300, out)
     assert not out.exists()
 

@@ -96,7 +96,8 @@ class Drill:
     # Told to stop.
 
     def stop(self, number: signal.Signals, one_rank: bool) -> Outcome:
-        run = self.new(f"{number.name}{one_rank}")
+        # One that was told to stop is not one that died: it is not to be started again.
+        run = self.new(f"{number.name}{one_rank}", *(["launch.max_restarts=1"] if one_rank else []))
         process = run.start()
         run.until(lambda: run.steps_done() >= 7, process)
         os.kill(run.workers(process)[1] if one_rank else process.pid, number)

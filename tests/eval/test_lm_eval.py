@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from eval.evaluate import evaluate
-from eval.lm_eval_model import CaatLM
+from eval.lm_eval_model import CaatCheckpoint, CaatLM
 from eval.score import load_model
 from eval.tasks import find_tasks
 from tests.eval.tasks import NAMES, write_tasks
@@ -196,7 +196,7 @@ def test_lm_evals_own_command_finds_the_model(checkpoints, tasks, tmp_path):
         "--model",
         "caat",
         "--model_args",
-        f"checkpoint={checkpoints[4, 0.5]}",
+        f"checkpoint={checkpoints[4, 0.5]},dtype=float32",
     ]
     command += ["--include_path", str(tasks), "--tasks", "tiny_choice", "--batch_size", "2"]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
@@ -204,3 +204,17 @@ def test_lm_evals_own_command_finds_the_model(checkpoints, tasks, tmp_path):
     expected = results(checkpoints[4, 0.5], 4, 1, tasks)["tiny_choice"]["acc"]
     (shown,) = re.findall(r"\|acc +\|[^|]*\| *([\d.]+)\|", done.stdout)
     assert float(shown) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"dtype": "int4"}, "dtype=int4 is not known: choose from float32, bfloat16"),
+        ({"precision": "bfloat17"}, "dtype=bfloat17 is not known"),
+        ({"dtype": "bfloat16", "precision": "fp32"}, "are the same setting"),
+        ({"device": "cuda:1"}, "device=cuda:1 is not to be chosen"),
+    ],
+)
+def test_what_lm_evals_command_cannot_ask_for(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        CaatCheckpoint("nowhere", **arguments)

@@ -140,7 +140,22 @@ def test_a_sentencepiece_tokenizer_gives_the_same_tokens(tmp_path):
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
-def test_a_sentencepiece_tokenizer_without_an_equal_goes_along_as_it_is(tmp_path):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"model_type": "unigram"},
+        {
+            "model_type": "bpe",
+            "user_defined_symbols": ["<sep>"],
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "split_digits": True,
+        },
+    ],
+    ids=["unigram", "a piece of its own"],
+)
+def test_a_sentencepiece_tokenizer_without_an_equal_goes_along_as_it_is(tmp_path, kind):
     import sentencepiece
 
     write_llama(tmp_path / "hf", tokenizer=False)
@@ -148,10 +163,10 @@ def test_a_sentencepiece_tokenizer_without_an_equal_goes_along_as_it_is(tmp_path
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(f"{a} and {b}" for a in words for b in words),
         model_prefix=str(tmp_path / "hf" / "tokenizer"),
-        vocab_size=60,
-        model_type="unigram",
+        vocab_size=60 if kind["model_type"] == "unigram" else 300,
         hard_vocab_limit=False,
         minloglevel=2,
+        **kind,
     )
     convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
     result = convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
@@ -229,6 +244,10 @@ WRONG = {
     "wrong shape": (
         lambda f: change_tensors(f, model__norm__weight=torch.ones(31)),
         r"model.norm.weight has shape \(31,\) where config.json means \(32,\)",
+    ),
+    "nan": (
+        lambda f: change_tensors(f, model__norm__weight=torch.full((32,), torch.nan)),
+        r"model.norm.weight holds nan or inf",
     ),
     "whole numbers": (
         lambda f: change_tensors(f, model__norm__weight=torch.ones(32, dtype=torch.int8)),

@@ -8,13 +8,16 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
 
+from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
 from eval.evaluate import _metrics, flat
+from eval.tasks import find_tasks
 from launch import evaluate
 from launch.config import compose, save_config, validate
 from tests.eval.tasks import NAMES, write_tasks
@@ -117,7 +120,7 @@ def test_replicas_of_several_processes_give_the_same(run, tasks):
 
 
 def pretrain(folder, text, *settings: str) -> list[dict]:
-    """The records of a short training run."""
+    """The lines that a short training run logged."""
     command = ["-m", "launch.pretrain", *SHORT, f"data.path={text}", f"run.dir={folder}", *settings]
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=folder.parent
@@ -137,7 +140,7 @@ def test_in_training(tasks, tmp_path):
     evaluating = ["launch.processes=2", "eval.every=3", f"eval.tasks=[{tasks}]", "eval.limit=3"]
     plain = pretrain(tmp_path / "plain", text, "launch.processes=2")
     whole = pretrain(tmp_path / "whole", text, *evaluating)
-    assert [record["loss"] for record in whole] == [record["loss"] for record in plain]
+    assert [line["loss"] for line in whole if "loss" in line] == [line["loss"] for line in plain]
     # Every third step, and the last.
     assert [record["step"] for record in whole if benchmarks(record)] == [3, 4]
     assert "eval/tiny_choice/acc" in whole[-1]
@@ -145,8 +148,34 @@ def test_in_training(tasks, tmp_path):
     cut = tmp_path / "cut"
     pretrain(cut, text, *evaluating, "train.steps=3", "optim.schedule=constant")
     resumed = pretrain(cut, text, *evaluating, "resume=auto", "optim.schedule=constant")
-    assert [record["step"] for record in resumed] == [1, 2, 3, 4]
+    assert [line["step"] for line in resumed if "loss" in line] == [1, 2, 3, 4]
     assert [record["step"] for record in resumed if benchmarks(record)] == [3, 4]
+
+
+@pytest.mark.slow
+def test_benchmarks_that_fail_lose_no_checkpoint(tasks, tmp_path):
+    """They come after the save that is due at the same step."""
+    text = tmp_path / "own.txt"
+    text.write_text("\n\n".join(PARAGRAPHS))
+    # lm-eval looks at the first question when it loads a task, and this one has no error.
+    broken = tmp_path / "broken"
+    shutil.copytree(tasks, broken)
+    task = yaml.safe_load((broken / "tiny_choice.yaml").read_text())
+    task["doc_to_text"] = "{{ 1 // (1 - gold) }}"
+    for other in broken.glob("*.yaml"):
+        other.unlink()
+    (broken / "tiny_choice.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        pretrain(tmp_path / "run", text, "checkpoint.every=3", "eval.every=3", f"eval.tasks=[{broken}]")
+    assert read_architecture(find(str(tmp_path / "run"))).shards == 4
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_task_that_generates_beyond_the_context_is_found_before_the_run(tasks):
+    find_tasks([str(tasks)]).check(7)
+    with pytest.raises(ValueError, match=r"task tiny_generation generates up to 6 tokens, .* context of 6"):
+        find_tasks([str(tasks)]).check(6)
 
 
 def test_unknown_benchmarks_of_a_run_are_found_before_it_starts(tmp_path, monkeypatch):

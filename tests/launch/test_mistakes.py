@@ -88,6 +88,7 @@ MISTAKES = {
     "negative eval.every": (["eval.every=-1"], 1, ["eval.every=-1", "0: never"]),
     "no benchmarks": (["eval.tasks=[]"], 1, ["eval.tasks is empty", "eval.tasks=[paper]"]),
     "one benchmark": (["eval.tasks=piqa"], 1, ["eval.tasks=piqa", "eval.tasks=[paper]"]),
+    "tasks that are never run": (["eval.tasks=[piqa]"], 1, ["mean nothing without eval.every"]),
     "no documents": (["eval.limit=0"], 1, ["eval.limit=0", "above 0"]),
     "unknown device": (["launch.device=tpu"], 1, ["launch.device=tpu", "auto, cpu, cuda"]),
     "sequence of the model": (["train.sequence=512"], 1, ["train.sequence=512", "raise model.sequence"]),

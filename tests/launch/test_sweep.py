@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from caat.training.watchdog import HUNG_STATUS
-from conf.schema import LaunchConfig
+from conf.processes import LaunchConfig
 from launch import errors, pretrain
 from launch.config import compose
-from launch.run_folder import create_run_folder, read_status, read_why, write_status
+from launch.processes import Stopped
+from launch.run_folder import create_run_folder, open_run_folder, read_status, read_why, write_status
 from launch.sweep.outcomes import Outcome, _quoted
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import ROOT
@@ -131,6 +132,32 @@ def test_a_run_whose_process_was_killed_has_failed(tmp_path, monkeypatch):
         assert pretrain.run_in_processes(tmp_path, LaunchConfig(processes=2)) == status
         assert read_status(tmp_path) == after
         assert read_why(tmp_path) == ("a process was ended by SIGKILL" if status == 137 else "as it said")
+
+
+def test_a_signal_after_the_last_step_is_no_failure(tmp_path, monkeypatch):
+    for status, ends in (("finished", 0), ("stopped", 75), ("running", 143)):
+
+        def stopped(*_, status=status):
+            write_status(tmp_path, status)
+            raise Stopped(143)
+
+        monkeypatch.setattr(pretrain, "run_workers", stopped)
+        try:
+            code = pretrain.run_in_processes(tmp_path, LaunchConfig(processes=2))
+        except Stopped as error:
+            code = error.code
+        assert code == ends
+        assert read_status(tmp_path) == ("failed" if status == "running" else status)
+
+
+def test_a_folder_that_is_gone_on_in_no_longer_says_how_it_ended(tmp_path):
+    config = compose([f"run.dir={tmp_path / 'run'}"])
+    open_run_folder(config)
+    assert read_status(tmp_path / "run") == "starting"
+    write_status(tmp_path / "run", "finished")
+    config.resume, config.train.steps = "auto", 400
+    open_run_folder(config)
+    assert read_status(tmp_path / "run") == "starting"
 
 
 @pytest.fixture

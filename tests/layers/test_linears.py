@@ -7,7 +7,8 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import enter
-from layers import ColumnParallelLinear, RowParallelLinear
+from caat.parallel.wire import Wire
+from layers import ColumnParallelLinear, RMSNorm, RowParallelLinear, vocab_parallel_cross_entropy
 
 
 def double(layer):
@@ -60,3 +61,56 @@ def test_bad_sizes_are_named():
         RowParallelLinear(10, 6, Mesh(4))
     with pytest.raises(ValueError, match=r"ratio=1.5 is outside \[0, 1\]"):
         RowParallelLinear(8, 6, Mesh(4), ratio=1.5)
+
+
+def norms_that_sum_their_own_gradients(overlap: bool):
+    """The gradients of a model whose norms' sums are due while those of the layers are under way."""
+    mesh = Mesh.create(4, 4, Wire(torch.bfloat16, overlap=overlap))
+    torch.manual_seed(1)
+    norms = [RMSNorm(64, mesh) for _ in range(3)]
+    ups = [ColumnParallelLinear(64, 256, mesh) for _ in norms]
+    downs = [RowParallelLinear(256, 64, mesh, 0.5) for _ in norms]
+    x = enter(torch.randn(2, 64, 64), 32, mesh)
+    for norm, up, down in zip(norms, ups, downs, strict=True):
+        x, y = up.after_norm(norm(x))
+        x = down.before_norm(torch.relu(y), x)
+    x.settled().stack().square().mean().backward()
+    return [layer.weight.grad for layer in (*norms, *ups, *downs)]
+
+
+def test_sums_of_norms_wait_for_a_thread_that_sums(ranks):
+    pool = ranks(4)
+    for ours, theirs in zip(
+        pool.run(norms_that_sum_their_own_gradients, True, timeout=60),
+        pool.run(norms_that_sum_their_own_gradients, False),
+        strict=True,
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def masked_loss(processes: int):
+    mesh = Mesh.create(4, processes) if processes > 1 else Mesh(4)
+    generator = torch.Generator().manual_seed(2)
+    full = torch.randn(3, 7, 64, generator=generator, dtype=torch.float64)
+    targets = torch.randint(61, (3, 7), generator=generator)
+    targets[0, :4] = targets[2, 6] = -100
+    logits = full.chunk(processes, -1)[mesh.tensor_rank].clone().requires_grad_()
+    losses = vocab_parallel_cross_entropy(logits, targets, 61, mesh)
+    losses.sum().backward()
+    return losses.detach(), logits.grad, full, targets
+
+
+def test_a_target_of_minus_100_counts_for_nothing_on_any_processes(ranks):
+    losses, gradient, full, targets = masked_loss(1)
+    plain = full.clone().requires_grad_()
+    want = torch.nn.functional.cross_entropy(
+        plain[..., :61].flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    want.sum().backward()
+    torch.testing.assert_close(losses.flatten(), want.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, plain.grad, rtol=0, atol=1e-12)
+    assert losses[0, :4].eq(0).all() and gradient[0, :4].eq(0).all()
+    parts = ranks(2).run(masked_loss, 2)
+    for theirs, *_ in parts:
+        torch.testing.assert_close(theirs, losses, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts], -1), gradient, rtol=0, atol=1e-12)

@@ -95,7 +95,7 @@ def test_processes_equal_the_reference(ranks, processes):
 
 
 def check_counts(counts, ratio: float, checkpointing: str) -> None:
-    """Section 3: per layer two all-reduces of k forward and two backward; around them full ones."""
+    """Per layer two all-reduces of k forward and two backward; around them full ones."""
     calls, sent = counts
     size = 8  # float64
     tokens = batch()[0].numel()

@@ -101,21 +101,32 @@ def test_one_copy_per_synchronisation(ranks):
     assert ranks(2).run(copies, 0.5)[0] == ["clone", "cat", "cat"]
 
 
-def gradients(wire: Wire, checkpointing: str):
-    mesh = Mesh.create(4, 2, wire)
-    model = build(mesh, 0.5, checkpointing, dtype=torch.float32)
+def gradients(wire: Wire, processes: int, checkpointing: str, dtype: torch.dtype, ratio: float):
+    mesh = Mesh.create(4, processes, wire)
+    model = build(mesh, ratio, checkpointing, dtype=dtype)
     tokens, targets = batch()
     loss = model(tokens, targets).mean()
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_overlap_changes_no_bit(ranks, checkpointing):
-    pool = ranks(2)
+@pytest.mark.parametrize(
+    ("checkpointing", "processes", "dtype", "ratio"),
+    [
+        ("none", 2, torch.float32, 0.5),
+        ("selective", 2, torch.float32, 0.5),
+        ("full", 2, torch.float32, 1.0),
+        ("none", 4, torch.bfloat16, 1.0),
+        ("full", 4, torch.bfloat16, 0.5),
+    ],
+)
+def test_overlap_changes_no_bit(ranks, checkpointing, processes, dtype, ratio):
+    """Four processes in bfloat16: their sums are made in a thread, since two would need no wider type."""
+    pool = ranks(processes)
+    model = processes, checkpointing, dtype, ratio
     for on, off in zip(
-        pool.run(gradients, Wire(overlap=True), checkpointing),
-        pool.run(gradients, Wire(overlap=False), checkpointing),
+        pool.run(gradients, Wire(overlap=True), *model),
+        pool.run(gradients, Wire(overlap=False), *model),
         strict=True,
     ):
         assert torch.equal(on[0], off[0])

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import DTYPES, start_process_group, stop_process_group
+from caat.training.device import PRECISIONS, start_process_group, stop_process_group
 from caat.training.engine import Engine
 from caat.training.memory import peak_resident_bytes
 from conf.schema import Config
@@ -31,7 +31,7 @@ def train(config: Config, mesh: Mesh) -> None:
     c = config.train
     how = config.sync.private_scale, c.activation_checkpointing
     full = initial_weights(config.model, 1)
-    model = GPT.empty(config.model, mesh, config.sync.ratio, *how, dtype=DTYPES["fp32"]).fill(full)
+    model = GPT.empty(config.model, mesh, config.sync.ratio, *how, dtype=PRECISIONS["fp32"]).fill(full)
     accumulation = c.accumulation(mesh.data_size)
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, accumulation)
     for _ in range(STEPS):

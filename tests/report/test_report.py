@@ -162,6 +162,24 @@ def test_seeds_are_one_variant_wherever_they_were_kept(tmp_path):
     assert len(group.runs) == 2
 
 
+def test_a_seed_trained_twice_is_one_seed(tmp_path):
+    for name, ratio, seed, loss in (
+        ("a", 1, 1, 3.0), ("b", 0.5, 1, 3.1), ("c", 0.5, 1, 3.3), ("d", 1, 2, 3.4), ("e", 0.5, 2, 3.2)
+    ):  # fmt: skip
+        # How often it was validated is no other training.
+        often = ["train.eval_every=20"] if ratio == 1 else []
+        write_run(tmp_path / name, compose([f"sync.ratio={ratio}", f"seed={seed}", *often]), [8.0, loss])
+    full, half = variants(find_runs([str(tmp_path)])[0])
+    row = table([full, half])[1]
+    assert row["seeds"] == [1, 2] and len(row["runs"]) == 3
+    assert row["validation_loss"] == pytest.approx(3.2)
+    assert difference_to_full(half, [full, half], lambda run: run.validation_loss).values == pytest.approx(
+        (0.2, -0.2)
+    )
+    (once,) = variants([run for run in find_runs([str(tmp_path)])[0] if run.folder.name in "bc"])
+    assert once.sample(lambda run: run.validation_loss).interval is None
+
+
 def test_figures_are_whole_in_a_narrow_terminal_and_labels_are_no_markup(tmp_path, monkeypatch, capsys):
     for number in range(6):
         for seed in (1, 2):

@@ -9,6 +9,7 @@ from caat.parallel.mesh import Mesh
 from caat.training.engine import Engine
 from conf.schema import OptimConfig
 from tests.models import batch, build
+from tests.training.test_engine import master_weight
 
 
 def poisoned(stage: int, precision: str, where: str):
@@ -35,7 +36,7 @@ def poisoned(stage: int, precision: str, where: str):
     for step in range(3):
         poison[0] = last and step == 1
         results.append(engine.step([batch(seed=step)], 1e-2))
-        weights.append(engine.local_weight("head.weight").clone())
+        weights.append(master_weight(engine, "head.weight").clone())
     moved = [not torch.equal(weights[i], weights[i + 1]) for i in range(2)]
     return [r.skipped for r in results], moved
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import save_file
 from xxhash import xxh3_128
 
 from caat.parallel.mesh import Mesh
@@ -241,6 +242,16 @@ def test_other_shards_are_refused(saved):
         (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 64), "missing or damaged"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda f: (f / "config.json").write_text("{}"), "is it a caat checkpoint"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json is not as caat writes it"),
+        (lambda f: edit_config(f, caat=None), "config.json is not as caat writes it"),
+        (lambda f: edit_config(f, hidden_size="32"), "config.json is not as caat writes it"),
+        (lambda f: edit_config(f, hidden_size=64), "shared_channels=.* are 32: it was changed by hand"),
+        (lambda f: index(f, {"lm_head.weight": 3}), "3 is missing or damaged"),
+        (lambda f: index(f, None), "index.json is damaged"),
+        (
+            lambda f: index(f, {"lm_head.weight": "weights.safetensors"}),
+            "has no tensor lm_head.weight, as the",
+        ),
         (lambda f: shutil.rmtree(f), "is not a folder"),
     ],
 )
@@ -248,6 +259,23 @@ def test_damage_is_named(saved, damage, message):
     damage(saved)
     with pytest.raises(ValueError, match=message):
         load_model(find(saved), Mesh(4))
+
+
+def edit_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def index(folder: Path, changes: dict | None) -> None:
+    """Several files behind an index, which says what ``changes`` says; the head is in none of them."""
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    (folder / "model.safetensors").unlink()
+    where = dict.fromkeys(found, "weights.safetensors")
+    del found["lm_head.weight"]
+    save_file(found, folder / "weights.safetensors")
+    weight_map = None if changes is None else {**where, **changes}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def test_checksums_match(saved):

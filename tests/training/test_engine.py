@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.wire import Wire
 from caat.training.engine import Engine
 from conf.partition import shared_channels
 from conf.schema import OptimConfig
@@ -54,8 +55,25 @@ def reference(shards: int, ratio: float, replicas: int, precision: str):
     return {name: w.detach() for name, w in weights.items()}, norms, losses
 
 
-def train(shards: int, processes: int, ratio: float, stage: int, precision: str, checkpointing: str):
-    mesh = Mesh.create(shards, processes)
+def master_weight(engine: Engine, name: str) -> torch.Tensor:
+    """This process's shards of a parameter in float32; collective over replicas."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    parameter = engine.model.get_parameter(name)
+    full = safe_get_full_fp32_param(parameter) if engine.stage > 0 else None
+    return (parameter if full is None else full).detach().float()
+
+
+def train(
+    shards: int,
+    processes: int,
+    ratio: float,
+    stage: int,
+    precision: str,
+    checkpointing: str,
+    wire: Wire | None = None,
+):
+    mesh = Mesh.create(shards, processes, wire)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(mesh, ratio, checkpointing, dtype=dtype)
     engine = Engine(model, mesh, OPTIM, stage, precision, ACCUMULATION)
@@ -63,14 +81,25 @@ def train(shards: int, processes: int, ratio: float, stage: int, precision: str,
         engine.step([micro_batch(step, mesh.data_rank, m) for m in range(ACCUMULATION)], LR)
         for step in range(STEPS)
     ]
-    local = {weight.parameter: engine.local_weight(weight.parameter) for weight in gpt_weights(SMALL)}
+    local = {weight.parameter: master_weight(engine, weight.parameter) for weight in gpt_weights(SMALL)}
     return gathered(model, local), [r.grad_norm for r in results], [r.loss for r in results], engine.stage
 
 
-def check(by_rank, shards: int, ratio: float, replicas: int, case: str, precision: str = "fp32"):
+def check(
+    by_rank,
+    shards: int,
+    ratio: float,
+    replicas: int,
+    case: str,
+    precision: str = "fp32",
+    wire_dtype: torch.dtype | None = None,
+):
     """Losses and norms by step, then the weights: how far training moved them, and how wrong that is."""
     # float32: the weights' own resolution. bfloat16: the error of a whole tensor against its movement.
-    tolerance = 2e-6 if precision == "fp32" else 2e-2
+    rounded = precision == "bf16" or wire_dtype is torch.bfloat16
+    tolerance = 2e-2 if rounded else 2e-6
+    # Exact training moves 4.2 % elsewhere at ratio 0 if its start is rounded to bfloat16, 2.3 % at 0.5.
+    limit = (3 if rounded and ratio == 0 else 2) * tolerance + 1e-4
     want, norms, losses = reference(shards, ratio, replicas, precision)
     moved = {name: want[name] - w for name, w in start(precision).items()}
     assert max(float(m.abs().max()) for m in moved.values()) > 5e-3
@@ -79,10 +108,10 @@ def check(by_rank, shards: int, ratio: float, replicas: int, case: str, precisio
         assert got_losses == pytest.approx(losses, rel=tolerance), case
         for name, weight in weights.items():
             error = weight - want[name]
-            if precision == "fp32":
+            if not rounded:
                 assert float(error.abs().max()) < 5e-7, f"{case}: {name} is off by {error.abs().max():.1e}"
             relative = float(error.norm() / moved[name].norm())
-            assert relative < 2 * tolerance + 1e-4, f"{case}: {name} is off by {relative:.1e} of its movement"
+            assert relative < limit, f"{case}: {name} is off by {relative:.1e} of its movement"
             if name.endswith("norm.weight"):
                 assert torch.equal(weight, by_rank[0][0][name]), f"{case}: {name} drifted apart"
 

@@ -87,6 +87,14 @@ def test_a_kill_between_rename_and_pointer_loses_nothing(tmp_path):
     assert find(tmp_path).name == "step-00000020"
 
 
+def test_a_first_checkpoint_without_pointer_is_found(tmp_path):
+    (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert find(tmp_path) == tmp_path / "checkpoints" / "step-00000003"
+    (tmp_path / "checkpoints" / "step-00000003").rmdir()
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find(tmp_path)
+
+
 def test_saving_the_same_step_again_replaces_it(tmp_path):
     add(tmp_path, 10)
     (tmp_path / "step-00000010" / "old").touch()

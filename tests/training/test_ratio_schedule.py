@@ -22,7 +22,8 @@ from caat.training.loop import Output, Supervision, train
 from caat.training.replicas import ReplicaGuard
 from caat.training.signals import StopRequest
 from caat.training.watchdog import Watchdog
-from conf.schema import CheckpointConfig, Config, OptimConfig, ParallelConfig, TrainConfig
+from conf.processes import ParallelConfig
+from conf.schema import CheckpointConfig, Config, OptimConfig, TrainConfig
 from conf.sync import SyncConfig
 from layers.full_tensors import full_tensors
 from tests.data.conftest import write_shards

@@ -42,13 +42,18 @@ def failing_save(folder, asynchronous: bool):
             engine.model.get_parameter("blocks.0.mlp.down.weight").detach()[0, 0] = float("nan")
         if step == 3:
             engine.model.get_parameter("blocks.0.mlp.down.weight").detach()[0, 0] = 1.0
-        try:
-            writer.save(state(step, adam_steps=0))
-            writer.wait()
-            messages.append("saved")
-        except SaveError as error:
-            messages.append(str(error))
+        messages.append(saved(writer, step))
     return messages
+
+
+def saved(writer: saving.Saver, step: int) -> str:
+    """What became of a save."""
+    try:
+        writer.save(state(step, adam_steps=0))
+        writer.wait()
+    except SaveError as error:
+        return str(error)
+    return "saved"
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -59,6 +64,29 @@ def test_a_save_that_fails_is_known_to_all_and_leaves_nothing(ranks, tmp_path, a
     assert "weight of model.layers.0.mlp.down_proj.weight holds nan or inf" in first[1]
     assert first[2] == "saved"
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000003"]
+
+
+def save_without_memory(folder):
+    """The second rank has no room for what it would write."""
+    engine = start(4, 2, 0.5, 0)
+    writer = saver(folder, engine, 0.5)
+    allocate = writer._exchange.allocate
+    messages = []
+
+    def no_memory():
+        raise MemoryError("no memory")
+
+    if dist.get_rank() == 1:
+        writer._exchange.allocate = no_memory
+    for step in (1, 2):
+        messages.append(saved(writer, step))
+        writer._exchange.allocate = allocate
+    return messages
+
+
+def test_a_rank_without_memory_fails_the_save_of_all(ranks, tmp_path):
+    assert ranks(2).run(save_without_memory, tmp_path, timeout=60) == [["rank 1: no memory", "saved"]] * 2
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000002"]
 
 
 def beats_of_saves(folder):

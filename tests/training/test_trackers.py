@@ -110,7 +110,7 @@ def test_wandb_offline(tokenizer, tmp_path, monkeypatch, capsys):
         "tracker.tags=[mine]",
         "seed=7",
     ]
-    trackers = open_trackers(compose(settings), folder, 0, 0)
+    trackers = open_trackers(compose(settings), folder, (0, 0))
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "report.html").write_text("<p>report</p>")
@@ -148,12 +148,16 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tokenizer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = compose(["tracker=tensorboard"])
-    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        for tracker in open_trackers(config, tmp_path, done, 100 * done):
+    # Killed before its first checkpoint, begun again, killed, resumed.
+    for done, steps in ((0, (1, 2, 3)), (0, (1, 2, 3)), (2, (3, 4))):
+        for tracker in open_trackers(config, tmp_path, (done, 100 * done)):
             for step in steps:
                 tracker.log(record(step))
             tracker.samples(record(steps[-1]), samples(tokenizer)[1])
             tracker.close({})
+    for tracker in open_trackers(config, tmp_path, None):
+        tracker.log({"step": 4, "tokens": 400, "eval/piqa/acc": 0.5})
+        tracker.close({})
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [
@@ -161,12 +165,9 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tokenizer, tmp_path):
     ]  # fmt: skip
     assert "mfu" not in board.Tags()["scalars"]
     assert "validation_sample_0/text_summary" in board.Tags()["tensors"]
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-        4,
-    ]
+    assert [event.value for event in board.Scalars("eval/piqa/acc")] == [0.5]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 4]
 
 
 def test_runs_of_no_sweep_go_by_their_model(tmp_path):

@@ -35,7 +35,7 @@ def test_what_does_not_answer_is_left_behind():
 def test_processes_end_in_order(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{CODE}")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for _ in range(2):
         result = subprocess.run(
             [sys.executable, *launcher, str(script)],
@@ -45,3 +45,17 @@ def test_processes_end_in_order(tmp_path):
             timeout=120,
         )
         assert result.returncode == 0, result.stderr
+
+
+def test_it_is_heard_while_all_that_is_printed_is_silenced():
+    code = """
+import io, time
+from contextlib import redirect_stderr
+from caat.training.watchdog import Watchdog
+Watchdog(None, 0, 1, 0.5).beat("evaluating")
+with redirect_stderr(io.StringIO()):
+    time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ended.returncode == 5
+    assert "no progress for 0.5 s; rank 0 hangs while evaluating" in ended.stderr

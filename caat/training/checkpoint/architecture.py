@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conf.checks import require
 from conf.model import ModelConfig
+from conf.partition import shared_channels
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Architecture:
 
     @staticmethod
     def from_json(values: dict[str, Any], where: Path) -> Architecture:
-        """Raises ``ValueError`` naming the first key that is missing."""
+        """Raises ``ValueError`` for values that are missing, of another type, or do not fit together."""
         try:
             ours = values["caat"]
             model = ModelConfig(
@@ -81,7 +83,7 @@ class Architecture:
                 norm_eps=values["rms_norm_eps"],
                 init_std=values["initializer_range"],
             )
-            return Architecture(
+            found = Architecture(
                 model,
                 ours["shards"],
                 ours["ratio"],
@@ -90,8 +92,17 @@ class Architecture:
                 values["bos_token_id"],
                 values["eos_token_id"],
             )
+            channels = shared_channels(model.hidden, found.ratio, found.shards)
         except KeyError as missing:
             raise ValueError(f"{where}: config.json has no {missing}: is it a caat checkpoint?") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{where}: config.json is not as caat writes it ({error})") from None
+        require(
+            found.shared_channels == channels,
+            f"{where}: config.json has shared_channels={found.shared_channels}, but ratio={found.ratio} of "
+            f"{model.hidden} channels over {found.shards} shards are {channels}: it was changed by hand",
+        )
+        return found
 
 
 def read_architecture(folder: Path) -> Architecture:

@@ -52,6 +52,8 @@ class Exchange:
         for file in files:
             queues[file.writer] += [Turn(file, tensors) for tensors in file.contents]
         self.rounds = [[queue[i] for queue in queues if i < len(queue)] for i in range(max(map(len, queues)))]
+        self._mine = queues[control.rank]
+        self._buffers: list[Tensor] = []
 
     def sent_by_me(self) -> list[tuple[str, str]]:
         """Parameters and kinds of which some writer, this rank included, gets this rank's fragment."""
@@ -62,6 +64,16 @@ class Exchange:
             if any(piece.source == self.control.rank for piece in self._pieces(turn))
         ]
 
+    def allocate(self) -> None:
+        """Room for the largest parameter that this rank writes: in a round, others wait for who fails."""
+        sizes = [prod(turn.tensors.local_shape(self.mesh.local)) for turn in self._mine]
+        several = any(turn.tensors.dim is not None for turn in self._mine)
+        count = self.mesh.processes if several else 1
+        self._buffers = [torch.empty(max(sizes, default=0)) for _ in range(count)]
+
+    def release(self) -> None:
+        self._buffers = []
+
     def run(self, turns: Sequence[Turn], held: Held) -> tuple[Turn, list[Tensor]] | None:
         """One round; for this rank's turn in it, the parameter of every tensor rank. Collective."""
         me, mine, requests, buffers = self.control.rank, None, [], []
@@ -70,7 +82,7 @@ class Exchange:
             if turn.file.writer == me:
                 processes = 1 if turn.tensors.dim is None else self.mesh.processes
                 shape = turn.tensors.local_shape(self.mesh.local)
-                buffers = [torch.empty(prod(shape)) for _ in range(processes)]
+                buffers = [buffer[: prod(shape)] for buffer in self._buffers[:processes]]
                 mine = turn, [buffer.view(shape) for buffer in buffers]
             for piece in self._pieces(turn):
                 if turn.file.writer == me:

@@ -53,11 +53,12 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
     if (start / "config.json").is_file():
         return start
     for checkpoints in (start, start / "checkpoints"):
-        if (checkpoints / LATEST).is_file():
-            whole = [folder for folder in (latest(checkpoints), *whole_checkpoints(checkpoints)) if folder]
-            require(bool(whole), f"{checkpoints / LATEST} names no checkpoint that is there")
+        if whole := [folder for folder in (latest(checkpoints), *whole_checkpoints(checkpoints)) if folder]:
             return whole[0]
-    raise ValueError(f"{setting}={path} holds no checkpoint: no config.json, and no `latest` file in it")
+        require(
+            not (checkpoints / LATEST).is_file(), f"{checkpoints / LATEST} names no checkpoint that is there"
+        )
+    raise ValueError(f"{setting}={path} holds no checkpoint: no config.json, and no step-... folder in it")
 
 
 @contextmanager

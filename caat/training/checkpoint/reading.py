@@ -40,8 +40,9 @@ class Tensors:
             self._where = dict.fromkeys(self._open(single.name).keys(), single.name)
         elif index.is_file():
             try:
-                self._where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, TypeError, KeyError) as error:
+                where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                self._where = {name: str(file) for name, file in where.items()}
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(f"{index} is damaged ({error})") from None
         else:
             raise ValueError(f"{folder} has no {single.name}: is it a whole checkpoint?")
@@ -67,7 +68,12 @@ class Tensors:
         """Raise ``ValueError`` unless the tensor is there, with this shape."""
         if name not in self._where:
             raise ValueError(f"{self._folder} has no tensor {name}: it belongs to another model")
-        found = tuple(self._open(self._where[name]).get_slice(name).get_shape())
+        file = self._open(self._where[name])
+        require(
+            name in file.keys(),  # noqa: SIM118
+            f"{self._folder / self._where[name]} has no tensor {name}, as the index says: it is damaged",
+        )
+        found = tuple(file.get_slice(name).get_shape())
         require(
             found == tuple(shape),
             f"{self._folder}: {name} has shape {found} where config.json means {tuple(shape)}",
@@ -84,10 +90,11 @@ class Tensors:
         return self._files[file]
 
 
-def damage(folder: Path, control: Control) -> list[str]:
+def damage(folder: Path, control: Control, optimizer: bool = True) -> list[str]:
     """What is wrong with the files of a checkpoint, a line each; none if all have their checksums.
 
-    Every file is read once, by one of the ranks. Collective, with the same answer on all ranks.
+    ``optimizer``: the files of its state, too. Every file is read once, by one of the ranks. Collective, with
+    the same answer on all ranks.
     """
     try:
         checksums = read_checksums(folder)
@@ -95,7 +102,8 @@ def damage(folder: Path, control: Control) -> list[str]:
         checksums, unreadable = {}, [str(error)]
     else:
         unreadable = []
-    mine = _share(folder, list(checksums), control)
+    names = [name for name in checksums if optimizer or not name.startswith("optimizer.")]
+    mine = _share(folder, names, control)
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         problems = [*pool.map(lambda name: _problem(folder / name, checksums[name]), mine)]
     everyone = control.gather(unreadable + [problem for problem in problems if problem])

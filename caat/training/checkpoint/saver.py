@@ -137,6 +137,7 @@ class Saver:
         aside = folder.with_name(f"{folder.name}.tmp")
         try:
             self._together(lambda: self._make(aside) if self._control.rank == 0 else None)
+            self._together(self._exchange.allocate)
             checksums: dict[str, str] = {}
             for part in self._together(lambda: self._write_files(aside, held)):
                 checksums |= part
@@ -148,6 +149,8 @@ class Saver:
         except Exception as error:
             # Another rank is gone, and with it this run.
             self._error = SaveError(f"rank {self._control.rank}: {error}")
+        finally:
+            self._exchange.release()
 
     def _together(self, work: Callable[[], Any]) -> list[Any]:
         """``work()`` of every rank; raises :class:`SaveError` on all of them if it fails on one."""

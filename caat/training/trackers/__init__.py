@@ -15,11 +15,12 @@ from conf.schema import Config
 __all__ = ["JsonLines", "Tracker", "open_trackers"]
 
 
-def open_trackers(config: Config, folder: Path, done_steps: int | None, done_tokens: int) -> list[Tracker]:
-    """The trackers of a run that starts after step ``done_steps``; none of them can stop it.
+def open_trackers(config: Config, folder: Path, done: tuple[int, int] | None) -> list[Tracker]:
+    """The trackers of a run that starts after ``done`` steps and tokens; none of them can stop it.
 
-    ``done_steps`` None: nothing is trained, and all that was logged stays.
+    None: nothing is trained, and all that was logged stays.
     """
+    done_steps, done_tokens = done or (None, None)
     settings, c = dataclasses.asdict(config), config.tracker
     trackers: list[Tracker] = [
         Guarded("metrics.jsonl", lambda: JsonLines(folder / "metrics.jsonl", done_steps))

@@ -11,14 +11,19 @@ from caat.training.trackers.tracker import Tracker
 
 
 class TensorBoard(Tracker):
-    """Scalars, samples as text; what a killed run logged after ``done_tokens`` is dropped when it resumes."""
+    """Scalars, samples as text.
 
-    def __init__(self, folder: Path, settings: str, done_tokens: int) -> None:
+    What a killed run logged after ``done_tokens`` is dropped when it trains again from there; None: nothing
+    is trained, and all stays.
+    """
+
+    def __init__(self, folder: Path, settings: str, done_tokens: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = done_tokens + 1 if done_tokens else None
+        purge = None if done_tokens is None else done_tokens + 1
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-        self._writer.add_text("config", _preformatted(settings), done_tokens)
+        if done_tokens is not None:
+            self._writer.add_text("config", _preformatted(settings), done_tokens)
 
     def log(self, record: Mapping[str, Any]) -> None:
         for name, value in record.items():

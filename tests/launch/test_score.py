@@ -1,0 +1,84 @@
+"""`caat score`: the verb, its result, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from xxhash import xxh3_128
+
+from caat.training.checkpoint.state import write_checksums
+from launch import score
+from tests.reference import token_losses
+from tests.trained import MODEL, write_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_checkpoint(tmp_path / "run", 4, 0.5)
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(MODEL.vocab_size, size=(3, 20)))
+    return tmp_path
+
+
+def arguments(run, *more: str) -> list[str]:
+    return [f"checkpoint={run / 'run'}", f"tokens={run / 'tokens.npy'}", *more]
+
+
+def test_of_every_next_token(run, capsys):
+    score.main(arguments(run, "precision=fp64", "batch=2"))
+    path = capsys.readouterr().out.splitlines()[-1]
+    assert path == str(run / "run" / "scores.json")
+    scores = np.load(run / "run" / "scores.npy")
+    result = json.loads((run / "run" / "scores.json").read_text())
+    assert scores.shape == (3, 19) and result["log_probabilities"] == scores.tolist()
+    assert result["mean_log_probability"] == pytest.approx(scores.mean(), abs=1e-12)
+    saved = load_file(run / "run" / "checkpoints" / "step-00000001" / "model.safetensors")
+    weights = {name: value.double() for name, value in saved.items()}
+    tokens = torch.from_numpy(np.load(run / "tokens.npy"))
+    want = -token_losses(weights, MODEL, tokens[:, :-1], tokens[:, 1:], 4, MODEL.hidden // 2)
+    np.testing.assert_allclose(scores, want, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_damaged_files_give_no_numbers(run, name):
+    folder = run / "run" / "checkpoints" / "step-00000001"
+    files = {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    # The optimizer's files are not read.
+    write_checksums(folder, {**files, "optimizer.exp_avg.safetensors": "0"})
+    score.main(arguments(run))
+    content = bytearray((folder / name).read_bytes())
+    if name == "config.json":
+        content = content.replace(b'"private_scale": 2.0', b'"private_scale": 2.5')
+    else:
+        content[-3] ^= 4
+    assert content != (folder / name).read_bytes()
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"is damaged: {name} is damaged.*Give another checkpoint"):
+        score.main(arguments(run))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.array([1, MODEL.vocab_size]), f"holds 1 to {MODEL.vocab_size}, but the model knows 0 to 300"),
+        (np.array([2, 2**63 + 5], dtype=np.uint64), "holds 2 to 9223372036854775813"),
+        (np.array([-1, 2]), "holds -1 to 2"),
+        (np.array([1.0, 2.0]), "holds float64 of shape"),
+        (np.array([[1], [2]]), "length 2 or more"),
+        (np.array([1, "a"], dtype=object), "cannot be read as a .npy file of numbers"),
+    ],
+)
+def test_tokens_that_are_none(run, tokens, said):
+    np.save(run / "tokens.npy", tokens, allow_pickle=True)
+    with pytest.raises(ValueError, match=said):
+        score.main(arguments(run))
+
+
+def test_a_place_that_takes_no_result_is_said_before_the_work(run):
+    (run / "file").write_text("")
+    for out, said in ((run / "file" / "scores", "is no folder"), ("/proc/scores", "/proc: ")):
+        with pytest.raises(ValueError, match=f"cannot be written to .*{said}.*give another out="):
+            score.main(arguments(run, f"out={out}"))
