@@ -133,6 +133,31 @@ def test_overlap_changes_no_bit(ranks, checkpointing, processes, dtype, ratio):
         assert all(torch.equal(gradient, off[1][name]) for name, gradient in on[1].items())
 
 
+def gradient_of_a_view(wire: Wire, dtype: torch.dtype):
+    mesh = Mesh.create(4, 4, wire)
+    x = torch.ones(3, 8, dtype=dtype, requires_grad=True) * 1
+    view = x.view(-1)
+    before = view.grad_fn.name()
+    mesh.tensor.start_sum(x.detach(), "forward", "sync")()
+    return before, view.grad_fn.name(), x[0, 0].item()
+
+
+@pytest.mark.parametrize(
+    ("wire", "dtype"),
+    [
+        (Wire(), torch.float32),
+        (Wire(), torch.bfloat16),
+        (Wire(dtype=torch.bfloat16), torch.float32),
+    ],
+    ids=["all-reduce", "by slices", "narrower"],
+)
+def test_autograd_does_not_see_a_sum(ranks, wire, dtype):
+    """It writes where views already are: autograd would make copies of their gradients, at the wrong time."""
+    for before, after, value in ranks(4).run(gradient_of_a_view, wire, dtype):
+        assert value == 4
+        assert after == before
+
+
 def read_twice():
     mesh = Mesh.create(2, 2)
     row = RowParallelLinear(8, 12, mesh, 0.5)
