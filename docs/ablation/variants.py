@@ -1,0 +1,186 @@
+"""Train with another way to synchronise than the product's: what docs/ablation.md compares at equal bytes.
+
+python docs/ablation/variants.py rotating sync.ratio=0.25 run.dir=...    # then as `caat pretrain`
+
+Every shard's stream is written out in full, so one process is enough for any way of mixing them. The
+checkpoint holds weights only: other commands would run them with the usual channels. `own_norms` is the
+exception, a fault in the product's own code that shows only between processes: start it with
+torchrun --nproc-per-node 2 and train.check_replicas_every=0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import launch.trainer
+import layers.norm
+from caat.parallel.linear import column_parallel
+from caat.parallel.mesh import Mesh
+from conf.model import ModelConfig
+from launch.config import compose
+from launch.pretrain import main
+from layers import GPT
+from layers.linear import ColumnParallelLinear, RowParallelLinear
+from layers.loss import mask_padding, vocab_parallel_cross_entropy
+from layers.norm import RMSNorm
+from layers.rotary import rotary_angles
+
+# (number of the synchronisation, how many there are, ratio) -> (first channel, how many), as fractions of
+# all channels. Every pattern sends `ratio` on average.
+Window = Callable[[int, int, float], tuple[float, float]]
+
+
+def fixed(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """The paper's and the product's: the same channels everywhere."""
+    return 0.0, ratio
+
+
+def rotating(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """Each synchronisation takes up where the last one left off, so that no channel stays private."""
+    return number * ratio % 1, ratio
+
+
+def periodic(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """One synchronisation in eight is full, the others share what is left of the bytes."""
+    return (0.0, 1.0) if number % 8 == 3 else (0.0, (8 * ratio - 1) / 7)
+
+
+def attention(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """After attention alone."""
+    return 0.0, 0.0 if number % 2 else 2 * ratio
+
+
+def mlp(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """After the MLP alone."""
+    return 0.0, 2 * ratio if number % 2 else 0.0
+
+
+def ends(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """The outer half of the layers one and a half times, the inner half times a half."""
+    return 0.0, ratio * (1.5 if number < count // 4 or number >= count - count // 4 else 0.5)
+
+
+def middle(number: int, count: int, ratio: float) -> tuple[float, float]:
+    """The inner half of the layers one and a half times, the outer half times a half."""
+    return 0.0, 2 * ratio - ends(number, count, ratio)[1]
+
+
+def exact(parts: Tensor) -> Tensor:
+    """[r, ...] -> [...]: the sum as the product makes it."""
+    return parts.sum(0)
+
+
+def int8(parts: Tensor) -> Tensor:
+    """Each part is sent as 8-bit integers with one scale a token: absmax / 127."""
+    step = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return (torch.round(parts / step) * step).sum(0)
+
+
+def bf16(parts: Tensor) -> Tensor:
+    """Sent in bfloat16 and summed in float32, rounded once."""
+    return parts.bfloat16().float().sum(0).bfloat16().to(parts.dtype)
+
+
+def bf16_sums(parts: Tensor) -> Tensor:
+    """Sent in bfloat16 and rounded after every addition, as a ring all-reduce does."""
+    total = parts[0].bfloat16()
+    for part in parts[1:]:
+        total = total + part.bfloat16()
+    return total.to(parts.dtype)
+
+
+PATTERNS = {window.__name__: window for window in (fixed, rotating, periodic, attention, mlp, ends, middle)}
+# How parts are summed forward and backward.
+SUMS = {
+    "int8": (int8, int8),
+    "int8_forward": (int8, exact),
+    "bf16": (bf16, bf16),
+    "bf16_sums": (bf16_sums, bf16_sums),
+    "bf16_sums_backward": (bf16, bf16_sums),
+}
+
+
+class _Sum(torch.autograd.Function):
+    """[r, ..., k] -> the same shape, each shard the sum of all; backward the same with the gradients."""
+
+    @staticmethod
+    def forward(ctx, parts: Tensor, forward: Callable, backward: Callable):  # type: ignore[override]
+        ctx.backward_sum = backward
+        return forward(parts).expand_as(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        return ctx.backward_sum(gradient).expand_as(gradient), None, None
+
+
+class VariedGPT(GPT):
+    """The product's weights; every shard's stream [r, batch, seq, h] in full."""
+
+    window: Window = staticmethod(fixed)
+    sums: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = (exact, exact)
+
+    @staticmethod
+    def empty(config: ModelConfig, mesh: Mesh, *arguments, **kw) -> GPT:  # type: ignore[override]
+        assert mesh.processes == 1, "variants are for one process"
+        model = GPT.empty(config, mesh, *arguments, **kw)
+        model.__class__ = VariedGPT
+        return model
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: None = None) -> Tensor:
+        embedded = self.embedding(tokens)
+        angles = rotary_angles(
+            torch.arange(tokens.shape[-1]), self.config.head_dim, self.config.rope_base, embedded.dtype
+        )
+        x = embedded.expand(self.mesh.shards, *embedded.shape)
+        for number, block in enumerate(self.blocks):
+            a = block.attention.core(_read(x, block.attention_norm, block.attention.qkv), *angles)
+            x = x + self._mixed(a, block.attention.output, 2 * number)
+            a = block.mlp.core(_read(x, block.mlp_norm, block.mlp.gate_up))
+            x = x + self._mixed(a, block.mlp.down, 2 * number + 1)
+        logits = _read(x, self.norm, self.head)
+        if targets is None:
+            return mask_padding(logits, self.config.vocab_size, self.mesh)
+        return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
+
+    def _mixed(self, a: Tensor, row: RowParallelLinear, number: int) -> Tensor:
+        """Each shard's product [..., r · c] -> [r, ..., h]: summed in the window, its own elsewhere."""
+        r, h = self.mesh.shards, row.out_features
+        products = torch.einsum(
+            "...rc,hrc->r...h", a.unflatten(-1, (r, -1)), row.weight.unflatten(-1, (r, -1))
+        )
+        start, size = (int(part * h) for part in self.window(number, 2 * len(self.blocks), self.ratio))
+        turned = products.roll(-start, -1)
+        shared = _Sum.apply(turned[..., :size], *self.sums)
+        return torch.cat([shared, turned[..., size:] * row.private_scale], -1).roll(start, -1)
+
+
+def _read(x: Tensor, norm: RMSNorm, column: ColumnParallelLinear) -> Tensor:
+    return column_parallel(F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps), column.weight)
+
+
+def run(name: str, settings: list[str]) -> int:
+    """Train the variant ``name``; its name is left in the run folder."""
+    if name == "own_norms":
+        layers.norm.sum_gradient = lambda x, *_: x  # type: ignore[assignment]
+    else:
+        VariedGPT.window = staticmethod(PATTERNS.get(name, fixed))
+        VariedGPT.sums = SUMS.get(name, (exact, exact))
+        launch.trainer.GPT = VariedGPT  # type: ignore[misc]
+    status = main(settings)
+    if status == 0:
+        (Path(compose(settings).run.dir) / "variant.json").write_text(json.dumps(name) + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    known = [*PATTERNS, *SUMS, "own_norms"]
+    if len(sys.argv) < 3 or sys.argv[1] not in known or not any(a.startswith("run.dir=") for a in sys.argv):
+        sys.exit(f"usage: python {sys.argv[0]} VARIANT run.dir=... [setting=value ...]\n{', '.join(known)}")
+    sys.exit(run(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,74 @@
+"""docs/ablation/variants.py: the product where both know the pattern; every pattern sends as much."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from layers import GPT
+from tests.models import SMALL, batch
+from tests.reference import random_weights
+
+FILE = Path(__file__).parents[2] / "docs" / "ablation" / "variants.py"
+
+
+@pytest.fixture(scope="module")
+def variants():
+    spec = importlib.util.spec_from_file_location("variants", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def loss_and_gradients(build, ratio: float, scale: float | None):
+    weights = random_weights(SMALL)
+    model = build(SMALL, Mesh(4), ratio, scale, dtype=torch.float64)
+    model.fill(lambda name, _: weights[name])
+    loss = model(*batch()).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("ratio", "scale"), [(1.0, None), (0.5, None), (0.25, 1.0), (0.0, 3.0)])
+def test_the_fixed_pattern_is_the_product(variants, ratio, scale):
+    loss, gradients = loss_and_gradients(variants.VariedGPT.empty, ratio, scale)
+    expected_loss, expected = loss_and_gradients(GPT.empty, ratio, scale)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_all_patterns_send_the_same(variants):
+    for ratio in (0.25, 0.5):
+        for window in variants.PATTERNS.values():
+            sizes = [window(number, 8, ratio)[1] for number in range(8)]
+            assert sum(sizes) / 8 == pytest.approx(ratio), window
+            assert all(0 <= size <= 1 for size in sizes), window
+
+
+def test_rotating_windows_go_round(variants, monkeypatch):
+    assert [variants.rotating(number, 8, 0.25)[0] for number in range(8)] == [0, 0.25, 0.5, 0.75] * 2
+    monkeypatch.setattr(variants.VariedGPT, "window", staticmethod(variants.rotating))
+    model = variants.VariedGPT.empty(SMALL, Mesh(4), 0.25, None, dtype=torch.float64)
+    model.fill(lambda name, _: random_weights(SMALL)[name])
+    a = torch.randn(2, 9, SMALL.hidden, dtype=torch.float64)
+    for number in range(4):
+        added = model._mixed(a, model.blocks[0].attention.output, number)
+        shared = (added == added[0]).flatten(0, -2).all(0).nonzero().flatten().tolist()
+        assert shared == list(range(8 * number, 8 * number + 8))
+        product = a @ model.blocks[0].attention.output.weight.T
+        torch.testing.assert_close(added[0][..., shared], product[..., shared])
+
+
+@pytest.mark.parametrize(("name", "error"), [("int8", 0.006), ("bf16", 0.002), ("bf16_sums", 0.005)])
+def test_low_bit_sums(variants, name, error):
+    """Relative to the root mean square of the sum, of normal numbers: no more than this, and not exact."""
+    forward, backward = variants.SUMS[name]
+    parts = torch.randn(8, 64, 256, generator=torch.Generator().manual_seed(0))
+    for add_up in (forward, backward):
+        off = (add_up(parts) - parts.double().sum(0)).norm() / parts.double().sum(0).norm()
+        assert error / 4 < off < error * 1.5
