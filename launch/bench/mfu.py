@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
             tokens_per_second=tokens / median(seconds),
             tflops=tflops,
             mfu=tflops / peak if peak else None,
-            memory_gib=memory_gib(device),
+            # On a CPU it would be the peak of all rows so far.
+            memory_gib=memory_gib(device) if device.type == "cuda" else None,
         )
     report.finish(
         f"{config.model.name}, {config.micro_batch} x {config.model.sequence} tokens a step, "
@@ -52,6 +53,8 @@ def main(argv: list[str]) -> None:
 def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[float]:
     """Of each step: forward, backward, AdamW."""
     dtype = PRECISIONS[config.precision]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     full = initial_weights(config.model, 1)
     model = GPT.empty(config.model, Mesh(shards), config.ratio, device=device, dtype=dtype).fill(full)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")

@@ -55,8 +55,11 @@ def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
     rate, delay = measured["bytes_per_second"], measured["delay_seconds"]
     between = f"{measured['processes']} processes, {measured['backend']} on {measured['device']}"
     # Not :.3g, which writes 3600 as 3.6e+03.
+    one_node = not under_torchrun() or os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
     settings = f"link={rate * 8 / 1e6:.0f}mbit delay={delay * 1e6:.0f}us"
-    yield Finding("link", "good", f"{between}: {rate / 1e6:,.0f} MB/s, {delay * 1e6:,.0f} us; {settings}")
+    plans = " (caat plan calls it node_link)" if one_node else ""
+    found = f"{between}: {rate / 1e6:,.0f} MB/s, {delay * 1e6:,.0f} us; {settings}{plans}"
+    yield Finding("link", "good", found)
 
 
 def _show(findings: list[Finding], measured: dict[str, Any]) -> None:
