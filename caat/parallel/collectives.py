@@ -71,8 +71,8 @@ class Collectives:
         if self.processes == 1 or x.numel() == 0:
             return _nothing
         self._arrived()
-        # Without x's version counter: if it moves while a view of x is being used, autograd puts a copy of the
-        # gradient behind that view, and backward that copy would be taken before the gradient's own sum is there.
+        # Without x's version counter: if that moves after a view of x was made, autograd copies the gradient
+        # on its way back through the view, and a copy can be taken before the gradient's own sum is there.
         x = x.data
         message = self.wire.cast(x)
         self._count(message, direction, purpose)

@@ -47,7 +47,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "model": config.model.name,
         "parameters": parameter_count(config.model),
         "shards": config.parallel.tensor,
-        "ratio": config.sync.last_ratio,
+        "ratio": config.sync.describe_ratio(),
         "precision": c.precision,
         "sequence": c.sequence,
         "global_batch": c.global_batch,
@@ -77,7 +77,7 @@ def _by_ratio(plan: PlanConfig, config: Config, layout: Layout, steps: float) ->
     flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
     peak = (c.peak_tflops or plan.peak_tflops) * 1e12 * world
     rows = []
-    for ratio in sorted({*plan.ratios, config.sync.last_ratio}, reverse=True):
+    for ratio in sorted({*plan.ratios, *config.sync.schedule.values()}, reverse=True):
         p = pass_of(config, layout, ratio)
         p = replace(p, model=replace(p.model, sequence=c.sequence))
         # If the processes of any replica are on two nodes, the slower link sets the pace.

@@ -32,12 +32,10 @@ def layout_of(config: Config, world: int) -> Layout:
     return Layout(processes, world // processes, stage, c.activation_checkpointing, c.micro_batch)
 
 
-def pass_of(config: Config, layout: Layout, ratio: float | None = None, cuda: bool = True) -> Pass:
-    """One forward pass in that layout, at the (last) ``sync.ratio`` unless another is given."""
+def pass_of(config: Config, layout: Layout, ratio: float, cuda: bool = True) -> Pass:
+    """One forward pass in that layout."""
     c, shards = config.train, config.parallel.tensor
-    channels = shared_channels(
-        config.model.hidden, config.sync.last_ratio if ratio is None else ratio, shards
-    )
+    channels = shared_channels(config.model.hidden, ratio, shards)
     return Pass(
         config.model,
         shards,
@@ -52,10 +50,11 @@ def pass_of(config: Config, layout: Layout, ratio: float | None = None, cuda: bo
 
 
 def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
-    """Memory of one process."""
+    """Memory of one process; at the ratio that needs most, if ``sync.ratio`` is a schedule."""
     accumulation = config.train.global_batch // (layout.micro_batch * layout.replicas)
-    p = pass_of(config, layout, cuda=cuda)
-    return memory(p, layout.replicas, layout.stage, config.train.precision, accumulation)
+    passes = (pass_of(config, layout, ratio, cuda) for ratio in config.sync.schedule.values())
+    needed = (memory(p, layout.replicas, layout.stage, config.train.precision, accumulation) for p in passes)
+    return max(needed, key=lambda each: each.total)
 
 
 def largest_micro_batches(config: Config, world: int, limit: int) -> list[dict]:

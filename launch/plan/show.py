@@ -32,7 +32,7 @@ def show(plan: dict[str, Any]) -> None:
     layout = plan["layout"]
     print(
         f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
-        f"{plan['ratio']:g}, {plan['precision']}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
+        f"{plan['ratio']}, {plan['precision']}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
         f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), "
         f"ZeRO {layout['stage']}, micro-batch {layout['micro_batch']} x {plan['accumulation']}, "
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "

@@ -41,6 +41,16 @@ def test_a_plan_of_7b(tmp_path, capsys):
     assert rows[0.0]["mfu"] == pytest.approx(flops / rows[0.0]["step_seconds"] / (32 * 989e12))
 
 
+def test_a_schedule_is_planned_with_all_its_ratios():
+    plan_ = PlanConfig(gpus=2, ratios=[])
+    alone = {ratio: make_plan(plan_, compose(["model=130m", f"sync.ratio={ratio}"])) for ratio in (0.25, 1.0)}
+    made = make_plan(plan_, compose(["model=130m", "sync.ratio={0:1,1000:0.25}"]))
+    assert made["ratio"] == "1 (0.25 after 1000 steps)"
+    assert made["steps"] == [*alone[1.0]["steps"], *alone[0.25]["steps"]]
+    assert made["memory"] == max((each["memory"] for each in alone.values()), key=lambda m: m["total"])
+    assert alone[1.0]["memory"] != alone[0.25]["memory"]
+
+
 def test_a_step_in_one_process_is_arithmetic_alone():
     config = compose(["model=130m"])
     (row, *_) = make_plan(PlanConfig(gpus=1, tflops=1.0, ratios=[0.5]), config)["steps"]

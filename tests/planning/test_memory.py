@@ -98,7 +98,7 @@ def test_each_way_to_save_saves():
     assert total("zero.stage=1", world=64) < total("zero.stage=1")
     assert total("zero.stage=3", "parallel.processes=1") < total("zero.stage=2", "parallel.processes=1")
     config = compose(["model=7b"])
-    by_hand = memory(pass_of(config, layout_of(config, 8)), 1, 1, "bf16", 1)
+    by_hand = memory(pass_of(config, layout_of(config, 8), config.sync.ratio), 1, 1, "bf16", 1)
     # Seven numbers and their sum; weights and norms of an eighth in bf16.
     assert by_hand.weights == 2 * local_numbers(config.model, 8, 8)
     assert by_hand.total > by_hand.weights + by_hand.optimizer + by_hand.gradients + by_hand.activations
@@ -112,7 +112,7 @@ def counted_tensor_bytes() -> tuple[int, int]:
     config = compose([])
     config.model, config.parallel.tensor, config.sync.ratio = SMALL, 4, 0.5
     config.train.micro_batch, config.train.sequence, config.train.precision = 2, 9, "fp32"
-    p = pass_of(config, layout_of(config, 2))
+    p = pass_of(config, layout_of(config, 2), config.sync.ratio)
     return sum(mesh.tensor.sent.values()), tensor_bytes(p, 1, 4)
 
 
