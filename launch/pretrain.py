@@ -9,7 +9,7 @@ from pathlib import Path
 from caat.data.corpus import prepare
 from conf.processes import LaunchConfig
 from conf.schema import Config
-from launch.config import check_data, compose, read_config, validate
+from launch.config import check_data, compose, initialise, read_config, validate
 from launch.errors import STOPPED, reason, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
@@ -45,6 +45,7 @@ def _main(argv: list[str]) -> int:
     if flags:
         return _with_flags(flags, argv)
     config = compose(argv)
+    _note_experiment(argv)
     if under_torchrun():
         validate(config, int(os.environ["WORLD_SIZE"]))
         check_restartable(config)
@@ -72,6 +73,21 @@ def _with_flags(flags: set[str], argv: list[str]) -> int:
     from launch.sweep import sweep
 
     return sweep([argument for argument in argv if argument not in SWEEP_FLAGS])
+
+
+def _note_experiment(argv: list[str]) -> None:
+    """Say on stderr if the experiment asked for is a sweep, of which this trains one run."""
+    given = {text.partition("=")[0] for text in argv}
+    if "experiment" not in given or os.environ.get("RANK", "0") != "0":
+        return
+    from launch.sweep.plan import swept_by_experiment
+
+    with initialise():
+        left = [text for text in swept_by_experiment(argv) if text.partition("=")[0] not in given]
+    if left:
+        print(
+            f"note: this experiment is a sweep of {' '.join(left)}: -m trains all its runs", file=sys.stderr
+        )
 
 
 def set_up(config: Config) -> Path | None:

@@ -67,7 +67,7 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
     """The runs that ``overrides`` describe. Raises ``ValueError`` for a mistake in any of them."""
     with initialise():
         parse_overrides(overrides)
-        parsed = parse_overrides([*_params(overrides), *overrides])
+        parsed = parse_overrides([*swept_by_experiment(overrides), *overrides])
         # The last one given counts.
         last = {override.get_key_element(): override for override in parsed}
         fixed = [override for override in last.values() if not override.is_sweep_override()]
@@ -108,8 +108,8 @@ def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
         require(not key.startswith("hydra"), f"{key} is one for all runs of -m: give a single value")
 
 
-def _params(overrides: Sequence[str]) -> list[str]:
-    """What an experiment sweeps over by itself, in ``hydra.sweeper.params``."""
+def swept_by_experiment(overrides: Sequence[str]) -> list[str]:
+    """What an experiment sweeps over by itself, in ``hydra.sweeper.params``; within :func:`initialise`."""
     single = [text for text in overrides if text.startswith("experiment=") and "," not in text]
     config = hydra.compose("config", overrides=single, return_hydra_config=True)
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]

@@ -73,6 +73,17 @@ def test_every_combination_is_a_run_named_by_what_varies():
     assert names("data.path='a b.txt',c.txt") == ["data.path-a-b.txt", "data.path-c.txt"]
 
 
+def test_one_run_of_an_experiment_that_sweeps_is_said_to_be_one(capsys):
+    too_long = ["train.steps=1", "experiment=ablation"]
+    with pytest.raises(SystemExit):
+        pretrain.main([*too_long, "sync.ratio=1"])
+    assert "a sweep of seed=1,2,3: -m" in capsys.readouterr().err
+    for settings in ([*too_long, "sync.ratio=1", "seed=1"], ["train.steps=1", "experiment=quickstart"]):
+        with pytest.raises(SystemExit):
+            pretrain.main(settings)
+        assert "a sweep" not in capsys.readouterr().err
+
+
 def test_the_folder_follows_from_what_the_runs_share():
     def place(*overrides: str) -> Path:
         return plan_sweep(overrides).folder
