@@ -1,6 +1,6 @@
 """The tables and the picture of docs/ablation.md, from the run folders or from the figures kept in runs.json.
 
-python docs/ablation/figures.py collect outputs/sweeps/...    # runs.json: what each run measured
+python docs/ablation/figures.py collect outputs/sweeps/...    # into runs.json: what each run measured
 python docs/ablation/figures.py                               # Markdown tables; docs/images/ablation.png
 """
 
@@ -10,10 +10,12 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.report.statistics import Sample
@@ -21,14 +23,16 @@ from launch.report.statistics import Sample
 HERE = Path(__file__).parent
 RUNS, PICTURE = HERE / "runs.json", HERE.parent / "images" / "ablation.png"
 # What tells the runs apart.
-SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr")
+SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr", "train.steps")
 SHARDS = 8
+# Bytes of the ways to sum of variants.py, of what is sent both ways in bfloat16.
+WIRE = {"int8": 0.5, "int8_forward": 0.75}
 Run = dict[str, Any]
 
 
 def collect(folders: Iterable[str]) -> None:
-    """Keep the settings and the last figures of every finished run below ``folders``."""
-    found = []
+    """Keep the settings and the last figures of every finished run below ``folders``, beside what is kept."""
+    found = {_identity(run): run for run in json.loads(RUNS.read_text())} if RUNS.is_file() else {}
     for path in sorted(path for folder in folders for path in Path(folder).rglob("config.yaml")):
         status = path.with_name("status.json")
         if not status.is_file() or json.loads(status.read_text())["status"] != "finished":
@@ -40,13 +44,20 @@ def collect(folders: Iterable[str]) -> None:
             name: v for each in records if each["step"] == records[-1]["step"] for name, v in each.items()
         }
         scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
-        found.append(
+        variant = path.with_name("variant.json")
+        run = (
             {name: _at(config, name) for name in SETTINGS}
+            | {"variant": json.loads(variant.read_text()) if variant.is_file() else None}
             | {"seed": config["seed"], "tokens": last["tokens"], "validation_loss": last["validation_loss"]}
             | {"bits_per_byte": scores}
         )
-    found.sort(key=lambda run: json.dumps(run, sort_keys=True))
-    RUNS.write_text("[\n" + ",\n".join(json.dumps(run) for run in found) + "\n]\n")
+        found[_identity(run)] = run
+    kept = sorted(found.values(), key=lambda run: json.dumps(run, sort_keys=True))
+    RUNS.write_text("[\n" + ",\n".join(json.dumps(run) for run in kept) + "\n]\n")
+
+
+def _identity(run: Run) -> str:
+    return json.dumps([run[name] for name in (*SETTINGS, "variant", "seed")], sort_keys=True)
 
 
 def _at(config: dict[str, Any], name: str) -> Any:
@@ -58,18 +69,37 @@ def variants(runs: Iterable[Run]) -> dict[tuple, dict[int, Run]]:
     """Runs by seed, by their other settings."""
     found: dict[tuple, dict[int, Run]] = defaultdict(dict)
     for run in runs:
-        found[tuple(run[name] for name in SETTINGS)][run["seed"]] = run
+        found[tuple(str(run[name]) for name in (*SETTINGS, "variant"))][run["seed"]] = run
     return dict(found)
 
 
 def label(run: Run) -> str:
-    """What a variant is called, but for its learning rate."""
-    words = [f"ratio {run['sync.ratio']:g}"]
+    """What a variant is called, but for its learning rate and its length."""
+    ratios = schedule(run).items()
+    words = [
+        "ratio "
+        + ", ".join(f"{ratio:g} from step {step}" if step else f"{ratio:g}" for step, ratio in ratios)
+    ]
     if run["parallel.tensor"] != SHARDS:
         words.append(f"{run['parallel.tensor']} shards")
     if run["sync.private_scale"] is not None:
         words.append(f"scale {run['sync.private_scale']:g}")
+    if run["variant"] is not None:
+        words.append(run["variant"])
     return ", ".join(words)
+
+
+def schedule(run: Run) -> dict[int, float]:
+    """Ratio by the number of steps done before it holds."""
+    ratio = run["sync.ratio"]
+    return {int(step): each for step, each in ratio.items()} if isinstance(ratio, dict) else {0: ratio}
+
+
+def share_of_bytes(run: Run) -> float:
+    """What is sent inside the layers, as a share of full synchronisation in bfloat16 (which 8 bits halve)."""
+    changes = [*schedule(run).items(), (run["train.steps"], 0.0)]
+    lengths = [(later - step) * ratio for (step, ratio), (later, _) in pairwise(changes)]
+    return sum(lengths) / run["train.steps"] * WIRE.get(run["variant"], 1.0)
 
 
 def compared(variant: dict[int, Run], base: dict[int, Run], figure: Callable[[Run], float]) -> Sample | None:
@@ -85,20 +115,22 @@ def shown(sample: Sample | None, form: str = "{:+.4f}") -> str:
     return form.format(sample.mean) + interval
 
 
+def full(runs: Iterable[Run]) -> dict[int, Run]:
+    """Ratio 1 at its best learning rate, by seed."""
+    groups = variants(runs).values()
+    return min((g for g in groups if label(g[min(g)]) == "ratio 1"), key=_first_loss)
+
+
 def tables(runs: list[Run]) -> str:
-    """Every variant: seeds, loss, difference to ratio 1 at its best learning rate; then by source."""
-    groups = variants(runs)
-    best = min(
-        (g for g in groups.values() if next(iter(g.values()))["sync.ratio"] == 1),
-        key=_first_loss,
-    )
+    """Every variant of one length: seeds, loss, difference to ratio 1; then by source."""
+    groups, best = variants(runs), full(runs)
     lines = ["| | learning rate | seeds | validation loss | less ratio 1 |", "|---|---|---|---|---|"]
     order = sorted(groups.values(), key=lambda g: (label(g[min(g)]), g[min(g)]["optim.lr"]))
     for group in order:
         run = group[min(group)]
         loss = Sample(tuple(each["validation_loss"] for _, each in sorted(group.items())))
         spread = "" if loss.spread is None else f" ± {loss.spread:.4f}"
-        delta = "" if group is best else shown(compared(group, best, _loss))
+        delta = "" if group == best else shown(compared(group, best, _loss))
         seeds = ", ".join(map(str, sorted(group)))
         lines.append(f"| {label(run)} | {run['optim.lr']:g} | {seeds} | {loss.mean:.4f}{spread} | {delta} |")
     sources = sorted(best[min(best)]["bits_per_byte"])
@@ -108,7 +140,7 @@ def tables(runs: list[Run]) -> str:
         f"|{'---|' * (len(sources) + 1)}",
     ]
     for group in order:
-        if group is not best:
+        if group != best:
             cells = [shown(compared(group, best, _score_on(source))) for source in sources]
             run = group[min(group)]
             lines.append(f"| {label(run)}, {run['optim.lr']:g} | {' | '.join(cells)} |")
@@ -127,19 +159,25 @@ def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
 
 def draw(runs: list[Run]) -> None:
     """Loss against bytes, each variant at its best learning rate, less ratio 1 with the same seed."""
-    groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
-    base = next(group for group in groups if label(group[min(group)]) == "ratio 1")
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
+    lengths = sorted({run["train.steps"] for run in runs}, reverse=True)
+    figure = Figure(figsize=(6.4 * len(lengths), 4.6), layout="constrained")
+    for axes, steps in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
+        _draw_length(axes, [run for run in runs if run["train.steps"] == steps])
+        axes.set_title(f"{steps:,} steps", fontsize=10, loc="left")
+    figure.savefig(PICTURE, dpi=130)
+
+
+def _draw_length(axes: Axes, runs: list[Run]) -> None:
+    base = full(runs)
     axes.axhline(0, color="#888888", lw=1)
-    for group in groups:
+    for group in best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values()):
         run, delta = group[min(group)], compared(group, base, _loss)
         if delta is None:
             continue
         scaled = run["sync.private_scale"] is None
+        place = share_of_bytes(run), delta.mean
         axes.errorbar(
-            run["sync.ratio"],
-            delta.mean,
+            *place,
             yerr=delta.interval or 0.0,
             fmt="o" if scaled else "s",
             color="#0072b2" if scaled else "#d55e00",
@@ -147,14 +185,13 @@ def draw(runs: list[Run]) -> None:
             lw=1,
         )
         name = f"{label(run)} ({len(delta.values)})"
-        axes.annotate(name, (run["sync.ratio"], delta.mean), (7, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(name, place, (7, 4), textcoords="offset points", fontsize=8)
     axes.set(
         xlabel="bytes inside the layers, as a share of full synchronisation",
         ylabel="validation loss less that of ratio 1\n(nats per token; in brackets the seeds)",
     )
     axes.margins(x=0.15, y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(PICTURE, dpi=130)
 
 
 def _loss(run: Run) -> float:
@@ -173,5 +210,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["collect"]:
         collect(sys.argv[2:])
     kept = json.loads(RUNS.read_text())
-    print(tables(kept))
+    for steps in sorted({run["train.steps"] for run in kept}, reverse=True):
+        print(f"{steps} steps\n\n{tables([run for run in kept if run['train.steps'] == steps])}\n")
     draw(kept)
