@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -44,16 +44,26 @@ def collect(folders: Iterable[str]) -> None:
             name: v for each in records if each["step"] == records[-1]["step"] for name, v in each.items()
         }
         scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
-        variant = path.with_name("variant.json")
+        variant = _json(path.with_name("variant.json"))
+        if variant is None and not scores:
+            # Measured afterwards, by `caat evaluate`; it knows no variants.
+            results = (_json(path.with_name("evaluation.json")) or {"results": {}})["results"]
+            scores = {
+                task: each["bits_per_byte"] for task, each in results.items() if "bits_per_byte" in each
+            }
         run = (
             {name: _at(config, name) for name in SETTINGS}
-            | {"variant": json.loads(variant.read_text()) if variant.is_file() else None}
+            | {"variant": variant}
             | {"seed": config["seed"], "tokens": last["tokens"], "validation_loss": last["validation_loss"]}
             | {"bits_per_byte": scores}
         )
         found[_identity(run)] = run
     kept = sorted(found.values(), key=lambda run: json.dumps(run, sort_keys=True))
     RUNS.write_text("[\n" + ",\n".join(json.dumps(run) for run in kept) + "\n]\n")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _identity(run: Run) -> str:
@@ -134,12 +144,13 @@ def tables(runs: list[Run]) -> str:
         seeds = ", ".join(map(str, sorted(group)))
         lines.append(f"| {label(run)} | {run['optim.lr']:g} | {seeds} | {loss.mean:.4f}{spread} | {delta} |")
     sources = sorted(best[min(best)]["bits_per_byte"])
+    by_source = [group for group in order if all(run["bits_per_byte"] for run in group.values())]
     lines += [
         "",
         f"| bits per byte less ratio 1 | {' | '.join(s.removeprefix('loss_') for s in sources)} |",
         f"|{'---|' * (len(sources) + 1)}",
     ]
-    for group in order:
+    for group in by_source:
         if group != best:
             cells = [shown(compared(group, best, _score_on(source))) for source in sources]
             run = group[min(group)]
@@ -159,7 +170,8 @@ def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
 
 def draw(runs: list[Run]) -> None:
     """Loss against bytes, each variant at its best learning rate, less ratio 1 with the same seed."""
-    lengths = sorted({run["train.steps"] for run in runs}, reverse=True)
+    steps_of = Counter(run["train.steps"] for run in runs)
+    lengths = sorted((steps for steps, count in steps_of.items() if count > 2), reverse=True)
     figure = Figure(figsize=(6.4 * len(lengths), 4.6), layout="constrained")
     for axes, steps in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         _draw_length(axes, [run for run in runs if run["train.steps"] == steps])
@@ -185,7 +197,7 @@ def _draw_length(axes: Axes, runs: list[Run]) -> None:
             lw=1,
         )
         name = f"{label(run)} ({len(delta.values)})"
-        axes.annotate(name, place, (7, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(name, place, (7, 4 if scaled else -11), textcoords="offset points", fontsize=8)
     axes.set(
         xlabel="bytes inside the layers, as a share of full synchronisation",
         ylabel="validation loss less that of ratio 1\n(nats per token; in brackets the seeds)",
