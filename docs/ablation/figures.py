@@ -170,6 +170,7 @@ def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
 
 def draw(runs: list[Run]) -> None:
     """Loss against bytes, each variant at its best learning rate, less ratio 1 with the same seed."""
+    # Two runs are no front.
     steps_of = Counter(run["train.steps"] for run in runs)
     lengths = sorted((steps for steps, count in steps_of.items() if count > 2), reverse=True)
     figure = Figure(figsize=(6.4 * len(lengths), 4.6), layout="constrained")

@@ -4,8 +4,8 @@ python docs/ablation/variants.py rotating sync.ratio=0.25 run.dir=...    # then 
 
 Every shard's stream is written out in full, so one process is enough for any way of mixing them. The
 checkpoint holds weights only: other commands would run them with the usual channels. `own_norms` is the
-exception, a fault in the product's own code that shows only between processes: start it with
-torchrun --nproc-per-node 2 and train.check_replicas_every=0.
+exception: the product without the sum of the norms' gradients, which shows only between processes. Start it
+with torchrun --nproc-per-node 2 and train.check_replicas_every=0.
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ class VariedGPT(GPT):
             "...rc,hrc->r...h", a.unflatten(-1, (r, -1)), row.weight.unflatten(-1, (r, -1))
         )
         start, size = (int(part * h) for part in self.window(number, 2 * len(self.blocks), self.ratio))
+        if not 0 <= size <= h:
+            raise ValueError(f"sync.ratio={self.ratio} is not possible for this variant: take 0.25 or 0.5")
         turned = products.roll(-start, -1)
         shared = _Sum.apply(turned[..., :size], *self.sums)
         return torch.cat([shared, turned[..., size:] * row.private_scale], -1).roll(start, -1)
