@@ -6,9 +6,7 @@ schema of their own. Every mistake is a ``ValueError`` of one line: what was giv
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,15 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from caat.data.corpus import prepared_folder
-from caat.data.shards import SPLITS, read_index
-from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from conf.checks import require
 from conf.schema import Config
-from launch.available import installed, wandb_login
 from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, is_hydras, unknown
-from launch.initial import adopt, check_initial
-from launch.resume import check_resume, continues
+from launch.initial import adopt
 from launch.settings import Setting, field_types, print_settings, settings_of
 
 T = TypeVar("T")
@@ -215,101 +208,6 @@ def read_config(path: Path) -> Config:
             "give a run folder that caat made"
         ) from error
     return build(config, Config)
-
-
-def validate(config: Config, world: int) -> None:
-    """Raise ``ValueError`` for all that can be known to be wrong before ``world`` processes start."""
-    config.check_layout(world)
-    folder = prepared_folder(config.data)
-    if (folder / "index.json").is_file():
-        check_data(config, folder)
-    elif config.data.tokenizer:
-        tokenizer = Path(config.data.tokenizer).expanduser()
-        _check_vocabulary(config, load_tokenizer(tokenizer).vocab_size(), f"the tokenizer {tokenizer}")
-    else:
-        _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
-    if check_resume(config) is None:
-        check_initial(config, folder if (folder / "index.json").is_file() else None)
-    _check_tracker(config)
-    _check_compiler(config)
-    if config.eval.every:
-        from eval.tasks import find_tasks
-
-        find_tasks(config.eval.tasks).check(config.model.sequence)
-    _check_run_folder(config)
-
-
-def check_data(config: Config, folder: Path) -> None:
-    """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
-    index = read_index(folder)
-    _check_vocabulary(config, index["vocab_size"], f"the tokenizer of {folder}")
-    given, used = config.data.tokenizer, find_tokenizer(folder)
-    # Of initialize= the tokenizer is taken over, and held against the text by check_initial.
-    require(
-        given is None
-        or config.initialize is not None
-        or Path(given).expanduser().read_bytes() == used.read_bytes(),
-        f"data.tokenizer={given}, but {folder} was prepared with another one, {used}: leave data.tokenizer "
-        "out, or give the text itself as data.path",
-    )
-    sequence = config.train.sequence
-    for split in SPLITS:
-        tokens = sum(entry["tokens"] for entry in index[split])
-        require(
-            tokens > sequence,
-            f"train.sequence={sequence} is longer than the {split} split of {folder}, {tokens:,} tokens of "
-            "which the last is only a target: lower train.sequence or give more text"
-            + (" (or raise data.validation)" if split == "validation" else ""),
-        )
-
-
-def _check_compiler(config: Config) -> None:
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
-    require(
-        not config.train.compile or any(map(shutil.which, compilers)),
-        f"train.compile=true needs a C++ compiler, and none is found ({', '.join(compilers)}): install g++, "
-        "or leave train.compile out",
-    )
-
-
-def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
-    size = config.model.vocab_size
-    require(
-        pieces <= size,
-        f"{what} has {pieces:,} pieces and the model only model.vocab_size={size}: "
-        f"give model.vocab_size={pieces} or a smaller tokenizer",
-    )
-
-
-def _check_tracker(config: Config) -> None:
-    """Raise ``ValueError`` unless the trackers chosen can be used here."""
-    require(
-        not config.tracker.tensorboard or installed("tensorboard"),
-        "tracker=tensorboard needs TensorBoard: pip install tensorboard, or leave it out",
-    )
-    require(
-        config.tracker.wandb != "online" or wandb_login(),
-        "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run "
-        "`wandb sync` later",
-    )
-
-
-def _check_run_folder(config: Config) -> None:
-    """Raise ``ValueError`` unless the run folder can be written, and is new or empty or to be continued."""
-    name = config.run.dir
-    folder = Path(name or "outputs").expanduser()
-    what = f"run.dir={name}" if name else f"the folder of runs {folder.absolute()}"
-    at = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    require(at.is_dir(), f"{what} cannot be made, {at} is a file: give another run.dir=...")
-    require(
-        os.access(at, os.W_OK | os.X_OK),
-        f"{what} cannot be made, {at} is not writable: give another run.dir=...",
-    )
-    require(
-        not name or at != folder.absolute() or not any(at.iterdir()) or continues(config),
-        f"{what} exists and is not empty: give resume=auto to continue the run in it, give a new folder, or "
-        "leave run.dir out and one is made",
-    )
 
 
 def _default_options() -> dict[str, str]:

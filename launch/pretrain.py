@@ -9,12 +9,13 @@ from pathlib import Path
 from caat.data.corpus import prepare
 from conf.processes import LaunchConfig
 from conf.schema import Config
-from launch.config import check_data, compose, initialise, read_config, validate
+from launch.config import compose, initialise, read_config
 from launch.errors import STOPPED, reason, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data, restarted
 from launch.run_folder import claim, leave_finished, open_run_folder, read_status, write_status
+from launch.validate import check_data, validate
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 

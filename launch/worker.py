@@ -15,12 +15,12 @@ from caat.training.device import choose_device, side_store, start_process_group,
 from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
-from launch.config import check_data
 from launch.errors import STOPPED
 from launch.initial import check_initial
 from launch.resume import check_resume_data, given_folder, restarted
 from launch.run_folder import leave_finished, open_run_folder, read_status
 from launch.trainer import ENDINGS, train_run
+from launch.validate import check_data
 
 # What another rank that failed first gets to say so, before this one reports that it lost the connection.
 LOST_CONNECTION_SECONDS = 3.0

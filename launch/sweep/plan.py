@@ -17,10 +17,11 @@ from omegaconf import DictConfig
 
 from conf.checks import require
 from conf.schema import Config
-from launch.config import compose, initialise, parse_overrides, read_config, validate
+from launch.config import compose, initialise, parse_overrides, read_config
 from launch.explain import SETTINGS, first_line, is_hydras
 from launch.run_folder import DEPLOYMENT, read_status
 from launch.sweep.slurm import SlurmOptions
+from launch.validate import validate
 
 # What does not name a sweep: it makes no other runs.
 NOT_NAMED = (*DEPLOYMENT, "hydra")

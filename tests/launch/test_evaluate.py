@@ -19,7 +19,8 @@ from conf.schema import Config
 from eval.evaluate import _metrics, flat
 from eval.tasks import find_tasks
 from launch import evaluate
-from launch.config import compose, save_config, validate
+from launch.config import compose, save_config
+from launch.validate import validate
 from tests.eval.tasks import NAMES, write_tasks
 from tests.launch.test_runs import SHORT
 from tests.paragraphs import PARAGRAPHS

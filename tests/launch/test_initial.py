@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from caat.data.tokenizer import train_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.durable import write_json
-from launch.config import compose, read_config, validate
+from launch.config import compose, read_config
 from launch.convert import main as convert
 from launch.run_folder import create_run_folder
+from launch.validate import validate
 from tests.layers.huggingface.llamas import write_llama
 
 TEXT = "\n\n".join(

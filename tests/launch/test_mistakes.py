@@ -11,8 +11,9 @@ from time import perf_counter
 import pytest
 
 from caat.data.tokenizer import train_tokenizer
-from launch.config import compose, validate
+from launch.config import compose
 from launch.pretrain import main
+from launch.validate import validate
 
 # Settings, processes, what the message has to say: the value and the remedy.
 MISTAKES = {

@@ -16,7 +16,7 @@ from caat.training.checkpoint.durable import write_json
 from caat.training.checkpoint.folder import point_latest_at, publish
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
-from launch.config import compose, validate
+from launch.config import compose
 from launch.pretrain import main as pretrain
 from launch.resume import (
     check_restartable,
@@ -27,6 +27,7 @@ from launch.resume import (
     data_fingerprint,
 )
 from launch.run_folder import open_run_folder
+from launch.validate import validate
 
 ROOT = Path(__file__).parents[2]
 AT_200 = State(200, tokens=4096, position=64, sequence=256, seed=1, data="", adam_steps=200)
