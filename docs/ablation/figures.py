@@ -183,28 +183,36 @@ def draw(runs: list[Run]) -> None:
 def _draw_length(axes: Axes, runs: list[Run]) -> None:
     base = full(runs)
     axes.axhline(0, color="#888888", lw=1)
-    for group in best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values()):
-        run, delta = group[min(group)], compared(group, base, _loss)
-        if delta is None:
-            continue
-        scaled = run["sync.private_scale"] is None
-        place = share_of_bytes(run), delta.mean
-        axes.errorbar(
-            *place,
-            yerr=delta.interval or 0.0,
-            fmt="o" if scaled else "s",
-            color="#0072b2" if scaled else "#d55e00",
-            capsize=4,
-            lw=1,
-        )
-        name = f"{label(run)} ({len(delta.values)})"
-        axes.annotate(name, place, (7, 4 if scaled else -11), textcoords="offset points", fontsize=8)
+    axes.plot(1, 0, "o", color="#888888")
+    axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
+    groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
+    points = []
+    for group in groups:
+        delta = compared(group, base, _loss)
+        if delta is not None and group != base:
+            points.append((share_of_bytes(group[min(group)]), group[min(group)], delta))
+    points.sort(key=lambda point: point[0])
+    for scaled, color, side in ((True, "#0072b2", -0.008), (False, "#d55e00", 0.008)):
+        ours = [(x + side, *rest) for x, *rest in points if (rest[0]["sync.private_scale"] is None) == scaled]
+        if line := [(x, delta.mean) for x, run, delta in ours if _is_plain(run)]:
+            name = "private channels times √8" if scaled else "private channels as they are"
+            axes.plot(*zip(*line, strict=True), "o-", color=color, lw=1, label=name)
+        for x, run, delta in ours:
+            axes.plot([x] * len(delta.values), delta.values, "_", color=color, ms=9, alpha=0.7)
+            if not _is_plain(run):
+                axes.plot(x, delta.mean, "D", color=color, mfc="white")
+                axes.annotate(label(run), (x, delta.mean), (8, -3), textcoords="offset points", fontsize=7)
     axes.set(
         xlabel="bytes inside the layers, as a share of full synchronisation",
-        ylabel="validation loss less that of ratio 1\n(nats per token; in brackets the seeds)",
+        ylabel="validation loss less that of ratio 1\n(nats per token; a dash is one seed)",
     )
-    axes.margins(x=0.15, y=0.15)
+    axes.legend(frameon=False, fontsize=8)
+    axes.margins(x=0.1, y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_plain(run: Run) -> bool:
+    return run["variant"] is None and not isinstance(run["sync.ratio"], dict)
 
 
 def _loss(run: Run) -> float:
