@@ -15,6 +15,6 @@ def shared_channels(hidden: int, ratio: float, shards: int) -> int:
     return hidden if shards == 1 else int(ratio * hidden)
 
 
-def default_scale(shards: int) -> float:
-    """Of private channels: sqrt(N) gives one term the variance of a sum of N (CAAT-Net, arXiv 2506.19645)."""
+def paper_scale(shards: int) -> float:
+    """The paper's factor on private channels: one term then varies as a sum of N (arXiv 2506.19645)."""
     return sqrt(shards)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from conf.checks import require, require_choice, require_positive
+from conf.checks import require, require_choice
+from conf.partition import paper_scale
 
 
 @dataclass
@@ -15,8 +16,9 @@ class SyncConfig:
     # Fraction of the hidden channels that every shard shares: 1 is Megatron's tensor parallelism. Or a
     # schedule, from how many steps on which fraction: {0:1,1000:0.5}.
     ratio: Any = 0.5
-    # Factor on the private channels; default sqrt(parallel.tensor), the variance of a sum of N terms.
-    private_scale: float | None = None
+    # Factor on the private channels. sqrt: the paper's, sqrt(parallel.tensor), the variance of a sum of N
+    # terms; models were better without it (docs/ablation.md).
+    private_scale: Any = 1.0
     # Arithmetic goes on while sums are on their way; the result is the same.
     overlap: bool = True
     # The type that travels: auto is that of the activations (train.precision).
@@ -30,10 +32,13 @@ class SyncConfig:
             self.ratio = _checked_schedule(self.ratio)
         else:
             self.ratio = checked_ratio(self.ratio, f"sync.ratio={self.ratio}")
-        if self.private_scale is not None:
-            require_positive(sync__private_scale=self.private_scale)
+        self.private_scale = _checked_scale(self.private_scale)
         for name in ("wire_dtype", "sum_dtype"):
             require_choice(f"sync.{name}", getattr(self, name), ("auto", "bfloat16", "float32"))
+
+    def scale(self, shards: int) -> float:
+        """Factor on the private channels of ``shards`` shards."""
+        return paper_scale(shards) if self.private_scale == "sqrt" else self.private_scale
 
     @property
     def schedule(self) -> dict[int, float]:
@@ -85,6 +90,14 @@ def checked_ratio(ratio: Any, what: str) -> float:
         "Megatron; 0 = none)",
     )
     return float(ratio)
+
+
+def _checked_scale(scale: Any) -> float | str:
+    require(
+        scale == "sqrt" or (isinstance(scale, int | float) and not isinstance(scale, bool) and scale > 0),
+        f"sync.private_scale={scale} is neither a positive number nor sqrt, the root of parallel.tensor",
+    )
+    return scale if scale == "sqrt" else float(scale)
 
 
 def _checked_schedule(schedule: dict[Any, Any]) -> dict[int, float]:

@@ -7,7 +7,6 @@ from dataclasses import fields
 from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
 from conf.model import ModelConfig
-from conf.partition import default_scale
 from conf.schema import Config
 
 # Of a model, what is not in the function. The padding of the vocabulary is, where channels are private.
@@ -41,7 +40,7 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
         f"the vocabulary is padded to {ours}, but {where} was trained with {theirs}, and with private "
         f"channels that is another function: give model.padded_vocab_size={theirs}",
     )
-    scale = config.sync.private_scale or default_scale(shards)
+    scale = config.sync.scale(shards)
     require(
         scale == found.private_scale,
         f"sync.private_scale is {scale}, but {where} was trained with {found.private_scale}: give "

@@ -172,7 +172,7 @@ def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
 def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None) -> GPT:
     """The model with random initial weights, or those of the checkpoint ``source``."""
     ratio = config.sync.ratio_of(1)
-    arguments = (config.sync.private_scale, config.train.activation_checkpointing)
+    arguments = (config.sync.scale(mesh.shards), config.train.activation_checkpointing)
     model = GPT.empty(config.model, mesh, ratio, *arguments, device)
     if source is None:
         return model.fill(initial_weights(config.model, config.seed))

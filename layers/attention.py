@@ -19,7 +19,7 @@ class Attention(nn.Module):
     """x + attention(norm(x)); query, key and value are one column-parallel GEMM, the output row-parallel."""
 
     def __init__(
-        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
+        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float, recompute: bool
     ) -> None:
         super().__init__()
         self.head_dim = config.head_dim

@@ -17,7 +17,7 @@ class Block(nn.Module):
     """Pre-norm attention, then MLP, each added to the stream: two partial synchronisations each way."""
 
     def __init__(
-        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
+        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float, recompute: bool
     ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden, mesh, config.norm_eps)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream, enter
 from conf.model import ModelConfig
-from conf.partition import default_scale, shared_channels
+from conf.partition import shared_channels
 from layers.attention import Attention
 from layers.block import Block
 from layers.cache import KVCache, LayerCache
@@ -41,13 +41,13 @@ class GPT(nn.Module):
         config: ModelConfig,
         mesh: Mesh,
         ratio: float,
-        private_scale: float | None = None,
+        private_scale: float = 1.0,
         activation_checkpointing: str = "none",
     ) -> None:
         super().__init__()
         config.check_shards(mesh.shards)
         self.config, self.mesh = config, mesh
-        self.private_scale = default_scale(mesh.shards) if private_scale is None else private_scale
+        self.private_scale = private_scale
         self.padded_vocab = config.padded_vocab(mesh.shards)
         self.checkpoint_blocks = activation_checkpointing == "full"
         recompute = activation_checkpointing == "selective"
@@ -64,7 +64,7 @@ class GPT(nn.Module):
         config: ModelConfig,
         mesh: Mesh,
         ratio: float,
-        private_scale: float | None = None,
+        private_scale: float = 1.0,
         activation_checkpointing: str = "none",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

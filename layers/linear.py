@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from caat.parallel.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving, Stream
-from conf.partition import default_scale, shared_channels
+from conf.partition import shared_channels
 from layers.norm import Normed
 from layers.sharding import Sharding
 
@@ -65,7 +65,7 @@ class RowParallelLinear(nn.Module):
 
     ([..., in_local], stream) -> the :class:`~caat.parallel.stream.Stream` with the product added, of which
     ``.stack()`` is the plain form. The first ``int(ratio * out_features)`` channels are summed over all N
-    shards; the others stay private, times ``private_scale`` (default sqrt(N), which keeps the variance of
+    shards; the others stay private, times ``private_scale`` (the paper's sqrt(N) gives them the variance of
     a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
     """
 
@@ -75,7 +75,7 @@ class RowParallelLinear(nn.Module):
         out_features: int,
         mesh: Mesh,
         ratio: float = 1.0,
-        private_scale: float | None = None,
+        private_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.sharding = Sharding(1, (in_features,))
@@ -83,7 +83,7 @@ class RowParallelLinear(nn.Module):
         self.mesh = mesh
         self.out_features = out_features
         self.set_ratio(ratio)
-        self.private_scale = default_scale(mesh.shards) if private_scale is None else private_scale
+        self.private_scale = private_scale
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
     def forward(self, a: Tensor, x: Stream) -> Stream:

@@ -17,7 +17,7 @@ class MLP(nn.Module):
     """x + mlp(norm(x)); gate and up are one column-parallel GEMM, down is row-parallel."""
 
     def __init__(
-        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float | None, recompute: bool
+        self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float, recompute: bool
     ) -> None:
         super().__init__()
         self.recompute, self.shards = recompute, mesh.local

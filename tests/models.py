@@ -8,6 +8,7 @@ from torch import Tensor
 
 from caat.parallel.mesh import Mesh
 from conf.model import ModelConfig
+from conf.partition import paper_scale
 from layers import GPT
 from layers.sharding import Sharding
 from layers.weights import gpt_weights
@@ -26,10 +27,13 @@ def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor
     return text[:, :-1], text[:, 1:]
 
 
-def build(mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, **kw) -> GPT:
-    """The small model with the reference's weights."""
+def build(
+    mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, scale: float | None = None
+) -> GPT:
+    """The small model with the reference's weights; private channels times sqrt(N), unless told otherwise."""
     weights = random_weights(SMALL)
-    model = GPT.empty(SMALL, mesh, ratio, activation_checkpointing=checkpointing, dtype=dtype, **kw)
+    scale = paper_scale(mesh.shards) if scale is None else scale
+    model = GPT.empty(SMALL, mesh, ratio, scale, checkpointing, dtype=dtype)
     return model.fill(lambda name, _: weights[name])
 
 

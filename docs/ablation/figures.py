@@ -92,8 +92,8 @@ def label(run: Run) -> str:
     ]
     if run["parallel.tensor"] != SHARDS:
         words.append(f"{run['parallel.tensor']} shards")
-    if run["sync.private_scale"] is not None:
-        words.append(f"scale {run['sync.private_scale']:g}")
+    if _is_scaled(run):
+        words.append(f"scale √{run['parallel.tensor']}")
     if run["variant"] is not None:
         words.append(run["variant"])
     return ", ".join(words)
@@ -193,9 +193,9 @@ def _draw_length(axes: Axes, runs: list[Run]) -> None:
             points.append((share_of_bytes(group[min(group)]), group[min(group)], delta))
     points.sort(key=lambda point: point[0])
     for scaled, color, side in ((True, "#0072b2", -0.008), (False, "#d55e00", 0.008)):
-        ours = [(x + side, *rest) for x, *rest in points if (rest[0]["sync.private_scale"] is None) == scaled]
+        ours = [(x + side, *rest) for x, *rest in points if _is_scaled(rest[0]) == scaled]
         if line := [(x, delta.mean) for x, run, delta in ours if _is_plain(run)]:
-            name = "private channels times √8" if scaled else "private channels as they are"
+            name = f"private channels times √{SHARDS}" if scaled else "private channels as they are"
             axes.plot(*zip(*line, strict=True), "o-", color=color, lw=1, label=name)
         for x, run, delta in ours:
             axes.plot([x] * len(delta.values), delta.values, "_", color=color, ms=9, alpha=0.7)
@@ -209,6 +209,10 @@ def _draw_length(axes: Axes, runs: list[Run]) -> None:
     axes.legend(frameon=False, fontsize=8)
     axes.margins(x=0.1, y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_scaled(run: Run) -> bool:
+    return run["sync.private_scale"] == "sqrt"
 
 
 def _is_plain(run: Run) -> bool:

@@ -63,7 +63,7 @@ def draw_shard(axes: Axes, number: int, left: float, colour: str) -> None:
             axes, (centre, SUM - 0.2), (centre, STREAM_OUT + BAR), SHARED if centre == shared else colour
         )
     label = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": colour, "linewidth": 1.8}
-    axes.text(private, ROW - 0.56, "× √N", ha="center", va="center", color=INK, bbox=label, zorder=6)
+    axes.text(private, ROW - 0.56, "× s", ha="center", va="center", color=INK, bbox=label, zorder=6)
     draw_residual(axes, left)
     draw_stream(axes, left, STREAM_OUT, colour)
 

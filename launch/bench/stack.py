@@ -39,7 +39,7 @@ class OurStack(nn.Module):
         super().__init__()
         self.c, self.mesh = c, mesh
         self.shared_channels = shared_channels(c.hidden, ratio, mesh.shards)
-        self.blocks = nn.ModuleList(Block(c, mesh, ratio, None, False) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(Block(c, mesh, ratio, 1.0, False) for _ in range(c.layers))
         self.norm = RMSNorm(c.hidden, mesh, c.norm_eps)
         self.head = ColumnParallelLinear(c.hidden, c.hidden, mesh)
 

@@ -19,7 +19,8 @@ from caat.training.checkpoint.state import write_checksums
 from caat.training.checkpoint.tensors import FullTensors
 from conf.checks import require
 from conf.model import ModelConfig
-from conf.partition import default_scale, shared_channels
+from conf.partition import shared_channels
+from conf.sync import SyncConfig
 from layers.huggingface.llama import model_config, read_config
 from layers.weights import gpt_weights
 
@@ -65,7 +66,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         model.check_shards(shards)
         ratio = 1.0 if ratio is None else ratio
         channels = shared_channels(model.hidden, ratio, shards)
-        architecture = Architecture(model, shards, ratio, channels, default_scale(shards))
+        architecture = Architecture(model, shards, ratio, channels, SyncConfig().scale(shards))
     model = architecture.model
     tensors = _check_tensors(folder, model, bool(values.get("tie_word_embeddings")))
     path = find_tokenizer(folder)

@@ -111,7 +111,7 @@ def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
     ):
         validate(compose([*RUN, "parallel.tensor=2"]), 1)
     at_half(here, private_scale=1.5)
-    with pytest.raises(ValueError, match=r"private_scale is 2.0, .* give sync.private_scale=1.5"):
+    with pytest.raises(ValueError, match=r"private_scale is 1.0, .* give sync.private_scale=1.5"):
         validate(compose(RUN), 1)
     validate(compose([*RUN, "sync.private_scale=1.5"]), 1)
 

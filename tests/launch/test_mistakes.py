@@ -27,6 +27,8 @@ MISTAKES = {
         1,
         ["says nothing of the first steps", "entry for 0"],
     ),
+    "no scale": (["sync.private_scale=0"], 1, ["sync.private_scale=0 is neither a positive number nor sqrt"]),
+    "text for a scale": (["sync.private_scale=root"], 1, ["sync.private_scale=root is neither", "sqrt"]),
     "schedule of no steps": (["sync.ratio={}"], 1, ["says nothing of the first steps"]),
     "schedule by fractions": (["sync.ratio={0:1,0.5:0.5}"], 1, ["an entry for 0.5", "whole number of steps"]),
     "schedule below 0": (["sync.ratio={0:1,-5:0.5}"], 1, ["an entry for -5", "whole number of steps"]),

@@ -39,7 +39,7 @@ def add_checkpoint(run: Path, step: int, *settings: str) -> Path:
     shards, ratio = config.parallel.tensor, config.sync.ratio
     aside = run / "checkpoints" / f"step-{step:08}.tmp"
     aside.mkdir(parents=True)
-    architecture = Architecture(config.model, shards, ratio, int(ratio * 256), shards**0.5)
+    architecture = Architecture(config.model, shards, ratio, int(ratio * 256), 1.0)
     checksums = {"config.json": write_json(aside / "config.json", architecture.to_json())}
     write_state(aside, replace(AT_200, step=step), checksums)
     folder = run / "checkpoints" / f"step-{step:08}"
@@ -124,7 +124,7 @@ REFUSED = {
         ["resume=run", "model.padded_vocab_size=4104"],
         ["padded to 4104", "trained with 4096", "give model.padded_vocab_size=4096"],
     ),
-    "another scale": (["resume=run", "sync.private_scale=1"], ["private_scale is 1.0", "give"]),
+    "another scale": (["resume=run", "sync.private_scale=sqrt"], ["private_scale is 2.8", "give"]),
     "another model": (["resume=run", "model.layers=2"], ["model.layers=2", "a model with 4", "give"]),
     "another length": (["resume=run", "train.sequence=128"], ["train.sequence=128", "256"]),
     "another seed": (["resume=run", "seed=2"], ["seed=2", "Give seed=1"]),

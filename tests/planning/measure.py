@@ -29,7 +29,7 @@ STEPS = 2
 def train(config: Config, mesh: Mesh) -> None:
     """A few steps on random tokens, with what a run holds: model, engine, batches."""
     c = config.train
-    how = config.sync.private_scale, c.activation_checkpointing
+    how = config.sync.scale(mesh.shards), c.activation_checkpointing
     full = initial_weights(config.model, 1)
     model = GPT.empty(config.model, mesh, config.sync.ratio, *how, dtype=PRECISIONS["fp32"]).fill(full)
     accumulation = c.accumulation(mesh.data_size)

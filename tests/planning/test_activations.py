@@ -77,7 +77,7 @@ def compare(processes: int, cases: list[tuple]) -> list[tuple[int, int]]:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         mesh = Mesh(shards) if processes == 1 else Mesh.create(shards, processes)
         full = initial_weights(config, 1)
-        model = GPT.empty(config, mesh, ratio, None, checkpointing, dtype=dtype).fill(full)
+        model = GPT.empty(config, mesh, ratio, 1.0, checkpointing, dtype=dtype).fill(full)
         channels = shared_channels(config.hidden, ratio, shards)
         sizes = BATCH, SEQUENCE, dtype.itemsize
         p = Pass(config, shards, processes, channels, *sizes, checkpointing, cuda=False)

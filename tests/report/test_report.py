@@ -110,7 +110,7 @@ def test_student_t_against_its_own_integral():
 def test_a_variant_of_synchronisation_is_compared_with_the_only_ratio_1(tmp_path):
     for name, loss, settings in (
         ("full", 3.0, ["sync.ratio=1"]),
-        ("scaled", 3.25, ["sync.ratio=0.5", "sync.private_scale=1"]),
+        ("scaled", 3.25, ["sync.ratio=0.5", "sync.private_scale=sqrt"]),
         ("changing", 3.5, ["sync.ratio={0:0,3:0.5}"]),
     ):
         write_run(tmp_path / name, compose(settings), [8.0, 7.0, 6.0, loss])
@@ -118,11 +118,11 @@ def test_a_variant_of_synchronisation_is_compared_with_the_only_ratio_1(tmp_path
     rows = {row["label"]: row for row in table(list(found.values()))}
     assert {label: row["difference_to_ratio_1"] for label, row in rows.items()} == {
         "ratio 1": None,
-        "ratio 0.5, sync.private_scale=1": 0.25,
-        "ratio 0 (0.5 after 3 steps)": 0.5,
+        "ratio 0.5, sync.private_scale=sqrt": 0.25,
+        "ratio 0 (0.5 after 3 steps), sync.private_scale=1": 0.5,
     }
     # Three steps of four at 0, one at 0.5.
-    assert rows["ratio 0 (0.5 after 3 steps)"]["synchronised"] == 0.125
+    assert rows["ratio 0 (0.5 after 3 steps), sync.private_scale=1"]["synchronised"] == 0.125
 
 
 def test_only_differences_are_named(sweep):
@@ -147,11 +147,11 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
 
 
 def test_a_label_leaves_out_what_was_left_to_its_default(tmp_path):
-    for scale in ("null", "1"):
-        config = compose(["sync.ratio=0.5", f"sync.private_scale={scale}"])
-        write_run(tmp_path / scale, config, [8.0, 7.0])
+    for limit in ("null", "5"):
+        config = compose(["sync.ratio=0.5", "eval.every=1", f"eval.limit={limit}"])
+        write_run(tmp_path / limit, config, [8.0, 7.0])
     groups = variants(find_runs([str(tmp_path)])[0])
-    assert {group.label for group in groups} == {"ratio 0.5", "ratio 0.5, sync.private_scale=1"}
+    assert {group.label for group in groups} == {"ratio 0.5", "ratio 0.5, eval.limit=5"}
 
 
 def test_seeds_are_one_variant_wherever_they_were_kept(tmp_path):
