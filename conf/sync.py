@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from conf.checks import require, require_choice
@@ -94,7 +95,8 @@ def checked_ratio(ratio: Any, what: str) -> float:
 
 def _checked_scale(scale: Any) -> float | str:
     require(
-        scale == "sqrt" or (isinstance(scale, int | float) and not isinstance(scale, bool) and scale > 0),
+        scale == "sqrt"
+        or (isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < inf),
         f"sync.private_scale={scale} is neither a positive number nor sqrt, the root of parallel.tensor",
     )
     return scale if scale == "sqrt" else float(scale)
