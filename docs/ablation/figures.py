@@ -132,7 +132,7 @@ def full(runs: Iterable[Run]) -> dict[int, Run]:
 
 
 def tables(runs: list[Run]) -> str:
-    """Every variant of one length: seeds, loss, difference to ratio 1; then by source."""
+    """Every variant of one length: seeds, loss, difference to ratio 1; then by source of the text."""
     groups, best = variants(runs), full(runs)
     lines = ["| | learning rate | seeds | validation loss | less ratio 1 |", "|---|---|---|---|---|"]
     order = sorted(groups.values(), key=lambda g: (label(g[min(g)]), g[min(g)]["optim.lr"]))
@@ -143,19 +143,24 @@ def tables(runs: list[Run]) -> str:
         delta = "" if group == best else shown(compared(group, best, _loss))
         seeds = ", ".join(map(str, sorted(group)))
         lines.append(f"| {label(run)} | {run['optim.lr']:g} | {seeds} | {loss.mean:.4f}{spread} | {delta} |")
-    sources = sorted(best[min(best)]["bits_per_byte"])
-    by_source = [group for group in order if all(run["bits_per_byte"] for run in group.values())]
-    lines += [
-        "",
-        f"| bits per byte less ratio 1 | {' | '.join(s.removeprefix('loss_') for s in sources)} |",
-        f"|{'---|' * (len(sources) + 1)}",
+    return "\n".join([*lines, "", *by_source(order, best)])
+
+
+def by_source(groups: Iterable[dict[int, Run]], best: dict[int, Run]) -> list[str]:
+    """Bits per byte less ratio 1, of the variants with intervals, each at its best learning rate."""
+    shown_groups = [
+        group
+        for group in best_of(groups)
+        if group != best and len(group) > 2 and all(run["bits_per_byte"] for run in group.values())
     ]
-    for group in by_source:
-        if group != best:
-            cells = [shown(compared(group, best, _score_on(source))) for source in sources]
-            run = group[min(group)]
-            lines.append(f"| {label(run)}, {run['optim.lr']:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    if not shown_groups:
+        return []
+    names = [label(group[min(group)]) for group in shown_groups]
+    lines = [f"| bits per byte less ratio 1 | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for source in sorted(best[min(best)]["bits_per_byte"]):
+        cells = [shown(compared(group, best, _score_on(source))) for group in shown_groups]
+        lines.append(f"| {source.removeprefix('loss_')} | {' | '.join(cells)} |")
+    return lines
 
 
 def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
