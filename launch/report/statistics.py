@@ -59,11 +59,11 @@ class Variant:
 
     @property
     def label(self) -> str:
-        # What is null was left to its default; without private channels nothing is scaled.
+        # What is null was left to its default.
         others = [
             f"{name}={typed(value)}"
             for name, value in self.settings.items()
-            if name != RATIO and value is not None and not (self.full and name == "sync.private_scale")
+            if name != RATIO and value is not None
         ]
         return ", ".join([f"ratio {self.runs[0].config.sync.describe_ratio()}", *others])
 

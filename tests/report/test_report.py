@@ -117,7 +117,7 @@ def test_a_variant_of_synchronisation_is_compared_with_the_only_ratio_1(tmp_path
     found = {group.label: group for group in variants(find_runs([str(tmp_path)])[0])}
     rows = {row["label"]: row for row in table(list(found.values()))}
     assert {label: row["difference_to_ratio_1"] for label, row in rows.items()} == {
-        "ratio 1": None,
+        "ratio 1, sync.private_scale=1": None,
         "ratio 0.5, sync.private_scale=sqrt": 0.25,
         "ratio 0 (0.5 after 3 steps), sync.private_scale=1": 0.5,
     }
