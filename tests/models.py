@@ -27,13 +27,10 @@ def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor
     return text[:, :-1], text[:, 1:]
 
 
-def build(
-    mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, scale: float | None = None
-) -> GPT:
-    """The small model with the reference's weights; private channels times sqrt(N), unless told otherwise."""
+def build(mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64) -> GPT:
+    """The small model with the reference's weights; private channels times sqrt(N), a factor that is seen."""
     weights = random_weights(SMALL)
-    scale = paper_scale(mesh.shards) if scale is None else scale
-    model = GPT.empty(SMALL, mesh, ratio, scale, checkpointing, dtype=dtype)
+    model = GPT.empty(SMALL, mesh, ratio, paper_scale(mesh.shards), checkpointing, dtype=dtype)
     return model.fill(lambda name, _: weights[name])
 
 

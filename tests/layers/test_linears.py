@@ -29,7 +29,7 @@ def test_column_then_row_is_two_plain_linears(shards):
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
 def test_row_gradient_is_exact(ratio):
     mesh = Mesh(2)
-    row = double(RowParallelLinear(8, 12, mesh, ratio))
+    row = double(RowParallelLinear(8, 12, mesh, ratio, private_scale=1.5))
     a, x = (torch.randn(3, n, dtype=torch.float64, requires_grad=True) for n in (8, 12))
 
     def stacked(a, weight, x):
