@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -175,9 +175,7 @@ def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
 
 def draw(runs: list[Run]) -> None:
     """Loss against bytes, each variant at its best learning rate, less ratio 1 with the same seed."""
-    # Two runs are no front.
-    steps_of = Counter(run["train.steps"] for run in runs)
-    lengths = sorted((steps for steps, count in steps_of.items() if count > 2), reverse=True)
+    lengths = sorted({run["train.steps"] for run in runs}, reverse=True)
     figure = Figure(figsize=(6.4 * len(lengths), 4.6), layout="constrained")
     for axes, steps in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         _draw_length(axes, [run for run in runs if run["train.steps"] == steps])
@@ -191,22 +189,22 @@ def _draw_length(axes: Axes, runs: list[Run]) -> None:
     axes.plot(1, 0, "o", color="#888888")
     axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
     groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
-    points = []
-    for group in groups:
-        delta = compared(group, base, _loss)
-        if delta is not None and group != base:
-            points.append((share_of_bytes(group[min(group)]), group[min(group)], delta))
-    points.sort(key=lambda point: point[0])
     for scaled, color, side in ((True, "#0072b2", -0.008), (False, "#d55e00", 0.008)):
-        ours = [(x + side, *rest) for x, *rest in points if _is_scaled(rest[0]) == scaled]
-        if line := [(x, delta.mean) for x, run, delta in ours if _is_plain(run)]:
-            name = f"private channels times √{SHARDS}" if scaled else "private channels as they are"
-            axes.plot(*zip(*line, strict=True), "o-", color=color, lw=1, label=name)
-        for x, run, delta in ours:
+        line = []
+        for group in groups:
+            run, delta = group[min(group)], compared(group, base, _loss)
+            if delta is None or group == base or _is_scaled(run) != scaled:
+                continue
+            x = share_of_bytes(run) + side
             axes.plot([x] * len(delta.values), delta.values, "_", color=color, ms=9, alpha=0.7)
-            if not _is_plain(run):
+            if run["variant"] is None and len(schedule(run)) == 1:
+                line.append((x, delta.mean))
+            else:
                 axes.plot(x, delta.mean, "D", color=color, mfc="white")
                 axes.annotate(label(run), (x, delta.mean), (8, -3), textcoords="offset points", fontsize=7)
+        name = f"private channels times √{SHARDS}" if scaled else "private channels as they are"
+        if line:
+            axes.plot(*zip(*sorted(line), strict=True), "o-", color=color, lw=1, label=name)
     axes.set(
         xlabel="bytes inside the layers, as a share of full synchronisation",
         ylabel="validation loss less that of ratio 1\n(nats per token; a dash is one seed)",
@@ -218,10 +216,6 @@ def _draw_length(axes: Axes, runs: list[Run]) -> None:
 
 def _is_scaled(run: Run) -> bool:
     return run["sync.private_scale"] == "sqrt"
-
-
-def _is_plain(run: Run) -> bool:
-    return run["variant"] is None and not isinstance(run["sync.ratio"], dict)
 
 
 def _loss(run: Run) -> float:

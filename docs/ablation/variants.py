@@ -23,8 +23,10 @@ import launch.trainer
 import layers.norm
 from caat.parallel.linear import column_parallel
 from caat.parallel.mesh import Mesh
+from conf.checks import require
 from conf.model import ModelConfig
 from launch.config import compose
+from launch.errors import user_errors
 from launch.pretrain import main
 from layers import GPT
 from layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -156,8 +158,6 @@ class VariedGPT(GPT):
             "...rc,hrc->r...h", a.unflatten(-1, (r, -1)), row.weight.unflatten(-1, (r, -1))
         )
         start, size = (int(part * h) for part in self.window(number, 2 * len(self.blocks), self.ratio))
-        if not 0 <= size <= h:
-            raise ValueError(f"sync.ratio={self.ratio} is not possible for this variant: take 0.25 or 0.5")
         turned = products.roll(-start, -1)
         shared = _Sum.apply(turned[..., :size], *self.sums)
         return torch.cat([shared, turned[..., size:] * row.private_scale], -1).roll(start, -1)
@@ -168,16 +168,25 @@ def _read(x: Tensor, norm: RMSNorm, column: ColumnParallelLinear) -> Tensor:
 
 
 def run(name: str, settings: list[str]) -> int:
-    """Train the variant ``name``; its name is left in the run folder."""
+    """Train the variant ``name`` and return the exit status; its name is left in the run folder."""
+    window = PATTERNS.get(name, fixed)
+    with user_errors():
+        config = compose(settings)
+        count = 2 * config.model.layers
+        for ratio in config.sync.schedule.values():
+            require(
+                all(0 <= window(number, count, ratio)[1] <= 1 for number in range(count)),
+                f"sync.ratio={ratio} cannot be shared out by {name}: give sync.ratio=0.25 or 0.5",
+            )
     if name == "own_norms":
         layers.norm.sum_gradient = lambda x, *_: x  # type: ignore[assignment]
     else:
-        VariedGPT.window = staticmethod(PATTERNS.get(name, fixed))
+        VariedGPT.window = staticmethod(window)
         VariedGPT.sums = SUMS.get(name, (exact, exact))
         launch.trainer.GPT = VariedGPT  # type: ignore[misc]
     status = main(settings)
     if status == 0:
-        (Path(compose(settings).run.dir) / "variant.json").write_text(json.dumps(name) + "\n")
+        (Path(config.run.dir) / "variant.json").write_text(json.dumps(name) + "\n")
     return status
 
 

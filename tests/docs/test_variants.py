@@ -50,6 +50,20 @@ def test_all_patterns_send_the_same(variants):
             assert all(0 <= size <= 1 for size in sizes), window
 
 
+def test_a_ratio_that_cannot_be_shared_out_is_refused_before_anything_starts(
+    variants, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, ratio in (("attention", 0.75), ("periodic", 0.1), ("ends", 0.9)):
+        with pytest.raises(SystemExit) as end:
+            variants.run(name, ["run.dir=run", f"sync.ratio={ratio}"])
+        assert end.value.code == 2
+        assert capsys.readouterr().err == (
+            f"caat: error: sync.ratio={ratio} cannot be shared out by {name}: give sync.ratio=0.25 or 0.5\n"
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_rotating_windows_go_round(variants, monkeypatch):
     assert [variants.rotating(number, 8, 0.25)[0] for number in range(8)] == [0, 0.25, 0.5, 0.75] * 2
     monkeypatch.setattr(variants.VariedGPT, "window", staticmethod(variants.rotating))
