@@ -1,0 +1,174 @@
+"""`caat convert` refuses what is wrong: every file and setting named, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from caat.training.checkpoint import files
+from launch.convert import main
+from tests.layers.huggingface.llamas import write_llama
+
+
+def edit(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def change_tensors(folder: Path, **changes) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+WRONG = {
+    "another type": (lambda f: edit(f, model_type="qwen2"), 'model_type="qwen2" is not known here'),
+    "scaled rope": (
+        lambda f: edit(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}),
+        r"rope_parameters=.*llama3.* scales rotary positions",
+    ),
+    "old scaled rope": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "factor": 2}),
+        r"rope_scaling=.*linear.* scales rotary positions",
+    ),
+    "attention bias": (lambda f: edit(f, attention_bias=True), "attention_bias=true means biases"),
+    "mlp bias": (lambda f: edit(f, mlp_bias=True), "mlp_bias=true means biases"),
+    "another activation": (lambda f: edit(f, hidden_act="gelu"), 'hidden_act="gelu" is not silu'),
+    "another head_dim": (
+        lambda f: edit(f, head_dim=8),
+        r"head_dim=8 is not hidden_size / num_attention_heads = 4",
+    ),
+    "quantised": (
+        lambda f: edit(f, quantization_config={}),
+        "quantization_config=.* means quantised weights",
+    ),
+    "no config": (lambda f: (f / "config.json").write_text("{"), r"config.json cannot be read"),
+    "half a config": (
+        lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
+        "has no 'num_hidden_layers'",
+    ),
+    "pickled": (pickled, r"holds pickled weights \(.bin\)"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"has no model.safetensors"),
+    "damaged weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+        r"model.safetensors is missing or damaged",
+    ),
+    "missing tensor": (
+        lambda f: change_tensors(f, model__layers__1__mlp__down_proj__weight=None),
+        r"has no tensor model.layers.1.mlp.down_proj.weight",
+    ),
+    "extra tensor": (
+        lambda f: change_tensors(f, model__layers__0__self_attn__q_proj__bias=torch.zeros(32)),
+        r"has 1 tensors that a Llama of its config.json has no place for, such as .*q_proj.bias",
+    ),
+    "wrong shape": (
+        lambda f: change_tensors(f, model__norm__weight=torch.ones(31)),
+        r"model.norm.weight has shape \(31,\) where config.json means \(32,\)",
+    ),
+    "nan": (
+        lambda f: change_tensors(f, model__norm__weight=torch.full((32,), torch.nan)),
+        r"model.norm.weight holds nan or inf",
+    ),
+    "whole numbers": (
+        lambda f: change_tensors(f, model__norm__weight=torch.ones(32, dtype=torch.int8)),
+        r"model.norm.weight is I8, and only F32, BF16, F16",
+    ),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "holds no tokenizer: put its tokenizer.model or",
+    ),
+    "larger tokenizer": (lambda f: edit(f, vocab_size=399), r"has shape|has 400 pieces and the model only"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_named_and_nothing_written(name, tmp_path):
+    spoil, says = WRONG[name]
+    write_llama(tmp_path / "hf")
+    spoil(tmp_path / "hf")
+    with pytest.raises(ValueError, match=says) as error:
+        main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
+    assert len(str(error.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model(tmp_path):
+    write_llama(tmp_path / "hf", vocab_size=399)
+    with pytest.raises(ValueError, match=r"has 400 pieces and the model only vocab_size=399"):
+        main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["from=nowhere", "to=new", "parallel.tensor=2"], "from=nowhere is not a folder"),
+        (["from=empty", "to=new", "parallel.tensor=2"], "holds no checkpoint"),
+        (["from=hf", "to=hf", "parallel.tensor=2"], "to=hf exists and is not an empty folder"),
+        (["from=hf", "to=new"], "parallel.tensor is required"),
+        (["from=hf", "to=new", "parallel.tensor=3"], r"model.heads=8 is not divisible by parallel.tensor=3"),
+        (["from=hf", "to=new", "parallel.tensor=0"], "parallel.tensor=0 must be above 0"),
+        (["from=hf", "to=new", "parallel.tensor=2", "sync.ratio=2"], "sync.ratio=2.0 is outside"),
+        (
+            ["from=ours", "to=new", "parallel.tensor=2"],
+            "parallel.tensor=2 belongs to a model that comes from",
+        ),
+        (["from=ours", "to=new", "sync.ratio=0.5"], "sync.ratio=0.5 belongs to a model that comes from"),
+        (["to=new"], "from is required"),
+        (["from=hf"], "to is required"),
+    ],
+)
+def test_mistakes(settings, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "hf")
+    (tmp_path / "empty").mkdir()
+    main(["from=hf", "to=ours", "parallel.tensor=4"])
+    with pytest.raises(ValueError, match=says):
+        main(settings)
+    assert not Path("new").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path):
+    write_llama(tmp_path / "hf")
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    main([f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=2"])
+    data = bytearray((ours / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (ours / "model.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        main([f"from={ours}", f"to={back}"])
+    (ours / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing"):
+        main([f"from={ours}", f"to={back}"])
+    assert not back.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    write_llama(tmp_path / "hf")
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    settings = [f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"]
+    monkeypatch.setattr(files.TensorFile, "append", full)
+    with pytest.raises(
+        ValueError, match=r"could not be written .No space left on device.: nothing of it is left"
+    ):
+        main(settings)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
+    with pytest.raises(ValueError, match=r"takes 0.0 GB and 0.0 GB are free: make room"):
+        main(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
