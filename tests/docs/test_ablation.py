@@ -23,7 +23,8 @@ def test_the_page_says_what_the_runs_measured(tmp_path):
     page = FOLDER.with_suffix(".md").read_text().splitlines()
     rows = [line for line in page if line.startswith("| ") and line.split("|")[1] in names]
     assert len(rows) > 20 and not set(rows) - set(printed)
-    assert (tmp_path / "images" / "ablation.png").stat().st_size > 10_000
+    for name in ("ablation.png", "ablation-variants.png"):
+        assert (tmp_path / "images" / name).stat().st_size > 10_000
 
 
 @pytest.mark.slow

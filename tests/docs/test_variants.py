@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from caat.parallel.mesh import Mesh
 from layers import GPT
 from tests.models import SMALL, batch
 from tests.reference import random_weights
+from tests.trained import SENTENCES, write_checkpoint
 
 FILE = Path(__file__).parents[2] / "docs" / "ablation" / "variants.py"
 
@@ -86,3 +89,16 @@ def test_low_bit_sums(variants, name, error):
     for add_up in (forward, backward):
         off = (add_up(parts) - parts.double().sum(0)).norm() / parts.double().sum(0).norm()
         assert error / 4 < off < error * 1.5
+
+
+def test_the_error_of_low_bit_sums_in_a_model(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, shards=8, ratio=0.5)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(SENTENCES * 10))
+    command = [sys.executable, str(FILE.with_name("wire_error.py")), str(checkpoint), str(text)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    errors = {line.split(":")[0]: float(line.split()[-6].rstrip("%")) for line in printed}
+    assert len(errors) == 6
+    for direction in ("forward", "backward"):
+        assert 0.1 < errors[f"bf16, {direction}"] < errors[f"bf16_sums, {direction}"] < 1
+        assert 0.1 < errors[f"int8, {direction}"] < 1.5

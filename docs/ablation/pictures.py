@@ -1,0 +1,123 @@
+"""The pictures of docs/ablation.md: loss against bytes, and against what else was varied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from runs import (
+    SHARDS,
+    Run,
+    best_of,
+    compared,
+    full,
+    is_scaled,
+    kept,
+    label,
+    loss,
+    schedule,
+    share_of_bytes,
+    variants,
+)
+
+IMAGES = Path(__file__).parents[1] / "images"
+# With the paper's factor on private channels, and without: colour, what it is called, shift of its dashes.
+SCALES = {
+    True: ("#0072b2", "private channels times √N", -1),
+    False: ("#d55e00", "private channels as they are", 1),
+}
+DIFFERENCE = "validation loss less that of ratio 1\n(nats per token; a dash is one seed)"
+Group = dict[int, Run]
+
+
+def draw() -> None:
+    """Each variant at its best learning rate, less ratio 1 with the same seed."""
+    longest, *shorter = kept().values()
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    bytes_axes, shards_axes = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_bytes(bytes_axes, longest)
+    _draw_shards(shards_axes, longest)
+    figure.savefig(IMAGES / "ablation.png", dpi=130)
+    if shorter:
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        _draw_variants(figure.subplots(), shorter[0])
+        figure.savefig(IMAGES / "ablation-variants.png", dpi=130)
+
+
+def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
+    base = full(runs)
+    groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
+    _draw_lines(axes, [g for g in groups if g != base and _is_plain(g)], base, share_of_bytes, 0.008)
+    for group in groups:
+        if _is_plain(group) or (delta := compared(group, base, loss)) is None:
+            continue
+        x = share_of_bytes(group[min(group)])
+        axes.plot([x] * len(delta.values), delta.values, "_", color="#009e73", ms=9, alpha=0.7)
+        axes.plot(x, delta.mean, "D", color="#009e73", mfc="white")
+        axes.annotate(_name(group), (x, delta.mean), (8, -3), textcoords="offset points", fontsize=8)
+    axes.plot(1, 0, "o", color="#888888")
+    axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="bytes inside the layers, as a share of full synchronisation", ylabel=DIFFERENCE)
+    axes.legend(frameon=False, fontsize=8)
+    axes.margins(x=0.1, y=0.1)
+
+
+def _draw_shards(axes: Axes, runs: list[Run]) -> None:
+    halves = [g for g in best_of(variants(runs).values()) if _is_plain(g) and schedule(g[min(g)]) == {0: 0.5}]
+    _draw_lines(axes, halves, full(runs), lambda run: run["parallel.tensor"], 0.0)
+    axes.set_xscale("log", base=2)
+    shards = sorted({run["parallel.tensor"] for group in halves for run in group.values()})
+    axes.set_xticks(shards, [str(each) for each in shards])
+    axes.set(xlabel="shards, at ratio 0.5")
+    axes.margins(x=0.1, y=0.3)
+
+
+def _draw_lines(axes: Axes, groups: list[Group], base: Group, position, shift: float) -> None:
+    """A line for each scale, a dash for each seed; dashes apart by ``shift``, to be told apart."""
+    axes.axhline(0, color="#888888", lw=1)
+    for scaled, (color, name, side) in SCALES.items():
+        line = []
+        for group in groups:
+            run, delta = group[min(group)], compared(group, base, loss)
+            if delta is None or is_scaled(run) != scaled:
+                continue
+            line.append((x := position(run) + side * shift, delta.mean))
+            axes.plot([x] * len(delta.values), delta.values, "_", color=color, ms=9, alpha=0.7)
+        if line:
+            axes.plot(*zip(*sorted(line), strict=True), "o-", color=color, lw=1, label=name)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
+    """One row each, best first."""
+    runs = list(runs)
+    base = full(runs)
+    deltas = [(compared(group, base, loss), group) for group in best_of(variants(runs).values())]
+    rows = [(delta.mean, group) for delta, group in deltas if delta is not None]
+    rows.sort(key=lambda row: -row[0])
+    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+    for number, (delta, group) in enumerate(rows):
+        share = share_of_bytes(group[min(group)])
+        axes.plot([0, delta], [number, number], color="#dddddd", lw=1, zorder=0)
+        axes.plot(delta, number, "o", color="#888888" if group == base else "#d55e00")
+        axes.annotate(f"{delta:+.3f}", (delta, number), (8, -3), textcoords="offset points", fontsize=8)
+        axes.annotate(f"{share:.3g}", (1.02, number), **beside)
+    axes.annotate("bytes", (1.02, len(rows) - 0.4), **beside)
+    axes.set_yticks(range(len(rows)), [label(group[min(group)]) for _, group in rows])
+    axes.axvline(0, color="#888888", lw=1)
+    axes.set(xlabel="validation loss less that of ratio 1 (nats per token; one seed)")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.08)
+
+
+def _is_plain(group: Group) -> bool:
+    """Nothing but a ratio, a number of shards and a scale."""
+    run = group[min(group)]
+    return run["variant"] is None and len(schedule(run)) == 1
+
+
+def _name(group: Group) -> str:
+    return label(group[min(group)])

@@ -1,0 +1,146 @@
+"""The runs of docs/ablation.md: what is kept of each in runs.json, and how they compare."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.report.statistics import Sample
+
+RUNS = Path(__file__).with_name("runs.json")
+# What tells the runs apart.
+SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr", "train.steps")
+SHARDS = 8
+# Bytes of the ways to sum of variants.py, of what is sent both ways in bfloat16.
+WIRE = {"int8": 0.5, "int8_forward": 0.75}
+Run = dict[str, Any]
+
+
+def collect(folders: Iterable[str]) -> None:
+    """Keep the settings and the last figures of every finished run below ``folders``, beside what is kept."""
+    found = {_identity(run): run for run in json.loads(RUNS.read_text())} if RUNS.is_file() else {}
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("config.yaml")):
+        status = path.with_name("status.json")
+        if not status.is_file() or json.loads(status.read_text())["status"] != "finished":
+            continue
+        config = yaml.safe_load(path.read_text())
+        records = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
+        # The last step's record, and its benchmarks beside it.
+        last = {
+            name: v for each in records if each["step"] == records[-1]["step"] for name, v in each.items()
+        }
+        scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
+        variant = _json(path.with_name("variant.json"))
+        if variant is None and not scores:
+            # Measured afterwards, by `caat evaluate`; it knows no variants.
+            results = (_json(path.with_name("evaluation.json")) or {"results": {}})["results"]
+            scores = {
+                task: each["bits_per_byte"] for task, each in results.items() if "bits_per_byte" in each
+            }
+        run = (
+            {name: _at(config, name) for name in SETTINGS}
+            | {"variant": variant}
+            | {"seed": config["seed"], "tokens": last["tokens"], "validation_loss": last["validation_loss"]}
+            | {"bits_per_byte": scores}
+        )
+        found[_identity(run)] = run
+    in_order = sorted(found.values(), key=lambda run: json.dumps(run, sort_keys=True))
+    RUNS.write_text("[\n" + ",\n".join(json.dumps(run) for run in in_order) + "\n]\n")
+
+
+def kept() -> dict[int, list[Run]]:
+    """The runs of runs.json by their length in steps, longest first."""
+    by_length: dict[int, list[Run]] = defaultdict(list)
+    for run in sorted(json.loads(RUNS.read_text()), key=lambda run: -run["train.steps"]):
+        by_length[run["train.steps"]].append(run)
+    return dict(by_length)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _identity(run: Run) -> str:
+    return json.dumps([run[name] for name in (*SETTINGS, "variant", "seed")], sort_keys=True)
+
+
+def _at(config: dict[str, Any], name: str) -> Any:
+    group, key = name.split(".")
+    return config[group][key]
+
+
+def variants(runs: Iterable[Run]) -> dict[tuple, dict[int, Run]]:
+    """Runs by seed, by their other settings."""
+    found: dict[tuple, dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        found[tuple(str(run[name]) for name in (*SETTINGS, "variant"))][run["seed"]] = run
+    return dict(found)
+
+
+def label(run: Run) -> str:
+    """What a variant is called, but for its learning rate and its length."""
+    ratios = schedule(run).items()
+    words = [
+        "ratio "
+        + ", ".join(f"{ratio:g} from step {step}" if step else f"{ratio:g}" for step, ratio in ratios)
+    ]
+    if run["parallel.tensor"] != SHARDS:
+        words.append(f"{run['parallel.tensor']} shards")
+    if is_scaled(run):
+        words.append(f"scale √{run['parallel.tensor']}")
+    if run["variant"] is not None:
+        words.append(run["variant"])
+    return ", ".join(words)
+
+
+def schedule(run: Run) -> dict[int, float]:
+    """Ratio by the number of steps done before it holds."""
+    ratio = run["sync.ratio"]
+    return {int(step): each for step, each in ratio.items()} if isinstance(ratio, dict) else {0: ratio}
+
+
+def share_of_bytes(run: Run) -> float:
+    """What is sent inside the layers, as a share of full synchronisation in bfloat16 (which 8 bits halve)."""
+    changes = [*schedule(run).items(), (run["train.steps"], 0.0)]
+    lengths = [(later - step) * ratio for (step, ratio), (later, _) in pairwise(changes)]
+    return sum(lengths) / run["train.steps"] * WIRE.get(run["variant"], 1.0)
+
+
+def compared(variant: dict[int, Run], base: dict[int, Run], figure: Callable[[Run], float]) -> Sample | None:
+    """``figure`` less that of ``base``, seed by seed."""
+    seeds = sorted(variant.keys() & base.keys())
+    return Sample(tuple(figure(variant[seed]) - figure(base[seed]) for seed in seeds)) if seeds else None
+
+
+def full(runs: Iterable[Run]) -> dict[int, Run]:
+    """Ratio 1 at its best learning rate, by seed."""
+    groups = variants(runs).values()
+    return min((g for g in groups if label(g[min(g)]) == "ratio 1"), key=first_loss)
+
+
+def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
+    """Of variants that differ in the learning rate alone, the one whose first seed has the lowest loss."""
+    found: dict[str, dict[int, Run]] = {}
+    for group in groups:
+        name = label(group[min(group)])
+        if name not in found or first_loss(group) < first_loss(found[name]):
+            found[name] = group
+    return list(found.values())
+
+
+def is_scaled(run: Run) -> bool:
+    return run["sync.private_scale"] == "sqrt"
+
+
+def loss(run: Run) -> float:
+    return run["validation_loss"]
+
+
+def first_loss(group: dict[int, Run]) -> float:
+    return group[min(group)]["validation_loss"]
