@@ -5,7 +5,8 @@ python docs/ablation/variants.py rotating sync.ratio=0.25 run.dir=...    # then 
 Every shard's stream is written out in full, so one process is enough for any way of mixing them. The
 checkpoint holds weights only: other commands would run them with the usual channels. `own_norms` is the
 exception: the product without the sum of the norms' gradients, which shows only between processes. Start it
-with torchrun --nproc-per-node 2 and train.check_replicas_every=0.
+with torchrun --nproc-per-node 2 and train.check_replicas_every=0. `scaled_start` multiplies the initial
+weights of private channels by the square root of the number of shards, and nothing later.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.norm import RMSNorm
 from layers.rotary import rotary_angles
+from layers.weights import FullWeights
 
 # (number of the synchronisation, how many there are, ratio) -> (first channel, how many), as fractions of
 # all channels. Every pattern sends `ratio` on average.
@@ -126,6 +128,7 @@ class VariedGPT(GPT):
     """The product's weights; every shard's stream [r, batch, seq, h] in full."""
 
     window: Window = staticmethod(fixed)
+    scaled_start = False
     sums: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = (exact, exact)
 
     @staticmethod
@@ -134,6 +137,15 @@ class VariedGPT(GPT):
         model = GPT.empty(config, mesh, *arguments, **kw)
         model.__class__ = VariedGPT
         return model
+
+    def fill(self, full: FullWeights) -> GPT:
+        """Random weights, scaled where that is asked for."""
+        super().fill(full)
+        if self.scaled_start:
+            for block in self.blocks:
+                for row in (block.attention.output, block.mlp.down):
+                    row.weight.detach()[self.shared_channels :] *= self.mesh.shards**0.5
+        return self
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: None = None) -> Tensor:
         embedded = self.embedding(tokens)
@@ -182,6 +194,7 @@ def run(name: str, settings: list[str]) -> int:
         layers.norm.sum_gradient = lambda x, *_: x  # type: ignore[assignment]
     else:
         VariedGPT.window = staticmethod(window)
+        VariedGPT.scaled_start = name == "scaled_start"
         VariedGPT.sums = SUMS.get(name, (exact, exact))
         launch.trainer.GPT = VariedGPT  # type: ignore[misc]
     status = main(settings)
@@ -191,7 +204,7 @@ def run(name: str, settings: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    known = [*PATTERNS, *SUMS, "own_norms"]
+    known = [*PATTERNS, *SUMS, "own_norms", "scaled_start"]
     if len(sys.argv) < 3 or sys.argv[1] not in known or not any(a.startswith("run.dir=") for a in sys.argv):
         sys.exit(f"usage: python {sys.argv[0]} VARIANT run.dir=... [setting=value ...]\n{', '.join(known)}")
     sys.exit(run(sys.argv[1], sys.argv[2:]))

@@ -81,6 +81,14 @@ def test_rotating_windows_go_round(variants, monkeypatch):
         torch.testing.assert_close(added[0][..., shared], product[..., shared])
 
 
+def test_a_scaled_start_is_the_factor_before_the_first_step(variants, monkeypatch):
+    """The same loss as with the factor in the forward pass; the weights are as many times larger."""
+    expected, _ = loss_and_gradients(GPT.empty, 0.5, 2.0)
+    monkeypatch.setattr(variants.VariedGPT, "scaled_start", True)
+    loss, _ = loss_and_gradients(variants.VariedGPT.empty, 0.5, 1.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(("name", "error"), [("int8", 0.006), ("bf16", 0.002), ("bf16_sums", 0.005)])
 def test_low_bit_sums(variants, name, error):
     """Relative to the root mean square of the sum, of normal numbers: no more than this, and not exact."""
