@@ -54,6 +54,7 @@ class BenchShardsConfig(ShapeConfig):
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
         require_choice("precision", self.precision, ("fp32", "bf16"))
+        require_choice("device", self.device, ("auto", "cpu", "cuda"))
 
 
 @dataclass
@@ -100,6 +101,7 @@ class BenchCheckpointConfig(ShapeConfig):
             self.shards % self.processes == 0,
             f"processes={self.processes} do not divide shards={self.shards}: choose a divisor",
         )
+        self.model(self.vocab_size).check_shards(self.shards)
 
 
 @dataclass
@@ -122,6 +124,7 @@ class BenchMfuConfig:
 
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, micro_batch=self.micro_batch, peak_tflops=self.peak_tflops or 1)
+        require(bool(self.shards), "shards=[] measures nothing: give a number of shards or several, [1,8]")
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require(0.0 <= self.ratio <= 1.0, f"ratio={self.ratio} is outside [0, 1]")
@@ -217,6 +220,10 @@ class BenchPeersConfig(BenchStackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.rate is not None or (self.delay, self.burst) == ("0ms", "128kb"),
+            f"delay={self.delay} burst={self.burst} are of a shaped link: give its rate=1gbit as well",
+        )
         if self.rate is not None:
             check_link(self.rate, self.delay, self.burst)
 

@@ -30,6 +30,9 @@ def open_model(folder: Path, device: str, precision: str) -> GPT:
     else:
         start_process_group(where)
         mesh = Mesh.create(shards, gcd(shards, world))
-    if (folder / "state.json").is_file() and (problems := damage(folder, Control(), optimizer=False)):
+    # Of a run that is still training, each rank may have found another one.
+    control = Control()
+    folder = Path(control.gather(str(folder))[0])
+    if (folder / "state.json").is_file() and (problems := damage(folder, control, optimizer=False)):
         raise ValueError(f"{folder} is damaged: {'; '.join(problems)}. Give another checkpoint")
     return load_model(folder, mesh, where, PRECISIONS[precision])

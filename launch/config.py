@@ -57,8 +57,8 @@ def compose(overrides: Sequence[str]) -> Config:
             )
             if override.is_sweep_override():
                 raise ValueError(
-                    f"{override.input_line} gives several values: add -m to train once for each, "
-                    "or write a list as key=[a,b]"
+                    f"{override.input_line} gives several values: caat pretrain -m trains once for each; "
+                    "a list is written as key=[a,b]"
                 )
         try:
             config = hydra_compose("config", overrides=_replacing(overrides, parsed))

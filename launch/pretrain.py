@@ -15,7 +15,7 @@ from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data, restarted
 from launch.run_folder import claim, leave_finished, open_run_folder, read_status, write_status
-from launch.validate import check_data, validate
+from launch.validate import check_data, check_device, validate
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
@@ -96,6 +96,7 @@ def set_up(config: Config) -> Path | None:
 
     None if all steps of the run are done: its folder goes on to say what it was trained with.
     """
+    check_device(config)
     validate(config, config.launch.processes)
     tokens = prepare(config.data)
     check_data(config, tokens)
@@ -111,7 +112,8 @@ def set_up(config: Config) -> Path | None:
 def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
     """Train the run in ``folder`` on processes of its own; returns the exit status.
 
-    A signal to this process reaches them; if they saved before they ended, the status is `STOPPED`.
+    A signal to this process reaches them, and raises :class:`Stopped`: with the status `STOPPED` if they
+    saved before they ended, 0 if they finished.
     """
     arguments = ["--run-folder", str(folder)]
     try:
@@ -119,7 +121,7 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
     except Stopped:
         ended = read_status(folder)
         if ended == "finished":
-            return 0  # the signal came when all was done but the last figures
+            raise Stopped(0) from None  # the signal came when all was done but the last figures
         if ended != "stopped":
             write_status(folder, "failed", "ended by a signal before it could save")
             raise

@@ -102,9 +102,21 @@ def write_status(folder: Path, status: str, why: str = "") -> None:
 
 
 def leave_finished(config: Config, folder: Path | None = None) -> None:
-    """Of a run that has done all its steps; it may have been killed just before it could say so."""
-    write_status(folder or Path(str(config.run.dir)).expanduser(), "finished")
+    """Of a run that has done all its steps; it may have been killed just before it could say so.
+
+    Without ``folder``, which is claimed, it is ``run.dir``. Raises ``ValueError`` if another job is at its
+    last figures.
+    """
+    if folder is None:
+        folder = Path(str(config.run.dir)).expanduser()
+        claim(folder)
+    write_status(folder, "finished")
     print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
+    if not (folder / "summary.json").is_file():
+        print(
+            f"it ended before its last figures: caat evaluate checkpoint={folder} measures the model, and "
+            f"caat report {folder} draws what there is"
+        )
 
 
 def read_status(folder: Path) -> str:

@@ -37,7 +37,9 @@ def show(argv: list[str]) -> int:
 
 def _settings_of_job(argv: list[str]) -> list[str] | None:
     """What comes with `--cfg job`, if that is all that is asked."""
-    words = [word for text in argv for word in (text.split("=", 1) if text.startswith("--cfg=") else [text])]
+    # Ours is always resolved.
+    given = [text for text in argv if text != "--resolve"]
+    words = [word for text in given for word in (text.split("=", 1) if text.startswith("--cfg=") else [text])]
     for number, pair in enumerate(pairwise(words)):
         if pair in (("--cfg", "job"), ("-c", "job")):
             rest = words[:number] + words[number + 2 :]

@@ -53,7 +53,8 @@ def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path
     """The verified checkpoint of ``initialize``, if any. Collective; raises :class:`DamagedError`."""
     if config.initialize is None:
         return None
-    checkpoint = initial_checkpoint(config.initialize)
+    # Of a run that is still training, each rank by itself may find another one.
+    checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
     watchdog.beat(f"verifying {checkpoint}")
     if problems := damage(checkpoint, control):
         raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give initialize=... another one")

@@ -38,6 +38,15 @@ def validate(config: Config, world: int) -> None:
     _check_run_folder(config)
 
 
+def check_device(config: Config) -> None:
+    """Raise ``ValueError`` unless each process started here can have the device that was asked for."""
+    if config.launch.device == "cuda":
+        # Only now: importing torch takes seconds.
+        from caat.training.device import choose_device
+
+        choose_device("cuda", 0, config.launch.processes)
+
+
 def check_data(config: Config, folder: Path) -> None:
     """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
     index = read_index(folder)
@@ -106,6 +115,11 @@ def _check_run_folder(config: Config) -> None:
     )
     require(
         not name or at != folder.absolute() or not any(at.iterdir()) or continues(config),
-        f"{what} exists and is not empty: give resume=auto to continue the run in it, give a new folder, or "
-        "leave run.dir out and one is made",
+        f"{what} exists and is not empty"
+        + (
+            ": give resume=auto to continue the run in it, "
+            if (folder / "config.yaml").is_file()
+            else ", and no run is in it (no config.yaml): "
+        )
+        + "give a new folder, or leave run.dir out and one is made",
     )

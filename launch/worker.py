@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from conf.schema import Config
 from launch.errors import STOPPED
 from launch.initial import check_initial
 from launch.resume import check_resume_data, given_folder, restarted
-from launch.run_folder import leave_finished, open_run_folder, read_status
+from launch.run_folder import leave_finished, open_run_folder, read_status, write_status
 from launch.trainer import ENDINGS, train_run
 from launch.validate import check_data
 
@@ -59,7 +61,9 @@ def work(config: Config, folder: Path | None) -> None:
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
         status = 0
         try:
-            train_run(config, _agree_on(folder, config), tokens, device, request, watchdog)
+            run = _agree_on(folder, config)
+            with _failures_kept(run):
+                train_run(config, run, tokens, device, request, watchdog)
         except tuple(ENDINGS) as error:
             if dist.get_rank() == 0:
                 print(f"caat: {'' if type(error) is StoppedBySignal else 'error: '}{error}", file=sys.stderr)
@@ -72,6 +76,17 @@ def work(config: Config, folder: Path | None) -> None:
         watchdog.stop()
     if status:
         sys.exit(status)
+
+
+@contextmanager
+def _failures_kept(run: Path) -> Iterator[None]:
+    """A failure before training began is the status of ``run`` as well."""
+    try:
+        yield
+    except Exception as error:
+        if dist.get_rank() == 0 and read_status(run) == "starting":
+            write_status(run, "failed", str(error))
+        raise
 
 
 def _fail(error: Exception, watchdog: Watchdog) -> None:

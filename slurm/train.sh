@@ -23,18 +23,21 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 # torchrun would give each process one core, whatever Slurm has given the job.
 cores=$((${SLURM_CPUS_PER_TASK:-1} / PROCESSES))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}"
-# Of an earlier start: what it says below is to be of this one.
-! grep -qsE '"(stopped|finished)"' "$run/status.json" || rm "$run/status.json"
+# Of an earlier start: what it says below is to be of this one, if this one gets as far as to say something.
+before="$run/status.json.before"
+! grep -qsE '"(stopped|finished)"' "$run/status.json" || mv "$run/status.json" "$before"
 
 status=0
 # If one node fails, the others get a minute to say what they saw of it.
 srun --ntasks-per-node=1 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     "$PYTHON" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$PROCESSES" \
     --max-restarts "$MAX_RESTARTS" -m launch.pretrain "$@" || status=$?
+[ ! -f "$run/status.json" ] || rm -f "$before"
 # A signal that came when all was done but the last figures has stopped torchrun, not the run.
 if grep -qs '"finished"' "$run/status.json"; then exit 0; fi
 if [ "$status" -ne 0 ] && grep -qs '"stopped"' "$run/status.json"; then
     echo "stopped and saved: back into the queue, to go on in $run"
     scontrol requeue "$SLURM_JOB_ID"
 fi
+[ ! -f "$before" ] || mv "$before" "$run/status.json"
 exit "$status"

@@ -33,6 +33,7 @@ from conf.bench import BenchCheckpointConfig
 from conf.schema import CheckpointConfig, OptimConfig
 from launch.bench.report import Column, Report
 from launch.config import load_verb
+from launch.errors import user_errors
 from launch.processes import run_workers, under_torchrun
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
@@ -194,4 +195,5 @@ class _Bench:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with user_errors():
+        main(sys.argv[1:])

@@ -27,6 +27,7 @@ from launch.bench.variants import (
     peer_variants,
     prefill_variants,
 )
+from launch.errors import user_errors
 
 VARIANTS = {
     "network": network_variants,
@@ -120,4 +121,5 @@ def _slowest(times: Times) -> Times:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    with user_errors():
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))

@@ -26,6 +26,8 @@ MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
 def main(argv: list[str]) -> None:
     """Print what was found and write it as JSON; raises ``ValueError`` for a wrong setting only."""
     config = load_verb(DoctorConfig, argv)
+    if config.out is not None:
+        result_file(config.out)
     require(
         len(set(config.sizes)) > 1,
         f"sizes={config.sizes}: a rate and a delay need two different sizes in KiB, such as sizes=[4,1024]",

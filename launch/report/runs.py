@@ -27,7 +27,7 @@ class Run:
     """One run folder.
 
     ``records`` are the lines of its metrics.jsonl that training wrote, by step; ``scores`` the last ones of
-    its benchmarks, by (task, metric).
+    its benchmarks, by (task, metric), of a finished run those of its last step.
     """
 
     folder: Path
@@ -137,7 +137,11 @@ def _read(folder: Path) -> Run:
     lines = _read_metrics(folder / "metrics.jsonl")
     # `caat evaluate` adds a line of its own after training.
     records = [line for line in lines if "loss" in line]
-    return Run(folder, config, read_status(folder), records, _scores(lines))
+    status = read_status(folder)
+    if status == "finished":
+        # One that ended before its last benchmarks is not to be compared by those of an earlier step.
+        lines = [line for line in lines if records and line["step"] == records[-1]["step"]]
+    return Run(folder, config, status, records, _scores(lines))
 
 
 def _scores(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:

@@ -25,6 +25,9 @@ def train(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
             try:
                 outcome.status, outcome.why = _train(run)
             except Stopped as stop:
+                if stop.code == 0:
+                    outcome.status = "finished"
+                    raise Stopped(STOPPED) from None
                 outcome.status, outcome.why = "stopped", reason(int(stop.code or STOPPED))
                 raise
 

@@ -21,7 +21,7 @@ from launch.config import compose, initialise, parse_overrides, read_config
 from launch.explain import SETTINGS, first_line, is_hydras
 from launch.run_folder import DEPLOYMENT, read_status
 from launch.sweep.slurm import SlurmOptions
-from launch.validate import validate
+from launch.validate import check_device, validate
 
 # What does not name a sweep: it makes no other runs.
 NOT_NAMED = (*DEPLOYMENT, "hydra")
@@ -70,17 +70,23 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         parse_overrides(overrides)
         parsed = parse_overrides([*swept_by_experiment(overrides), *overrides])
         # The last one given counts.
-        last = {override.get_key_element(): override for override in parsed}
+        last = {override.key_or_group: override for override in parsed}
         fixed = [override for override in last.values() if not override.is_sweep_override()]
+        varying = {key for key, override in last.items() if override.is_sweep_override()}
         try:
             combinations = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        except HydraException as error:
+            raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
+        _check(last, varying, len(combinations))
+        try:
             shared = hydra.compose(
                 "config", overrides=[str(override.input_line) for override in fixed], return_hydra_config=True
             )
         except HydraException as error:
-            raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
-    varying = {key for key, override in last.items() if override.is_sweep_override()}
-    _check(last, varying, len(combinations))
+            raise ValueError(
+                f"{first_line(error)}: hydra/launcher=slurm queues the runs; its options come with it, as "
+                "hydra.launcher.nodes=2, or +hydra.launcher.NAME=VALUE for others of sbatch"
+            ) from error
     slurm = SlurmOptions.of(shared.hydra)
     names = [_name(combination, varying) for combination in combinations]
     require(len(set(names)) == len(names), "a value is given twice, or two of them make the same folder name")
@@ -93,6 +99,8 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
     runs = []
     for name, combination, config in zip(names, combinations, configs, strict=True):
         config.run.dir, config.resume = str(folder / name), "auto"
+        if slurm is None:
+            check_device(config)
         validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
         runs.append(Run(name, combination, config))
     return Sweep(folder, runs, slurm)
@@ -100,6 +108,13 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
 
 def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
     require(runs > 1, "-m trains once for each of several values and none are given: sync.ratio=1,0.5")
+    hydras = {key for key in (each.key_or_group for each in last.values()) if is_hydras(key)}
+    for key in sorted(hydras):
+        require(
+            key in ("hydra/launcher", "hydra.sweep.dir") or key.startswith("hydra.launcher."),
+            f"{key} has no effect on -m: what can be set are hydra.sweep.dir, hydra/launcher=slurm and its "
+            "options hydra.launcher...",
+        )
     require("run.dir" not in last, "run.dir is one folder for all of -m: give hydra.sweep.dir=... instead")
     require(
         "resume" not in last or last["resume"].input_line == "resume=auto",
@@ -129,6 +144,6 @@ def _folder(shared: DictConfig, fixed: Sequence[Override], model: str) -> Path:
 
 def _name(combination: Sequence[str], varying: set[str]) -> str:
     """What varies, such as ``seed-1_sync.ratio-0.5``: neither "=" nor "," nor "/" is in it."""
-    given = sorted(text.partition("=")[::2] for text in combination)
+    given = sorted(text.lstrip("+").partition("=")[::2] for text in combination)
     parts = [f"{key}-{value.strip(QUOTES)}" for key, value in given if key in varying]
     return re.sub(r"[^\w.+-]+", "-", "_".join(parts))

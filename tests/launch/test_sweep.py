@@ -18,7 +18,15 @@ from conf.processes import LaunchConfig
 from launch import errors, pretrain
 from launch.config import compose
 from launch.processes import Stopped
-from launch.run_folder import create_run_folder, open_run_folder, read_status, read_why, write_status
+from launch.run_folder import (
+    create_run_folder,
+    leave_finished,
+    open_run_folder,
+    read_status,
+    read_why,
+    write_status,
+)
+from launch.sweep import here
 from launch.sweep.outcomes import Outcome, _quoted
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import ROOT
@@ -159,6 +167,35 @@ def test_a_signal_after_the_last_step_is_no_failure(tmp_path, monkeypatch):
             code = error.code
         assert code == ends
         assert read_status(tmp_path) == ("failed" if status == "running" else status)
+
+
+def test_a_signal_in_the_last_figures_of_a_run_ends_the_sweep(monkeypatch):
+    started = []
+
+    def finished(_, arguments, *__):
+        started.append(Path(arguments[1]).name)
+        write_status(Path(arguments[1]), "finished")
+        raise Stopped(143)
+
+    monkeypatch.setattr(pretrain, "run_workers", finished)
+    monkeypatch.setattr(here, "set_up", lambda config: open_run_folder(config))
+    plan = plan_sweep(["seed=1,2,3", "launch.processes=2", "hydra.sweep.dir=x"])
+    outcomes = {run.name: Outcome.of(run, "not started") for run in plan.runs}
+    with pytest.raises(Stopped) as stop:
+        here.train(plan.runs, outcomes)
+    assert stop.value.code == 75 and started == ["seed-1"]
+    assert [outcome.status for outcome in outcomes.values()] == ["finished", "not started", "not started"]
+
+
+def test_a_run_that_was_done_says_what_it_lacks(tmp_path, capsys):
+    config = compose([f"run.dir={tmp_path / 'run'}"])
+    create_run_folder(config)
+    leave_finished(config)
+    assert read_status(tmp_path / "run") == "finished"
+    assert f"caat evaluate checkpoint={tmp_path / 'run'}" in capsys.readouterr().out
+    (tmp_path / "run/summary.json").touch()
+    leave_finished(config)
+    assert capsys.readouterr().out == "nothing to do: all of train.steps=200 steps are done\n"
 
 
 def test_a_folder_that_is_gone_on_in_no_longer_says_how_it_ended(tmp_path):

@@ -98,6 +98,17 @@ def test_benchmarks_are_compared_as_the_loss_is(sweep):
     assert none["difference_to_ratio_1"] is None
 
 
+def test_a_run_that_ended_before_its_last_benchmarks_has_none(tmp_path):
+    for status, expected in (("finished", {}), ("stopped", {("news", "bits_per_byte"): 10.0})):
+        run = tmp_path / status
+        write_run(run, compose([]), [4.0, 3.0], status)
+        kept = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        early = json.dumps({"step": 1, "tokens": 1000, "eval/news/bits_per_byte": 10.0})
+        (run / "metrics.jsonl").write_text("\n".join([*kept, early]) + "\n")
+        ((found,), _) = find_runs([str(run)])
+        assert found.scores == expected and found.validation_loss == 3.0
+
+
 def test_student_t_against_its_own_integral():
     """97.5 % of the density lies below it: the trapezoidal rule in float64, tails as far as they count."""
     for freedom in (1, 2, 5, 10, 11, 30):

@@ -27,13 +27,18 @@ def test_all_scripts_are_there():
     assert [script.name for script in SHELL] == names
 
 
-def train(folder: Path, script: str, *arguments: str, status: str, ended: int) -> subprocess.CompletedProcess:
+def train(
+    folder: Path, script: str, *arguments: str, status: str | None, ended: int, before: str | None = None
+) -> subprocess.CompletedProcess:
     """The script with a ``srun`` that trains nothing: it leaves ``status`` and ends with ``ended``."""
     run = folder / "run"
     (folder / "bin").mkdir()
     run.mkdir()
+    if before:
+        (run / "status.json").write_text(json.dumps({"status": before}))
     (folder / "ended.json").write_text(json.dumps({"status": status}))
-    leave = f'cp "{folder}/ended.json" "{run}/status.json"; echo threads $OMP_NUM_THREADS; exit {ended}'
+    leave = f'cp "{folder}/ended.json" "{run}/status.json"; ' if status else ""
+    leave += f"echo threads $OMP_NUM_THREADS; exit {ended}"
     for name, does in (("srun", leave), ("scontrol", 'echo scontrol "$@"')):
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
         (folder / "bin" / name).chmod(0o755)
@@ -62,6 +67,21 @@ def test_what_a_job_makes_of_how_its_run_ended(tmp_path, status, ended, code, re
     assert done.returncode == code, done.stderr
     assert ("scontrol requeue 7" in done.stdout) == requeued
     assert "threads 4" in done.stdout
+
+
+@pytest.mark.parametrize("before", ["finished", "stopped"])
+def test_a_start_that_said_nothing_leaves_what_an_earlier_one_said(tmp_path, before):
+    done = train(tmp_path, "pretrain.sbatch", "train.stepz=5", status=None, ended=2, before=before)
+    assert done.returncode == 2 and "requeue" not in done.stdout
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == before
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
+
+
+def test_what_an_earlier_start_said_is_not_taken_for_this_one(tmp_path):
+    done = train(tmp_path, "pretrain.sbatch", status="failed", ended=3, before="stopped")
+    assert done.returncode == 3 and "requeue" not in done.stdout
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "failed"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
 
 
 def test_a_run_folder_that_the_script_would_not_look_into_is_refused(tmp_path):
