@@ -84,7 +84,11 @@ class CaatLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Scored], disable_tqdm: bool = False, **others: Any
     ) -> list[tuple[float, bool]]:
-        rows = [(context + following)[-(self.max_length + 1) :] for _, context, following in requests]
+        # Of a context of spaces alone, lm-eval makes the beginning of what follows.
+        begin = [self.prefix_token_id]
+        rows = [
+            [*(context or begin), *following][-(self.max_length + 1) :] for _, context, following in requests
+        ]
         scored = [
             min(len(following), len(row) - 1) for (*_, following), row in zip(requests, rows, strict=True)
         ]

@@ -1,16 +1,23 @@
-"""What a configuration and the checkpoint that it starts from have to agree in."""
+"""What a configuration has to agree in with the checkpoint that it starts from, and ranks with each other."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
 
+from caat.data.corpus import data_fingerprint
 from caat.training.checkpoint.architecture import Architecture
+from caat.training.control import Control
 from conf.checks import require
 from conf.model import ModelConfig
 from conf.schema import Config
+from launch.explain import SETTINGS
 
 # Of a model, what is not in the function. The padding of the vocabulary is, where channels are private.
 NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
+# Settings, by how their names begin, that may be others on another host: places, and what rank 0 alone does.
+OF_A_HOST = ("run.", "launch.", "data.", "tracker.", "resume", "initialize", "eval.tasks")
 
 
 def check_model(config: Config, found: Architecture, where: object, remedy: str) -> None:
@@ -46,3 +53,20 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
         f"sync.private_scale is {scale}, but {where} was trained with {found.private_scale}: give "
         f"sync.private_scale={found.private_scale}",
     )
+
+
+def check_ranks(config: Config, tokens: Path, control: Control) -> None:
+    """Raise ``ValueError`` on all ranks if one was started with other settings or other text. Collective.
+
+    Nothing later would show it: replicas average their gradients, whatever each was trained on.
+    """
+    own = {name: str(attrgetter(name)(config)) for name in SETTINGS if not name.startswith(OF_A_HOST)}
+    own["the text"] = data_fingerprint(tokens)
+    first, *others = control.gather(own)
+    for rank, theirs in enumerate(others, 1):
+        for name, value in theirs.items():
+            require(
+                value == first[name],
+                f"{name} is {first[name]} on rank 0 and {value} on rank {rank}: start every node with the "
+                "same settings and the same text",
+            )

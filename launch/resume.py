@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from hashlib import sha256
 from pathlib import Path
 
-from caat.data.shards import read_index
-from caat.data.tokenizer import find_tokenizer
+from caat.data.corpus import data_fingerprint
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
@@ -105,14 +102,6 @@ def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) 
         "its position means nothing: give the data settings that it was trained with",
     )
     return state
-
-
-def data_fingerprint(tokens: Path) -> str:
-    """Of prepared tokens: the same wherever they lie, and if they are prepared again from the same text."""
-    index = read_index(tokens)
-    digest = sha256(find_tokenizer(tokens).read_bytes())
-    digest.update(json.dumps([index["documents"], index["bytes"], index["train"]], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
 
 
 def _check_architecture(config: Config, found: Architecture, checkpoint: Path, step: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from caat.data.corpus import data_fingerprint
 from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
@@ -30,8 +31,8 @@ from caat.training.trackers import open_trackers
 from caat.training.trackers.samples import Samples
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
+from launch.agreement import check_ranks
 from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
-from launch.resume import data_fingerprint
 from launch.run_folder import write_status
 from launch.start import DamagedError, choose_checkpoint, choose_initial
 from launch.summary import summarise
@@ -57,9 +58,10 @@ def train_run(
     """Train on ``tokens`` into the run ``folder``. Collective.
 
     Raises one of :data:`ENDINGS`, on all ranks at the same step, if training stops early; its status is
-    written then as well.
+    written then as well. Raises ``ValueError`` on all ranks if they were not started alike.
     """
     c, control = config.train, Control()
+    check_ranks(config, tokens, control)
     processes = config.parallel.tensor_processes(dist.get_world_size())
     mesh = Mesh.create(config.parallel.tensor, processes, Wire.of(config.sync))
     first = control.rank == 0

@@ -65,6 +65,14 @@ def prepare(config: DataConfig, out: Path | None = None) -> Path:
     return folder
 
 
+def data_fingerprint(tokens: Path) -> str:
+    """Of prepared tokens: the same wherever they lie, and if they are prepared again from the same text."""
+    index = read_index(tokens)
+    digest = hashlib.sha256(find_tokenizer(tokens).read_bytes())
+    digest.update(json.dumps([index["documents"], index["bytes"], index["train"]], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
 def tokenize(config: DataConfig, out: Path) -> None:
     """Make the new folder ``out`` hold the shards of ``config``: tokenizer, token files, index.
 
@@ -141,13 +149,18 @@ def _is_done(config: DataConfig, folder: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process to prepare {folder}", file=sys.stderr, flush=True)
         lock.acquire(poll_interval=0.5)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be made ({error.strerror}): give another folder, data.dir=... (out=... of caat "
+            "tokenize)"
+        ) from error
     try:
         yield
     finally:

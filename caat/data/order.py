@@ -31,9 +31,6 @@ class Permutation:
         self._half = ((n - 1).bit_length() + 1) // 2
         self._keys = [mix(seed, number) for number in range(ROUNDS)]
 
-    def __len__(self) -> int:
-        return self.n
-
     def __getitem__(self, i: int) -> int:
         if not 0 <= i < self.n:
             raise IndexError(f"{i} is outside [0, {self.n})")

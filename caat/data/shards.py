@@ -9,6 +9,7 @@ list of ``{"file", "tokens"}``. ``unigram.npy`` counts every piece in the traini
 from __future__ import annotations
 
 import json
+import operator
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -79,7 +80,7 @@ class TokenShards:
         try:
             self.dtype = np.dtype(index["dtype"]).newbyteorder("<")
             self._files = [self.folder / entry["file"] for entry in index[split]]
-            self._starts = [0, *accumulate(entry["tokens"] for entry in index[split])]
+            self._starts = [0, *accumulate(operator.index(entry["tokens"]) for entry in index[split])]
         except (KeyError, TypeError) as error:
             raise _corrupt(self.folder, error) from error
         self._maps: dict[int, np.ndarray] = {}

@@ -156,7 +156,9 @@ def train(
         stop, save_failed = to.control.maximum(to.request.number, int(to.saver.failed))
         if save_failed:
             _bear(to.saver.wait, config, output)
-        due = due or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
+        benchmark = benchmarks is not None and (last or step % config.eval.every == 0)
+        # Benchmarks take long and may fail: what was trained is on disk first.
+        due = due or benchmark or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
         # While steps are skipped, the weights are what may be wrong: the last checkpoint is the better one.
         if last or stop or (due and not result.skipped):
             due = False
@@ -172,8 +174,7 @@ def train(
                 _bear(partial(to.saver.save, now), config, output)
         if stop and not last:
             raise StoppedBySignal(stop, step)
-        if benchmarks is not None and (last or step % config.eval.every == 0):
-            # They take long and may fail: what was trained and measured so far is on disk first.
+        if benchmarks is not None and benchmark:
             _bear(to.saver.wait, config, output)
             scores = benchmarks(step)
             for tracker in output.trackers if output else ():

@@ -10,12 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process where nobody reads any more."""
+
+
 class RunProgress:
     """Loss, tokens per second and time left of a run of ``steps`` steps. Used on the first rank only."""
 
     def __init__(self, steps: int, done: int, log_file: Path) -> None:
         self._log = log_file.open("a", encoding="utf-8")
-        self._console = Console(stderr=True)
+        self._console = _Terminal(stderr=True)
         self._steps, self._first, self._started = steps, done, time.perf_counter()
         self._bar = Progress(
             TextColumn("[bold]training"),
@@ -51,12 +56,13 @@ class RunProgress:
             self._log.close()
 
     def _write(self, text: str, terminal: bool) -> None:
-        # A full disk is no reason to stop training.
+        # A full disk, or a terminal that is gone, is no reason to stop training.
         with suppress(OSError):
             self._log.write(text + "\n")
             self._log.flush()
         if terminal:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            with suppress(OSError):
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def loss_text(value: float | None) -> str:

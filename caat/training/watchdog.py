@@ -92,7 +92,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(POLL_SECONDS):
             if time.monotonic() - self._last > self._seconds:
-                self._report()
+                try:
+                    self._report()
+                finally:
+                    os._exit(HUNG_STATUS)
 
     def _listen(self) -> None:
         """End this process when another rank has failed."""
@@ -111,7 +114,7 @@ class Watchdog:
                     }
 
     def _report(self) -> None:
-        """Tell where this rank is, hear where the others are, and end."""
+        """Tell where this rank is, hear where the others are, and end those that are frozen."""
         # The ear would end this process with the status of a rank that another one's failure ends.
         self._stopped.set()
         place = where(sys._current_frames().get(self._main or 0))
@@ -122,7 +125,9 @@ class Watchdog:
         text = diagnosis(reports, self._world, self._seconds, hosts)
         first = self._rank == min(reports) and self.claim_failure(text)
         if first:
-            print(f"caat: error: {text}", file=self._stderr, flush=True)
+            # With nobody to read it, this process is to end all the same.
+            with suppress(OSError):
+                print(f"caat: error: {text}", file=self._stderr, flush=True)
         # Once one rank is gone, the collectives that others wait in fail, and they with another status.
         time.sleep(LATER_SECONDS if first else 2 * LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
@@ -131,7 +136,6 @@ class Watchdog:
         if heard is None and elsewhere and "TORCHELASTIC_RUN_ID" in os.environ:
             # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
             os.kill(os.getppid(), signal.SIGKILL)
-        os._exit(HUNG_STATUS)
 
     def _exchange(self, own: dict) -> dict[int, dict]:
         """Reports by rank, of those that give one in time."""
@@ -150,7 +154,8 @@ class Watchdog:
         """A frozen process of this host: it would keep its launcher waiting."""
         process = self._processes.get(rank)
         if process is not None and process["host"] == socket.gethostname():
-            os.kill(process["pid"], signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(process["pid"], signal.SIGKILL)
 
     def _put(self, key: str, value: Mapping[str, object]) -> None:
         if self._store is not None:

@@ -28,7 +28,15 @@ def model_config(values: dict[str, Any], folder: Path) -> ModelConfig:
 
     Raises ``ValueError`` for the first key whose value our models do not have.
     """
+    try:
+        return _model_config(values, folder)
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is not a Llama's ({error}): numbers are no numbers, or zero"
+        ) from error
 
+
+def _model_config(values: dict[str, Any], folder: Path) -> ModelConfig:
     def refuse_unless(fine: bool, key: str, remedy: str) -> None:
         require(fine, f"{folder / 'config.json'}: {key}={json.dumps(values.get(key))} {remedy}")
 

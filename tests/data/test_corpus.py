@@ -150,6 +150,16 @@ def test_tiny_corpora_get_both_splits(tmp_path, validation):
         prepare(settings(path, vocab_size=300))
 
 
+def test_a_place_that_cannot_be_made_is_named(documents, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (str(tmp_path / "file" / "sub"), "/proc/nope"):
+        with pytest.raises(
+            ValueError, match=r"cannot be made \(.*\): give another folder, data.dir="
+        ) as error:
+            prepare(settings(documents, dir=place))
+        assert place in str(error.value)
+
+
 def test_failure_leaves_nothing(documents, monkeypatch):
     monkeypatch.setattr(encode, "load_tokenizer", lambda path: 1 / 0)
     config = settings(documents)

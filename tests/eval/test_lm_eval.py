@@ -151,6 +151,15 @@ def test_nothing_to_continue_begins_a_document(checkpoints):
     assert lm.generate_until(requests("generate_until", [("", how)])) == [text]
 
 
+def test_spaces_alone_are_no_context(checkpoints):
+    """lm-eval makes them the beginning of what follows."""
+    lm = ours(checkpoints[4, 0.5], 4, 1)
+    for word in ("Rome", "brown fox"):
+        pairs = [(" ", word), ("", f" {word}")]
+        spaces, nothing = lm.loglikelihood(requests("loglikelihood", pairs))
+        assert spaces == nothing
+
+
 def test_add_bos_is_for_contexts(checkpoints):
     lm = ours(checkpoints[4, 0.5], 4, 1)
     assert lm.tok_encode("Rome") == lm.tok_encode("Rome", add_special_tokens=False)

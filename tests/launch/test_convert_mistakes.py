@@ -61,6 +61,9 @@ WRONG = {
         lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
         "has no 'num_hidden_layers'",
     ),
+    "no heads": (lambda f: edit(f, num_attention_heads=0), "config.json is not a Llama's"),
+    "text for a number": (lambda f: edit(f, hidden_size="32"), "config.json is not a Llama's"),
+    "list for a mapping": (lambda f: edit(f, rope_scaling=[1]), "config.json is not a Llama's"),
     "pickled": (pickled, r"holds pickled weights \(.bin\)"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"has no model.safetensors"),
     "damaged weights": (

@@ -155,7 +155,7 @@ def test_in_training(tasks, tmp_path):
 
 @pytest.mark.slow
 def test_benchmarks_that_fail_lose_no_checkpoint(tasks, tmp_path):
-    """They come after the save that is due at the same step."""
+    """What was trained until then is saved first, though no save is due."""
     text = tmp_path / "own.txt"
     text.write_text("\n\n".join(PARAGRAPHS))
     # lm-eval looks at the first question when it loads a task, and this one has no error.
@@ -167,7 +167,7 @@ def test_benchmarks_that_fail_lose_no_checkpoint(tasks, tmp_path):
         other.unlink()
     (broken / "tiny_choice.yaml").write_text(yaml.safe_dump(task))
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        pretrain(tmp_path / "run", text, "checkpoint.every=3", "eval.every=3", f"eval.tasks=[{broken}]")
+        pretrain(tmp_path / "run", text, "eval.every=3", f"eval.tasks=[{broken}]")
     assert read_architecture(find(str(tmp_path / "run"))).shards == 4
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

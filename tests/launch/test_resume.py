@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from caat.data.corpus import data_fingerprint
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.durable import write_json
 from caat.training.checkpoint.folder import point_latest_at, publish
@@ -24,7 +25,6 @@ from launch.resume import (
     check_resume_data,
     checkpoints_to_try,
     continues,
-    data_fingerprint,
 )
 from launch.run_folder import open_run_folder
 from launch.validate import validate

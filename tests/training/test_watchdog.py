@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from caat.training.watchdog import _within
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +61,48 @@ with redirect_stderr(io.StringIO()):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert ended.returncode == 5
     assert "no progress for 0.5 s; rank 0 hangs while evaluating" in ended.stderr
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_a_hang_ends_though_it_cannot_be_told():
+    code = """
+import time
+from caat.training.watchdog import Watchdog
+Watchdog(None, 0, 1, 0.5).beat("evaluating")
+time.sleep(60)
+"""
+    with FULL.open("w") as full:
+        ended = subprocess.run([sys.executable, "-c", code], stderr=full, timeout=60, cwd=ROOT)
+    assert ended.returncode == 5
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_training_goes_on_though_nothing_can_be_printed(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from caat.training.progress import RunProgress
+from caat.training.trackers.tracker import Guarded
+progress = RunProgress(3, 0, Path("log.txt"))
+progress.line(1, "loss 1")
+progress.say("WARNING")
+Guarded("a tracker", lambda: 1 / 0)
+progress.close()
+sys.stdout.write("done")
+sys.stdout.flush()
+sys.stderr = None
+"""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    with FULL.open("w") as full:
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, timeout=60, cwd=tmp_path)
+    assert ended.stdout == b"done"
+    # The same where the reader has gone: a pipe that nobody reads.
+    piped = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    assert piped.stdout is not None and piped.stderr is not None
+    piped.stderr.close()
+    assert piped.stdout.read() == b"done"
+    piped.wait()
+    assert (tmp_path / "log.txt").read_text().count("WARNING") == 2

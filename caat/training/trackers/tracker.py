@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,5 +54,6 @@ class Guarded(Tracker):
         except Exception as error:
             if not self._warned:
                 what = " ".join(str(error).split())
-                print(f"caat: WARNING: {self._name} fails ({what}); training goes on", file=sys.stderr)
+                with suppress(OSError):
+                    print(f"caat: WARNING: {self._name} fails ({what}); training goes on", file=sys.stderr)
             self._warned = True
