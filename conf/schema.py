@@ -137,7 +137,7 @@ class TrainConfig:
 class CheckpointConfig:
     """Saved every so many steps, at the end, and on SIGTERM and SIGUSR1."""
 
-    # Save every so many steps; 0: only at the end.
+    # Save every so many steps; 0: only at the end, when told to stop, and before benchmarks.
     every: int = 0
     # Write beside training, from a copy in host memory; else training waits until the files are on disk.
     asynchronous: bool = True
