@@ -1,24 +1,55 @@
-"""A trained model on the processes of this world: from a checkpoint folder, ready to be used."""
+"""A trained model from its checkpoint, ready to be used, on a given mesh or on the processes of the world."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from math import gcd
 from pathlib import Path
 
+import torch
+
 from caat.parallel.mesh import Mesh
-from caat.training.checkpoint.architecture import read_architecture
-from caat.training.checkpoint.reading import damage
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.reading import damage, load_weights
 from caat.training.control import Control
 from caat.training.device import PRECISIONS, choose_device, start_process_group
-from eval.score import load_model
+from layers.full_tensors import full_tensors
 from layers.gpt import GPT
+
+
+def load_model(
+    folder: Path, mesh: Mesh, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> GPT:
+    """The checkpoint's model on this mesh, ready for inference.
+
+    Raises ``ValueError`` if the mesh has other shards than the model (where nothing is private the cut does
+    not matter and any N goes), or if a tensor is missing, damaged or of another shape.
+    """
+    architecture = read_architecture(folder)
+    check_shards(architecture, mesh.shards)
+    shape, ratio = architecture.model, architecture.ratio
+    if mesh.shards != architecture.shards:
+        shape, ratio = replace(shape, padded_vocab_size=None), 1.0
+    model = GPT.empty(shape, mesh, ratio, architecture.private_scale, device=device, dtype=dtype)
+    load_weights(model, full_tensors(model), mesh.local_shards, folder)
+    return model.eval()
+
+
+def check_shards(architecture: Architecture, shards: int) -> None:
+    """Raise ``ValueError`` if a model trained with other shards would be another function."""
+    if shards != architecture.shards and not architecture.plain:
+        raise ValueError(
+            f"parallel.tensor={shards}, but the checkpoint was trained with {architecture.shards} shards at "
+            f"sync.ratio={architecture.ratio}: with private channels another number of shards is another "
+            f"model. Use parallel.tensor={architecture.shards}, on any number of processes that divides it"
+        )
 
 
 def open_model(folder: Path, device: str, precision: str) -> GPT:
     """The checkpoint's model in as few replicas as its shards allow; joins the world that torchrun describes.
 
-    Collective. Raises ``ValueError`` as :func:`~eval.score.load_model`, if ``device`` is not there, and if
+    Collective. Raises ``ValueError`` as :func:`load_model`, if ``device`` is not there, and if
     a file does not have its checksum; weights without a state.json have none.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -11,26 +11,9 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from caat.training.meeting import meet
-from caat.training.memory import peak_resident_bytes
 
 # What is computed with, by the name that the user gives.
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
-
-# Dense bfloat16 peak in TFLOP/s, from the makers' data sheets. First match wins: H200 stands for GH200 too.
-PEAK_TFLOPS = (
-    ("H200 NVL", 835.0),
-    ("H200", 989.0),
-    ("H100 NVL", 835.0),
-    ("H100 PCIe", 756.0),
-    ("H100", 989.0),
-    ("H800", 989.0),
-    ("B200", 2250.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("L40S", 362.0),
-    ("RTX 4090", 165.0),
-    ("RTX 3090", 71.0),
-)
 
 
 def choose_device(requested: str, local_rank: int, local_processes: int) -> torch.device:
@@ -84,18 +67,3 @@ def stop_process_group() -> None:
     # process that ends right then is aborted; the barrier gives them the time.
     dist.barrier()
     dist.destroy_process_group()
-
-
-def peak_tflops(device: torch.device, given: float | None) -> float | None:
-    """The peak that MFU is measured against: ``given``, else from our table, else ``None`` (no MFU)."""
-    if given is not None or device.type != "cuda":
-        return given
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS if part in name), None)
-
-
-def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process so far: allocated on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_resident_bytes() / 2**30

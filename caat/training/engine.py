@@ -109,9 +109,7 @@ class Engine:
         return StepResult(loss, grad_norm, self._optimizer.skip or not isfinite(grad_norm))
 
     @torch.no_grad()
-    def evaluate(
-        self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See = lambda tokens, targets, losses: None
-    ) -> float:
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See | None = None) -> float:
         """Mean loss of every token over all replicas, of (tokens, targets, leading rows that count).
 
         Each rank must bring as many batches. ``see`` is shown the rows that count, with their losses.
@@ -120,7 +118,8 @@ class Engine:
         with self.evaluating() as forward:
             for tokens, targets, rows in batches:
                 losses = forward(tokens, targets)[:rows]
-                see(tokens[:rows], targets[:rows], losses)
+                if see is not None:
+                    see(tokens[:rows], targets[:rows], losses)
                 total += losses.double().sum().cpu()
                 count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)

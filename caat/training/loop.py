@@ -16,8 +16,9 @@ from caat.planning.costs import flops_per_token
 from caat.training.checkpoint.saver import SaveError, Saver
 from caat.training.checkpoint.state import State
 from caat.training.control import Control
-from caat.training.device import memory_gib, peak_tflops
 from caat.training.engine import Engine
+from caat.training.memory import memory_gib
+from caat.training.peak import peak_tflops
 from caat.training.progress import RunProgress, loss_text
 from caat.training.randomness import random_state
 from caat.training.replicas import ReplicaGuard
@@ -130,7 +131,7 @@ def train(
         last = step == c.steps
         validate = last or (c.eval_every > 0 and step % c.eval_every == 0) or _begins_anew(config, step + 1)
         if validate:
-            see = output.samples.see if output else _unseen
+            see = output.samples.see if output else None
             record["validation_loss"] = _number(
                 engine.evaluate(_watched(validation(), to.watchdog, step), see)
             )
@@ -207,10 +208,6 @@ def _watched(batches: Iterable, watchdog: Watchdog, step: int) -> Iterable:
     for batch in batches:
         watchdog.beat(f"validating at step {step}")
         yield batch
-
-
-def _unseen(tokens: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Of a rank that shows nothing."""
 
 
 def _number(value: float) -> float | None:

@@ -7,6 +7,8 @@ import resource
 import sys
 from pathlib import Path
 
+import torch
+
 
 def peak_resident_bytes() -> int:
     """Most memory this process had in RAM so far."""
@@ -18,3 +20,10 @@ def peak_resident_bytes() -> int:
         return int(kilobytes[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process so far: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return peak_resident_bytes() / 2**30

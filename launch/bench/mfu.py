@@ -10,7 +10,9 @@ from rich.progress import track
 
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import flops_per_token
-from caat.training.device import PRECISIONS, choose_device, memory_gib, peak_tflops
+from caat.training.device import PRECISIONS, choose_device
+from caat.training.memory import memory_gib
+from caat.training.peak import peak_tflops
 from conf.bench import BenchMfuConfig
 from launch.bench.report import Report
 from launch.config import load_verb

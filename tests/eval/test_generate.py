@@ -9,7 +9,7 @@ from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from conf.generate import SamplingConfig
 from eval.generate import generate
-from eval.score import load_model
+from eval.open import load_model
 from tests.trained import MODEL, write_checkpoint
 
 PROMPTS = ["The brown fox", "", "Rome", "The grey fox of Paris jumped over 12 lazy"]

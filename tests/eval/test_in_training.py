@@ -14,7 +14,7 @@ from conf.schema import OptimConfig
 from eval.evaluate import evaluate, flat
 from eval.in_training import run_benchmarks
 from eval.lm_eval_model import CaatLM
-from eval.score import load_model
+from eval.open import load_model
 from eval.tasks import find_tasks
 from tests.eval.tasks import write_tasks
 from tests.trained import MODEL, write_checkpoint

@@ -19,7 +19,7 @@ from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from eval.evaluate import evaluate
 from eval.lm_eval_model import CaatCheckpoint, CaatLM
-from eval.score import load_model
+from eval.open import load_model
 from eval.tasks import find_tasks
 from tests.eval.tasks import NAMES, write_tasks
 from tests.trained import MODEL, write_checkpoint

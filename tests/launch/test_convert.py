@@ -17,7 +17,8 @@ from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.reading import damage
 from caat.training.checkpoint.state import read_checksums, read_state
 from caat.training.control import Control
-from eval.score import load_model, next_token_log_probabilities
+from eval.open import load_model
+from eval.score import next_token_log_probabilities
 from launch.convert import main
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
 

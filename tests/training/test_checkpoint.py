@@ -25,7 +25,8 @@ from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from conf.partition import shared_channels
 from conf.schema import CheckpointConfig, OptimConfig
-from eval.score import load_model, next_token_log_probabilities
+from eval.open import load_model
+from eval.score import next_token_log_probabilities
 from layers.full_tensors import full_tensors
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, token_losses

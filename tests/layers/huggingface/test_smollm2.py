@@ -15,7 +15,7 @@ import transformers
 
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
-from eval.score import load_model
+from eval.open import load_model
 from launch.convert import main
 
 pytestmark = pytest.mark.slow
