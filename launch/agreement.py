@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caat.data.corpus import data_fingerprint
 from caat.training.checkpoint.architecture import Architecture
-from caat.training.control import Control
 from conf.checks import require
 from conf.model import ModelConfig
 from conf.schema import Config
 from launch.explain import SETTINGS
+
+if TYPE_CHECKING:
+    from caat.training.control import Control
 
 # Of a model, what is not in the function. The padding of the vocabulary is, where channels are private.
 NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
