@@ -56,7 +56,10 @@ def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
         x = share_of_bytes(group[min(group)])
         axes.plot([x] * len(delta.values), delta.values, "_", color="#009e73", ms=9, alpha=0.7)
         axes.plot(x, delta.mean, "D", color="#009e73", mfc="white")
-        axes.annotate(_name(group), (x, delta.mean), (8, -3), textcoords="offset points", fontsize=8)
+        # On the left, below the lines.
+        axes.annotate(
+            _name(group), (x, delta.mean), (-8, -4), textcoords="offset points", ha="right", fontsize=8
+        )
     axes.plot(1, 0, "o", color="#888888")
     axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
     axes.set(xlabel="bytes inside the layers, as a share of full synchronisation", ylabel=DIFFERENCE)
