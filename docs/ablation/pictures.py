@@ -105,7 +105,8 @@ def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
         share = share_of_bytes(group[min(group)])
         axes.plot([0, delta], [number, number], color="#dddddd", lw=1, zorder=0)
         axes.plot(delta, number, "o", color="#888888" if group == base else "#d55e00")
-        axes.annotate(f"{delta:+.3f}", (delta, number), (8, -3), textcoords="offset points", fontsize=8)
+        side = {"xytext": (8, -3), "ha": "left"} if delta >= 0 else {"xytext": (-8, -3), "ha": "right"}
+        axes.annotate(f"{delta:+.3f}", (delta, number), textcoords="offset points", fontsize=8, **side)
         axes.annotate(f"{share:.3g}", (1.02, number), **beside)
     axes.annotate("bytes", (1.02, len(rows) - 0.4), **beside)
     axes.set_yticks(range(len(rows)), [label(group[min(group)]) for _, group in rows])
