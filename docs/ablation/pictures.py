@@ -58,7 +58,12 @@ def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
         axes.plot(x, delta.mean, "D", color="#009e73", mfc="white")
         # On the left, below the lines.
         axes.annotate(
-            _name(group), (x, delta.mean), (-8, -4), textcoords="offset points", ha="right", fontsize=8
+            label(group[min(group)]),
+            (x, delta.mean),
+            (-8, -4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
         )
     axes.plot(1, 0, "o", color="#888888")
     axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
@@ -121,7 +126,3 @@ def _is_plain(group: Group) -> bool:
     """Nothing but a ratio, a number of shards and a scale."""
     run = group[min(group)]
     return run["variant"] is None and len(schedule(run)) == 1
-
-
-def _name(group: Group) -> str:
-    return label(group[min(group)])

@@ -40,6 +40,8 @@ def main(run: str, text: Path) -> None:
 
     VariedGPT.sums = measured(0), measured(1)
     tokens = torch.tensor(tokenizer_of(folder, architecture).encode(text.read_text())[:2049])
+    if len(tokens) < 2049:
+        sys.exit(f"{text} has {len(tokens)} tokens, and 2,049 are needed: give a longer text")
     sequence = architecture.model.sequence
     with torch.enable_grad():
         model(tokens[:-1].view(-1, sequence), tokens[1:].view(-1, sequence)).mean().backward()
