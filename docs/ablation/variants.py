@@ -82,7 +82,7 @@ def exact(parts: Tensor) -> Tensor:
 
 
 def int8(parts: Tensor) -> Tensor:
-    """Each part is sent as 8-bit integers with one scale a token: absmax / 127."""
+    """Each part is sent as 8-bit integers with one scale a token, absmax / 127; their sum is not rounded."""
     step = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     return (torch.round(parts / step) * step).sum(0)
 
