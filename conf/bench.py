@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from conf.checks import require, require_choice, require_positive
 from conf.model import ModelConfig
 from conf.processes import ParallelConfig
+from conf.sync import WIRE_FORMATS
 from conf.units import delay_seconds, rate_bytes
 
 
@@ -139,6 +140,8 @@ class BenchStackConfig(ShapeConfig):
     processes: int = 2
     # Fractions of the channels to synchronise, beside full synchronisation.
     ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
+    # As sync.wire_dtype, beside auto: one more row for each ratio, overlapped. [int8], [int8,bfloat16].
+    wire_dtypes: list[str] = field(default_factory=list)
     rounds: int = 15
     device: str = "auto"
     # Where the JSON goes, the plot beside it; default: outputs/bench-<benchmark>-<time>.json.
@@ -153,6 +156,8 @@ class BenchStackConfig(ShapeConfig):
         )
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
+        for dtype in self.wire_dtypes:
+            require_choice("wire_dtypes", dtype, tuple(WIRE_FORMATS))
         self.shape.check_shards(self.processes)
 
     @property

@@ -16,6 +16,7 @@ from caat.training.plot import plot_loss
 from caat.training.progress import loss_text
 from conf.partition import shared_channels
 from conf.schema import Config
+from conf.sync import wire_format
 
 
 def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
@@ -67,14 +68,19 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
 
 
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
-    """Bytes at sync.ratio = 1 of a step that ``sent`` these at ``ratio``: full messages inside the layers."""
+    """Bytes of full synchronisation, of a step that ``sent`` these at ``ratio``.
+
+    That is with full messages inside the layers, and all activations sent in their own type.
+    """
     if mesh.processes == 1:
         return dict(sent)
     c, model = config.train, config.model
     tokens = c.global_batch // mesh.data_size * c.sequence
     channels = shared_channels(model.hidden, ratio, mesh.shards)
-    missing = sync_bytes(model, model.hidden - channels, tokens, config.sync.wire_size(c.precision))
-    return {way: n + missing for way, n in sent.items()}
+    wire, own = config.sync.wire_format(c.precision), wire_format("auto", c.precision)
+    layers = sync_bytes(model, model.hidden, tokens, own) - sync_bytes(model, channels, tokens, wire)
+    embedding = tokens * (own.token_bytes(model.hidden) - wire.token_bytes(model.hidden))
+    return {"forward": sent["forward"] + layers, "backward": sent["backward"] + layers + embedding}
 
 
 def _print(summary: dict, mesh: Mesh) -> None:

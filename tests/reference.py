@@ -68,14 +68,44 @@ def shard_of(m: Tensor, n: int, i: int, dim: int) -> Tensor:
     return m.narrow(dim, i * size, size)
 
 
-def streams(w: dict[str, Tensor], c, tokens: Tensor, n: int, k: int, scale: float) -> list[Tensor]:
-    """The final residual stream [batch, seq, hidden] of each shard."""
+def rounded_to_int8(x: Tensor) -> Tensor:
+    """As docs/definitions.md says, in float64 but for the scale and the quotient, which decide ties."""
+    scale = (x.double().abs().max(-1, keepdim=True).values / 127).float()
+    return torch.where(scale > 0, (x / scale).round().double() * scale.double(), 0.0)
+
+
+class _Rounded(torch.autograd.Function):
+    """The gradient is rounded, and ``x`` too if ``forward``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rounded, forward: bool):
+        ctx.rounded = rounded
+        return rounded(x) if forward else x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return ctx.rounded(gradient), None, None
+
+
+def streams(
+    w: dict[str, Tensor], c, tokens: Tensor, n: int, k: int, scale: float, rounded=None
+) -> list[Tensor]:
+    """The final residual stream [batch, seq, hidden] of each shard.
+
+    ``rounded(x)``, if given, is what arrives of x: of every part of a sum, and of the sum.
+    """
     d = c.hidden // c.heads
-    x = [w["model.embed_tokens.weight"][tokens]] * n
+
+    def wire(x: Tensor, forward: bool = True) -> Tensor:
+        return x if rounded is None else _Rounded.apply(x, rounded, forward)
+
+    embedded = wire(w["model.embed_tokens.weight"][tokens], forward=False)
+    x = [wire(embedded, forward=False) for _ in range(n)]
 
     def sync(outputs: list[Tensor]) -> list[Tensor]:
-        total = sum(o[..., :k] for o in outputs)
-        return [torch.cat([total, scale * o[..., k:]], -1) for o in outputs]
+        # The last one is for each part of the gradient; forward, what is rounded stays as it is.
+        total = wire(sum(wire(o[..., :k]) for o in outputs))
+        return [torch.cat([wire(total), scale * o[..., k:]], -1) for o in outputs]
 
     for layer in range(c.layers):
         at = f"model.layers.{layer}."
@@ -96,20 +126,24 @@ def streams(w: dict[str, Tensor], c, tokens: Tensor, n: int, k: int, scale: floa
     return x
 
 
-def token_losses(w, c, tokens: Tensor, targets: Tensor, n: int, k: int, scale: float | None = None) -> Tensor:
+def token_losses(
+    w, c, tokens: Tensor, targets: Tensor, n: int, k: int, scale: float | None = None, rounded=None
+) -> Tensor:
     """-log p(target) of every token [batch, seq]."""
     scale = math.sqrt(n) if scale is None else scale
     size = -(-c.vocab_size // n)
     slices = []
-    for i, x in enumerate(streams(w, c, tokens, n, k, scale)):
+    for i, x in enumerate(streams(w, c, tokens, n, k, scale, rounded)):
         rows = w["lm_head.weight"][i * size : (i + 1) * size]
         slices.append(_rms(x, w["model.norm.weight"], c.norm_eps) @ rows.T)
     return -torch.cat(slices, -1).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
-def loss_and_gradients(w, c, tokens, targets, n, k, scale=None) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(
+    w, c, tokens, targets, n, k, scale=None, rounded=None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean loss, and its gradient by every full weight."""
     w = {name: value.clone().requires_grad_() for name, value in w.items()}
-    loss = token_losses(w, c, tokens, targets, n, k, scale).mean()
+    loss = token_losses(w, c, tokens, targets, n, k, scale, rounded).mean()
     loss.backward()
     return loss.detach(), {name: value.grad for name, value in w.items()}

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caat.parallel.wire import Background, Wait, Wire, sum_by_slices
+from caat.parallel.wire import Background, Wait, Wire
 
 Direction = Literal["forward", "backward"]
 
@@ -74,10 +74,10 @@ class Collectives:
         # Without x's version counter: if that moves after a view of x was made, autograd copies the gradient
         # on its way back through the view, and a copy can be taken before the gradient's own sum is there.
         x = x.data
-        message = self.wire.cast(x)
+        message = self.wire.message(x)
         self._count(message, direction, purpose)
         if self.wire.by_slices(message, self.processes):
-            add_up = partial(sum_by_slices, sum_dtype=self.wire.sum_dtype, group=self.group)
+            add_up = partial(self.wire.sum_by_slices, group=self.group)
             arrived = self._arrived = self._background.run(add_up, message)
         else:
             work = dist.all_reduce(message, group=self.group, async_op=True)
@@ -86,8 +86,7 @@ class Collectives:
 
         def wait() -> None:
             arrived()
-            if message is not x:
-                x.copy_(message)
+            self.wire.restore(message, x)
 
         if self.wire.overlap:
             return wait

@@ -11,11 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from caat.parallel.int8 import pack, unpack
 from caat.parallel.priority import wake_first
 from conf.sync import SyncConfig
 
 Wait = Callable[[], object]
-WIRE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+WIRE_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -35,32 +36,47 @@ class Wire:
         dtype = None if sync.wire_dtype == "auto" else WIRE_DTYPES[sync.wire_dtype]
         return Wire(dtype, WIRE_DTYPES.get(sync.sum_dtype, torch.float32), sync.overlap)
 
-    def cast(self, x: Tensor) -> Tensor:
-        """``x`` as it travels; itself if the type is the same."""
+    def message(self, x: Tensor) -> Tensor:
+        """The activations ``x`` [..., k] as they travel: ``x`` itself if the type is the same."""
+        if self.dtype is torch.int8:
+            return pack(x)
         return x if self.dtype is None else x.to(self.dtype)
 
+    def restore(self, message: Tensor, x: Tensor) -> None:
+        """Write what came back into ``x``."""
+        if message is not x:
+            x.copy_(unpack(message).view_as(x) if self.dtype is torch.int8 else message)
+
     def by_slices(self, message: Tensor, processes: int) -> bool:
-        """Whether sums need a wider type than travels. A sum of two is rounded once in either."""
+        """Whether sums need a wider type than travels. A sum of two floats is rounded once in either."""
+        if message.dtype is torch.int8:
+            return True
         return processes > 2 and torch.promote_types(message.dtype, self.sum_dtype) != message.dtype
 
+    @torch.no_grad()  # the thread of a Background has gradients on, whatever its caller has
+    def sum_by_slices(self, message: Tensor, group: dist.ProcessGroup | None) -> None:
+        """Replace the contiguous ``message`` by its sum over the processes, rounded once.
 
-@torch.no_grad()  # the thread of a Background has gradients on, whatever its caller has
-def sum_by_slices(message: Tensor, sum_dtype: torch.dtype, group: dist.ProcessGroup | None) -> None:
-    """Replace the contiguous ``message`` by its sum over the processes, added in ``sum_dtype``, rounded once.
+        Each process gets one slice of everybody's message, adds it up in :attr:`sum_dtype`, and the slices
+        are gathered: the value of an all-reduce in that type rounded at the end, for the bytes of a ring
+        all-reduce of ``message`` (2 (P - 1) / P of it per process).
+        """
+        processes = dist.get_world_size(group)
+        # A token of 8-bit integers is not cut: its scale is for all of it.
+        rows = message if message.dtype is torch.int8 else message.view(-1, 1)
+        slice_size = -(-len(rows) // processes)
+        padded = F.pad(rows, (0, 0, 0, slice_size * processes - len(rows)))
+        slices = torch.empty_like(padded)
+        dist.all_to_all_single(slices, padded, group=group)
+        total = self._added(slices.unflatten(0, (processes, slice_size)))
+        dist.all_gather_into_tensor(padded, total, group=group)
+        rows.copy_(padded[: len(rows)])
 
-    Each process gets one slice of everybody's message, adds it up, and the slices are gathered: the value of
-    an all-reduce in ``sum_dtype`` rounded at the end, for the bytes of a ring all-reduce of ``message``
-    (2 (P - 1) / P of it per process).
-    """
-    processes = dist.get_world_size(group)
-    flat = message.view(-1)
-    slice_size = -(-flat.numel() // processes)
-    padded = F.pad(flat, (0, slice_size * processes - flat.numel()))
-    slices = torch.empty_like(padded)
-    dist.all_to_all_single(slices, padded, group=group)
-    total = slices.view(processes, slice_size).sum(0, dtype=sum_dtype).to(message.dtype)
-    dist.all_gather_into_tensor(padded, total, group=group)
-    flat.copy_(padded[: flat.numel()])
+    def _added(self, slices: Tensor) -> Tensor:
+        """[P, ...] -> [...], as it travels on."""
+        if slices.dtype is torch.int8:
+            return pack(unpack(slices).sum(0))
+        return slices.sum(0, dtype=self.sum_dtype).to(slices.dtype)
 
 
 class Background:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conf.model import ModelConfig
+from conf.sync import WireFormat
 
 
 def flops_per_token(c: ModelConfig, sequence: int) -> int:
@@ -29,10 +30,10 @@ def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str
     return blocks if checkpointing == "full" else attention
 
 
-def sync_bytes(c: ModelConfig, channels: int, tokens: int, element_size: int) -> int:
+def sync_bytes(c: ModelConfig, channels: int, tokens: int, wire: WireFormat) -> int:
     """Bytes into the all-reduces inside the layers, per process and direction, for ``tokens`` tokens.
 
     Two messages a layer of ``channels`` shared channels each (docs/how-it-works.md); ``channels`` = hidden is
     full synchronisation as in Megatron.
     """
-    return 2 * c.layers * channels * tokens * element_size
+    return 2 * c.layers * tokens * wire.token_bytes(channels)

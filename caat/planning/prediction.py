@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from caat.planning.costs import flops_per_token
 from conf.model import ModelConfig
 from conf.partition import shared_channels
+from conf.sync import WireFormat
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,21 @@ def predict(
     processes: int,
     mode: str,
     ratio: float,
-    element_size: int,
+    wire: WireFormat,
     flops_per_second: float,
     link: Link,
 ) -> Step:
     """One forward and backward pass of ``tokens`` tokens by ``processes`` tensor-parallel processes.
 
-    ``mode`` is none, full, partial or overlap; ``element_size`` in bytes is of the type that travels;
-    ``flops_per_second`` is what one process sustains, counted as :func:`flops_per_token` counts.
+    ``mode`` is none, full, partial or overlap; ``flops_per_second`` is what one process sustains, counted as
+    :func:`flops_per_token` counts.
     """
     compute = flops_per_token(c, c.sequence) * tokens / processes / flops_per_second
     if mode == "none" or processes == 1:
         return Step(compute, 0.0)
     channels = c.hidden if mode == "full" else shared_channels(c.hidden, ratio, processes)
-    each = link.all_reduce_seconds(tokens * channels * element_size, processes)
-    end = link.all_reduce_seconds(tokens * c.hidden * element_size, processes)
+    each = link.all_reduce_seconds(tokens * wire.token_bytes(channels), processes)
+    end = link.all_reduce_seconds(tokens * wire.token_bytes(c.hidden), processes)
     if mode != "overlap":
         return Step(compute, 4 * c.layers * each + end)
     first_out = (c.hidden + 2 * c.kv_heads * c.head_dim) / processes

@@ -8,6 +8,7 @@ from caat.planning.activations import WIDE, Pass
 from caat.planning.costs import recomputed_flops_per_token, sync_bytes
 from caat.planning.prediction import Link, predict
 from caat.planning.zero import gathers_again
+from conf.sync import WireFormat
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class StepTime:
         return self.compute + self.tensor_exposed + self.data_exposed
 
 
-def tensor_bytes(p: Pass, accumulation: int, wire_size: int) -> int:
+def tensor_bytes(p: Pass, accumulation: int, wire: WireFormat) -> int:
     """Both directions: inside the layers, embedding, loss, and the gradients of the norms (docs)."""
     if p.processes == 1:
         return 0
-    inside = 2 * sync_bytes(p.model, p.channels, p.tokens, wire_size)
-    embedding_backward = p.model.hidden * p.tokens * wire_size
+    inside = 2 * sync_bytes(p.model, p.channels, p.tokens, wire)
+    embedding_backward = p.tokens * wire.token_bytes(p.model.hidden)
     return accumulation * (inside + embedding_backward + sum(_waited_for(p)))
 
 
@@ -73,7 +74,7 @@ def step_time(
     ratio: float,
     overlap: bool,
     accumulation: int,
-    wire_size: int,
+    wire: WireFormat,
     flops_per_second: float,
     tensor_link: Link,
     data_time: float,
@@ -83,7 +84,7 @@ def step_time(
     What is computed again is added to the arithmetic; it neither sends nor hides anything.
     """
     mode = "overlap" if overlap else "partial"
-    how = mode, ratio, wire_size, flops_per_second, tensor_link
+    how = mode, ratio, wire, flops_per_second, tensor_link
     each = predict(p.model, p.tokens, p.processes, *how)
     again = recomputed_flops_per_token(p.model, p.sequence, p.checkpointing) * p.tokens / p.processes
     compute, exposed = each.compute + again / flops_per_second, each.exposed

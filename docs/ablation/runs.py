@@ -17,8 +17,8 @@ RUNS = Path(__file__).with_name("runs.json")
 # What tells the runs apart.
 SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr", "train.steps")
 SHARDS = 8
-# Bytes of the ways to sum of variants.py, of bfloat16's: the parts travel in 8 bits, and the sum back in 16.
-WIRE = {"int8": 0.75, "int8_forward": 0.875}
+# Bytes of the ways to sum of variants.py, of bfloat16's: the parts travel in 8 bits, the sum back in 16 or 8.
+WIRE = {"int8_parts": 0.75, "int8": 0.5}
 Run = dict[str, Any]
 
 

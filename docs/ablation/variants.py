@@ -82,9 +82,19 @@ def exact(parts: Tensor) -> Tensor:
 
 
 def int8(parts: Tensor) -> Tensor:
-    """Each part is sent as 8-bit integers with one scale a token, absmax / 127; their sum is not rounded."""
-    step = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return (torch.round(parts / step) * step).sum(0)
+    """8-bit integers both ways, each part and the sum, as sync.wire_dtype=int8 between processes."""
+    return _rounded(int8_parts(parts))
+
+
+def int8_parts(parts: Tensor) -> Tensor:
+    """Each part is sent as 8-bit integers; their sum is not rounded."""
+    return _rounded(parts).sum(0)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """[..., k] as 8-bit integers with one scale a token, absmax / 127."""
+    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return torch.round(x / step) * step
 
 
 def bf16(parts: Tensor) -> Tensor:
@@ -104,7 +114,7 @@ PATTERNS = {window.__name__: window for window in (fixed, rotating, periodic, at
 # How parts are summed forward and backward.
 SUMS = {
     "int8": (int8, int8),
-    "int8_forward": (int8, exact),
+    "int8_parts": (int8_parts, int8_parts),
     "bf16": (bf16, bf16),
     "bf16_sums": (bf16_sums, bf16_sums),
     "bf16_sums_backward": (bf16, bf16_sums),

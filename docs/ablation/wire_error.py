@@ -31,7 +31,7 @@ def main(run: str, text: Path) -> None:
     def measured(direction: int):
         def add_up(parts: Tensor) -> Tensor:
             exact = parts.double().sum(0)
-            for name in ("int8", "bf16", "bf16_sums"):
+            for name in ("int8", "int8_parts", "bf16", "bf16_sums"):
                 off = (SUMS[name][direction](parts) - exact).norm() / exact.norm()
                 errors[f"{name}, {('forward', 'backward')[direction]}"].append(off.item())
             return exact.to(parts.dtype)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from caat.training.device import PRECISIONS, choose_device, start_process_group, stop_process_group
 from conf import bench
 from conf.bench import BenchStackConfig
+from conf.partition import shared_channels
 from launch.bench.profiling import profile_rows
 from launch.bench.timing import Times, take_turns
 from launch.bench.variants import (
@@ -60,14 +61,11 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
     names = list(runs)
     for variant, size in zip(variants, sizes, strict=True):
         if size["bytes_forward"]:
-            runs[f"alone {size['bytes_forward']}"] = _messages_alone(
-                variant, device, PRECISIONS[config.precision]
-            )
+            runs[_alone(variant, size)] = _messages_alone(variant, config, device)
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
     times = {name: _slowest(values) for name, values in times.items()}
     peers = [times[name] for name, v in zip(names, variants, strict=True) if v.messages is None]
     fastest = min(peers, key=lambda peer: peer.median, default=None)
-    alone_ms = {name.removeprefix("alone "): times[name].median for name in times}
     return [
         {
             "mode": variant.mode,
@@ -76,7 +74,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
             "spread_ms": times[name].spread,
             "exposed_ms": times[name].above(times[names[0]]).median,
             **size,
-            "communication_ms": alone_ms.get(str(size["bytes_forward"]), 0.0),
+            "communication_ms": times[_alone(variant, size)].median if size["bytes_forward"] else 0.0,
             **({"of_fastest_peer": times[name].ratio_to(fastest)} if fastest else {}),
         }
         for name, variant, size in zip(names, variants, sizes, strict=True)
@@ -95,18 +93,26 @@ def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
     return {**inside, "bytes_ends": sum(sent.values()) - sum(inside.values())}
 
 
-def _messages_alone(variant: Variant, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+def _alone(variant: Variant, size: dict[str, int | None]) -> str:
+    """Name of the run of a variant's messages alone; others may send the same."""
+    assert variant.messages is not None
+    return f"alone {variant.messages.wire.dtype} {size['bytes_forward']}"
+
+
+def _messages_alone(variant: Variant, config: BenchStackConfig, device: torch.device) -> Callable[[], None]:
     """All sums inside the layers in the last step, one after another, with nothing to compute between."""
     messages = variant.messages
     assert messages is not None
     inside = [key for key in messages.calls if key[1] == "sync"]
     count, size = sum(messages.calls[key] for key in inside), sum(messages.sent[key] for key in inside)
-    message = torch.zeros(size // count // dtype.itemsize, device=device, dtype=dtype)
+    channels = shared_channels(config.hidden, variant.ratio, config.processes)
+    token = torch.zeros(1, channels, device=device, dtype=PRECISIONS[config.precision])
+    message = token.repeat(size // count // messages.wire.message(token).nbytes, 1)
 
     def run() -> None:
         for _ in range(count):
             messages.start_sum(message, "forward", "alone")()
-        message[0].item()  # waits for the device
+        message[0, 0].item()  # waits for the device
 
     return run
 

@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 
 from conf.units import rate_bytes
 
-COLOURS = {"none": "#7f7f7f", "full": "#c44e52", "partial": "#4c72b0", "overlap": "#55a868"}
+COLOURS = {
+    "none": "#7f7f7f",
+    "full": "#c44e52",
+    "partial": "#4c72b0",
+    "overlap": "#55a868",
+    "overlap, int8": "#dd8452",
+}
+OTHER = "#8172b3"
 
 
 def plot_steps(rows: list[dict], title: str, path: Path) -> None:
@@ -20,7 +27,7 @@ def plot_steps(rows: list[dict], title: str, path: Path) -> None:
     limit = next(row["step_ms"] for row in rows if row["mode"] == "none")
     shown = [row for row in rows if row["mode"] != "none"]
     labels = ["no communication", *(_label(row) for row in shown)]
-    colours = ["#bbbbbb", *(COLOURS.get(row["mode"], "#8172b3") for row in shown)]
+    colours = ["#bbbbbb", *(COLOURS.get(row["mode"], OTHER) for row in shown)]
     axes.barh(labels, [limit] * len(labels), color="#dddddd")
     above = [0.0, *(row["step_ms"] - limit for row in shown)]
     axes.barh(labels, above, left=limit, color=colours)
@@ -48,13 +55,13 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
     figure, axes = _figure(4.2)
     rates = list(dict.fromkeys(row["rate"] for row in rows))
     full = {row["rate"]: row for row in rows if row["mode"] == "full"}
-    shown = [row for row in rows if row["mode"] in ("partial", "overlap") and row["ratio"] < 1]
+    shown = [row for row in rows if row["mode"] not in ("none", "full") and row["ratio"] < 1]
     fainter = sorted({row["ratio"] for row in shown}, reverse=True)
     for key in dict.fromkeys((row["mode"], row["ratio"]) for row in shown):
         mode, ratio = key
         series = {row["rate"]: row for row in rows if (row["mode"], row["ratio"]) == key}
         x = [_gbit(rate) for rate in rates]
-        colour, alpha = COLOURS[mode], 1 / (1 + fainter.index(ratio))
+        colour, alpha = COLOURS.get(mode, OTHER), 1 / (1 + fainter.index(ratio))
         measured = [full[rate]["step_ms"] / series[rate]["step_ms"] for rate in rates]
         predicted = [full[rate]["predicted_ms"] / series[rate]["predicted_ms"] for rate in rates]
         axes.plot(x, measured, "o-", label=_label(series[rates[0]]), color=colour, alpha=alpha)

@@ -7,6 +7,7 @@ from caat.planning.prediction import Link, predict
 from conf.bench import BenchPredictConfig
 from conf.checks import require
 from conf.partition import shared_channels
+from conf.sync import wire_format
 from conf.units import delay_seconds, rate_bytes
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
         f"parallel.processes={processes} does not divide parallel.tensor={config.parallel.tensor}",
     )
     tokens = config.micro_batch * c.sequence
-    element_size = 2 if config.precision == "bf16" else 4
+    wire = wire_format("auto", config.precision)
     link = Link(rate_bytes(config.link), delay_seconds(config.delay))
     report = Report(
         "predict",
@@ -38,12 +39,10 @@ def main(argv: list[str]) -> None:
     )
     rows = [("none", 1.0), ("full", 1.0)]
     rows += [(mode, ratio) for ratio in config.ratios for mode in ("partial", "overlap")]
-    steps = {
-        row: predict(c, tokens, processes, *row, element_size, config.tflops * 1e12, link) for row in rows
-    }
+    steps = {row: predict(c, tokens, processes, *row, wire, config.tflops * 1e12, link) for row in rows}
     for (mode, ratio), step in steps.items():
         channels = 0 if mode == "none" else shared_channels(c.hidden, ratio, processes)
-        sent = sync_bytes(c, channels, tokens, element_size)
+        sent = sync_bytes(c, channels, tokens, wire)
         report.add(
             mode=mode,
             ratio=ratio,

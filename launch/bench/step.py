@@ -5,6 +5,7 @@ from __future__ import annotations
 from caat.planning.costs import flops_per_token
 from caat.planning.prediction import Link, predict
 from conf.bench import BenchStackConfig, BenchStepConfig
+from conf.sync import wire_format
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report
 from launch.bench.workers import run_here
@@ -37,7 +38,9 @@ def main(argv: list[str]) -> None:
 
 def measured_link(rows: list[dict], config: BenchStackConfig) -> Link:
     """The rate at which this network carries the largest messages, and the delay that the smallest show."""
-    sent = sorted({(row["bytes_forward"], row["communication_ms"]) for row in rows if row["bytes_forward"]})
+    # Other types on the wire also cost the arithmetic of rounding.
+    plain = [row for row in rows if row["bytes_forward"] and ", " not in row["mode"]]
+    sent = sorted({(row["bytes_forward"], row["communication_ms"]) for row in plain})
     messages, processes = 4 * config.layers, config.processes
     (small, small_ms), (large, large_ms) = sent[0], sent[-1]
     steps = 2 * (processes - 1)
@@ -54,11 +57,11 @@ def with_prediction(rows: list[dict], config: BenchStackConfig, link: Link) -> l
     tokens = config.batch * config.sequence
     limit_ms = next(row["step_ms"] for row in rows if row["mode"] == "none")
     sustained = flops_per_token(shape, config.sequence) * tokens / config.processes / limit_ms * 1e3
-    element_size = 2 if config.precision == "bf16" else 4
     found = []
     for row in rows:
-        how = row["mode"], row["ratio"], element_size, sustained, link
-        step = predict(shape, tokens, config.processes, *how)
+        mode, _, dtype = row["mode"].partition(", ")
+        wire = wire_format(dtype or "auto", config.precision)
+        step = predict(shape, tokens, config.processes, mode, row["ratio"], wire, sustained, link)
         hidden = max(0.0, row["communication_ms"] - max(0.0, row["exposed_ms"]))
         found.append(
             row

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wire
+from caat.parallel.wire import WIRE_DTYPES, Wire
 from caat.training.device import PRECISIONS
 from conf.bench import BenchGenerateConfig, BenchStackConfig
 from launch.bench.peer_stacks import autotp_stack, domino_stack, megatron_core_stack, torch_stack
@@ -37,13 +37,16 @@ class Variant:
 def network_variants(
     config: BenchStackConfig, device: torch.device, make_step: MakeStep | None = None
 ) -> list[Variant]:
-    """No communication, full synchronisation, and ours at every ratio: without, waiting, overlapped."""
+    """No communication, full synchronisation, and ours at every ratio: without, waiting, overlapped.
+
+    Overlapped also with every other type on the wire that is asked for.
+    """
     group, make = dist.new_group(), make_step or _step
     variants = [_plain(config, device, "none", None, make), _plain(config, device, "full", group, make)]
     for ratio in config.ratios:
         variants.append(_ours(config, device, "none", ratio, None, Wire(overlap=False), make))
         variants.append(_ours(config, device, "partial", ratio, group, Wire(overlap=False), make))
-        variants.append(_ours(config, device, "overlap", ratio, group, Wire(), make))
+        variants += _overlapped(config, device, ratio, group, make)
     return variants
 
 
@@ -77,7 +80,8 @@ def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Varian
         if stack is not None:
             _check_same(name, _loss_and_gradient(config, device, stack), expected, config.precision)
             variants.append(Variant(name, 1.0, _step(config, device, stack), None))
-    variants += [_ours(config, device, "overlap", ratio, group, Wire(), _step) for ratio in config.ratios]
+    for ratio in config.ratios:
+        variants += _overlapped(config, device, ratio, group, _step)
     return variants
 
 
@@ -108,6 +112,11 @@ def _ours(
 ) -> Variant:
     mesh = _mesh(config, group, wire)
     return Variant(mode, ratio, make_step(config, device, _our_stack(config, mesh, ratio)), mesh.tensor)
+
+
+def _overlapped(config: BenchStackConfig, device, ratio: float, group, make_step: MakeStep) -> list[Variant]:
+    wires = {"overlap": Wire()} | {f"overlap, {name}": Wire(WIRE_DTYPES[name]) for name in config.wire_dtypes}
+    return [_ours(config, device, mode, ratio, group, wire, make_step) for mode, wire in wires.items()]
 
 
 def _our_stack(config: BenchStackConfig, mesh: Mesh, ratio: float) -> OurStack:

@@ -73,7 +73,7 @@ def _by_ratio(plan: PlanConfig, config: Config, layout: Layout, steps: float) ->
     messages = data_messages(numbers, layout.replicas, layout.stage, c.precision, accumulation)
     data_link = inside if plan.nodes == 1 else between
     wait = data_seconds(messages, layout.replicas, data_link)
-    wire = config.sync.wire_size(c.precision)
+    wire = config.sync.wire_format(c.precision)
     flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
     peak = (c.peak_tflops or plan.peak_tflops) * 1e12 * world
     rows = []

@@ -51,12 +51,16 @@ def bench(tmp_path: Path, *arguments: str, plot: bool = True) -> list[dict]:
     return json.loads((tmp_path / "result.json").read_text())["rows"]
 
 
-def check_rows(rows: list[dict], size: int = 4) -> None:
-    """1 layer, 64 tokens of 64 channels, 4 bytes each: 2 sums each way of 16 KiB; half at ratio 0.5."""
+def check_rows(rows: list[dict], size: int = 4, others: tuple[str, ...] = ()) -> None:
+    """1 layer, 64 tokens of 64 channels, 4 bytes each: 2 sums each way of 16 KiB; half at ratio 0.5.
+
+    In ``others``, 8-bit integers with their scales.
+    """
     by = {(row["mode"], row["ratio"]): row for row in rows}
-    assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap"}
+    assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap", *others}
     for (mode, ratio), row in by.items():
-        expected = 0 if mode == "none" else int(2 * 64 * 64 * size * ratio)
+        token = 64 * ratio + 4 if mode in others else 64 * ratio * size
+        expected = 0 if mode == "none" else 2 * 64 * token
         assert row["bytes_forward"] == row["bytes_backward"] == expected, (mode, ratio)
         assert row["step_ms"] > 0 and row["spread_ms"] >= 0 and row["predicted_ms"] > 0
     assert by["full", 1.0]["bytes_ends"] == 64 * 64 * size
@@ -65,15 +69,16 @@ def check_rows(rows: list[dict], size: int = 4) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
 def test_step(tmp_path, precision, size):
-    check_rows(bench(tmp_path, "step", *SMALL, f"precision={precision}"), size)
+    rows = bench(tmp_path, "step", *SMALL, f"precision={precision}", "wire_dtypes=[int8]")
+    check_rows(rows, size, ("overlap, int8",))
 
 
 @pytest.mark.slow
 @namespaces
 def test_link(tmp_path):
-    rows = bench(tmp_path, "link", *SMALL, "rate=100mbit,1gbit")
+    rows = bench(tmp_path, "link", *SMALL, "rate=100mbit,1gbit", "wire_dtypes=[int8]")
     for rate in ("100mbit", "1gbit"):
-        check_rows([row for row in rows if row["rate"] == rate])
+        check_rows([row for row in rows if row["rate"] == rate], others=("overlap, int8",))
 
 
 @pytest.mark.slow

@@ -148,8 +148,9 @@ def gradient_of_a_view(wire: Wire, dtype: torch.dtype):
         (Wire(), torch.float32),
         (Wire(), torch.bfloat16),
         (Wire(dtype=torch.bfloat16), torch.float32),
+        (Wire(dtype=torch.int8), torch.float32),
     ],
-    ids=["all-reduce", "by slices", "narrower"],
+    ids=["all-reduce", "by slices", "narrower", "int8"],
 )
 def test_autograd_does_not_see_a_sum(ranks, wire, dtype):
     """It writes where views already are: autograd would make copies of their gradients, at the wrong time."""

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
-from caat.parallel.wire import Wire, sum_by_slices
+from caat.parallel.wire import Wire
 from conf.sync import SyncConfig
 
 
@@ -39,7 +39,7 @@ def sliced(sizes: list[int]):
     results = []
     for size in sizes:
         message = terms(world, size)[rank].clone()
-        sum_by_slices(message, torch.float32, None)
+        Wire().sum_by_slices(message, None)
         results.append(message)
     return results
 
@@ -106,8 +106,12 @@ def test_settings():
     assert Wire.of(SyncConfig(wire_dtype="bfloat16", sum_dtype="bfloat16", overlap=False)) == Wire(
         torch.bfloat16, torch.bfloat16, False
     )
+    assert Wire.of(SyncConfig(wire_dtype="int8")) == Wire(torch.int8)
     SyncConfig(sum_dtype="bfloat16").check_types("bf16")
+    SyncConfig(wire_dtype="int8", sum_dtype="float32").check_types("fp32")
     with pytest.raises(ValueError, match="sum_dtype=bfloat16 is narrower than the float32 that travels"):
         SyncConfig(sum_dtype="bfloat16").check_types("fp32")
-    with pytest.raises(ValueError, match="wire_dtype=int8 is not known"):
-        SyncConfig(wire_dtype="int8")
+    with pytest.raises(ValueError, match="wire_dtype=int4 is not known"):
+        SyncConfig(wire_dtype="int4")
+    with pytest.raises(ValueError, match="sum_dtype=bfloat16 does not go with"):
+        SyncConfig(wire_dtype="int8", sum_dtype="bfloat16").check_types("bf16")

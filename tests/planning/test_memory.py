@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.wire import Wire
 from caat.planning.memory import local_numbers, memory
 from caat.planning.prediction import Link
 from caat.planning.traffic import data_messages, data_seconds, tensor_bytes
@@ -21,6 +22,7 @@ from conf.model import ModelConfig
 from conf.schema import OptimConfig
 from launch.config import compose, save_config
 from launch.plan.layouts import layout_of, needs, pass_of
+from launch.summary import full_sync_bytes
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
 from tests.models import SMALL, batch, build
@@ -110,21 +112,29 @@ def test_each_way_to_save_saves():
     assert by_hand.total > by_hand.weights + by_hand.optimizer + by_hand.gradients + by_hand.activations
 
 
-def counted_tensor_bytes() -> tuple[int, int]:
-    mesh = Mesh.create(4, 2)
-    model = build(mesh, 0.5, dtype=torch.float32)
-    mesh.tensor.reset()
-    model(*batch()).mean().backward()
-    config = compose([])
-    config.model, config.parallel.tensor, config.sync.ratio = SMALL, 4, 0.5
-    config.train.micro_batch, config.train.sequence, config.train.precision = 2, 9, "fp32"
-    p = pass_of(config, layout_of(config, 2), config.sync.ratio)
-    return sum(mesh.tensor.sent.values()), tensor_bytes(p, 1, 4)
+def counted_tensor_bytes(wire_dtype: str):
+    """Counted and planned at ratio 0.5; of full synchronisation counted, and said in a run's summary."""
+    config = compose([f"sync.wire_dtype={wire_dtype}"])
+    config.model, config.parallel.tensor = SMALL, 4
+    config.train.micro_batch, config.train.global_batch = 2, 2
+    config.train.sequence, config.train.precision = 9, "fp32"
+
+    def counted(ratio: float, wire: Wire) -> dict[str, int]:
+        mesh = Mesh.create(4, 2, wire)
+        build(mesh, ratio, dtype=torch.float32)(*batch()).mean().backward()
+        total = mesh.tensor.totals()
+        return {way: total[f"bytes_{way}"] for way in ("forward", "backward")}
+
+    ours, full = counted(0.5, Wire.of(config.sync)), counted(1.0, Wire())
+    planned = tensor_bytes(pass_of(config, layout_of(config, 2), 0.5), 1, config.sync.wire_format("fp32"))
+    return sum(ours.values()), planned, full, full_sync_bytes(config, Mesh(4, 2), 0.5, ours)
 
 
-def test_tensor_parallel_bytes_are_those_counted(ranks):
-    for counted, planned in ranks(2).run(counted_tensor_bytes):
+@pytest.mark.parametrize("wire_dtype", ["auto", "bfloat16", "int8"])
+def test_tensor_parallel_bytes_are_those_counted(ranks, wire_dtype):
+    for counted, planned, full, said_of_full in ranks(2).run(counted_tensor_bytes, wire_dtype):
         assert counted == planned
+        assert full == said_of_full
 
 
 def counted_data_bytes(stage: int, precision: str) -> tuple[dict[str, int], dict[str, int]]:

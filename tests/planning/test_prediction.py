@@ -7,6 +7,7 @@ import pytest
 from caat.planning.costs import flops_per_token
 from caat.planning.prediction import Link, predict
 from conf.model import ModelConfig
+from conf.sync import WireFormat
 
 # One layer of 4 channels, 2 processes, 10 tokens; a link of 8 bytes a second without delay.
 TINY = ModelConfig(layers=1, hidden=4, ffn=6, heads=2, kv_heads=2, sequence=10, vocab_size=8)
@@ -14,7 +15,7 @@ COMPUTE = flops_per_token(TINY, 10) * 10 / 2 / 1e3
 
 
 def step(mode: str, ratio: float, link: Link, processes: int = 2):
-    return predict(TINY, 10, processes, mode, ratio, 2, 1e3, link)
+    return predict(TINY, 10, processes, mode, ratio, WireFormat(2), 1e3, link)
 
 
 def test_full_and_partial_wait_for_every_message():

@@ -1,0 +1,25 @@
+"""Activations as 8-bit integers: for each token its channels, and the scale that they share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from conf.sync import INT8_SCALE_BYTES
+
+
+def pack(x: Tensor) -> Tensor:
+    """[..., k] -> [tokens, k + 4] of int8: round(x / scale), then the four bytes of the scale.
+
+    scale = max |x| / 127 over the token's k channels, a float32. A number is off by half of it at most. One
+    that is not finite makes its whole token so.
+    """
+    x = x.flatten(0, -2)
+    scale = (x.abs().amax(-1, keepdim=True).double() / 127).float().clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.cat([torch.round(x / scale).to(torch.int8), scale.view(torch.int8)], -1)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """What :func:`pack` was given, rounded: [..., k + 4] -> [..., k] in float32."""
+    scale = packed[..., -INT8_SCALE_BYTES:].contiguous().view(torch.float32)
+    return packed[..., :-INT8_SCALE_BYTES] * scale
