@@ -265,8 +265,10 @@ class BenchPredictConfig:
     tflops: float = 400.0
     # Sequences of model.sequence tokens a pass.
     micro_batch: int = 1
-    # The type that travels: bf16 or fp32.
+    # Of the activations: bf16 or fp32.
     precision: str = "bf16"
+    # As sync.wire_dtype. What rounding takes is not predicted.
+    wire_dtype: str = "auto"
     # Where the JSON goes, the plot beside it; default: outputs/bench-predict-<time>.json.
     out: str | None = None
 
@@ -275,5 +277,6 @@ class BenchPredictConfig:
         delay_seconds(self.delay)
         require_positive(tflops=self.tflops, micro_batch=self.micro_batch)
         require_choice("precision", self.precision, ("fp32", "bf16"))
+        require_choice("wire_dtype", self.wire_dtype, ("auto", *WIRE_FORMATS))
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")

@@ -16,10 +16,10 @@ def pack(x: Tensor) -> Tensor:
     """
     x = x.flatten(0, -2)
     scale = (x.abs().amax(-1, keepdim=True).double() / 127).float().clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.cat([torch.round(x / scale).to(torch.int8), scale.view(torch.int8)], -1)
+    return torch.cat([(x / scale).round_().to(torch.int8), scale.view(torch.int8)], -1)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """What :func:`pack` was given, rounded: [..., k + 4] -> [..., k] in float32."""
-    scale = packed[..., -INT8_SCALE_BYTES:].contiguous().view(torch.float32)
+    scale = packed[..., -INT8_SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     return packed[..., :-INT8_SCALE_BYTES] * scale

@@ -59,7 +59,8 @@ class Wire:
 
         Each process gets one slice of everybody's message, adds it up in :attr:`sum_dtype`, and the slices
         are gathered: the value of an all-reduce in that type rounded at the end, for the bytes of a ring
-        all-reduce of ``message`` (2 (P - 1) / P of it per process).
+        all-reduce of ``message`` (2 (P - 1) / P of it per process; more with fewer tokens of 8-bit integers
+        than processes).
         """
         processes = dist.get_world_size(group)
         # A token of 8-bit integers is not cut: its scale is for all of it.

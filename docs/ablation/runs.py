@@ -17,8 +17,9 @@ RUNS = Path(__file__).with_name("runs.json")
 # What tells the runs apart.
 SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr", "train.steps")
 SHARDS = 8
-# Bytes of the ways to sum of variants.py, of bfloat16's: the parts travel in 8 bits, the sum back in 16 or 8.
-WIRE = {"int8_parts": 0.75, "int8": 0.5}
+# Bytes of other ways to sum, of bfloat16's: the parts travel in 8 bits, the sum back in 16 or 8. The last is
+# sync.wire_dtype=int8 itself.
+WIRE = {"int8_parts": 0.75, "int8": 0.5, "int8 between processes": 0.5}
 Run = dict[str, Any]
 
 
@@ -37,7 +38,9 @@ def collect(folders: Iterable[str]) -> None:
         }
         scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
         variant = _json(path.with_name("variant.json"))
-        if variant is None and not scores:
+        if variant is None and (dtype := config["sync"]["wire_dtype"]) != "auto":
+            variant = f"{dtype} between processes"
+        if not path.with_name("variant.json").is_file() and not scores:
             # Measured afterwards, by `caat evaluate`; it knows no variants.
             results = (_json(path.with_name("evaluation.json")) or {"results": {}})["results"]
             scores = {

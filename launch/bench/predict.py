@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         f"parallel.processes={processes} does not divide parallel.tensor={config.parallel.tensor}",
     )
     tokens = config.micro_batch * c.sequence
-    wire = wire_format("auto", config.precision)
+    ours, own = (wire_format(dtype, config.precision) for dtype in (config.wire_dtype, "auto"))
     link = Link(rate_bytes(config.link), delay_seconds(config.delay))
     report = Report(
         "predict",
@@ -39,10 +39,13 @@ def main(argv: list[str]) -> None:
     )
     rows = [("none", 1.0), ("full", 1.0)]
     rows += [(mode, ratio) for ratio in config.ratios for mode in ("partial", "overlap")]
-    steps = {row: predict(c, tokens, processes, *row, wire, config.tflops * 1e12, link) for row in rows}
+    # Megatron sends activations in their own type.
+    wires = {row: own if row[0] == "full" else ours for row in rows}
+    flops_per_second = config.tflops * 1e12
+    steps = {row: predict(c, tokens, processes, *row, wires[row], flops_per_second, link) for row in rows}
     for (mode, ratio), step in steps.items():
         channels = 0 if mode == "none" else shared_channels(c.hidden, ratio, processes)
-        sent = sync_bytes(c, channels, tokens, wire)
+        sent = sync_bytes(c, channels, tokens, wires[mode, ratio])
         report.add(
             mode=mode,
             ratio=ratio,

@@ -49,6 +49,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "shards": config.parallel.tensor,
         "ratio": config.sync.describe_ratio(),
         "precision": c.precision,
+        "wire_dtype": config.sync.wire_dtype,
         "sequence": c.sequence,
         "global_batch": c.global_batch,
         "accumulation": c.accumulation(layout.replicas),

@@ -29,10 +29,11 @@ MOMENTS = {
 def show(plan: dict[str, Any]) -> None:
     """What runs, memory by part, a step by ratio, and what fits."""
     out = console()
-    layout = plan["layout"]
+    layout, wire = plan["layout"], plan["wire_dtype"]
+    sent = "" if wire == "auto" else f", {wire} on the wire"
     print(
         f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
-        f"{plan['ratio']}, {plan['precision']}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
+        f"{plan['ratio']}, {plan['precision']}{sent}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
         f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), "
         f"ZeRO {layout['stage']}, micro-batch {layout['micro_batch']} x {plan['accumulation']}, "
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "

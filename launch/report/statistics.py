@@ -113,13 +113,13 @@ def difference_to_full(
 ) -> Sample | None:
     """``figure`` less that of ratio 1 with the same seed and settings, over the seeds that have both.
 
-    Where and how the runs were trained does not matter.
+    Where and how the runs were trained does not matter. None for ratio 1 itself.
 
     If there is no ratio 1 with the same settings, one that differs in shards or in how they synchronise.
     """
-    if variant.full:
+    full = _full(among)
+    if variant in full:
         return None
-    full = [other for other in among if other.full]
     full = [v for v in full if _trained(v) == _trained(variant)] or [
         v for v in full if _at_ratio_1(v) == _at_ratio_1(variant)
     ]
@@ -202,6 +202,12 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def _compared_settings(run: Run) -> dict[str, Any]:
     return {k: v for k, v in settings(run.config).items() if not k.startswith(KEEPING)}
+
+
+def _full(among: Sequence[Variant]) -> list[Variant]:
+    """What others are compared with: of ratio 1, what was not rounded for its way, if there is any."""
+    full = [variant for variant in among if variant.full]
+    return [v for v in full if v.runs[0].config.sync.wire_dtype == "auto"] or full
 
 
 def _others(variant: Variant) -> tuple:

@@ -114,6 +114,10 @@ def test_predict(tmp_path):
     rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "link=100gbit", "ratios=[0.5]")
     times = {row["mode"]: row["step_ms"] for row in rows}
     assert times["none"] < times["overlap"] < times["partial"] < times["full"]
+    rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "ratios=[0.5]", "wire_dtype=int8")
+    sent = {row["mode"]: row["bytes_forward"] for row in rows}
+    of_layers = 2 * 32 * 4096
+    assert (sent["full"], sent["overlap"]) == (of_layers * 4096 * 2, of_layers * (2048 + 4))
 
 
 def hosts_of(pid: int) -> list[str]:

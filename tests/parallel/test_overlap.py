@@ -111,22 +111,24 @@ def gradients(wire: Wire, processes: int, checkpointing: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "processes", "dtype", "ratio"),
+    ("checkpointing", "processes", "dtype", "ratio", "sent"),
     [
-        ("none", 2, torch.float32, 0.5),
-        ("selective", 2, torch.float32, 0.5),
-        ("full", 2, torch.float32, 1.0),
-        ("none", 4, torch.bfloat16, 1.0),
-        ("full", 4, torch.bfloat16, 0.5),
+        ("none", 2, torch.float32, 0.5, None),
+        ("selective", 2, torch.float32, 0.5, None),
+        ("full", 2, torch.float32, 1.0, None),
+        ("none", 4, torch.bfloat16, 1.0, None),
+        ("full", 4, torch.bfloat16, 0.5, None),
+        ("none", 2, torch.bfloat16, 0.5, torch.int8),
+        ("full", 4, torch.float32, 1.0, torch.int8),
     ],
 )
-def test_overlap_changes_no_bit(ranks, checkpointing, processes, dtype, ratio):
+def test_overlap_changes_no_bit(ranks, checkpointing, processes, dtype, ratio, sent):
     """Four processes in bfloat16: their sums are made in a thread, since two would need no wider type."""
     pool = ranks(processes)
     model = processes, checkpointing, dtype, ratio
     for on, off in zip(
-        pool.run(gradients, Wire(overlap=True), *model),
-        pool.run(gradients, Wire(overlap=False), *model),
+        pool.run(gradients, Wire(sent, overlap=True), *model),
+        pool.run(gradients, Wire(sent, overlap=False), *model),
         strict=True,
     ):
         assert torch.equal(on[0], off[0])

@@ -136,6 +136,23 @@ def test_a_variant_of_synchronisation_is_compared_with_the_only_ratio_1(tmp_path
     assert rows["ratio 0 (0.5 after 3 steps), sync.private_scale=1"]["synchronised"] == 0.125
 
 
+def test_what_a_type_on_the_wire_costs_is_seen_against_ratio_1_without(tmp_path):
+    losses = {(1, "auto"): 3.0, (0.5, "auto"): 3.125, (1, "int8"): 3.25, (0.5, "bfloat16"): 3.5}
+    for (ratio, dtype), loss in losses.items():
+        config = compose([f"sync.ratio={ratio}", f"sync.wire_dtype={dtype}"])
+        write_run(tmp_path / f"{ratio}-{dtype}", config, [loss])
+    rows = table(variants(find_runs([str(tmp_path)])[0]))
+    found = {(row["ratio"], row["settings"]["sync.wire_dtype"]): row["difference_to_ratio_1"] for row in rows}
+    assert found == {key: loss - 3.0 or None for key, loss in losses.items()}
+    (tmp_path / "1-auto" / "config.yaml").unlink()
+    rows = table(variants(find_runs([str(tmp_path)])[0]))
+    assert {row["label"]: row["difference_to_ratio_1"] for row in rows} == {
+        "ratio 0.5, sync.wire_dtype=auto": -0.125,
+        "ratio 0.5, sync.wire_dtype=bfloat16": 0.25,
+        "ratio 1, sync.wire_dtype=int8": None,
+    }
+
+
 def test_only_differences_are_named(sweep):
     same, differing = compared(find_runs([str(sweep)])[0])
     assert set(differing) == {"sync.ratio", "seed"}

@@ -12,7 +12,7 @@ from conf.partition import shared_channels
 from conf.schema import OptimConfig
 from layers.weights import gpt_weights
 from tests.models import SMALL, batch, build, gathered
-from tests.reference import random_weights, token_losses
+from tests.reference import random_weights, rounded_to_int8, token_losses
 
 STEPS, LR, ACCUMULATION = 3, 3e-3, 2
 # An eps of the size of the gradients: with Adam's usual 1e-8 the first steps are nearly sign(gradient), and
@@ -30,8 +30,12 @@ def start(precision: str):
     return {name: w.to(dtype).double() for name, w in random_weights(SMALL).items()}
 
 
-def reference(shards: int, ratio: float, replicas: int, precision: str):
-    """Float64, one process, torch's AdamW: weights, gradient norms and losses."""
+def reference(shards: int, ratio: float, replicas: int, precision: str, wire_dtype: torch.dtype | None):
+    """Float64, one process, torch's AdamW: weights, gradient norms and losses.
+
+    With 8-bit integers on the wire, those of one shard a process.
+    """
+    rounded = rounded_to_int8 if wire_dtype is torch.int8 else None
     weights = {name: w.requires_grad_() for name, w in start(precision).items()}
     optimizer = torch.optim.AdamW(
         [
@@ -47,7 +51,10 @@ def reference(shards: int, ratio: float, replicas: int, precision: str):
     for step in range(STEPS):
         optimizer.zero_grad()
         parts = [micro_batch(step, replica, m) for replica in range(replicas) for m in range(ACCUMULATION)]
-        loss = torch.stack([token_losses(weights, SMALL, x, y, shards, k).mean() for x, y in parts]).mean()
+        losses_of_parts = [
+            token_losses(weights, SMALL, x, y, shards, k, rounded=rounded).mean() for x, y in parts
+        ]
+        loss = torch.stack(losses_of_parts).mean()
         loss.backward()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(weights.values(), OPTIM.clip).item())
@@ -96,11 +103,12 @@ def check(
 ):
     """Losses and norms by step, then the weights: how far training moved them, and how wrong that is."""
     # float32: the weights' own resolution. bfloat16: the error of a whole tensor against its movement.
-    rounded = precision == "bf16" or wire_dtype is torch.bfloat16
-    tolerance = 2e-2 if rounded else 2e-6
+    rounded = precision == "bf16" or wire_dtype in (torch.bfloat16, torch.int8)
+    # Sums of 8-bit integers: float32 tips a few ties; exact sums are 2e-2 away.
+    tolerance = (2e-3 if wire_dtype is torch.int8 else 2e-2) if rounded else 2e-6
     # Exact training moves 4.2 % elsewhere at ratio 0 if its start is rounded to bfloat16, 2.3 % at 0.5.
     limit = (3 if rounded and ratio == 0 else 2) * tolerance + 1e-4
-    want, norms, losses = reference(shards, ratio, replicas, precision)
+    want, norms, losses = reference(shards, ratio, replicas, precision, wire_dtype)
     moved = {name: want[name] - w for name, w in start(precision).items()}
     assert max(float(m.abs().max()) for m in moved.values()) > 5e-3
     for weights, got_norms, got_losses, _ in by_rank:
@@ -122,6 +130,12 @@ def test_float32_equals_one_plain_process(ranks, stage, world, shards, processes
     ratio = 0.5
     by_rank = ranks(world).run(train, shards, processes, ratio, stage, "fp32", "none")
     check(by_rank, shards, ratio, world // processes, f"stage {stage} world {world}")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_8_bit_integers_on_the_wire(ranks, stage):
+    by_rank = ranks(4).run(train, 2, 2, 0.5, stage, "fp32", "none", Wire(torch.int8))
+    check(by_rank, 2, 0.5, 2, f"int8, stage {stage}", wire_dtype=torch.int8)
 
 
 def train_with_no_weight_whole(*arguments):
