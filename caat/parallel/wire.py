@@ -16,6 +16,8 @@ from caat.parallel.priority import wake_first
 from conf.sync import SyncConfig
 
 Wait = Callable[[], object]
+# The name from torch 2.13 on, and before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 WIRE_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -70,7 +72,7 @@ class Wire:
         slices = torch.empty_like(padded)
         dist.all_to_all_single(slices, padded, group=group)
         total = self._added(slices.unflatten(0, (processes, slice_size)))
-        dist.all_gather_into_tensor(padded, total, group=group)
+        _all_gather(padded, total, group=group)
         rows.copy_(padded[: len(rows)])
 
     def _added(self, slices: Tensor) -> Tensor:
