@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from runs import (
+    BETWEEN,
     SHARDS,
     Run,
     best_of,
@@ -23,11 +24,13 @@ from runs import (
 )
 
 IMAGES = Path(__file__).parents[1] / "images"
-# With the paper's factor on private channels, and without: colour, what it is called, shift of its dashes.
-SCALES = {
-    True: ("#0072b2", "private channels times √N", -1),
-    False: ("#d55e00", "private channels as they are", 1),
+# Colour, what it is called, shift of its dashes.
+LINES = {
+    "scaled": ("#0072b2", "private channels times √N", -1),
+    "plain": ("#d55e00", "private channels as they are", 1),
+    "int8": ("#009e73", "as they are, 8-bit integers on the wire", -1),
 }
+OTHER = "#cc79a7"
 DIFFERENCE = "validation loss less that of ratio 1\n(nats per token; a dash is one seed)"
 Group = dict[int, Run]
 
@@ -49,31 +52,29 @@ def draw() -> None:
 def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
     base = full(runs)
     groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
-    _draw_lines(axes, [g for g in groups if g != base and _is_plain(g)], base, share_of_bytes, 0.008)
+    _draw_lines(axes, [g for g in groups if g != base], base, share_of_bytes, 0.008)
     for group in groups:
-        if _is_plain(group) or (delta := compared(group, base, loss)) is None:
+        # The product's own 8-bit integers would lie on the variant's.
+        if _line(group) or _of(group)["variant"] == BETWEEN or (delta := compared(group, base, loss)) is None:
             continue
-        x = share_of_bytes(group[min(group)])
-        axes.plot([x] * len(delta.values), delta.values, "_", color="#009e73", ms=9, alpha=0.7)
-        axes.plot(x, delta.mean, "D", color="#009e73", mfc="white")
-        # On the left, below the lines.
-        axes.annotate(
-            label(group[min(group)]),
-            (x, delta.mean),
-            (-8, -4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-        )
+        x = share_of_bytes(_of(group))
+        axes.plot([x] * len(delta.values), delta.values, "_", color=OTHER, ms=9, alpha=0.7)
+        axes.plot(x, delta.mean, "D", color=OTHER, mfc="white", label=label(_of(group)))
     axes.plot(1, 0, "o", color="#888888")
     axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="bytes inside the layers, as a share of full synchronisation", ylabel=DIFFERENCE)
+    axes.set(
+        xlabel="bytes inside the layers, as a share of full synchronisation in bfloat16", ylabel=DIFFERENCE
+    )
     axes.legend(frameon=False, fontsize=8)
     axes.margins(x=0.1, y=0.1)
 
 
 def _draw_shards(axes: Axes, runs: list[Run]) -> None:
-    halves = [g for g in best_of(variants(runs).values()) if _is_plain(g) and schedule(g[min(g)]) == {0: 0.5}]
+    halves = [
+        g
+        for g in best_of(variants(runs).values())
+        if _line(g) in ("plain", "scaled") and schedule(_of(g)) == {0: 0.5}
+    ]
     _draw_lines(axes, halves, full(runs), lambda run: run["parallel.tensor"], 0.0)
     axes.set_xscale("log", base=2)
     shards = sorted({run["parallel.tensor"] for group in halves for run in group.values()})
@@ -83,15 +84,15 @@ def _draw_shards(axes: Axes, runs: list[Run]) -> None:
 
 
 def _draw_lines(axes: Axes, groups: list[Group], base: Group, position, shift: float) -> None:
-    """A line for each scale, a dash for each seed; dashes apart by ``shift``, to be told apart."""
+    """A dash for each seed; dashes apart by ``shift``, to be told apart."""
     axes.axhline(0, color="#888888", lw=1)
-    for scaled, (color, name, side) in SCALES.items():
+    for kind, (color, name, side) in LINES.items():
         line = []
         for group in groups:
-            run, delta = group[min(group)], compared(group, base, loss)
-            if delta is None or is_scaled(run) != scaled:
+            delta = compared(group, base, loss)
+            if delta is None or _line(group) != kind:
                 continue
-            line.append((x := position(run) + side * shift, delta.mean))
+            line.append((x := position(_of(group)) + side * shift, delta.mean))
             axes.plot([x] * len(delta.values), delta.values, "_", color=color, ms=9, alpha=0.7)
         if line:
             axes.plot(*zip(*sorted(line), strict=True), "o-", color=color, lw=1, label=name)
@@ -107,14 +108,14 @@ def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
     rows.sort(key=lambda row: -row[0])
     beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
     for number, (delta, group) in enumerate(rows):
-        share = share_of_bytes(group[min(group)])
+        share = share_of_bytes(_of(group))
         axes.plot([0, delta], [number, number], color="#dddddd", lw=1, zorder=0)
         axes.plot(delta, number, "o", color="#888888" if group == base else "#d55e00")
         side = {"xytext": (8, -3), "ha": "left"} if delta >= 0 else {"xytext": (-8, -3), "ha": "right"}
         axes.annotate(f"{delta:+.3f}", (delta, number), textcoords="offset points", fontsize=8, **side)
         axes.annotate(f"{share:.3g}", (1.02, number), **beside)
     axes.annotate("bytes", (1.02, len(rows) - 0.4), **beside)
-    axes.set_yticks(range(len(rows)), [label(group[min(group)]) for _, group in rows])
+    axes.set_yticks(range(len(rows)), [label(_of(group)) for _, group in rows])
     axes.axvline(0, color="#888888", lw=1)
     axes.set(xlabel="validation loss less that of ratio 1 (nats per token; one seed)")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -122,7 +123,14 @@ def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
     axes.margins(x=0.08)
 
 
-def _is_plain(group: Group) -> bool:
-    """Nothing but a ratio, a number of shards and a scale."""
-    run = group[min(group)]
-    return run["variant"] is None and len(schedule(run)) == 1
+def _line(group: Group) -> str | None:
+    """On which of the lines a variant is."""
+    run = _of(group)
+    if len(schedule(run)) > 1 or run["variant"] not in (None, "int8"):
+        return None
+    return run["variant"] or ("scaled" if is_scaled(run) else "plain")
+
+
+def _of(group: Group) -> Run:
+    """Any of the runs, which differ in the seed alone."""
+    return group[min(group)]

@@ -17,9 +17,10 @@ RUNS = Path(__file__).with_name("runs.json")
 # What tells the runs apart.
 SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr", "train.steps")
 SHARDS = 8
-# Bytes of other ways to sum, of bfloat16's: the parts travel in 8 bits, the sum back in 16 or 8. The last is
-# sync.wire_dtype=int8 itself.
-WIRE = {"int8_parts": 0.75, "int8": 0.5, "int8 between processes": 0.5}
+# What sync.wire_dtype=int8 itself is called.
+BETWEEN = "int8 between processes"
+# Bytes of other ways to sum, of bfloat16's: the parts travel in 8 bits, the sum back in 16 or 8.
+WIRE = {"int8_parts": 0.75, "int8": 0.5, BETWEEN: 0.5}
 Run = dict[str, Any]
 
 
