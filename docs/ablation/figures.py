@@ -10,7 +10,21 @@ import sys
 from collections.abc import Callable, Iterable
 
 from pictures import draw
-from runs import Run, best_of, collect, compared, full, kept, label, loss, share_of_bytes, variants
+from runs import (
+    BETWEEN,
+    Run,
+    best_of,
+    collect,
+    compared,
+    full,
+    is_scaled,
+    kept,
+    label,
+    loss,
+    schedule,
+    share_of_bytes,
+    variants,
+)
 
 from launch.report.statistics import Sample
 
@@ -32,7 +46,7 @@ def tables(runs: list[Run]) -> str:
             "" if group == best else shown(compared(group, best, loss)),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *by_source(order, best)])
+    return "\n".join([*lines, "", *by_source(order, best), "", *eight_bits(order)])
 
 
 def by_source(groups: Iterable[dict[int, Run]], best: dict[int, Run]) -> list[str]:
@@ -50,6 +64,25 @@ def by_source(groups: Iterable[dict[int, Run]], best: dict[int, Run]) -> list[st
         cells = [shown(compared(group, best, score_on(source))) for group in shown_groups]
         lines.append(f"| {source.removeprefix('loss_')} | {' | '.join(cells)} |")
     return lines
+
+
+def eight_bits(groups: Iterable[dict[int, Run]]) -> list[str]:
+    """8-bit integers less none at the same ratio, and at the same bytes."""
+    best = best_of(groups)
+    lines = ["| | less | bytes of each | validation loss |", "|---" * 4 + "|"]
+    for group in best:
+        run = group[min(group)]
+        if run["variant"] not in ("int8", BETWEEN):
+            continue
+        for other in best:
+            base = other[min(other)]
+            alike = share_of_bytes(base) == share_of_bytes(run) or schedule(base) == schedule(run)
+            settings = base["variant"], base["parallel.tensor"], is_scaled(base)
+            if alike and settings == (None, run["parallel.tensor"], is_scaled(run)):
+                sizes = f"{share_of_bytes(run):.3g}, {share_of_bytes(base):.3g}"
+                cells = label(run), label(base), sizes, shown(compared(group, other, loss))
+                lines.append(f"| {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
 
 
 def shown(sample: Sample | None, form: str = "{:+.4f}") -> str:
