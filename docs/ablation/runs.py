@@ -39,7 +39,8 @@ def collect(folders: Iterable[str]) -> None:
         }
         scores = {name.split("/")[1]: v for name, v in last.items() if name.endswith("/bits_per_byte")}
         variant = _json(path.with_name("variant.json"))
-        if variant is None and (dtype := config["sync"]["wire_dtype"]) != "auto":
+        dtype = config["sync"]["wire_dtype"]
+        if variant is None and dtype != "auto" and last["tensor_parallel_bytes_forward"]:
             variant = f"{dtype} between processes"
         if not path.with_name("variant.json").is_file() and not scores:
             # Measured afterwards, by `caat evaluate`; it knows no variants.
