@@ -17,9 +17,9 @@ from runs import (
     collect,
     compared,
     full,
-    is_scaled,
     kept,
     label,
+    line,
     loss,
     schedule,
     share_of_bytes,
@@ -77,8 +77,7 @@ def eight_bits(groups: Iterable[dict[int, Run]]) -> list[str]:
         for other in best:
             base = other[min(other)]
             alike = share_of_bytes(base) == share_of_bytes(run) or schedule(base) == schedule(run)
-            settings = base["variant"], base["parallel.tensor"], is_scaled(base)
-            if alike and settings == (None, run["parallel.tensor"], is_scaled(run)):
+            if alike and line(base) == "plain" and base["parallel.tensor"] == run["parallel.tensor"]:
                 sizes = f"{share_of_bytes(run):.3g}, {share_of_bytes(base):.3g}"
                 cells = label(run), label(base), sizes, shown(compared(group, other, loss))
                 lines.append(f"| {' | '.join(cells)} |")

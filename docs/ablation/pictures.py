@@ -14,9 +14,9 @@ from runs import (
     best_of,
     compared,
     full,
-    is_scaled,
     kept,
     label,
+    line,
     loss,
     schedule,
     share_of_bytes,
@@ -55,7 +55,11 @@ def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
     _draw_lines(axes, [g for g in groups if g != base], base, share_of_bytes, 0.008)
     for group in groups:
         # The product's own 8-bit integers would lie on the variant's.
-        if _line(group) or _of(group)["variant"] == BETWEEN or (delta := compared(group, base, loss)) is None:
+        if (
+            line(_of(group))
+            or _of(group)["variant"] == BETWEEN
+            or (delta := compared(group, base, loss)) is None
+        ):
             continue
         x = share_of_bytes(_of(group))
         axes.plot([x] * len(delta.values), delta.values, "_", color=OTHER, ms=9, alpha=0.7)
@@ -73,7 +77,7 @@ def _draw_shards(axes: Axes, runs: list[Run]) -> None:
     halves = [
         g
         for g in best_of(variants(runs).values())
-        if _line(g) in ("plain", "scaled") and schedule(_of(g)) == {0: 0.5}
+        if line(_of(g)) in ("plain", "scaled") and schedule(_of(g)) == {0: 0.5}
     ]
     _draw_lines(axes, halves, full(runs), lambda run: run["parallel.tensor"], 0.0)
     axes.set_xscale("log", base=2)
@@ -87,15 +91,15 @@ def _draw_lines(axes: Axes, groups: list[Group], base: Group, position, shift: f
     """A dash for each seed; dashes apart by ``shift``, to be told apart."""
     axes.axhline(0, color="#888888", lw=1)
     for kind, (color, name, side) in LINES.items():
-        line = []
+        points = []
         for group in groups:
             delta = compared(group, base, loss)
-            if delta is None or _line(group) != kind:
+            if delta is None or line(_of(group)) != kind:
                 continue
-            line.append((x := position(_of(group)) + side * shift, delta.mean))
+            points.append((x := position(_of(group)) + side * shift, delta.mean))
             axes.plot([x] * len(delta.values), delta.values, "_", color=color, ms=9, alpha=0.7)
-        if line:
-            axes.plot(*zip(*sorted(line), strict=True), "o-", color=color, lw=1, label=name)
+        if points:
+            axes.plot(*zip(*sorted(points), strict=True), "o-", color=color, lw=1, label=name)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -121,14 +125,6 @@ def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
-
-
-def _line(group: Group) -> str | None:
-    """On which of the lines a variant is."""
-    run = _of(group)
-    if len(schedule(run)) > 1 or run["variant"] not in (None, "int8"):
-        return None
-    return run["variant"] or ("scaled" if is_scaled(run) else "plain")
 
 
 def _of(group: Group) -> Run:

@@ -143,6 +143,13 @@ def is_scaled(run: Run) -> bool:
     return run["sync.private_scale"] == "sqrt"
 
 
+def line(run: Run) -> str | None:
+    """What it is of the ways that were run at several ratios: plain, scaled or int8; None for the others."""
+    if len(schedule(run)) > 1 or run["variant"] not in (None, "int8"):
+        return None
+    return run["variant"] or ("scaled" if is_scaled(run) else "plain")
+
+
 def loss(run: Run) -> float:
     return run["validation_loss"]
 
