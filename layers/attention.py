@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
@@ -11,8 +14,12 @@ from caat.parallel.stream import Arriving
 from conf.model import ModelConfig
 from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
-from layers.norm import Normed
+from layers.norm import Normed, scaled
 from layers.rotary import rotate
+
+# cuDNN is left out where each token brings another length: it builds a plan for each, which on an H100 takes
+# 78 ms where the token itself takes 12.
+ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -31,31 +38,39 @@ class Attention(nn.Module):
         self.output = RowParallelLinear(config.hidden, config.hidden, mesh, ratio, private_scale)
 
     def forward(self, normed: Normed, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Arriving:
-        x, qkv = self.qkv.after_norm(normed)
+        x, qkv, rstd = self.qkv.unscaled_after_norm(normed)
         if self.recompute:
             return self.output.before_norm(
-                checkpoint(self.core, qkv, cos, sin, cache, use_reentrant=False), x
+                checkpoint(self.core, qkv, cos, sin, cache, rstd, use_reentrant=False), x
             )
-        return self.output.before_norm(self.core(qkv, cos, sin, cache), x)
+        return self.output.before_norm(self.core(qkv, cos, sin, cache, rstd), x)
 
-    def core(self, qkv: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def core(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache | None = None,
+        rstd: Tensor | None = None,
+    ) -> Tensor:
         """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all between the two GEMMs, all local.
 
-        Heads of different shards never meet: those of the r shards are simply more heads.
+        ``rstd`` [batch, seq, r]: a factor that ``qkv`` still lacks. Heads of different shards never meet:
+        those of the r shards are simply more heads.
         """
         parts = [self.heads, self.kv_heads, self.kv_heads]
         heads = qkv.unflatten(-1, (-1, sum(parts), self.head_dim))
-        q, k, v = (part.flatten(2, 3) for part in heads.split(parts, dim=-2))
+        q, k, v = (scaled(part, rstd).flatten(2, 3) for part in heads.split(parts, dim=-2))
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         return attend(q, k, v, cache).transpose(1, 2).flatten(2, 3)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> Tensor:
     """Causal attention [batch, heads, seq, head_dim], over what is in the cache as well."""
-    mask, causal = None, True
-    if cache is not None:
-        k, v = cache.append(k, v)
-        mask, causal = cache.mask, cache.length == 0 and cache.mask is None
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    grouped = q.shape[1] != k.shape[1]
+    if cache is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    k, v = cache.append(k, v)
+    mask, causal = cache.mask, cache.length == 0 and cache.mask is None
+    with sdpa_kernel(ANY_LENGTH) if cache.length > 0 else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)

@@ -48,6 +48,7 @@ class GPT(nn.Module):
         config.check_shards(mesh.shards)
         self.config, self.mesh = config, mesh
         self.private_scale = private_scale
+        self.compiled = False
         self.padded_vocab = config.padded_vocab(mesh.shards)
         self.checkpoint_blocks = activation_checkpointing == "full"
         recompute = activation_checkpointing == "selective"
@@ -97,7 +98,7 @@ class GPT(nn.Module):
         _, logits = self.head.after_norm(normed)
         if targets is None:
             return mask_padding(logits, self.config.vocab_size, self.mesh)
-        return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
+        return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh, self.compiled)
 
     def set_ratio(self, ratio: float) -> None:
         """Synchronise this fraction of the channels from the next forward pass on.
@@ -137,13 +138,16 @@ class GPT(nn.Module):
         )
 
     def compile_cores(self) -> None:
-        """Have torch.compile fuse what lies between the GEMMs: rotary embedding and attention, SwiGLU.
+        """Have torch.compile fuse what lies between the GEMMs: norms, residuals, rotary, SwiGLU, loss.
 
         The GEMMs with their sums stay as they are: what hides a transfer is in their order.
         """
-        for part in self.modules():
+        self.compiled = True
+        for part in self.blocks.modules():
             if isinstance(part, Attention | MLP):
                 part.core = torch.compile(part.core)  # type: ignore[method-assign]
+            if isinstance(part, ColumnParallelLinear | RowParallelLinear):
+                part.compiled = True
 
     def sharding_of(self, weight: Weight) -> Sharding | None:
         """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""

@@ -47,6 +47,8 @@ class ColumnParallelLinear(nn.Module):
         self.sharding = Sharding(0, sizes)
         self.sharding.check(mesh.shards, "out_features")
         self.in_features = in_features
+        # Set by GPT.compile_cores: the pointwise work around the GEMM is compiled.
+        self.compiled = False
         self.weight = initial_shards(self.sharding, [(size, in_features) for size in sizes], mesh)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +56,15 @@ class ColumnParallelLinear(nn.Module):
 
     def after_norm(self, x: Normed) -> tuple[Stream, Tensor]:
         """The norm and the product in one step: the stream to go on with, and [..., out_local]."""
-        return norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
+        stream, y, _ = norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
+        return stream, y
+
+    def unscaled_after_norm(self, x: Normed) -> tuple[Stream, Tensor, Tensor | None]:
+        """As :meth:`after_norm`, but a compiled layer leaves a factor [..., r], 1 / rms, to the next kernel.
+
+        The third result is that factor, or None if the product has it already.
+        """
+        return norm_column_parallel(x.stream, x.weight, self.weight, x.eps, self.compiled)
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local out={len(self.weight)}"
@@ -84,6 +94,8 @@ class RowParallelLinear(nn.Module):
         self.out_features = out_features
         self.set_ratio(ratio)
         self.private_scale = private_scale
+        # As in ColumnParallelLinear.
+        self.compiled = False
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
     def forward(self, a: Tensor, x: Stream) -> Stream:
@@ -103,7 +115,7 @@ class RowParallelLinear(nn.Module):
                 f"the stream shares {x.shared.shape[-1]} channels and this layer {self.shared_channels}: "
                 "enter() and every row-parallel layer need the same ratio"
             )
-        return row_parallel(a, self.weight, x, self.private_scale, self.mesh)
+        return row_parallel(a, self.weight, x, self.private_scale, self.mesh, self.compiled)
 
     def set_ratio(self, ratio: float) -> None:
         """Synchronise this fraction of the channels from the next forward pass on. No weight changes."""

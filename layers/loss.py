@@ -1,48 +1,92 @@
-"""Vocabulary-parallel cross-entropy: full logits never exist in one place."""
+"""Vocabulary-parallel cross-entropy: full logits never exist in one place, nor as a float32 copy."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.pointwise import fusable
+from caat.planning.activations import LOSS_CHUNK
 
 # A target that counts for nothing, as in torch.
 IGNORED = -100
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """``logits`` [T, local vocabulary], of which the first ``real`` are entries -> the losses [T].
+
+    Forward keeps the logits as they are and one float32 number per token; backward makes the gradient from
+    them, in the type of the logits.
+    """
+
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, mesh: Mesh) -> Tensor:  # type: ignore[override]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        # The local slice's own softmax first, in one kernel; then one number per token is left to combine.
-        local = F.log_softmax(logits, -1, dtype=wide)
-        local_total = logits[..., 0].to(wide) - local[..., 0]
+    def forward(ctx, logits: Tensor, targets: Tensor, real: int, mesh: Mesh, compiled: bool) -> Tensor:  # type: ignore[override]
         size = logits.shape[-1]
+        rows = _row_slices(logits, compiled)
+        local_total = torch.cat([log_sum_exp(logits[some, :real], compiled=compiled) for some in rows])
         index = targets - mesh.tensor_rank * size
         here = (index >= 0) & (index < size)
-        index = index.masked_fill(~here, 0).unsqueeze(-1)
-        picked = (local.gather(-1, index).squeeze(-1) + local_total).masked_fill(~here, 0.0)
-        largest = mesh.tensor.all_reduce(local_total.clone(), "forward", "loss", dist.ReduceOp.MAX)
-        # One message for both sums.
-        both = torch.stack([(local_total - largest).exp_(), picked])
-        total, picked = mesh.tensor.all_reduce(both, "forward", "loss")
-        log_total = total.log() + largest
+        picked = logits.gather(-1, index.masked_fill(~here, 0).unsqueeze(-1)).squeeze(-1)
+        picked = picked.to(local_total.dtype).masked_fill_(~here, 0.0)
+        log_total = local_total
+        if mesh.processes > 1:
+            largest = mesh.tensor.all_reduce(local_total.clone(), "forward", "loss", dist.ReduceOp.MAX)
+            # One message for both sums.
+            both = torch.stack([(local_total - largest).exp_(), picked])
+            total, picked = mesh.tensor.all_reduce(both, "forward", "loss")
+            log_total = total.log() + largest
         ignored = targets == IGNORED
-        # Without a share in the sum there is no gradient.
-        share = (local_total - log_total).exp_().masked_fill_(ignored, 0.0)
-        ctx.save_for_backward(local, share, index, here)
-        ctx.dtype = logits.dtype
+        ctx.save_for_backward(logits, log_total, index, ignored)
+        ctx.real, ctx.compiled = real, compiled
         return (log_total - picked).masked_fill_(ignored, 0.0)
 
     @staticmethod
     def backward(ctx, loss_grad: Tensor):  # type: ignore[override]
-        local, share, index, here = ctx.saved_tensors
-        gradient = local.exp().mul_((share * loss_grad).unsqueeze(-1))
-        gradient.scatter_add_(-1, index, torch.where(here, -loss_grad, 0.0).unsqueeze(-1))
-        return gradient.to(ctx.dtype), None, None
+        logits, log_total, index, ignored = ctx.saved_tensors
+        columns = [x.unsqueeze(-1) for x in (log_total, index, loss_grad.masked_fill(ignored, 0.0))]
+        gradient = torch.empty_like(logits)
+        gradient[:, ctx.real :] = 0.0
+        for some in _row_slices(logits, ctx.compiled):
+            part = [x[some] for x in columns]
+            logit_grad(gradient[some, : ctx.real], logits[some, : ctx.real], *part, compiled=ctx.compiled)
+        return gradient, None, None, None, None
+
+
+@fusable
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """[rows, vocabulary] -> [rows], in float32 at least."""
+    return torch.logsumexp(_widened(logits), -1)
+
+
+@fusable
+def logit_grad(out: Tensor, logits: Tensor, log_total: Tensor, index: Tensor, weight: Tensor) -> None:
+    """out = weight · (exp(logits - log_total) - onehot(index)), [rows, vocabulary]; the others [rows, 1].
+
+    An ``index`` outside the vocabulary is another process's target.
+    """
+    size = logits.shape[-1]
+    gradient = (_widened(logits) - log_total).exp_().mul_(weight)
+    if torch.compiler.is_compiling():
+        # A scatter would be a pass of its own.
+        at_target = torch.arange(size, device=logits.device) == index
+        gradient = torch.where(at_target, gradient - weight, gradient)
+    elif size:
+        here = (index >= 0) & (index < size)
+        gradient.scatter_add_(-1, index.clamp(0, size - 1), torch.where(here, -weight, 0.0))
+    out.copy_(gradient)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _row_slices(logits: Tensor, compiled: bool) -> list[slice]:
+    """Rows to be taken at a time: all where one kernel does it, else what a chunk allows."""
+    tokens, size = logits.shape
+    step = max(tokens, 1) if compiled else max(LOSS_CHUNK // size, 1)
+    return [slice(first, first + step) for first in range(0, max(tokens, 1), step)]
 
 
 def mask_padding(logits: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
@@ -55,19 +99,17 @@ def mask_padding(logits: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
     return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
+def vocab_parallel_cross_entropy(
+    logits: Tensor, targets: Tensor, vocab_size: int, mesh: Mesh, compiled: bool = False
+) -> Tensor:
     """-log softmax(logits)[target] of every token, in float32 (float64 for float64 logits).
 
     ``logits`` [..., local vocabulary], the slices of the processes in rank order; ``targets`` [...]. Entries
     at or past ``vocab_size`` are padding and get no probability. Where the target is -100 the loss is 0, as
     is its gradient (a loss mask); all others must be in [0, vocab_size). Returns [...], the same on every
-    process; backward needs no communication.
+    process; backward needs no communication. ``compiled``: each pass over the logits is one kernel.
     """
-    logits = mask_padding(logits, vocab_size, mesh)
-    if mesh.processes == 1:
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        losses = F.cross_entropy(
-            logits.flatten(0, -2).to(wide), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses.view_as(targets)
-    return _CrossEntropy.apply(logits, targets, mesh)
+    size = logits.shape[-1]
+    real = min(max(vocab_size - mesh.tensor_rank * size, 0), size)
+    losses = _CrossEntropy.apply(logits.flatten(0, -2), targets.flatten(), real, mesh, compiled)
+    return losses.view_as(targets)

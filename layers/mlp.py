@@ -10,7 +10,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.stream import Arriving
 from conf.model import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
-from layers.norm import Normed
+from layers.norm import Normed, scaled
 
 
 class MLP(nn.Module):
@@ -25,17 +25,20 @@ class MLP(nn.Module):
         self.down = RowParallelLinear(config.ffn, config.hidden, mesh, ratio, private_scale)
 
     def forward(self, normed: Normed) -> Arriving:
-        x, gate_up = self.gate_up.after_norm(normed)
+        x, gate_up, rstd = self.gate_up.unscaled_after_norm(normed)
         if self.recompute:
-            return self.down.before_norm(checkpoint(self.core, gate_up, use_reentrant=False), x)
-        return self.down.before_norm(self.core(gate_up), x)
+            return self.down.before_norm(checkpoint(self.core, gate_up, rstd, use_reentrant=False), x)
+        return self.down.before_norm(self.core(gate_up, rstd), x)
 
-    def core(self, gate_up: Tensor) -> Tensor:
-        """[batch, seq, r · 2c] -> [batch, seq, r · c]: all between the two GEMMs, all local."""
-        return swiglu(gate_up, self.shards)
+    def core(self, gate_up: Tensor, rstd: Tensor | None = None) -> Tensor:
+        """[batch, seq, r · 2c] -> [batch, seq, r · c]: all between the two GEMMs, all local.
+
+        ``rstd`` [batch, seq, r]: a factor that ``gate_up`` still lacks.
+        """
+        return swiglu(gate_up, self.shards, rstd)
 
 
-def swiglu(gate_up: Tensor, shards: int) -> Tensor:
+def swiglu(gate_up: Tensor, shards: int, rstd: Tensor | None = None) -> Tensor:
     """silu(gate) · up, each of r ``shards`` with its gate beside its up: [..., r · 2c] -> [..., r · c]."""
-    gate, up = gate_up.unflatten(-1, (shards, 2, -1)).unbind(-2)
+    gate, up = (scaled(part, rstd) for part in gate_up.unflatten(-1, (shards, 2, -1)).unbind(-2))
     return (F.silu(gate) * up).flatten(-2)

@@ -44,6 +44,17 @@ class RMSNorm(nn.Module):
         return Normed(x, weight, self.eps)
 
 
+def scaled(y: Tensor, rstd: Tensor | None) -> Tensor:
+    """The parts [..., r, *] of a product times the factor [..., r] that was left out of it, if any.
+
+    For use on each part that a compiled kernel reads: of the product as a whole, torch.compile would store
+    the result.
+    """
+    if rstd is None:
+        return y
+    return (y * rstd.reshape(*rstd.shape, *[1] * (y.ndim - rstd.ndim))).to(y.dtype)
+
+
 def norm_weights(model: nn.Module, mesh: Mesh) -> list[Tensor]:
     """The weights of all norms of ``model``, in order; one message sums all their gradients."""
     stacked = torch.stack([norm.weight for norm in model.modules() if isinstance(norm, RMSNorm)])

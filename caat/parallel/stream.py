@@ -83,6 +83,8 @@ class Arriving(NamedTuple):
     sum: Tensor
     private: Tensor
     transfer: Transfer
+    # sum(private²) [r, T, 1], where a compiled kernel took it on the way.
+    private_square: Tensor | None = None
 
     def settled(self) -> Stream:
         """The stream, its last synchronisation waited for."""

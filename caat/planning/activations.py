@@ -21,6 +21,8 @@ from conf.model import ModelConfig
 
 # Norms, softmax sums and the loss are float32 whatever the model's type; token numbers are int64.
 WIDE, INDEX = 4, 8
+# Logits that the loss widens at a time.
+LOSS_CHUNK = 2**24
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,15 @@ def recomputed_bytes(p: Pass) -> int:
 
 
 def logit_bytes(p: Pass) -> int:
-    """What the head and the loss keep."""
-    logits = 0 if p.plain_norms else p.vocabulary * p.element_size
-    probabilities = p.vocabulary * WIDE
-    places = INDEX if p.processes == 1 else INDEX + WIDE + 1
-    # Which entries are padding, as far as this process holds any; the sum of the loss's weights.
-    padding = p.vocabulary if p.model.padded_vocab(p.shards) > p.model.vocab_size else 0
-    weights = WIDE if p.processes == 1 else 0
-    return (logits + probabilities + places) * p.tokens + padding + weights
+    """What the head and the loss keep: logits, and for each token their sum, its place, whether it counts."""
+    return (p.vocabulary * p.element_size + WIDE + INDEX + 1) * p.tokens
 
 
 def loss_peak_bytes(p: Pass) -> int:
-    """What the loss holds for a moment beside :func:`logit_bytes`: gradients of the logits, in float32."""
-    if p.processes == 1:
-        return 2 * p.vocabulary * WIDE * p.tokens
-    narrow = p.element_size if p.element_size < WIDE else 0
-    return p.vocabulary * (WIDE + narrow) * p.tokens
+    """What the loss holds for a moment beside :func:`logit_bytes`: the gradient, and some rows in float32."""
+    rows = min(p.tokens, max(LOSS_CHUNK // p.vocabulary, 1))
+    wide = WIDE * (2 if p.element_size < WIDE else 1)
+    return p.vocabulary * (p.element_size * p.tokens + wide * rows)
 
 
 def head_work_bytes(p: Pass) -> int:

@@ -1,0 +1,71 @@
+"""The pointwise work between the GEMMs of linear.py: one pass over memory each, once compiled.
+
+Without ``compiled=True`` they run one operator at a time. Sizes as in linear.py: T tokens, c channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+
+def fusable(function: Callable) -> Callable:
+    """Give ``function`` a keyword ``compiled``: True runs it as the kernel that torch.compile makes of it.
+
+    Compiled at its first use: importing the compiler takes seconds.
+    """
+    kernel: Callable | None = None
+
+    @wraps(function)
+    def run(*inputs: Tensor, compiled: bool):
+        nonlocal kernel
+        if not compiled:
+            return function(*inputs)
+        kernel = kernel or torch.compile(function)
+        return kernel(*inputs)
+
+    return run
+
+
+@fusable
+def add_residual(residual: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+    """x = residual + product, both [..., T, c], in the memory of ``product``; and sum(x²) [..., T, 1]."""
+    x = product.add_(residual)
+    return x, square_sum(x)
+
+
+@fusable
+def arrive(residual: Tensor, arriving: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x = residual + arriving, both [T, c]; x · gamma; and sum(x²) [T, 1]."""
+    x = residual + arriving
+    return x, x * gamma, square_sum(x)
+
+
+@fusable
+def input_grad(x_grad: Tensor, product: Tensor, x: Tensor, pull: Tensor) -> Tensor:
+    """x_grad + product - pull · x, all [..., T, c] but ``pull`` [..., T, 1]."""
+    return (x_grad + product).addcmul_(x, pull.to(x.dtype), value=-1)
+
+
+@fusable
+def scaled_input_grad(x_grad: Tensor, product: Tensor, gamma: Tensor, x: Tensor, pull: Tensor) -> Tensor:
+    """x_grad + product · gamma - pull · x, all [..., T, c] but ``gamma`` [c] and ``pull`` [..., T, 1]."""
+    return torch.addcmul(x_grad, product, gamma).addcmul_(x, pull.to(x.dtype), value=-1)
+
+
+@fusable
+def weight_grads(product: Tensor, weight: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of ``gamma`` [h] and ``weight`` [c, h], from that of weight · gamma, in its memory."""
+    gamma_grad = (product * weight).sum(0)
+    return gamma_grad, product.mul_(gamma)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """[..., c] -> sum(x²) [..., 1], in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if torch.compiler.is_compiling():
+        return x.to(wide).square().sum(-1, keepdim=True)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square()
