@@ -46,10 +46,18 @@ class ProcessesConfig:
     processes: int = 1
     # auto takes CUDA where every process of this node can have a GPU of its own, else the CPU.
     device: str = "auto"
+    # auto sends over NCCL on GPUs and over gloo on CPUs. gloo lets several processes share a GPU: for trying
+    # things out, since its messages go through the host.
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         require_positive(launch__processes=self.processes)
         require_choice("launch.device", self.device, ("auto", "cpu", "cuda"))
+        require_choice("launch.backend", self.backend, ("auto", "nccl", "gloo"))
+        require(
+            not (self.device == "cpu" and self.backend == "nccl"),
+            "launch.backend=nccl needs launch.device=cuda: on CPUs it is gloo",
+        )
 
 
 @dataclass

@@ -46,7 +46,7 @@ def check_shards(architecture: Architecture, shards: int) -> None:
         )
 
 
-def open_model(folder: Path, device: str, precision: str) -> GPT:
+def open_model(folder: Path, device: str, precision: str, backend: str = "auto") -> GPT:
     """The checkpoint's model in as few replicas as its shards allow; joins the world that torchrun describes.
 
     Collective. Raises ``ValueError`` as :func:`load_model`, if ``device`` is not there, and if
@@ -54,12 +54,12 @@ def open_model(folder: Path, device: str, precision: str) -> GPT:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     place = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    where = choose_device(device, *place)
+    where = choose_device(device, *place, backend)
     shards = read_architecture(folder).shards
     if world == 1:
         mesh = Mesh(shards)
     else:
-        start_process_group(where)
+        start_process_group(where, backend=backend)
         mesh = Mesh.create(shards, gcd(shards, world))
     # Of a run that is still training, each rank may have found another one.
     control = Control()

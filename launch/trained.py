@@ -88,7 +88,7 @@ def on_mesh(folder: Path, launch: ProcessesConfig, precision: str) -> Iterator[G
     from caat.training.device import stop_process_group
     from eval.open import open_model
 
-    yield open_model(folder, launch.device, precision)
+    yield open_model(folder, launch.device, precision, launch.backend)
     if world_size(launch) > 1:
         stop_process_group()
 

@@ -40,11 +40,12 @@ def validate(config: Config, world: int) -> None:
 
 def check_device(config: Config) -> None:
     """Raise ``ValueError`` unless each process started here can have the device that was asked for."""
-    if config.launch.device == "cuda":
+    c = config.launch
+    if c.device == "cuda" or c.backend == "nccl":
         # Only now: importing torch takes seconds.
         from caat.training.device import choose_device
 
-        choose_device("cuda", 0, config.launch.processes)
+        choose_device(c.device, 0, c.processes, c.backend)
 
 
 def check_data(config: Config, folder: Path) -> None:

@@ -38,9 +38,8 @@ def work(config: Config, folder: Path | None) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     config.check_layout(world)
-    device = choose_device(
-        config.launch.device, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    )
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    device = choose_device(config.launch.device, local_rank, local_world, config.launch.backend)
     _set_determinism(config)
     tokens = prepare(config.data)
     check_data(config, tokens)
@@ -57,7 +56,7 @@ def work(config: Config, folder: Path | None) -> None:
         # To torchrun a process that was told to stop, and saved, is one that died.
         sys.exit(STOPPED)
     with StopRequest() as request:
-        start_process_group(device)
+        start_process_group(device, backend=config.launch.backend)
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
         status = 0
         try:

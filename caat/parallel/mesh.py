@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
-from caat.parallel.priority import wake_gloo_first
+from caat.parallel.priority import sums_first, wake_gloo_first
 from caat.parallel.wire import Wire
 
 
@@ -39,8 +39,9 @@ class Mesh:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
         # new_group is collective over the world: every rank makes every group and keeps its own.
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
-        tensor_groups = [dist.new_group(ranks) for ranks in rows]
-        data_groups = [dist.new_group(list(ranks)) for ranks in zip(*rows, strict=True)]
+        options = sums_first(dist.get_backend())
+        tensor_groups = [dist.new_group(ranks, pg_options=options) for ranks in rows]
+        data_groups = [dist.new_group(list(ranks), pg_options=options) for ranks in zip(*rows, strict=True)]
         wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
         return Mesh(

@@ -94,7 +94,7 @@ class Background:
         if not message.is_cuda:
             self._thread = self._thread or ThreadPoolExecutor(1, "caat-sum", initializer=wake_first)
             return self._thread.submit(work, message).result
-        stream = self._stream = self._stream or torch.cuda.Stream(message.device)
+        stream = self._stream = self._stream or torch.cuda.Stream(message.device, priority=-1)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             work(message)

@@ -7,7 +7,7 @@ Bytes, found by measuring every allocation of a step and reading DeepSpeed for e
     fp32 1   4 n       12 n / d       -                   4 n                   4 b      16 n / d
     fp32 2   4 n       12 n / d       -                   4 n / d               4 b      16 n / d
     fp32 3   4 n / d   12 n / d       4 n / d             -                     4 b      12 n / d
-    bf16 1   2 n       12 n / d       4 n                 2 n                   -        2 n + 8 n / d
+    bf16 1   2 n       12 n / d       4 n                 -                     -        2 n + 8 n / d
     bf16 2   2 n       12 n / d       -                   4 n / d               2 b      12 n / d
     bf16 3   2 n / d   12 n / d       4 n / d             -                     2 b      12 n / d
 
@@ -58,7 +58,7 @@ def holding(numbers: int, replicas: int, stage: int, precision: str) -> Holding:
         return Holding(size * part, 12 * part, always, gathered, 0, 0, 0, 12 * part)
     if stage == 1 and precision == "bf16":
         sent = bucket if replicas > 1 else 0
-        return Holding(2 * n, 12 * part, 4 * n, 0, 2 * n, 0, 2 * n + sent, 2 * n + 8 * part)
+        return Holding(2 * n, 12 * part, 4 * n, 0, 0, 0, sent, 2 * n + 8 * part)
     step = 12 * part if precision == "bf16" else 16 * part
     if stage == 1:
         return Holding(4 * n, 12 * part, 0, 0, 4 * n, bucket, 4 * n + bucket, step)

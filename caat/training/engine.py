@@ -57,6 +57,8 @@ class Engine:
             lr=optim.lr,
             betas=(optim.betas[0], optim.betas[1]),
             eps=optim.eps,
+            # One pass over weights, gradients and moments instead of one for each operator.
+            fused=True if next(model.parameters()).is_cuda else None,
         )
         # In bf16 it prints memory figures of its own here, past every logger.
         with redirect_stdout(StringIO()):
@@ -77,6 +79,8 @@ class Engine:
             "gradient_clipping": self.clip if self.stage > 0 else 0.0,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**12,
+            # It would wait for the GPU twice in each micro-batch.
+            "timers": {"throughput": {"enabled": False}},
             "zero_optimization": {
                 "stage": self.stage,
                 # Some buffers have this size whatever the model's.
@@ -85,7 +89,9 @@ class Engine:
             },
         }
         if precision == "bf16":
-            settings["bf16"] = {"enabled": True}
+            # Each gradient goes into the float32 sum as soon as it is there: 18 instead of 26 bytes a number
+            # and micro-batch, and the bfloat16 ones are never held together.
+            settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
         return settings
 

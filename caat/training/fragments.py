@@ -77,7 +77,8 @@ def _state(weight: Tensor, adam: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Master weight and moments; AdamW makes the moments at its first step, as here."""
     state = adam.state[weight]
     if not state:
-        state["step"] = torch.tensor(0.0)
+        # The fused AdamW of a GPU counts there.
+        state["step"] = torch.zeros((), device=weight.device if adam.defaults["fused"] else "cpu")
         state["exp_avg"] = torch.zeros_like(weight)
         state["exp_avg_sq"] = torch.zeros_like(weight)
     return {"weight": weight.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
