@@ -115,6 +115,8 @@ class BenchMfuConfig:
     ratio: float = 0.5
     # Sequences of model.sequence tokens a step.
     micro_batch: int = 4
+    # As train.compile.
+    compile: bool = False
     precision: str = "bf16"
     device: str = "auto"
     # Dense peak of the device; default: known for common GPUs, else no MFU is shown.

@@ -218,6 +218,9 @@ def norm_column_parallel(
         # Every shard sees the same: normalise once.
         private = private[:1]
         if not x.travels:
+            if compiled and isinstance(x, Arriving):
+                shared, normed = pointwise.add_norm(x.residual, x.sum, gamma, eps, compiled=True)
+                return Stream(shared, x.private), F.linear(normed, weight), None
             x = x.settled()
             return x, F.linear(F.rms_norm(x.shared, gamma.shape, gamma, eps), weight), None
     inputs: tuple

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,7 +21,7 @@ def fusable(function: Callable) -> Callable:
     kernel: Callable | None = None
 
     @wraps(function)
-    def run(*inputs: Tensor, compiled: bool):
+    def run(*inputs: Tensor | float, compiled: bool):
         nonlocal kernel
         if not compiled:
             return function(*inputs)
@@ -42,6 +43,13 @@ def arrive(residual: Tensor, arriving: Tensor, gamma: Tensor) -> tuple[Tensor, T
     """x = residual + arriving, both [T, c]; x · gamma; and sum(x²) [T, 1]."""
     x = residual + arriving
     return x, x * gamma, square_sum(x)
+
+
+@fusable
+def add_norm(residual: Tensor, arriving: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x = residual + arriving, both [..., h], and RMSNorm(x) · gamma; autograd goes through."""
+    x = residual + arriving
+    return x, F.rms_norm(x, gamma.shape, gamma, eps)
 
 
 @fusable

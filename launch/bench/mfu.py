@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         )
     report.finish(
         f"{config.model.name}, {config.micro_batch} x {config.model.sequence} tokens a step, "
-        f"{config.precision}, one process, {name}{of_peak}",
+        f"{config.precision}{', compiled' if config.compile else ''}, one process, {name}{of_peak}",
     )
 
 
@@ -59,6 +59,9 @@ def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[
         torch.cuda.reset_peak_memory_stats(device)
     full = initial_weights(config.model, 1)
     model = GPT.empty(config.model, Mesh(shards), config.ratio, device=device, dtype=dtype).fill(full)
+    if config.compile:
+        torch.compiler.reset()  # it gives up on functions that it compiled for several models
+        model.compile_cores()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     shape = (config.micro_batch, config.model.sequence + 1)
     text = torch.randint(config.model.vocab_size, shape, device=device)
