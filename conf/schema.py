@@ -8,6 +8,7 @@ setting is reported at once. All checks raise ``ValueError`` with the value, the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from conf.checks import check_seed, require, require_choice, require_positive
 from conf.data import DataConfig
@@ -135,14 +136,18 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Saved every so many steps, at the end, and on SIGTERM and SIGUSR1."""
+    """Saved by time, every so many steps, at the end, and on SIGTERM and SIGUSR1."""
 
-    # Save every so many steps; 0: only at the end, when told to stop, and before benchmarks.
+    # Save when so many minutes have gone by since the last save, later where saving would take more than 3 %
+    # of the time; 0: not by time.
+    minutes: float = 30.0
+    # Save every so many steps as well; 0: by time, at the end, when told to stop, and before benchmarks.
     every: int = 0
     # Write beside training, from a copy in host memory; else training waits until the files are on disk.
     asynchronous: bool = True
-    # Keep so many of the last checkpoints and delete older ones; 0: keep all.
-    keep: int = 0
+    # Keep so many of the last checkpoints and delete older ones; 0: keep all. Default: of those saved by time
+    # the last two, and all others.
+    keep: int | None = None
     # Of the older ones, keep those whose step is a multiple of this; 0: none.
     keep_every: int = 0
     # When a checkpoint cannot be written, as on a full disk: warn and train on, or stop.
@@ -151,8 +156,15 @@ class CheckpointConfig:
     on_damage: str = "previous"
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, f"checkpoint.every={self.every} must not be negative (0: only at the end)")
-        require(self.keep >= 0, f"checkpoint.keep={self.keep} must not be negative (0: keep all)")
+        require(
+            0 <= self.minutes < inf,
+            f"checkpoint.minutes={self.minutes} must be a time, 0 or more (0: not by time)",
+        )
+        require(self.every >= 0, f"checkpoint.every={self.every} must not be negative (0: not by steps)")
+        require(
+            self.keep is None or self.keep >= 0,
+            f"checkpoint.keep={self.keep} must not be negative (0: keep all)",
+        )
         require(
             self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every} must not be negative (0: none)"
         )

@@ -154,17 +154,19 @@ def train(
                 "these steps; train.max_skipped sets how many are borne"
             )
         to.watchdog.beat(f"agreeing after step {step}")
-        stop, save_failed = to.control.maximum(to.request.number, int(to.saver.failed))
+        stop, save_failed, too_soon = to.control.maximum(
+            to.request.number, int(to.saver.failed), int(not to.saver.due)
+        )
         if save_failed:
             _bear(to.saver.wait, config, output)
         benchmark = benchmarks is not None and (last or step % config.eval.every == 0)
         # Benchmarks take long and may fail: what was trained is on disk first.
         due = due or benchmark or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
         # While steps are skipped, the weights are what may be wrong: the last checkpoint is the better one.
-        if last or stop or (due and not result.skipped):
-            due = False
+        if last or stop or ((due or not too_soon) and not result.skipped):
+            by_time, due = not (last or stop or due), False
             to.watchdog.beat(f"saving step {step}")
-            now = replace(state, adam_steps=engine.adam_steps, random=random_state())
+            now = replace(state, adam_steps=engine.adam_steps, random=random_state(), by_time=by_time)
             # That an earlier one failed must not keep this one from being written.
             _bear(to.saver.wait, config, output)
             if last or stop:

@@ -9,10 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from caat.training.checkpoint.durable import sync_folder, write_bytes
+from caat.training.checkpoint.state import read_state
 from conf.checks import require
 
 NAME = re.compile(r"step-(\d{8,})")
 LATEST = "latest"
+# The last, and the one before it should the last be damaged.
+KEPT_BY_TIME = 2
 
 
 def checkpoint_name(step: int) -> str:
@@ -97,14 +100,16 @@ def point_latest_at(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def retain(checkpoints: Path, keep: int, keep_every: int) -> None:
+def retain(checkpoints: Path, keep: int | None, keep_every: int) -> None:
     """Delete all but the last ``keep`` (0: none is deleted) and the multiples of ``keep_every`` steps.
 
-    What `latest` names stays.
+    None: of those saved by time all but the last two, and no others. What `latest` names stays.
     """
     if keep == 0:
         return
-    for folder in whole_checkpoints(checkpoints)[keep:]:
+    whole = whole_checkpoints(checkpoints)
+    old = [path for path in whole if _saved_by_time(path)][KEPT_BY_TIME:] if keep is None else whole[keep:]
+    for folder in old:
         if folder != latest(checkpoints) and not (keep_every and step_of(folder) % keep_every == 0):
             _remove(folder)
 
@@ -135,6 +140,13 @@ def clear_leftovers(checkpoints: Path) -> None:
     for pattern in ("step-*.tmp", "step-*.deleted"):
         for folder in checkpoints.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _saved_by_time(folder: Path) -> bool:
+    try:
+        return read_state(folder)[0].by_time
+    except ValueError:
+        return False  # whatever it is, nobody asked for it to go
 
 
 def _remove(folder: Path) -> None:

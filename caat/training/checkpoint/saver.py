@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.durable import write_bytes, write_json
 from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
+from caat.training.checkpoint.pace import Pace
 from caat.training.checkpoint.state import State, write_state
 from caat.training.checkpoint.tensors import FullTensors
 from caat.training.control import Control
@@ -62,6 +64,7 @@ class Saver:
     ) -> None:
         self.checkpoints, self.settings = checkpoints, settings
         self._beat, self._written = beat, 0
+        self._pace = Pace(settings.minutes)
         self._tokenizer = tokenizer_files(tokenizer)
         self._fragments, self._architecture = fragments, architecture
         self._control = Control()
@@ -78,6 +81,11 @@ class Saver:
         """Whether this rank knows by now that the save in flight failed; :meth:`wait` then tells all."""
         return self._error is not None
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save, by the clock of this rank."""
+        return self._pace.due
+
     def save(self, state: State) -> None:
         """Save what training holds now. Collective.
 
@@ -85,8 +93,10 @@ class Saver:
         :class:`SaveError` on all ranks alike if the earlier one, or this one if not asynchronous, failed.
         """
         self.wait()
-        fragments, architecture = self._fragments(), self._architecture()
-        held = self._copy(fragments) if self.settings.asynchronous else _live(fragments)
+        self._pace.begin()
+        with self._pace.standing():
+            fragments, architecture = self._fragments(), self._architecture()
+            held = self._copy(fragments) if self.settings.asynchronous else _live(fragments)
         self._thread = threading.Thread(
             target=self._write,
             args=(state, architecture, held),
@@ -102,11 +112,12 @@ class Saver:
         """Until nothing is being written; raises :class:`SaveError` on all ranks if the last save failed."""
         if self._thread is not None:
             seen = -1
-            while self._thread.is_alive():
-                if seen != self._written:
-                    seen = self._written
-                    self._beat(f"waiting for {self._thread.name} to be on disk")
-                self._thread.join(BEAT_SECONDS)
+            with self._pace.standing():
+                while self._thread.is_alive():
+                    if seen != self._written:
+                        seen = self._written
+                        self._beat(f"waiting for {self._thread.name} to be on disk")
+                    self._thread.join(BEAT_SECONDS)
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
@@ -151,6 +162,7 @@ class Saver:
             self._error = SaveError(f"rank {self._control.rank}: {error}")
         finally:
             self._exchange.release()
+            self._pace.worked(time.thread_time())
 
     def _together(self, work: Callable[[], Any]) -> list[Any]:
         """``work()`` of every rank; raises :class:`SaveError` on all of them if it fails on one."""

@@ -30,6 +30,8 @@ class State:
     skipped_in_a_row: int = 0
     # Generator states in hexadecimal, by device. Training draws nothing from them so far.
     random: dict[str, str] = field(default_factory=dict)
+    # Why it was saved: for the time that had gone by, and neither its step, the end nor a signal.
+    by_time: bool = False
 
 
 def write_state(folder: Path, state: State, checksums: dict[str, str]) -> None:
