@@ -14,7 +14,8 @@ from launch.errors import STOPPED, reason, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume_data, restarted
-from launch.run_folder import claim, leave_finished, open_run_folder, read_status, write_status
+from launch.run_folder import claim, leave_finished, open_run_folder
+from launch.status import read_status, write_status
 from launch.validate import check_data, check_device, validate
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.

@@ -22,6 +22,7 @@ import caat
 from conf.schema import Config
 from launch.config import save_config
 from launch.resume import continues
+from launch.status import write_status
 
 PACKAGES = (
     "caat",
@@ -94,13 +95,6 @@ def reopen_run_folder(config: Config, folder: Path) -> Path:
     return folder
 
 
-def write_status(folder: Path, status: str, why: str = "") -> None:
-    """Keep where a run is: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``."""
-    aside = folder / ".status.tmp"
-    aside.write_text(json.dumps({"status": status, "why": why}) + "\n", encoding="utf-8")
-    aside.rename(folder / "status.json")
-
-
 def leave_finished(config: Config, folder: Path | None = None) -> None:
     """Of a run that has done all its steps; it may have been killed just before it could say so.
 
@@ -117,23 +111,6 @@ def leave_finished(config: Config, folder: Path | None = None) -> None:
             f"it ended before its last figures: caat evaluate checkpoint={folder} measures the model, and "
             f"caat report {folder} draws what there is"
         )
-
-
-def read_status(folder: Path) -> str:
-    """What :func:`write_status` wrote last; ``unknown`` if nothing."""
-    return str(_read_status(folder).get("status", "unknown"))
-
-
-def read_why(folder: Path) -> str:
-    """Why a run failed, as far as all of its processes knew; else empty."""
-    return str(_read_status(folder).get("why", ""))
-
-
-def _read_status(folder: Path) -> dict[str, str]:
-    try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def describe_environment() -> dict[str, Any]:

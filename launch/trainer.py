@@ -33,8 +33,8 @@ from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.agreement import check_ranks
 from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
-from launch.run_folder import write_status
 from launch.start import DamagedError, choose_checkpoint, choose_initial
+from launch.status import write_status
 from launch.summary import summarise
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT

@@ -20,7 +20,8 @@ from conf.schema import Config
 from launch.errors import STOPPED
 from launch.initial import check_initial
 from launch.resume import check_resume_data, given_folder, restarted
-from launch.run_folder import leave_finished, open_run_folder, read_status, write_status
+from launch.run_folder import leave_finished, open_run_folder
+from launch.status import read_status, write_status
 from launch.trainer import ENDINGS, train_run
 from launch.validate import check_data
 

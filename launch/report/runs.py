@@ -14,7 +14,7 @@ from typing import Any
 from conf.partition import shared_channels
 from conf.schema import Config
 from launch.config import read_config
-from launch.run_folder import read_status
+from launch.status import read_status
 
 # The first steps warm caches up.
 WARM_UP = 2

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from launch.errors import STOPPED, USER_ERROR, reason
 from launch.pretrain import run_in_processes, set_up
 from launch.processes import Stopped, stopped_by_signals
-from launch.run_folder import read_why
+from launch.status import read_why
 from launch.sweep.outcomes import Outcome
 from launch.sweep.plan import Run
 

@@ -19,7 +19,8 @@ from conf.checks import require
 from conf.schema import Config
 from launch.config import compose, initialise, parse_overrides, read_config
 from launch.explain import SETTINGS, first_line, is_hydras
-from launch.run_folder import DEPLOYMENT, read_status
+from launch.run_folder import DEPLOYMENT
+from launch.status import read_status
 from launch.sweep.slurm import SlurmOptions
 from launch.validate import check_device, validate
 

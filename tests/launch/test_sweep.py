@@ -18,14 +18,8 @@ from conf.processes import LaunchConfig
 from launch import errors, pretrain
 from launch.config import compose
 from launch.processes import Stopped
-from launch.run_folder import (
-    create_run_folder,
-    leave_finished,
-    open_run_folder,
-    read_status,
-    read_why,
-    write_status,
-)
+from launch.run_folder import create_run_folder, leave_finished, open_run_folder
+from launch.status import read_status, read_why, write_status
 from launch.sweep import here
 from launch.sweep.outcomes import Outcome, _quoted
 from launch.sweep.plan import plan_sweep
