@@ -13,7 +13,7 @@ from launch.config import compose, initialise, read_config
 from launch.errors import STOPPED, reason, user_errors
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
-from launch.resume import check_restartable, check_resume_data, restarted
+from launch.resume import check_restartable, check_resume, check_resume_data, restarted
 from launch.run_folder import claim, leave_finished, open_run_folder
 from launch.status import read_status, write_status
 from launch.validate import check_data, check_device, validate
@@ -41,6 +41,7 @@ def _main(argv: list[str]) -> int:
         if argv[0] == "--queued-run" and os.environ.get("RANK", "0") == "0":
             claim(given)
             if not restarted():
+                check_resume(config, given)
                 write_status(given, "starting")
         return _work(config, given)
     flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}

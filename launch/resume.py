@@ -7,11 +7,12 @@ from pathlib import Path
 
 from caat.data.corpus import data_fingerprint
 from caat.training.checkpoint.architecture import Architecture, read_architecture
-from caat.training.checkpoint.folder import find, latest, whole_checkpoints
+from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_state
 from conf.checks import require
 from conf.schema import Config
 from launch.agreement import check_model, check_private
+from launch.status import read_status
 
 
 def restarted() -> bool:
@@ -52,11 +53,12 @@ def continues(config: Config, folder: Path | None = None) -> bool:
 def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]:
     """Checkpoints to resume from, best first; none: train from the start.
 
-    Raises ``ValueError`` if ``resume`` names a path without one.
+    The first may be gone, if `latest` names it: to whoever reads it, it is damaged. Raises ``ValueError`` if
+    ``resume`` names a path without one, or a run has saved some and has none.
     """
     run = folder or given_folder(config)
     if run is not None and (restarted() or config.resume == "auto"):
-        found = _from_latest(run / "checkpoints")
+        found = _of_run(run)
         if found or config.resume in ("auto", "never"):
             return found
     if config.resume == "never":
@@ -87,7 +89,11 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
         _check_architecture(config, architecture, checkpoint, state.step)
         _check_state(config, state, checkpoint)
         return state
-    require(not candidates, f"no checkpoint to resume from is whole: {problem}")
+    require(
+        not candidates,
+        f"no checkpoint to resume from is whole: {problem}. Put a good one back, or give a new run.dir=... "
+        "to train from the start",
+    )
     return None
 
 
@@ -135,10 +141,28 @@ def _check_state(config: Config, state: State, checkpoint: Path) -> None:
     )
 
 
+def _of_run(run: Path) -> list[Path]:
+    """:func:`_from_latest`; raises ``ValueError`` if the run has saved some, and all of them are gone."""
+    checkpoints = run / "checkpoints"
+    remedy = "put its checkpoints back, or give a new run.dir=... to train from the start"
+    require(
+        checkpoints.is_dir() or not os.path.lexists(checkpoints),
+        f"{checkpoints} leads to no folder ({checkpoints.resolve()}): mount what it leads to, {remedy}",
+    )
+    found, status = _from_latest(checkpoints), read_status(run)
+    require(
+        bool(found) or status not in ("stopped", "finished"),
+        f"run.dir={run} is {status}, so it was saved, and {checkpoints} holds no checkpoint: {remedy}",
+    )
+    return found
+
+
 def _from_latest(checkpoints: Path) -> list[Path]:
-    """What `latest` names, then older ones; all, if it names nothing."""
-    whole, newest = whole_checkpoints(checkpoints), latest(checkpoints)
-    return whole if newest is None else whole[whole.index(newest) :]
+    """What `latest` names, then older ones; if that is gone or it names nothing, all others."""
+    whole, newest = whole_checkpoints(checkpoints), named_latest(checkpoints)
+    if newest is None:
+        return whole
+    return whole[whole.index(newest) :] if newest in whole else [newest, *whole]
 
 
 def given_folder(config: Config) -> Path | None:

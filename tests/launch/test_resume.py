@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +19,7 @@ from caat.training.checkpoint.durable import write_json
 from caat.training.checkpoint.folder import point_latest_at, publish
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config
-from launch.config import compose
+from launch.config import compose, save_config
 from launch.pretrain import main as pretrain
 from launch.resume import (
     check_restartable,
@@ -27,6 +29,7 @@ from launch.resume import (
     continues,
 )
 from launch.run_folder import open_run_folder
+from launch.status import read_status, write_status
 from launch.validate import validate
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +188,61 @@ def test_damaged_json_is_passed_over_or_refused(run):
         (run / f"checkpoints/step-{step:08}/config.json").write_text("{")
     with pytest.raises(ValueError, match="no checkpoint to resume from is whole"):
         check_resume(compose(["resume=run"]))
+
+
+def test_a_latest_that_is_gone_is_passed_over_or_refused(run):
+    shutil.rmtree(run / "checkpoints/step-00000150")
+    for settings in (["run.dir=run", "resume=auto"], ["resume=run"]):
+        assert steps(checkpoints_to_try(compose(settings))) == [150, 100, 50]
+        state = check_resume(compose(settings))
+        assert state is not None and state.step == 100
+        with pytest.raises(ValueError, match=r"step-00000150 is not there \(checkpoint.on_damage=stop\)"):
+            check_resume(compose([*settings, "checkpoint.on_damage=stop"]))
+
+
+def lose_all(run: Path) -> None:
+    for folder in (run / "checkpoints").glob("step-*"):
+        shutil.rmtree(folder)
+
+
+def lose_folder(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    write_status(run, "finished")
+
+
+def dangle(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to(run / "not mounted")
+
+
+@pytest.mark.parametrize(
+    ("lose", "says"),
+    [
+        (lose_all, "no checkpoint to resume from is whole: run/checkpoints/step-00000150 is not there"),
+        (lose_folder, "run.dir=run is finished, so it was saved, and run/checkpoints holds no checkpoint"),
+        (dangle, "run/checkpoints leads to no folder ("),
+    ],
+)
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run, lose, says):
+    lose(run)
+    with pytest.raises(ValueError, match=re.escape(says) + ".*ack"):
+        validate(compose(["run.dir=run", "resume=auto"]), 1)
+
+
+def test_a_queued_run_whose_checkpoints_are_gone_keeps_its_status(run, capsys):
+    save_config(compose(["run.dir=run", "resume=auto"]), Path("config.yaml"))
+    Path("config.yaml").rename(run / "config.yaml")
+    lose_folder(run)
+    with pytest.raises(SystemExit, match="2"):
+        pretrain(["--queued-run", "run"])
+    assert "so it was saved" in capsys.readouterr().err
+    assert read_status(run) == "finished"
+
+
+def test_a_run_that_never_saved_begins_again(run):
+    shutil.rmtree(run / "checkpoints")
+    write_status(run, "failed")
+    assert check_resume(compose(["run.dir=run", "resume=auto"])) is None
 
 
 def test_other_data_is_refused(run):

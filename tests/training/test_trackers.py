@@ -87,6 +87,30 @@ def test_a_tracker_that_fails_is_a_warning(capsys):
     ]
 
 
+@pytest.mark.parametrize("damaged", [b"[1]", b'{"a":1}', b'{"step":null}', b"\xff\xfe", b"[" * 10**5, b"3"])
+def test_damaged_lines_are_left_out_and_kept_aside(tmp_path, capsys, damaged):
+    path = tmp_path / "metrics.jsonl"
+    before = b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n{"st'
+    path.write_bytes(before)
+    lines = JsonLines(path, 2)
+    lines.log({"step": 3})
+    lines.close({})
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert (tmp_path / "metrics-aside-1.jsonl").read_bytes() == before
+    assert "damaged are left out (1)" in capsys.readouterr().err
+
+
+def test_what_an_earlier_start_logged_without_saving_is_kept(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    for number in (1, 2):
+        JsonLines(path, 0).log({"step": number})
+    JsonLines(path, 0)
+    assert path.read_text() == ""
+    for number in (1, 2):
+        assert json.loads((tmp_path / f"metrics-aside-{number}.jsonl").read_text()) == {"step": number}
+    assert "left no checkpoint" in capsys.readouterr().err
+
+
 def test_scores_added_to_a_run_that_was_killed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "lo')

@@ -39,11 +39,17 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
 
 def latest(checkpoints: Path) -> Path | None:
     """The checkpoint that `latest` names, if there is one."""
+    folder = named_latest(checkpoints)
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def named_latest(checkpoints: Path) -> Path | None:
+    """What `latest` names, which may be gone; None if it names no checkpoint."""
     try:
         name = (checkpoints / LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return checkpoints / name if NAME.fullmatch(name) and (checkpoints / name).is_dir() else None
+    return checkpoints / name if NAME.fullmatch(name) else None
 
 
 def find(path: str | Path, setting: str = "checkpoint") -> Path:

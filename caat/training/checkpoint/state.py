@@ -75,6 +75,8 @@ def _write(folder: Path, state: dict[str, Any], checksums: dict[str, str]) -> No
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there")
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         digest = values.pop("state_xxh3_128")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from caat.training.trackers.tracker import Tracker
 class JsonLines(Tracker):
     """One JSON object a line, flushed at once: a killed run keeps what it had.
 
-    Lines of steps after ``done``, which a resumed run does again, are dropped first; None: all stay. A last
-    line that a killed run left torn goes in any case.
+    Lines of steps after ``done``, which a resumed run does again, are dropped first, and those that are
+    damaged; None: all stay. A last line that a killed run left torn goes in any case. Where training begins
+    (0), all that an earlier start left is kept aside: there is no checkpoint for it.
     """
 
     def __init__(self, path: Path, done: int | None) -> None:
-        if path.is_file() and done is not None:
+        if done == 0 and path.is_file() and path.stat().st_size:
+            _set_aside(path, "an earlier start left no checkpoint, and training begins at step 1")
+        elif path.is_file() and done is not None:
             _drop_lines_after(path, done)
         elif path.is_file():
             _drop_torn_line(path)
@@ -40,15 +45,31 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(text.rfind(b"\n") + 1)
 
 
+def _set_aside(path: Path, why: str) -> None:
+    numbered = (path.with_name(f"{path.stem}-aside-{number}{path.suffix}") for number in count(1))
+    aside = path.rename(next(place for place in numbered if not place.exists()))
+    print(f"caat: WARNING: {why}; {path.name} as it was is kept in {aside}", file=sys.stderr)
+
+
 def _drop_lines_after(path: Path, done: int) -> None:
     """Keep whole lines of steps up to ``done``; the last line of a killed run may be torn."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= done:
-                kept.append(line)
-        except ValueError:
-            continue
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.rename(path)
+    *lines, _ = path.read_bytes().split(b"\n")
+    steps = [_step(line) for line in lines]
+    kept = [
+        line + b"\n" for line, step in zip(lines, steps, strict=True) if step is not None and step <= done
+    ]
+    new = path.with_suffix(".tmp")
+    new.write_bytes(b"".join(kept))
+    if damaged := steps.count(None):
+        _set_aside(path, f"lines of {path} that are damaged are left out ({damaged})")
+    new.rename(path)
+
+
+def _step(line: bytes) -> int | None:
+    """Of a line of metrics; None if it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) is int else None
