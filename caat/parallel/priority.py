@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ SHORTEST_SLICE_NS = 100_000
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
-def sums_first(backend: str) -> Any:
-    """Options of a new process group: on a GPU its kernels go before arithmetic wherever both could run."""
-    return dist.ProcessGroupNCCL.Options(is_high_priority_stream=True) if backend == "nccl" else None
+def sums_first(backend: str, timeout: timedelta | None = None) -> Any:
+    """Options of a new process group: on a GPU its kernels go before arithmetic wherever both could run.
+
+    ``timeout``: the one that the group is made with, if any; torch warns if they differ.
+    """
+    if backend != "nccl":
+        return None
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    if timeout is not None:
+        options._timeout = timeout
+    return options
 
 
 def wake_gloo_first() -> None:

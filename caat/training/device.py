@@ -76,7 +76,7 @@ def start_process_group(
         world_size=world,
         timeout=timeout,
         device_id=device if backend == "nccl" else None,
-        pg_options=sums_first(backend),
+        pg_options=sums_first(backend, timeout),
     )
 
 

@@ -104,7 +104,12 @@ def _backends() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     """The versions that the package asks for are those it is tested with and above."""
     good = []
-    for requirement in requires("caat") or []:
+    try:
+        requirements = requires("caat") or []
+    except PackageNotFoundError:
+        yield Finding("caat", "note", "runs from its folder; what it needs is not known", "pip install -e .")
+        return
+    for requirement in requirements:
         match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)
         if match is None:
             continue
@@ -130,7 +135,9 @@ def _optional() -> Iterator[Finding]:
 
 
 def _trackers() -> Iterator[Finding]:
-    if wandb_login():
+    if not installed("wandb"):
+        yield Finding("wandb", "bad", "missing", "pip install wandb")
+    elif wandb_login():
         yield Finding("wandb login", "good", "there is an account")
     else:
         yield Finding("wandb login", "note", "none", "wandb login, or tracker=wandb_offline")
