@@ -10,6 +10,7 @@ stay private to their shard, times `private_scale` (CAAT-Net, arXiv 2506.19645).
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,21 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# The output's field for the cache is `past_key_values` before transformers 5.24 and `cache` from then on.
+CACHE = next(
+    each.name for each in fields(CausalLMOutputWithPast) if each.name in ("cache", "past_key_values")
+)
+# Arguments that change nothing here, and those of the loss. Any other one is refused: a cache or a mask under
+# a new name, left unread, would give other text without a word.
+KNOWN = {
+    "cache_position",
+    "return_dict",
+    "token_type_ids",
+    "num_items_in_batch",
+    "shift_labels",
+    "ignore_index",
+}
 
 
 class CaatConfig(LlamaConfig):
@@ -96,7 +112,8 @@ class CaatAttention(nn.Module):
         q, k, v = (self._heads(column_parallel(x, each)) for each in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            k, v = cache.update(k, v, self.layer)
+            # Where they go, which a static cache has to be told before transformers 5.4.
+            k, v = cache.update(k, v, self.layer, {"cache_position": rows})
         mask = visible(rows, k.shape[-2], mask)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         out = out.unflatten(1, (len(x), -1)).permute(1, 0, 3, 2, 4).flatten(3)
@@ -169,28 +186,37 @@ class CaatForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Token numbers [b, s] -> logits [b, s, vocabulary]; all arguments mean what they do for a Llama."""
+        """Token numbers [b, s] -> logits [b, s, vocabulary]; all arguments mean what they do for a Llama.
+
+        ``cache`` and ``past_key_values`` are one thing, named by the version of transformers. Raises
+        ``TypeError`` for an argument that is not known.
+        """
+        for name, value in kwargs.items():
+            if name not in KNOWN and value is not None and value is not False:
+                raise TypeError(f"CaatForCausalLM does not know the argument {name}: leave it out")
+        cache = past_key_values if cache is None else cache
         embedded = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        past = 0 if cache is None else cache.get_seq_length()
         rows = past + torch.arange(embedded.shape[1], device=embedded.device)
         positions = rows[None] if position_ids is None else position_ids
         cos, sin = rotary_angles(positions, self.config, embedded.dtype)
 
         x = embedded.expand(self.config.caat["shards"], *embedded.shape)
         for layer in self.model.layers:
-            x = layer(x, cos, sin, rows, attention_mask, past_key_values)
+            x = layer(x, cos, sin, rows, attention_mask, cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._head(self.model.norm(x[:, :, kept]))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def _head(self, x: Tensor) -> Tensor:
         """Each shard's own final state by its slice of the vocabulary: [N, b, s, h] -> [b, s, vocabulary]."""

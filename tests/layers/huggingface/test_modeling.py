@@ -8,7 +8,7 @@ import torch
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.architecture import Architecture
 from conf.partition import shared_channels
-from layers.huggingface.modeling_caat import CaatConfig, CaatForCausalLM
+from layers.huggingface.modeling_caat import CACHE, CaatConfig, CaatForCausalLM
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights
 
@@ -91,3 +91,19 @@ def test_the_last_logits_alone():
     model, (tokens, _) = theirs(4, 0.25), batch()
     whole = model(tokens).logits
     torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, whole[:, -2:], **TOLERANCE)
+
+
+def test_an_argument_that_is_not_known_is_refused():
+    """Generation in another version of transformers may name the cache otherwise: unread, it was ignored."""
+    model, (tokens, _) = theirs(2, 0.5), batch()
+    with pytest.raises(TypeError, match="does not know the argument cache_of_tomorrow"):
+        model(tokens, cache_of_tomorrow=object())
+    model(tokens, token_type_ids=torch.zeros_like(tokens), output_attentions=False)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_by_either_name(name):
+    model, (tokens, _) = theirs(4, 0.25), batch()
+    first = model(tokens[:, :5], use_cache=True)
+    rest = model(tokens[:, 5:], **{name: first[CACHE]}).logits
+    torch.testing.assert_close(rest, model(tokens).logits[:, 5:], **TOLERANCE)
