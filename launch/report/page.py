@@ -33,8 +33,9 @@ code { background: var(--faint); padding: .1rem .3rem; }
 """
 NOTE = (
     "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and "
-    "averaged; its ± is the 95 % confidence interval of that mean, by Student's t. Synchronised is the share "
-    "of the channels inside the layers, mean over the steps. Bytes are what one process puts into "
+    "averaged; its ± is the 95 % confidence interval of that mean, by Student's t. Of the runs at ratio 1, those "
+    "are taken whose other settings are nearest. Synchronised is the share of the channels inside the layers, "
+    "mean over the steps. Bytes are what one process puts into "
     "tensor-parallel collectives in a step, both directions. Times are medians of each run."
 )
 
@@ -53,7 +54,10 @@ class Contents:
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Titles and texts of the table; a column that would be empty is left out."""
+    """Titles and texts of the table; a column that would be empty is left out, as is that of what a row is
+    compared with where only one variant has ratio 1."""
+    bases = {base for row in rows for base in row["compared_with"]}
+    several = len(bases) > 1
     columns = {
         "variant": [row["label"] for row in rows],
         "seeds": [_seeds(row["seeds"]) for row in rows],
@@ -63,6 +67,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "vs ratio 1": [
             _with(row, "difference_to_ratio_1", "difference_to_ratio_1_interval", "{:+.4f}") for row in rows
         ],
+        "compared with": [_bases(row["compared_with"]) if several else "-" for row in rows],
         "synchronised": [_one(row, "synchronised", "{:.1%}") for row in rows],
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
         "s/step": [_with(row, "step_seconds", "step_seconds_spread", "{:.3f}") for row in rows],
@@ -179,6 +184,10 @@ def _unfinished(contents: Contents) -> list[list[str]]:
 
 def _values(differing: Mapping[str, Sequence[Any]]) -> list[list[str]]:
     return [[name, ", ".join(typed(value) for value in found)] for name, found in sorted(differing.items())]
+
+
+def _bases(labels: Sequence[str]) -> str:
+    return "the mean of " * (len(labels) > 1) + " and ".join(labels) or "-"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

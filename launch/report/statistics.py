@@ -58,6 +58,10 @@ class Variant:
         return self.runs[0].config.sync.schedule == {0: 1.0}
 
     @property
+    def seeds(self) -> set[int]:
+        return {run.config.seed for run in self.runs}
+
+    @property
     def label(self) -> str:
         # What is null was left to its default.
         others = [
@@ -108,29 +112,40 @@ def variants(runs: Iterable[Run]) -> list[Variant]:
     return sorted(found, key=lambda variant: (_others(variant), -variant.ratio))
 
 
-def difference_to_full(
-    variant: Variant, among: Sequence[Variant], figure: Callable[[Run], float | None]
-) -> Sample | None:
-    """``figure`` less that of ratio 1 with the same seed and settings, over the seeds that have both.
+def baseline(variant: Variant, among: Sequence[Variant]) -> list[Variant]:
+    """Of ratio 1, the variants that ``variant`` is compared with; none for ratio 1 itself.
 
-    Where and how the runs were trained does not matter. None for ratio 1 itself.
-
-    If there is no ratio 1 with the same settings, one that differs in shards or in how they synchronise.
+    All that matters where everything is synchronised is the same; of those that share a seed, the ones that
+    differ in the fewest settings: first in what is trained, then in where and how. What was rounded for its
+    way (``sync.wire_dtype``) is compared with what was not, if there is any.
     """
-    full = _full(among)
-    if variant in full:
-        return None
-    full = [v for v in full if _trained(v) == _trained(variant)] or [
-        v for v in full if _at_ratio_1(v) == _at_ratio_1(variant)
-    ]
-    base = {seed: value for other in full for seed, value in other.by_seed(figure).items()}
-    differences = [value - base[seed] for seed, value in variant.by_seed(figure).items() if seed in base]
+    full = [v for v in among if v.full and _at_ratio_1(v) == _at_ratio_1(variant)]
+    full = [v for v in full if v.runs[0].config.sync.wire_dtype == "auto"] or full
+    shared = [v for v in full if v.seeds & variant.seeds]
+    if variant in full or not shared:
+        return []
+    nearest = min(_distance(variant, v) for v in shared)
+    return [v for v in shared if _distance(variant, v) == nearest]
+
+
+def difference_to_full(
+    variant: Variant, bases: Sequence[Variant], figure: Callable[[Run], float | None]
+) -> Sample | None:
+    """``figure`` less that of ``bases`` with the same seed (their mean, of several), over the seeds that both
+    have; None if there is none."""
+    base: dict[int, list[float]] = defaultdict(list)
+    for other in bases:
+        for seed, value in other.by_seed(figure).items():
+            base[seed].append(value)
+    own = variant.by_seed(figure).items()
+    differences = [value - mean(base[seed]) for seed, value in own if seed in base]
     return Sample(tuple(differences)) if differences else None
 
 
 def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
     """One row for each metric of each benchmark; its figures are in the order of the variants."""
     names = sorted({name for variant in among for run in variant.runs for name in run.scores})
+    bases = [baseline(variant, among) for variant in among]
     rows = []
     for task, metric in names:
 
@@ -138,8 +153,8 @@ def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
             return run.scores.get(name)
 
         figures = []
-        for variant in among:
-            score, delta = variant.sample(figure), difference_to_full(variant, among, figure)
+        for variant, base in zip(among, bases, strict=True):
+            score, delta = variant.sample(figure), difference_to_full(variant, base, figure)
             figures.append(
                 score
                 and {
@@ -170,7 +185,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
     rows = []
     for variant in among:
         loss = variant.sample(lambda run: run.validation_loss)
-        delta = difference_to_full(variant, among, lambda run: run.validation_loss)
+        bases = baseline(variant, among)
+        delta = difference_to_full(variant, bases, lambda run: run.validation_loss)
         sent = variant.sample(lambda run: run.bytes_per_step)
         seconds = variant.sample(lambda run: run.median("step_seconds"))
         speed = variant.sample(lambda run: run.median("tokens_per_second"))
@@ -181,12 +197,13 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "label": variant.label,
                 "ratio": variant.ratio,
                 "settings": dict(variant.settings),
-                "seeds": sorted({run.config.seed for run in variant.runs}),
+                "seeds": sorted(variant.seeds),
                 "validation_loss": loss.mean,
                 "validation_loss_spread": loss.spread,
                 "difference_to_ratio_1": delta and delta.mean,
                 "difference_to_ratio_1_interval": delta and delta.interval,
                 "difference_to_ratio_1_seeds": len(delta.values) if delta else 0,
+                "compared_with": [base.label for base in bases],
                 "synchronised": mean(run.synchronised for run in variant.runs),
                 "bytes_per_step": sent and sent.mean,
                 "step_seconds": seconds and seconds.mean,
@@ -204,12 +221,6 @@ def _compared_settings(run: Run) -> dict[str, Any]:
     return {k: v for k, v in settings(run.config).items() if not k.startswith(KEEPING)}
 
 
-def _full(among: Sequence[Variant]) -> list[Variant]:
-    """What others are compared with: of ratio 1, what was not rounded for its way, if there is any."""
-    full = [variant for variant in among if variant.full]
-    return [v for v in full if v.runs[0].config.sync.wire_dtype == "auto"] or full
-
-
 def _others(variant: Variant) -> tuple:
     """What tells a variant from others besides its ratio."""
     return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)
@@ -222,3 +233,9 @@ def _trained(variant: Variant) -> tuple:
 def _at_ratio_1(variant: Variant) -> tuple:
     """What matters where everything is synchronised: the number of shards does not."""
     return tuple(pair for pair in _trained(variant) if not pair[0].startswith(("sync.", "parallel.")))
+
+
+def _distance(one: Variant, other: Variant) -> tuple[int, int]:
+    """Settings in which two variants differ, the ratio aside: of what is trained, and of where and how."""
+    trained = len(set(_trained(one)) - set(_trained(other)))
+    return trained, len(set(_others(one)) - set(_others(other))) - trained

@@ -16,7 +16,7 @@ from conf.schema import Config
 from launch import report
 from launch.config import compose, save_config
 from launch.report.runs import find_runs
-from launch.report.statistics import compared, difference_to_full, scores, t_95, table, variants
+from launch.report.statistics import baseline, compared, difference_to_full, scores, t_95, table, variants
 
 LOSSES = {(1.0, 1): 3.0, (1.0, 2): 3.2, (0.5, 1): 3.1, (0.5, 2): 3.4, (0.0, 3): 3.9}
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -170,7 +170,7 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
         f"ratio {ratio}, optim.lr={lr}" for lr in ("0.001", "0.002") for ratio in ("1", "0.5")
     ]
     for group in groups[1::2]:
-        difference = difference_to_full(group, groups, lambda run: run.validation_loss)
+        difference = difference_to_full(group, baseline(group, groups), lambda run: run.validation_loss)
         assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
 
 
@@ -201,7 +201,7 @@ def test_a_seed_trained_twice_is_one_seed(tmp_path):
     row = table([full, half])[1]
     assert row["seeds"] == [1, 2] and len(row["runs"]) == 3
     assert row["validation_loss"] == pytest.approx(3.2)
-    assert difference_to_full(half, [full, half], lambda run: run.validation_loss).values == pytest.approx(
+    assert difference_to_full(half, [full], lambda run: run.validation_loss).values == pytest.approx(
         (0.2, -0.2)
     )
     (once,) = variants([run for run in find_runs([str(tmp_path)])[0] if run.folder.name in "bc"])
@@ -243,6 +243,34 @@ def test_ratio_1_may_have_been_trained_on_another_layout(tmp_path):
         write_run(tmp_path / name, compose(settings), [8.0, loss])
     rows = {row["ratio"]: row for row in table(variants(find_runs([str(tmp_path)])[0]))}
     assert rows[0.5]["difference_to_ratio_1"] == 0.25
+
+
+def test_of_several_ratios_1_the_one_trained_alike_is_compared_with(tmp_path):
+    """Micro-batch 2: 5.00, 4: 5.10; ratio 0.5 at micro-batch 2 is worse by 0.05, not better by 0.05."""
+    for ratio, micro, seed, loss in (
+        (1, 2, 1, 5.0), (1, 4, 1, 5.1), (0.5, 2, 1, 5.05), (0.5, 4, 1, 5.05), (0.5, 8, 1, 5.05),
+        # With a seed that only one of them has, the others cannot be compared.
+        (1, 2, 2, 5.2), (0.5, 4, 2, 5.3),
+        (0.25, 4, 2, 5.4),
+    ):  # fmt: skip
+        config = compose([f"sync.ratio={ratio}", f"train.micro_batch={micro}", f"seed={seed}"])
+        write_run(tmp_path / f"{ratio}-{micro}-{seed}", config, [loss])
+    rows = table(variants(find_runs([str(tmp_path)])[0]))
+    found = {(row["ratio"], row["settings"]["train.micro_batch"]): row for row in rows}
+    two, four = "ratio 1, train.micro_batch=2", "ratio 1, train.micro_batch=4"
+    for key, difference, bases in (
+        ((1.0, 2), None, []),
+        ((1.0, 4), None, []),
+        ((0.5, 2), 0.05, [two]),
+        ((0.5, 4), -0.05, [four]),
+        ((0.5, 8), 0.0, [two, four]),
+        ((0.25, 4), 0.2, [two]),
+    ):
+        row = found[key]
+        assert row["compared_with"] == bases, key
+        assert row["difference_to_ratio_1"] == (difference and pytest.approx(difference, abs=1e-12)), key
+    report.main([str(tmp_path)])
+    assert f"the mean of {two} and {four} |" in (tmp_path / "report.md").read_text()
 
 
 class Outside(HTMLParser):
