@@ -34,6 +34,17 @@ TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64", "auto":
 Scored = tuple[Any, list[int], list[int]]
 
 
+class Unscorable(ValueError):
+    """A continuation that has no score: ``request`` is its number among those asked for."""
+
+    def __init__(self, request: int, length: int, context: int) -> None:
+        self.request = request
+        super().__init__(
+            f"has a continuation of {length} tokens (request {request + 1}), of which a model with a context "
+            f"of {context} scores 1 to {context}: leave the task out, or take a model with a longer context"
+        )
+
+
 class CaatLM(TemplateLM):
     """Log-likelihoods and continuations of a model that may be spread over processes.
 
@@ -80,17 +91,24 @@ class CaatLM(TemplateLM):
         begin = self.add_bos if add_special_tokens is None else add_special_tokens
         return [self.prefix_token_id] * begin + self.tokens.encode(string)
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        try:
+            return super().loglikelihood(requests, disable_tqdm)
+        except Unscorable as error:
+            raise ValueError(f"task {requests[error.request].task_name} {error}") from error
+
     @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests: Sequence[Scored], disable_tqdm: bool = False, **others: Any
     ) -> list[tuple[float, bool]]:
+        scored = [len(following) for *_, following in requests]
+        for number, length in enumerate(scored):
+            if not 0 < length <= self.max_length:
+                raise Unscorable(number, length, self.max_length)
         # Of a context of spaces alone, lm-eval makes the beginning of what follows.
         begin = [self.prefix_token_id]
         rows = [
             [*(context or begin), *following][-(self.max_length + 1) :] for _, context, following in requests
-        ]
-        scored = [
-            min(len(following), len(row) - 1) for (*_, following), row in zip(requests, rows, strict=True)
         ]
 
         def work(batch: list[int]) -> list[tuple[float, bool]]:

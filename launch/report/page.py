@@ -32,11 +32,11 @@ code { background: var(--faint); padding: .1rem .3rem; }
 @media (max-width: 30rem) { .pictures { grid-template-columns: 1fr; } }
 """
 NOTE = (
-    "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed and "
-    "averaged; its ± is the 95 % confidence interval of that mean, by Student's t. Of the runs at ratio 1, those "
-    "are taken whose other settings are nearest. Synchronised is the share of the channels inside the layers, "
-    "mean over the steps. Bytes are what one process puts into "
-    "tensor-parallel collectives in a step, both directions. Times are medians of each run."
+    "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed, to the "
+    "runs whose other settings are nearest, and averaged; its ± is the 95 % confidence interval of that "
+    "mean, by Student's t. Synchronised is the share of the channels inside the layers, mean over the "
+    "steps. Bytes are what one process puts into tensor-parallel collectives in a step, both directions. "
+    "Times are medians of each run."
 )
 
 

@@ -143,6 +143,30 @@ def test_the_batch_does_not_matter(checkpoints):
         check(our_answers(checkpoint, 4, 1, batch, torch.float64), expected, 1e-10)
 
 
+def test_a_continuation_longer_than_the_context_is_refused_as_lm_evals_own_does(checkpoints, hugging_face):
+    lm = ours(checkpoints[1, 1.0], 1, 1)
+    room = lm.max_length
+
+    def ask(tokens: int) -> list[Instance]:
+        pairs = [("Rome", " fox"), ("Rome", "." * tokens)]
+        return [Instance("loglikelihood", {}, pair, 0, metadata=("dots", 0, 1)) for pair in pairs]
+
+    length = len(lm.tok_encode("Rome" + "." * 80)) - len(lm.tok_encode("Rome"))
+    fits = next(n for n in range(80) if len(lm.tok_encode("Rome" + "." * n)) == room + 1)
+    assert length > room
+    expected = hugging_face.loglikelihood(ask(fits))
+    for (value, greedy), (other, also) in zip(lm.loglikelihood(ask(fits)), expected, strict=True):
+        assert value == pytest.approx(other, rel=1e-7, abs=1e-5) and greedy == also
+    for model, error in ((lm, ValueError), (hugging_face, AssertionError)):
+        with pytest.raises(error) as refused:
+            model.loglikelihood(ask(80))
+        if model is lm:
+            says = f"task dots has a continuation of {length} tokens (request 2)"
+            assert str(refused.value).startswith(says)
+    with pytest.raises(ValueError, match="task dots has a continuation of 0 tokens"):
+        lm.loglikelihood([Instance("loglikelihood", {}, ("Rome", ""), 0, metadata=("dots", 0, 1))])
+
+
 def test_nothing_to_continue_begins_a_document(checkpoints):
     lm = ours(checkpoints[4, 0.5], 4, 1)
     how = {"until": ["\n"], "max_gen_toks": 5}
