@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xxhash import xxh3_128
-
 from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.state import read_checksums
+from caat.training.checkpoint.state import read_checked
 from conf.checks import require
 from conf.processes import ProcessesConfig
 from launch.processes import run_workers, under_torchrun
@@ -54,19 +52,14 @@ def find_trained(
 def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
     """The checkpoint's tokenizer; raises ``ValueError`` if it is missing, damaged or another model's."""
     path = find_tokenizer(folder)
+    read_checked(path)
     tokenizer = load_tokenizer(path)
     pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
-    remedy = "put back the one that the model was trained with"
     require(
         pieces <= known,
-        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, {remedy}",
+        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, put back "
+        "the one that the model was trained with",
     )
-    if (folder / "state.json").is_file():
-        expected = read_checksums(folder).get(path.name)
-        require(
-            expected in (None, xxh3_128(path.read_bytes()).hexdigest()),
-            f"{path} does not have the checksum in state.json: it is damaged or another tokenizer, {remedy}",
-        )
     return tokenizer
 
 

@@ -225,6 +225,7 @@ def all_drills(drill: Drill, kills: int) -> list[tuple[str, Callable[[], Outcome
         ),
         ("bit flip, told to stop", lambda: drill.damage("flipped", "model.safetensors", "stop")),
         ("missing moments", lambda: drill.damage("missing", "optimizer.exp_avg.safetensors", "previous")),
+        ("bit flip in config.json", lambda: drill.damage("flipped", "config.json", "previous")),
         ("truncated state.json", lambda: drill.damage("truncated", "state.json", "previous")),
         ("a rank hangs", lambda: drill.fault("hang", {5}, "rank 1 hangs while reading the data of step 8")),
         ("a rank is frozen", drill.freeze),

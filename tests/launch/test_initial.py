@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from caat.data.tokenizer import train_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.durable import write_json
+from caat.training.checkpoint.state import read_checksums, write_checksums
 from launch.config import compose, read_config
 from launch.convert import main as convert
 from launch.run_folder import create_run_folder
@@ -66,7 +67,8 @@ def at_half(here: Path, **values) -> None:
     """The checkpoint as if it had been trained at ratio 0.5."""
     found = replace(read_architecture(here / "llama"), ratio=0.5, shared_channels=16, **values)
     assert isinstance(found, Architecture)
-    write_json(here / "llama" / "config.json", found.to_json())
+    checksum = write_json(here / "llama" / "config.json", found.to_json())
+    write_checksums(here / "llama", {**read_checksums(here / "llama"), "config.json": checksum})
 
 
 REFUSED = {

@@ -190,6 +190,29 @@ def test_damaged_json_is_passed_over_or_refused(run):
         check_resume(compose(["resume=run"]))
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "3", '"x"', "[" * 10**5, '{"xxh3_128": [], "state_xxh3_128": ""}']
+)
+def test_a_state_of_another_shape_is_passed_over(run, text):
+    (run / "checkpoints/step-00000150/state.json").write_text(text)
+    state = check_resume(compose(["resume=run"]))
+    assert state is not None and state.step == 100
+
+
+def test_a_configuration_with_one_digit_changed_is_passed_over(run):
+    """It is a good configuration, of a model that nobody has trained."""
+    path = run / "checkpoints/step-00000150/config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"rope_theta": 10000.0', '"rope_theta": 10001.0'))
+    assert path.read_text() != text
+    state = check_resume(compose(["resume=run"]))
+    assert state is not None and state.step == 100
+    with pytest.raises(
+        ValueError, match=r"config.json is damaged: .* the checksum in state.json.*on_damage=stop"
+    ):
+        check_resume(compose(["resume=run", "checkpoint.on_damage=stop"]))
+
+
 def test_a_latest_that_is_gone_is_passed_over_or_refused(run):
     shutil.rmtree(run / "checkpoints/step-00000150")
     for settings in (["run.dir=run", "resume=auto"], ["resume=run"]):

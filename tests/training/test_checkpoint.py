@@ -257,6 +257,8 @@ def test_other_shards_are_refused(saved):
     ],
 )
 def test_damage_is_named(saved, damage, message):
+    """Also where no checksum tells of it."""
+    (saved / "state.json").unlink()
     damage(saved)
     with pytest.raises(ValueError, match=message):
         load_model(find(saved), Mesh(4))

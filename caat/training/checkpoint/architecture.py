@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caat.training.checkpoint.state import read_checked
 from conf.checks import require
 from conf.model import ModelConfig
 from conf.partition import shared_channels
@@ -107,8 +108,9 @@ class Architecture:
 
 def read_architecture(folder: Path) -> Architecture:
     """From config.json; raises ``ValueError`` if it is missing, damaged or not ours."""
+    text = read_checked(folder / "config.json")
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(text)
+    except ValueError as error:
         raise ValueError(f"{folder}: config.json cannot be read ({error})") from None
     return Architecture.from_json(values, folder)

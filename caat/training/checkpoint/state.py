@@ -10,6 +10,7 @@ from typing import Any
 from xxhash import xxh3_128
 
 from caat.training.checkpoint.durable import write_json
+from conf.checks import require
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,25 @@ def read_checksums(folder: Path) -> dict[str, str]:
     return _read(folder)["xxh3_128"]
 
 
+def read_checked(path: Path) -> bytes:
+    """A small file of a checkpoint, which is believed before all files are verified.
+
+    Raises ``ValueError`` if it cannot be read, or does not have the checksum in state.json; weights of the
+    user's own have none.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    if (path.parent / "state.json").is_file():
+        require(
+            read_checksums(path.parent).get(path.name) in (None, xxh3_128(content).hexdigest()),
+            f"{path} is damaged: its content does not have the checksum in state.json. Put back the "
+            "one that the model was trained with",
+        )
+    return content
+
+
 def _write(folder: Path, state: dict[str, Any], checksums: dict[str, str]) -> None:
     values = {**state, "xxh3_128": dict(sorted(checksums.items()))}
     write_json(folder / "state.json", {**values, "state_xxh3_128": _digest(values)})
@@ -81,7 +101,7 @@ def _read(folder: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         digest = values.pop("state_xxh3_128")
         values["xxh3_128"].items()
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is missing or damaged ({error})") from None
     if _digest(values) != digest:
         raise ValueError(f"{path} is damaged: its content does not have the checksum that it names")
