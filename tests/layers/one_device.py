@@ -1,0 +1,85 @@
+"""The GPT, forward and backward, where a tensor made on another device or in another type is an error.
+
+Run by test_one_device.py in a process of its own, as rank 3 of 8 that do not exist. Weights and tokens are
+on the meta device, whose operators compute nothing. A tensor on the CPU is one whose device somebody forgot:
+on a GPU it would fail or wait for a copy.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from caat.parallel.collectives import Collectives
+from caat.parallel.mesh import Mesh
+from caat.parallel.wire import Background, Wire
+from layers.gpt import GPT
+from tests.models import SMALL
+
+SHARDS = 8
+WIRES = {
+    "auto": Wire(),
+    "sums in bfloat16": Wire(sum_dtype=torch.bfloat16),
+    "float32": Wire(torch.float32),
+    "int8": Wire(torch.int8),
+    "waiting": Wire(overlap=False),
+}
+# Angles are float64 for their digits, scales of 8-bit integers for theirs: one number per token each.
+FLOAT64_NUMBERS = SMALL.sequence * SMALL.head_dim
+
+
+class OneDevice(TorchDispatchMode):
+    """Raises where an operator puts out what is not on the meta device, or is wide for no reason."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                assert x.device.type == "meta", f"{func} made a tensor on {x.device}"
+                assert x.dtype != torch.float64 or x.numel() <= FLOAT64_NUMBERS, (
+                    f"{func} made {x.shape} of float64"
+                )
+        return out
+
+
+def check(processes: int, ratio: float, dtype: torch.dtype, wire: Wire, checkpointing: str) -> None:
+    mesh = Mesh(SHARDS)
+    if processes > 1:
+        mesh = Mesh(SHARDS, processes, 3, tensor=Collectives(processes, dist.group.WORLD, wire))
+    model = GPT.empty(SMALL, mesh, ratio, 1.0, checkpointing, "meta", dtype)
+    text = torch.zeros(2, SMALL.sequence + 1, dtype=torch.long, device="meta")
+    with OneDevice():
+        losses = model(text[:, :-1], text[:, 1:])
+        losses.mean().backward()
+    assert losses.dtype is torch.float32
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype is dtype, name
+
+
+def main() -> None:
+    # In this thread, since a dispatch mode sees no other.
+    Background.run = lambda self, work, message: work(message) or (lambda: None)  # type: ignore[method-assign]
+    dist.init_process_group("fake", rank=3, world_size=SHARDS, store=FakeStore())
+    plain = product(
+        (1,), (1.0, 0.5, 0.0), (torch.bfloat16, torch.float32), ("auto",), ("none", "selective", "full")
+    )
+    sent = product((SHARDS,), (1.0, 0.5, 0.0), (torch.bfloat16, torch.float32), WIRES, ("none", "full"))
+    cases = [*plain, *sent]
+    for processes, ratio, dtype, wire, checkpointing in cases:
+        try:
+            check(processes, ratio, dtype, WIRES[wire], checkpointing)
+        except Exception as error:
+            error.add_note(
+                f"processes {processes}, ratio {ratio}, {dtype}, wire {wire}, checkpointing {checkpointing}"
+            )
+            raise
+    print(f"{len(cases)} cases")
+
+
+if __name__ == "__main__":
+    main()
