@@ -91,6 +91,17 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
 
 
+@contextmanager
+def only_warned(what: str) -> Iterator[None]:
+    """Within it, whatever is raised is a warning: the model is trained and saved, ``what`` comes on top."""
+    try:
+        yield
+    # Plots, reports and disks fail in ways of their own.
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"caat: WARNING: {what} could not be made ({text})", file=sys.stderr, flush=True)
+
+
 def _reader_is_gone() -> bool:
     """Whether it was our output that broke, and not another pipe or a connection."""
     output = select.poll()

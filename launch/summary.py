@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from caat.data.loader import sequence_count
-from caat.data.shards import TokenShards
+from caat.data.shards import TokenShards, read_unigram
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes
 from caat.training.plot import plot_loss
 from caat.training.progress import loss_text
+from caat.training.trackers.jsonl import read_records
 from conf.partition import shared_channels
 from conf.schema import Config
 from conf.sync import wire_format
+from launch.errors import only_warned
+
+# Of the records of steps, what the figures are made of.
+MEASURED = {"loss", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds"}
 
 
 def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
@@ -25,7 +30,7 @@ def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
     ``uniform``: every piece alike. ``unigram``: the training text's piece frequencies, plus one each.
     """
     held_out = TokenShards(tokens, "validation")
-    counts = np.load(tokens / "unigram.npy").astype(np.float64) + 1
+    counts = read_unigram(tokens, held_out.vocab_size).astype(np.float64) + 1
     text = held_out.read(1, sequence * min(count, sequence_count(held_out, sequence)))
     return {
         "uniform": log(held_out.vocab_size),
@@ -37,9 +42,9 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
     """Print and write what the run came to; ``record`` is its last step's."""
     c = config.train
     base = baselines(tokens, c.sequence, c.eval_sequences)
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    # Benchmarks are lines of their own.
-    records = [each for each in map(json.loads, lines) if "loss" in each]
+    # Benchmarks are lines of their own; on a disk that was full for a while, some steps or all are missing.
+    logged = read_records(folder / "metrics.jsonl")
+    records = [each for each in logged if each.keys() >= MEASURED] or [record]
     sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
     full = full_sync_bytes(config, mesh, record["ratio"], sent)
     # The first steps warm caches up.
@@ -62,7 +67,8 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{config.model.name}, {mesh.shards} shards, sync.ratio {config.sync.describe_ratio()}"
-    plot_loss(records, base, title, folder / "loss.png")
+    with only_warned("loss.png"):
+        plot_loss(records, base, title, folder / "loss.png")
     _print(summary, mesh)
     return summary
 

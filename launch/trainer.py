@@ -32,7 +32,7 @@ from caat.training.trackers.samples import Samples
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.agreement import check_ranks
-from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR
+from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR, only_warned
 from launch.start import DamagedError, choose_checkpoint, choose_initial
 from launch.status import write_status
 from launch.summary import summarise
@@ -134,9 +134,10 @@ def train_run(
         supervision = Supervision(control, saver, request, watchdog, guard)
         record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
         watchdog.rest()
-        if output:
-            summary = summarise(config, mesh, record, tokens, folder)
         status = "finished"
+        if output:
+            with only_warned(f"the figures of {folder}, which is trained and saved,"):
+                summary = summarise(config, mesh, record, tokens, folder)
     except StoppedBySignal:
         status = "stopped"
         raise
@@ -163,10 +164,12 @@ def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
     if config.tracker.artifacts and summary:
         from launch.report import write_report
 
-        write_report([str(folder)], str(folder / "report"))
         for tracker in output.trackers:
             tracker.keep("checkpoint", Path(summary["checkpoint"]))
-            tracker.keep("report", folder / "report")
+        with only_warned("the report for the trackers"):
+            write_report([str(folder)], str(folder / "report"))
+            for tracker in output.trackers:
+                tracker.keep("report", folder / "report")
     for tracker in output.trackers:
         tracker.close(summary)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from caat.data.corpus import prepared_folder
-from caat.data.shards import SPLITS, read_index
+from caat.data.shards import SPLITS, read_index, read_unigram
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from conf.checks import require
 from conf.schema import Config
@@ -70,6 +70,13 @@ def check_data(config: Config, folder: Path) -> None:
             "which the last is only a target: lower train.sequence or give more text"
             + (" (or raise data.validation)" if split == "validation" else ""),
         )
+    # Only the figures at the end need it: that is no time to find out.
+    counts = read_unigram(folder, index["vocab_size"])
+    require(
+        counts.sum() == sum(entry["tokens"] for entry in index["train"]),
+        f"{folder / 'unigram.npy'} does not count the tokens of index.json: remove the folder {folder} and "
+        "prepare it again",
+    )
 
 
 def _check_compiler(config: Config) -> None:

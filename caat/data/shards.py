@@ -56,6 +56,24 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def read_unigram(folder: Path, vocab_size: int) -> np.ndarray:
+    """How often each piece is in the training tokens, [vocab_size]; ``ValueError`` if missing or damaged."""
+    path = folder / "unigram.npy"
+    try:
+        # Mapped: a damaged header may claim more numbers than there is memory.
+        counts = np.load(path, mmap_mode="r")
+        good = counts.dtype == np.int64 and counts.shape == (vocab_size,) and bool((counts >= 0).all())
+        problem = "" if good else f"holds no counts of {vocab_size:,} pieces"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+    # NumPy lets through whatever a damaged header makes Python raise.
+    except Exception as error:
+        problem = f"is damaged ({error})"
+    if problem:
+        raise ValueError(f"{path} {problem}: remove the folder {folder} and prepare it again")
+    return np.array(counts)
+
+
 def _corrupt(folder: Path, reason: object) -> ValueError:
     return ValueError(
         f"{folder / 'index.json'} is corrupt ({reason}): remove the folder {folder} and prepare it again"

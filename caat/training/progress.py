@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +21,12 @@ class RunProgress:
     """Loss, tokens per second and time left of a run of ``steps`` steps. Used on the first rank only."""
 
     def __init__(self, steps: int, done: int, log_file: Path) -> None:
-        self._log = log_file.open("a", encoding="utf-8")
         self._console = _Terminal(stderr=True)
+        try:
+            self._log = log_file.open("a", encoding="utf-8")
+        except OSError as error:
+            self._log = open(os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+            print(f"caat: WARNING: {log_file} cannot be written ({error.strerror})", file=sys.stderr)
         self._steps, self._first, self._started = steps, done, time.perf_counter()
         self._bar = Progress(
             TextColumn("[bold]training"),

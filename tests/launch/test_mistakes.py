@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import pytest
 
 from caat.data.tokenizer import train_tokenizer
@@ -126,6 +128,16 @@ MISTAKES = {
         1,
         ["train.sequence=128", "validation split of prepared, 100 tokens", "lower train.sequence"],
     ),
+    "no counts for the figures": (
+        ["data.path=uncounted", "train.sequence=64"],
+        1,
+        ["uncounted/unigram.npy cannot be read", "prepare it again"],
+    ),
+    "counts of another text": (
+        ["data.path=others", "train.sequence=64"],
+        1,
+        ["others/unigram.npy does not count the tokens", "prepare it again"],
+    ),
     "run folder below a file": (["run.dir=own.txt/run"], 1, ["run.dir=own.txt/run", "is a file", "another"]),
     "run folder in use": (["run.dir=prepared"], 1, ["run.dir=prepared", "not empty", "new folder"]),
     "run folder not writable": (["run.dir=/proc/x"], 1, ["run.dir=/proc/x"]),
@@ -149,6 +161,10 @@ def folder(tmp_path_factory) -> Path:
     index |= {"train": [{"file": "a", "tokens": 900}, {"file": "b", "tokens": 9}]}
     index |= {"validation": [{"file": "c", "tokens": 100}]}
     (prepared / "index.json").write_text(json.dumps(index))
+    shutil.copytree(prepared, folder / "uncounted")
+    np.save(prepared / "unigram.npy", np.array([909] + 299 * [0]))
+    shutil.copytree(prepared, folder / "others")
+    np.save(folder / "others" / "unigram.npy", np.arange(300))
     return folder
 
 

@@ -1,13 +1,19 @@
-"""What a run's validation loss is put beside."""
+"""The figures that a run ends with: what its loss is put beside, and what is missing or damaged."""
 
 from __future__ import annotations
 
+import json
 from math import log
 
 import numpy as np
 import pytest
 
-from launch.summary import baselines
+from caat.data.shards import read_unigram
+from caat.parallel.mesh import Mesh
+from conf.schema import Config
+from launch import summary
+from launch.errors import only_warned
+from launch.summary import baselines, summarise
 from tests.data.conftest import write_shards
 
 
@@ -21,3 +27,59 @@ def test_unigram_model_of_the_validated_targets(tmp_path, count, used):
     targets = np.concatenate([tokens[11 * i + 1 : 11 * i + 12] for i in range(used)])
     each = [log((counts[token] + 1) / (counts.sum() + 40)) for token in targets]
     assert found == {"uniform": log(40), "unigram": pytest.approx(-sum(each) / len(each), abs=1e-12)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.unlink(), "cannot be read (No such file"),
+        (lambda path: path.write_bytes(b"\x00" * 400), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-8]), "is damaged"),
+        (
+            lambda path: path.write_bytes(path.read_bytes().replace(b"(40,)", b"(1" + b"0" * 12 + b",)")),
+            "is damaged",
+        ),
+        (lambda path: np.save(path, np.zeros(40)), "holds no counts of 40 pieces"),
+        (lambda path: np.save(path, np.zeros(41, dtype=np.int64)), "holds no counts of 40 pieces"),
+        (lambda path: np.save(path, np.full(40, -1)), "holds no counts of 40 pieces"),
+        (lambda path: np.save(path, np.array(["x"] * 40, dtype=object)), "is damaged"),
+    ],
+)
+def test_counts_that_are_missing_or_damaged(tmp_path, damage, says):
+    path = tmp_path / "unigram.npy"
+    np.save(path, np.arange(40))
+    assert read_unigram(tmp_path, 40).tolist() == list(range(40))
+    damage(path)
+    with pytest.raises(ValueError, match=r"unigram\.npy.*prepare it again") as error:
+        read_unigram(tmp_path, 40)
+    assert says in str(error.value)
+
+
+def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
+    """Damaged lines, benchmarks and a plot that fails do not count; without any line, the last step does."""
+    monkeypatch.setattr(summary, "baselines", lambda *_: {"uniform": 3.0, "unigram": 2.0})
+    monkeypatch.setattr(summary, "plot_loss", lambda *_: 1 / 0)
+    step = {"step": 3, "tokens": 48, "loss": 1.0, "validation_loss": 1.5, "ratio": 1.0, "skipped_steps": 0}
+    step |= {"tokens_per_second": 8.0, "step_seconds": 2.0, "data_wait_seconds": 1.0}
+    step |= {"tensor_parallel_bytes_forward": 0, "tensor_parallel_bytes_backward": 0}
+    for lines, rate in (
+        ([], 8.0),
+        ([{**step, "tokens_per_second": 4.0}, [1], {"step": 3, "eval/a/b": 1.0}], 4.0),
+    ):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b"\xff\n")
+        found = summarise(Config(), Mesh(8), step, tmp_path, tmp_path)
+        assert (found["tokens_per_second"], found["data_wait_share"]) == (rate, 0.5)
+        assert json.loads((tmp_path / "summary.json").read_text()) == found
+        said = capsys.readouterr()
+        assert "WARNING: loss.png could not be made (ZeroDivisionError: division by zero)" in said.err
+        assert "validation loss  " in said.out
+
+
+def test_what_comes_on_top_of_training_is_a_warning(capsys):
+    with only_warned("the figures of run"):
+        raise KeyError("tokens")
+    assert (
+        capsys.readouterr().err
+        == "caat: WARNING: the figures of run could not be made (KeyError: 'tokens')\n"
+    )

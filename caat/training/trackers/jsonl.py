@@ -37,6 +37,12 @@ class JsonLines(Tracker):
         self._file.close()
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All lines but those that are damaged; none if there is no file."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [record for record in map(_record, lines) if record is not None]
+
+
 def _drop_torn_line(path: Path) -> None:
     """In place: a run may be writing to the file, and never writes less than a line at a time."""
     with path.open("r+b") as file:
@@ -54,7 +60,7 @@ def _set_aside(path: Path, why: str) -> None:
 def _drop_lines_after(path: Path, done: int) -> None:
     """Keep whole lines of steps up to ``done``; the last line of a killed run may be torn."""
     *lines, _ = path.read_bytes().split(b"\n")
-    steps = [_step(line) for line in lines]
+    steps = [record and record["step"] for record in map(_record, lines)]
     kept = [
         line + b"\n" for line, step in zip(lines, steps, strict=True) if step is not None and step <= done
     ]
@@ -65,11 +71,10 @@ def _drop_lines_after(path: Path, done: int) -> None:
     new.rename(path)
 
 
-def _step(line: bytes) -> int | None:
-    """Of a line of metrics; None if it is none."""
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics; None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if type(step) is int else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
