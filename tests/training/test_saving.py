@@ -123,7 +123,7 @@ def by_time(tokens: Path, out: Path, due: list[int], every: int) -> dict[str, bo
     Which steps were saved, and whether for the time.
     """
     engine = start(4, 2, 0.5, 1)
-    writer = saver(out, engine, 0.5, keep=0)
+    writer = saver(out, engine, 0.5, keep=0, asynchronous=False)
     writer._pace = StepPace(engine, due[dist.get_rank()])
     trained(tokens, engine, writer, StopRequest(), 8, every)
     dist.barrier()

@@ -83,8 +83,8 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save, by the clock of this rank."""
-        return self._pace.due
+        """Whether it is time to save, by the clock of this rank; never while a save is being written."""
+        return self._pace.due and not (self._thread is not None and self._thread.is_alive())
 
     def save(self, state: State) -> None:
         """Save what training holds now. Collective.

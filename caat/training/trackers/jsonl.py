@@ -60,7 +60,7 @@ def _set_aside(path: Path, why: str) -> None:
 def _drop_lines_after(path: Path, done: int) -> None:
     """Keep whole lines of steps up to ``done``; the last line of a killed run may be torn."""
     *lines, _ = path.read_bytes().split(b"\n")
-    steps = [record and record["step"] for record in map(_record, lines)]
+    steps = [None if record is None else record["step"] for record in map(_record, lines)]
     kept = [
         line + b"\n" for line, step in zip(lines, steps, strict=True) if step is not None and step <= done
     ]
