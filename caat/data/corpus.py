@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Text that a tokenizer is trained on, at most: it is held in memory, about ten times over.
 TOKENIZER_BYTES = 100 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepared_folder(config: DataConfig) -> Path:
@@ -80,6 +82,9 @@ def tokenize(config: DataConfig, out: Path) -> None:
     where that leaves a split empty, one document moves over. Memory does not grow with the text, nor does
     the result depend on ``config.workers``.
     """
+    if config.tokenizer is not None:
+        # Before all text is read, and by the name that was given.
+        load_tokenizer(Path(config.tokenizer).expanduser())
     out.mkdir(parents=True)
     scratch = out / "scratch"
     documents = load_documents(config, cache=scratch)
@@ -129,8 +134,13 @@ def _make(config: DataConfig, folder: Path) -> None:
     try:
         tokenize(config, partial)
         partial.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise ValueError(
+                f"{folder} could not be written ({error.strerror}): make room for a copy of the text and its "
+                "tokens, or give another folder, data.dir=... (out=... of caat tokenize)"
+            ) from error
         raise
 
 

@@ -18,12 +18,14 @@ from conf.data import DataConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# File extension -> the reader of `datasets` that takes it.
+# File extension -> the kind of file, for `caat.data.reading`.
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".xz", ".zst")
 KNOWN = f"{', '.join(READERS)} (text and json also as {', '.join(COMPRESSED)})"
 # Documents read between two openings of a memory map.
 REOPEN_AFTER = 16_384
+# What Hugging Face's datasets leave beside the text.
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -53,7 +55,7 @@ def check_source(config: DataConfig) -> Source:
     return source
 
 
-def load_documents(config: DataConfig, cache: Path | None = None) -> Dataset:
+def load_documents(config: DataConfig, cache: Path) -> Dataset:
     """The documents as a memory-mapped dataset with one column, ``text``.
 
     Text files give a document per paragraph (blank lines between), the other kinds one per row.
@@ -71,19 +73,7 @@ def load_documents(config: DataConfig, cache: Path | None = None) -> Dataset:
     documents = _from_hub(config) if source.kind == "hub" else _from_files(config, source, cache)
     if not len(documents):
         raise ValueError(f"data.path={config.path} holds no documents: give a path with text in it")
-    field = "text" if source.kind == "text" else config.text_field
-    columns = documents.column_names
-    if field not in columns:
-        raise ValueError(
-            f"data.text_field={field} is not a column of {config.path}, which has {', '.join(columns)}: "
-            "set data.text_field to the one that holds the text"
-        )
-    if getattr(documents.features[field], "dtype", None) not in ("string", "large_string"):
-        raise ValueError(
-            f"data.text_field={field} of {config.path} holds {documents.features[field]}, not text: "
-            f"set data.text_field to a column of strings (it has {', '.join(columns)})"
-        )
-    return documents.select_columns([field]).rename_columns({field: "text"})
+    return documents
 
 
 def is_prepared(folder: Path) -> bool:
@@ -101,7 +91,14 @@ def batches(documents: Dataset, rows: range, size: int) -> Iterator[list[str]]:
         opened = pickle.loads(pickle.dumps(documents)).with_format("arrow")
         last = min(first + REOPEN_AFTER, rows.stop)
         for start in range(first, last, size):
-            yield opened[start : min(start + size, last)]["text"].to_pylist()
+            texts = opened[start : min(start + size, last)]["text"]
+            try:
+                yield texts.to_pylist()
+            except UnicodeDecodeError as error:  # of a Hugging Face dataset: files were checked
+                raise ValueError(
+                    f"rows {start + 1:,} to {start + len(texts):,} of the dataset hold bytes that are not "
+                    f"UTF-8 ({error}): mend or remove them"
+                ) from None
 
 
 def _find(config: DataConfig) -> Source:
@@ -111,7 +108,7 @@ def _find(config: DataConfig) -> Source:
     if path.is_dir():
         if is_prepared(path):
             return Source("prepared", path.name, (path,))
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_aside(file, path))
         return _local(config, path.resolve().name, files)
     if path.is_file():
         if _reader(path) is None:
@@ -123,6 +120,12 @@ def _find(config: DataConfig) -> Source:
     if _reader(path) or config.path.startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(config.path):
         raise ValueError(f"data.path={config.path} does not exist: check the path (from {Path.cwd()})")
     return Source("hub", config.path.split("/")[-1])
+
+
+def _is_aside(file: Path, folder: Path) -> bool:
+    """Whether ``file`` is hidden (``._a.jsonl``, ``.ipynb_checkpoints/``) or describes a dataset."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return hidden or file.name in DESCRIPTIONS
 
 
 def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
@@ -149,39 +152,50 @@ def _reader(path: Path) -> str | None:
     return READERS.get(path.suffix)
 
 
-def _from_files(config: DataConfig, source: Source, cache: Path | None) -> Dataset:
-    from datasets import load_dataset
+def _from_files(config: DataConfig, source: Source, cache: Path) -> Dataset:
+    import pyarrow
+    from datasets import Dataset
+    from rich.console import Console
+    from rich.progress import track
 
-    kind, files = source.kind, source.files
+    from caat.data.reading import read_documents
+
+    kind, field, files = source.kind, config.text_field, source.files
     if kind == "quickstart":
-        kind, files = "json", (quickstart_text(Path(config.dir).expanduser()),)
-    options = {"sample_by": "paragraph"} if kind == "text" else {}
-    # The reader takes names as patterns.
-    names = [glob.escape(str(file.resolve())) for file in files]
-    try:
-        return load_dataset(
-            kind, data_files=names, split="train", cache_dir=str(cache) if cache else None, **options
-        )
-    except Exception as error:
-        raise ValueError(
-            f"data.path={config.path} could not be read as {kind}: {_cause(error)}. "
-            "Check that the file is whole and of the kind its extension says"
-            + (" (.zst needs the package zstandard)" if files[0].suffix == ".zst" else "")
-        ) from error
+        kind, field, files = "json", "text", (quickstart_text(Path(config.dir).expanduser()),)
+    cache.mkdir(parents=True, exist_ok=True)
+    schema = pyarrow.schema({"text": pyarrow.string()})
+    quiet = not sys.stderr.isatty()
+    with pyarrow.ipc.new_stream(cache / "documents.arrow", schema) as out:
+        for file in track(files, "reading", console=Console(stderr=True), transient=True, disable=quiet):
+            for texts in read_documents(kind, file, field):
+                out.write(pyarrow.record_batch([texts], schema=schema))
+    return Dataset.from_file(str(cache / "documents.arrow"))
 
 
 def _from_hub(config: DataConfig) -> Dataset:
     from datasets import load_dataset
 
+    from caat.data.reading import no_column
+
     assert config.path is not None
+    field = config.text_field
     try:
-        return load_dataset(config.path, config.subset, split=config.split)
+        documents = load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:
         raise ValueError(
             f"data.path={config.path} is neither a file or folder here nor a Hugging Face dataset that can "
             f"be had (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
             "Check the path, the dataset's name, its subset and split, and the network"
         ) from error
+    if field not in documents.column_names:
+        raise ValueError(no_column(config.path, field, documents.column_names))
+    if getattr(documents.features[field], "dtype", None) not in ("string", "large_string", "string_view"):
+        raise ValueError(
+            f"data.text_field={field} of {config.path} holds {documents.features[field]}, not text: "
+            f"set data.text_field to a column of strings (it has {', '.join(documents.column_names)})"
+        )
+    return documents.select_columns([field]).rename_columns({field: "text"})
 
 
 def _cause(error: BaseException) -> str:

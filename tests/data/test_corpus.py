@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from caat.data import corpus, encode
 from caat.data.corpus import prepare, prepared_folder
@@ -146,7 +147,7 @@ def test_tiny_corpora_get_both_splits(tmp_path, validation):
     with pytest.raises(ValueError, match=r"has only one document.*give more text"):
         prepare(settings(path, vocab_size=300))
     path.write_text(" \n\n ")
-    with pytest.raises(ValueError, match="has no document"):
+    with pytest.raises(ValueError, match="holds no documents"):
         prepare(settings(path, vocab_size=300))
 
 
@@ -166,6 +167,31 @@ def test_failure_leaves_nothing(documents, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         prepare(config)
     assert [path.name for path in Path(config.dir).iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_full_disk_is_named(documents, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(corpus, "encode_pieces", full)
+    config = settings(documents)
+    with pytest.raises(ValueError, match=r"documents-\w+ could not be written \(No space left on device\)"):
+        prepare(config)
+    assert [path.name for path in Path(config.dir).iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_bad_tokenizer_is_named_before_text_is_read(documents, tmp_path, monkeypatch):
+    """By the name that was given, not that of a copy."""
+    monkeypatch.setattr(corpus, "load_documents", lambda *_, **__: pytest.fail("read the text"))
+    monkeypatch.chdir(tmp_path)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a few words"]), model_prefix="mine", vocab_size=11, minloglevel=2, eos_id=-1
+    )
+    with pytest.raises(ValueError, match=r"^mine.model has no piece for the begin or the end"):
+        prepare(settings(documents, tokenizer="mine.model"))
+    Path("tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^tokenizer.json is not a tokenizer.json"):
+        prepare(settings(documents, tokenizer="tokenizer.json"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

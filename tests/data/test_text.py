@@ -8,11 +8,20 @@ import lzma
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from caat.data import quickstart
+from caat.data import quickstart, reading
 from caat.data.text import check_source, load_documents
 from conf.data import DataConfig
+
+SUFFIXES = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+}
 
 
 def texts(tmp_path, path, **settings) -> list[str]:
@@ -28,21 +37,24 @@ def test_text_files_give_paragraphs(tmp_path):
     assert texts(tmp_path, tmp_path / "a [1].txt") == ["one\ntwo", "three", "four"]
 
 
-def test_rows_of_json_and_parquet(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_marks_and_blank_lines(tmp_path, monkeypatch, suffix):
+    """No byte order mark; a line of spaces parts documents, wherever a block ends."""
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 5)
+    mark, compress = b"\xef\xbb\xbf", SUFFIXES[suffix]
+    (tmp_path / f"a.txt{suffix}").write_bytes(compress(mark + b"one \n two\n  \t\r\nthree\n\n\xc3\xa9\n \n"))
+    assert texts(tmp_path, tmp_path / f"a.txt{suffix}") == ["one \n two", "three", "\u00e9"]
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(compress(mark + lines("a", "b")))
+    assert texts(tmp_path, tmp_path / f"a.jsonl{suffix}") == ["a", "b"]
+    (tmp_path / f"a.json{suffix}").write_bytes(compress(mark + b'\n[{"text": "a"}, {"text": "b"}]'))
+    assert texts(tmp_path, tmp_path / f"a.json{suffix}") == ["a", "b"]
 
+
+def test_rows_of_json_and_parquet(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"body": "x\\n\\ny", "id": 1}\n{"body": "z", "id": 2}\n')
     assert texts(tmp_path, tmp_path / "a.jsonl", text_field="body") == ["x\n\ny", "z"]
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["p", "q"], "n": [1, 2]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["p", "q"], "n": [1, 2]}), tmp_path / "a.parquet")
     assert texts(tmp_path, tmp_path / "a.parquet") == ["p", "q"]
-
-
-def test_compressed_files(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines("a", "b")))
-    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines("c", "d")))
-    assert texts(tmp_path, tmp_path / "a.jsonl.gz") == ["a", "b"]
-    assert texts(tmp_path, tmp_path / "a.jsonl.xz") == ["c", "d"]
 
 
 def test_folders_and_globs(tmp_path):
@@ -51,6 +63,9 @@ def test_folders_and_globs(tmp_path):
     (folder / "a.jsonl").write_bytes(lines("a"))
     (folder / "more" / "b.jsonl").write_bytes(lines("b"))
     (folder / "empty.jsonl").touch()
+    for hidden in ("._a.jsonl", ".ipynb_checkpoints/a.jsonl", "more/.b.txt", "dataset_info.json"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"\x00\x05")
     (folder / "notes.md").write_text("not text of ours")
     assert texts(tmp_path, folder) == ["a", "b"]
     assert texts(tmp_path, folder / "*.jsonl") == ["a"]
@@ -94,17 +109,62 @@ def test_bad_tokenizer_is_found_at_once(tmp_path):
     [
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r"data\.text_field=text is not a column .* has body, id"),
         ("a.jsonl", b'{"text": 1}\n', "not text: set data.text_field"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "could not be read as json"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl: line 2 could not be read as json"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": "caf\xe9"}\n', "a.jsonl: line 3 holds the byte E9"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "\\ud800"}\n', r"a.jsonl: line 1 holds a lone surrogate, .ud800"),
+        ("a.json", b'[{"text": "x"}, {"text": ["y"]}]', "a.json: entry 2: .*holds a list, not text"),
+        ("a.json", b"[" * 100_000, "a.json could not be read as json .RecursionError"),
         ("a.parquet", b"junk", "could not be read as parquet"),
         ("a.jsonl.xz", b"junk", "could not be read as json"),
-        ("a.txt", "café".encode("latin1"), "could not be read as text: UnicodeDecodeError"),
-        ("a.txt", b"\n\n\n\n", "could not be read as text"),
+        ("a.txt", "café".encode("latin1"), "a.txt: line 1 holds the byte E9"),
+        ("a.txt", b"x\n\ny \xff\n", "a.txt: line 3 holds the byte FF"),
+        ("a.txt.gz", gzip.compress(b"x" * 9999)[:-9], "a.txt.gz could not be read as text .EOFError"),
+        ("a.txt.zst", b"junk", "a.txt.zst could not be read as text"),
+        ("a.txt", b"\n\n\n\n", "holds no documents"),
     ],
 )
 def test_bad_content(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         texts(tmp_path, tmp_path / name)
+
+
+def test_only_the_text_column_is_read(tmp_path, monkeypatch):
+    """What other columns hold, in which file or block and in which rows, is all the same."""
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 40)
+    others = [1, "x", 2.5, {"a": 1}, [None], "2024-01-01"]
+    rows = [
+        {"text": f"a {i}", "meta": other, **({"new": i} if i > 3 else {})} for i, other in enumerate(others)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.jsonl").write_bytes(
+        b'{"id": "caf\xe9", "text": "b"}\n{"id": 1}\n{"text": null}\n{"text":"c"}'
+    )
+    assert texts(tmp_path, tmp_path / "*.jsonl") == [row["text"] for row in rows] + ["b", None, None, "c"]
+    (tmp_path / "c.json").write_text(json.dumps([rows[0], *others[1:2], rows[3]], indent=1))
+    assert texts(tmp_path, tmp_path / "c.json") == ["a 0", "x", "a 3"]
+
+
+def test_kinds_of_parquet(tmp_path):
+    kinds = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    for number, kind in enumerate(kinds):
+        table = pa.table(
+            {"text": pa.array([f"text {number}", None], pa.string()).cast(kind), "n": [number, 1]}
+        )
+        pq.write_table(table if number % 2 else table.drop(["n"]), tmp_path / f"{number}.parquet")
+    pq.write_table(pa.table({"n": pa.array([], pa.int8())}), tmp_path / "none.parquet")
+    found = texts(tmp_path, tmp_path)
+    assert [text for text in found if text] == [f"text {number}" for number in range(4)]
+
+    bad = pa.array([b"fine"] * 1500 + [b"caf\xe9"]).cast(pa.string(), safe=False)
+    (tmp_path / "bad").mkdir()
+    pq.write_table(pa.table({"text": bad}), tmp_path / "bad" / "b.parquet")
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "bad" / "a.parquet")
+    with pytest.raises(ValueError, match=r"bad/b.parquet: row 1501 holds the byte E9, which is no text"):
+        texts(tmp_path, tmp_path / "bad")
+    pq.write_table(pa.table({"text": [b"x"]}), tmp_path / "bad" / "a.parquet")
+    with pytest.raises(ValueError, match=r"bad/a.parquet: data.text_field=text holds binary, not text"):
+        texts(tmp_path, tmp_path / "bad")
 
 
 def test_hub_name_that_cannot_be_had(tmp_path, monkeypatch):

@@ -1,0 +1,209 @@
+"""Files of text, JSON and parquet to documents: their text alone, and a fault is named by file and row."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet
+
+BLOCK_BYTES = 16 << 20
+ROWS = 1024
+BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
+WHAT_IT_FAILS_WITH = (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException)
+
+
+def read_documents(kind: str, path: Path, field: str) -> Iterator[pa.Array]:
+    """The documents of one file, some at a time: strings that are valid UTF-8, or null for a row without.
+
+    ``kind`` is text (a document per paragraph), json or parquet (a document per row, from column ``field``).
+    Raises ``ValueError`` that names the file, and the row or line, for what is not text or cannot be read.
+    """
+    reader = {"text": _paragraphs, "json": _json_rows, "parquet": _parquet_rows}[kind]
+    try:
+        yield from reader(path, field)
+    except WHAT_IT_FAILS_WITH as error:
+        raise ValueError(
+            f"{path} could not be read as {kind} ({_first_line(error)}): check that the file is whole and of "
+            "the kind its extension says"
+        ) from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path))
+    if path.suffix == ".xz":
+        return lzma.open(path)
+    if path.suffix == ".zst":
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
+    return path.open("rb")
+
+
+def _paragraphs(path: Path, _: str) -> Iterator[pa.Array]:
+    rest = ""
+    try:
+        with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
+            while block := file.read(BLOCK_BYTES):
+                block += file.readline()
+                *whole, rest = (rest + BLANK_LINE.sub("", block)).split("\n\n")
+                yield pa.array([paragraph for paragraph in whole if paragraph], pa.string())
+    except UnicodeDecodeError:
+        raise ValueError(_undecodable(path)) from None
+    yield pa.array([rest] if rest else [], pa.string())
+
+
+def _undecodable(path: Path) -> str:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{path}: line {number} {_not_utf8(error)}"
+    raise AssertionError(f"{path} was not UTF-8 and now is")
+
+
+def _json_rows(path: Path, field: str) -> Iterator[pa.Array]:
+    with _open(path) as file:
+        line = 1
+        while block := file.read(BLOCK_BYTES):
+            block += file.readline()
+            if line == 1:
+                block = block.removeprefix(codecs.BOM_UTF8)
+                if block.lstrip().startswith(b"["):
+                    rows = _load(block + file.read(), str(path))
+                    yield _texts(((f"{path}: entry {i}", row) for i, row in enumerate(rows, 1)), field)
+                    return
+                _check_first_row(block, path, field)
+            yield from _json_lines(block, path, line, field)
+            line += block.count(b"\n")
+
+
+def _json_lines(block: bytes, path: Path, first: int, field: str) -> list[pa.Array]:
+    """The rows of whole lines, of which ``first`` is the number of the first one."""
+    try:
+        column = pyarrow.json.read_json(
+            io.BytesIO(block),
+            read_options=pyarrow.json.ReadOptions(block_size=len(block) + 1),
+            # Other columns may hold anything, here this and there that.
+            parse_options=pyarrow.json.ParseOptions(
+                explicit_schema=pa.schema([(field, pa.string())]), unexpected_field_behavior="ignore"
+            ),
+        )[field]
+        column.validate(full=True)
+        return column.chunks
+    except pa.ArrowException:
+        # It does not say where; or it is stricter than need be.
+        lines = ((f"{path}: line {first + i}", line) for i, line in enumerate(block.split(b"\n")))
+        return [_texts(((where, _load(line, where)) for where, line in lines if line.strip()), field)]
+
+
+def _load(data: bytes, where: str) -> Any:
+    try:
+        # What is not UTF-8 is refused only where the text has it.
+        return json.loads(data.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where} could not be read as json ({_first_line(error)}): write a JSON object with "
+            "its text a line"
+        ) from None
+
+
+def _texts(rows: Iterable[tuple[str, Any]], field: str) -> pa.Array:
+    """The text of each row, a JSON object or the text itself, with the name of its place."""
+    texts: list[str | None] = []
+    for where, row in rows:
+        text = row.get(field) if isinstance(row, dict) else row
+        if isinstance(row, dict) and text is None:
+            texts.append(None)
+            continue
+        if not isinstance(text, str):
+            raise ValueError(_not_text(where, field, f"a {type(text).__name__}"))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where} {_not_utf8(error)}") from None
+        texts.append(text)
+    return pa.array(texts, pa.string())
+
+
+def _check_first_row(block: bytes, path: Path, field: str) -> None:
+    """Raise ``ValueError`` that names the columns if none of the first rows has ``field``."""
+    if json.dumps(field).encode() in block or json.dumps(field, ensure_ascii=False).encode() in block:
+        return
+    try:
+        row = json.loads(next((line for line in block.splitlines() if line.strip()), b"{}"))
+    except ValueError:
+        return  # named where the rows are read
+    if isinstance(row, dict):
+        raise ValueError(no_column(path, field, row))
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[pa.Array]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        if file.metadata.num_rows == 0:
+            return
+        schema = file.schema_arrow
+        if field not in schema.names:
+            raise ValueError(no_column(path, field, schema.names))
+        kind = schema.field(field).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise ValueError(_not_text(str(path), field, str(kind)))
+        first = 1
+        for batch in file.iter_batches(ROWS, columns=[field]):
+            yield _valid(batch.column(0), path, first)
+            first += len(batch)
+
+
+def _valid(column: pa.Array, path: Path, first: int) -> pa.Array:
+    """``column`` as strings; raises ``ValueError`` for the first row that is no UTF-8."""
+    column = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    try:
+        column = column.cast(pa.string())
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        for row, value in enumerate(column.cast(pa.large_binary()), first):
+            try:
+                (value.as_py() or b"").decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: row {row} {_not_utf8(error)}") from None
+        raise
+
+
+def no_column(where: object, field: str, columns: Iterable[str]) -> str:
+    """That ``where`` has no column ``field``."""
+    return (
+        f"data.text_field={field} is not a column of {where}, which has {', '.join(columns)}: "
+        "set data.text_field to the one that holds the text"
+    )
+
+
+def _not_text(where: str, field: str, kind: str) -> str:
+    return (
+        f"{where}: data.text_field={field} holds {kind}, not text: set data.text_field to a column of strings"
+    )
+
+
+def _not_utf8(error: UnicodeError) -> str:
+    assert isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
+    what = error.object[error.start]
+    code = what if isinstance(what, int) else ord(what)
+    if isinstance(what, str) and 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # a byte, as "surrogateescape" keeps it
+    name = f"the byte {code:02X}" if code < 256 else f"a lone surrogate, \\u{code:04x}"
+    return f"holds {name}, which is no text in UTF-8: mend or remove it, or save the file as UTF-8"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")
