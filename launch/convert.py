@@ -43,13 +43,13 @@ def main(argv: list[str]) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether ``folder`` is a run or a checkpoint, and not a Hugging Face folder."""
-    from layers.huggingface.llama import read_config
+    from layers.huggingface.llama import read_kind
 
     if not (folder / "config.json").is_file():
         find(folder, "from")
         return True
-    values = read_config(folder)
-    return "caat" in values and values.get("model_type") == "llama"
+    found = read_kind(folder)
+    return found.caat is not None and found.model_type == "llama"
 
 
 def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from caat.records import read_record
 
 
 def write_status(folder: Path, status: str, why: str = "") -> None:
@@ -34,17 +37,23 @@ def write_status(folder: Path, status: str, why: str = "") -> None:
 
 
 def read_status(folder: Path) -> str:
-    """What :func:`write_status` wrote last; ``unknown`` if nothing."""
-    return str(_read(folder).get("status", "unknown"))
+    """What :func:`write_status` wrote last; ``unknown`` if nothing, or the file is damaged."""
+    return _read(folder).status
 
 
 def read_why(folder: Path) -> str:
     """Why a run failed, as far as all of its processes knew; else empty."""
-    return str(_read(folder).get("why", ""))
+    return _read(folder).why
 
 
-def _read(folder: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Status:
+    status: str = "unknown"
+    why: str = ""
+
+
+def _read(folder: Path) -> _Status:
     try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        return read_record(folder / "status.json", _Status)
+    except ValueError:
+        return _Status()

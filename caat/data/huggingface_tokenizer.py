@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from caat.records import read_record
+
 REMEDY = "give the tokenizer.json of a Hugging Face model, or a SentencePiece model"
 SETTINGS = "tokenizer_config.json"
 # Where a model folder names the begin and the end of a document, best first: the last one by number.
@@ -71,13 +73,13 @@ class HuggingFaceTokenizer:
             token = _read(path.with_name(file)).get(f"{name}_token")
             token = token.get("content") if isinstance(token, dict) else token
             if token is not None:
-                number = self._tokenizer.token_to_id(token)
+                number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
                 if number is None:
                     raise ValueError(f"{path.with_name(file)} names {name}_token {token}, which {path} lacks")
                 return number
         number = _read(path.with_name(NAMED_IN[2])).get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) and number else number
-        if not isinstance(number, int) or not 0 <= number < self._size:
+        if type(number) is not int or not 0 <= number < self._size:
             raise ValueError(
                 f"nothing beside {path} names the token that {'begins' if name == 'bos' else 'ends'} a "
                 f'document: write {{"{name}_token": "..."}} into {SETTINGS} there'
@@ -100,12 +102,4 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): mend it, or remove it") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object: mend it, or remove it")
-    return values
+    return read_record(path, dict[str, Any]) if path.is_file() else {}

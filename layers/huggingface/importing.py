@@ -21,7 +21,7 @@ from conf.checks import require
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from conf.sync import SyncConfig
-from layers.huggingface.llama import model_config, read_config
+from layers.huggingface.llama import model_config, read_config, read_kind, read_llama
 from layers.weights import gpt_weights
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -54,11 +54,13 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
 
     Raises ``ValueError`` for a model that is not ours to run, or a file that is not what config.json says.
     """
-    values = read_config(folder)
-    if values.get("model_type") == "caat":
-        architecture = _exported(values, folder, shards, ratio)
+    tied = False
+    if read_kind(folder).model_type == "caat":
+        architecture = _exported(folder, shards, ratio)
     else:
-        model = model_config(values, folder)
+        values = read_llama(folder)
+        tied = values.tie_word_embeddings
+        model = model_config(values, folder.resolve().name)
         require(
             shards is not None, "parallel.tensor is required: give the number of shards, parallel.tensor=N"
         )
@@ -68,7 +70,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         channels = shared_channels(model.hidden, ratio, shards)
         architecture = Architecture(model, shards, ratio, channels, SyncConfig().scale(shards))
     model = architecture.model
-    tensors = _check_tensors(folder, model, bool(values.get("tie_word_embeddings")))
+    tensors = _check_tensors(folder, model, tied)
     path = find_tokenizer(folder)
     tokenizer = load_tokenizer(path)
     require(
@@ -77,7 +79,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         "is the tokenizer of another model, put this one's there",
     )
     architecture = replace(architecture, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
-    return Source(folder, architecture, bool(values.get("tie_word_embeddings")), path, tensors)
+    return Source(folder, architecture, tied, path, tensors)
 
 
 def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Callable[[int], None]) -> None:
@@ -110,9 +112,9 @@ def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Ca
         write_checksums(aside, checksums)
 
 
-def _exported(values: dict[str, Any], folder: Path, shards: int | None, ratio: float | None) -> Architecture:
+def _exported(folder: Path, shards: int | None, ratio: float | None) -> Architecture:
     """Of what `caat convert` wrote for Hugging Face, and `transformers` may have saved again since."""
-    found = Architecture.from_json(values, folder)
+    found = Architecture.parse(read_config(folder), folder / "config.json")
     for name, ours, theirs in (
         ("parallel.tensor", shards, found.shards),
         ("sync.ratio", ratio, found.ratio),

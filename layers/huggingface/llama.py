@@ -3,95 +3,141 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caat.records import Positive, Size, parse_record
 from conf.checks import require
 from conf.model import ModelConfig
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of ``folder``; raises ``ValueError`` if it is missing or no JSON object."""
+@dataclass(frozen=True)
+class Kind:
+    """What any config.json says of its model."""
+
+    model_type: str = ""
+    caat: Any = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Llama:
+    """The keys that our models depend on, with the defaults of `transformers`, whose files leave them out."""
+
+    num_hidden_layers: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_attention_heads: Size
+    vocab_size: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Size = 2048
+    rms_norm_eps: Positive = 1e-6
+    initializer_range: Positive = 0.02
+    rope_theta: Positive | None = None
+    rope_parameters: Rope | None = None
+    rope_scaling: Rope | None = None
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    sliding_window: Any = None
+    quantization_config: Any = None
+
+
+def read_config(folder: Path) -> bytes:
+    """The content of config.json in ``folder``; raises ``ValueError`` if there is none."""
+    path = folder / "config.json"
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise ValueError(
-            f"{folder / 'config.json'} cannot be read ({error}): give the folder of a Hugging Face Llama or "
-            "a checkpoint of caat"
+            f"{path} cannot be read ({error.strerror}): give the folder of a Hugging Face Llama or a "
+            "checkpoint of caat"
         ) from None
-    require(isinstance(values, dict), f"{folder / 'config.json'} holds no JSON object")
+
+
+def read_kind(folder: Path) -> Kind:
+    """Raises ``ValueError`` as :func:`read_config`, and if config.json is no JSON object."""
+    return parse_record(read_config(folder), Kind, folder / "config.json")
+
+
+def read_llama(folder: Path) -> Llama:
+    """Raises ``ValueError`` for the first key whose value our models do not have."""
+    path = folder / "config.json"
+
+    def refuse_unless(fine: bool, key: str, value: Any, remedy: str) -> None:
+        require(fine, f"{path}: {key}={json.dumps(value)} {remedy}")
+
+    kind = read_kind(folder).model_type
+    refuse_unless(
+        kind == "llama",
+        "model_type",
+        kind,
+        "is not known here: give a model of type llama (SmolLM, TinyLlama, Llama 1 and 2 and others are)",
+    )
+    values = parse_record(read_config(folder), Llama, path)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = getattr(values, key) or Rope()
+        scaling = rope.rope_type or rope.type
+        refuse_unless(
+            scaling in (None, "default"),
+            key,
+            scaling,
+            "scales rotary positions, which our models do not: give a model without",
+        )
+    refuse_unless(
+        values.hidden_act == "silu", "hidden_act", values.hidden_act, "is not silu, which SwiGLU needs"
+    )
+    for key in ("attention_bias", "mlp_bias"):
+        refuse_unless(
+            not getattr(values, key),
+            key,
+            True,
+            "means biases, and our linears have none: give one without",
+        )
+    head_dim = values.hidden_size // values.num_attention_heads
+    refuse_unless(
+        values.head_dim in (None, head_dim),
+        "head_dim",
+        values.head_dim,
+        f"is not hidden_size / num_attention_heads = {head_dim}, as our models have it",
+    )
+    refuse_unless(
+        values.sliding_window is None,
+        "sliding_window",
+        values.sliding_window,
+        "limits attention, which ours does not: give a model without",
+    )
+    refuse_unless(
+        values.quantization_config is None,
+        "quantization_config",
+        values.quantization_config,
+        "means quantised weights: convert the model they were made from",
+    )
     return values
 
 
-def model_config(values: dict[str, Any], folder: Path) -> ModelConfig:
-    """The model that the configuration ``values`` in ``folder`` describes.
-
-    Raises ``ValueError`` for the first key whose value our models do not have.
-    """
-    try:
-        return _model_config(values, folder)
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is not a Llama's ({error}): numbers are no numbers, or zero"
-        ) from error
-
-
-def _model_config(values: dict[str, Any], folder: Path) -> ModelConfig:
-    def refuse_unless(fine: bool, key: str, remedy: str) -> None:
-        require(fine, f"{folder / 'config.json'}: {key}={json.dumps(values.get(key))} {remedy}")
-
-    refuse_unless(
-        values.get("model_type") == "llama",
-        "model_type",
-        "is not known here: give a model of type llama (SmolLM, TinyLlama, Llama 1 and 2 and others are)",
-    )
-    try:
-        layers, hidden, ffn, heads, vocab = (
-            values[key]
-            for key in (
-                "num_hidden_layers",
-                "hidden_size",
-                "intermediate_size",
-                "num_attention_heads",
-                "vocab_size",
-            )
-        )
-    except KeyError as missing:
-        raise ValueError(f"{folder / 'config.json'} has no {missing}: is it a whole Llama?") from None
-    rope = values.get("rope_parameters") or {}
-    for key in ("rope_scaling", "rope_parameters"):
-        kind = (values.get(key) or {}).get("rope_type") or (values.get(key) or {}).get("type")
-        refuse_unless(
-            kind in (None, "default"),
-            key,
-            "scales rotary positions, which our models do not: give a model without",
-        )
-    refuse_unless(values.get("hidden_act", "silu") == "silu", "hidden_act", "is not silu, which SwiGLU needs")
-    for key in ("attention_bias", "mlp_bias"):
-        refuse_unless(
-            not values.get(key), key, "means biases, and our linears have none: give a model without"
-        )
-    refuse_unless(
-        values.get("head_dim") in (None, hidden // heads),
-        "head_dim",
-        f"is not hidden_size / num_attention_heads = {hidden // heads}, as our models have it",
-    )
-    refuse_unless(
-        "quantization_config" not in values,
-        "quantization_config",
-        "means quantised weights: convert the model they were made from",
-    )
-    # Defaults as in Hugging Face's LlamaConfig, whose files leave them out.
+def model_config(values: Llama, name: str) -> ModelConfig:
+    """Raises ``ValueError`` for sizes that do not fit together."""
+    rope = values.rope_parameters or Rope()
     return ModelConfig(
-        name=folder.resolve().name,
-        layers=layers,
-        hidden=hidden,
-        ffn=ffn,
-        heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
-        sequence=values.get("max_position_embeddings", 2048),
-        vocab_size=vocab,
-        rope_base=float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        init_std=values.get("initializer_range", 0.02),
+        name=name,
+        layers=values.num_hidden_layers,
+        hidden=values.hidden_size,
+        ffn=values.intermediate_size,
+        heads=values.num_attention_heads,
+        kv_heads=values.num_key_value_heads or values.num_attention_heads,
+        sequence=values.max_position_embeddings,
+        vocab_size=values.vocab_size,
+        rope_base=float(rope.rope_theta or values.rope_theta or 10000.0),
+        norm_eps=values.rms_norm_eps,
+        init_std=values.initializer_range,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caat.records import Finite, Positive, Size, Whole, parse_record
 from caat.training.checkpoint.state import read_checked
 from conf.checks import require
 from conf.model import ModelConfig
@@ -66,51 +66,86 @@ class Architecture:
         }
 
     @staticmethod
-    def from_json(values: dict[str, Any], where: Path) -> Architecture:
-        """Raises ``ValueError`` for values that are missing, of another type, or do not fit together."""
-        try:
-            ours = values["caat"]
-            model = ModelConfig(
-                name=where.name,
-                layers=values["num_hidden_layers"],
-                hidden=values["hidden_size"],
-                ffn=values["intermediate_size"],
-                heads=values["num_attention_heads"],
-                kv_heads=values["num_key_value_heads"],
-                sequence=values["max_position_embeddings"],
-                vocab_size=values["vocab_size"],
-                padded_vocab_size=ours["padded_vocab_size"],
-                rope_base=(values.get("rope_parameters") or values)["rope_theta"],
-                norm_eps=values["rms_norm_eps"],
-                init_std=values["initializer_range"],
-            )
-            found = Architecture(
-                model,
-                ours["shards"],
-                ours["ratio"],
-                ours["shared_channels"],
-                ours["private_scale"],
-                values["bos_token_id"],
-                values["eos_token_id"],
-            )
-            channels = shared_channels(model.hidden, found.ratio, found.shards)
-        except KeyError as missing:
-            raise ValueError(f"{where}: config.json has no {missing}: is it a caat checkpoint?") from None
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{where}: config.json is not as caat writes it ({error})") from None
+    def parse(content: bytes, path: Path) -> Architecture:
+        """From the ``content`` of ``path``, a config.json.
+
+        Raises ``ValueError`` for values that are missing, of another type, or do not fit together.
+        """
+        values = parse_record(content, _Llama, path)
+        rope = values.rope_parameters or values
         require(
-            found.shared_channels == channels,
-            f"{where}: config.json has shared_channels={found.shared_channels}, but ratio={found.ratio} of "
-            f"{model.hidden} channels over {found.shards} shards are {channels}: it was changed by hand",
+            values.caat is not None and rope.rope_theta is not None,
+            f"{path} has no {'caat' if values.caat is None else 'rope_theta'}: is it a caat checkpoint?",
         )
-        return found
+        assert values.caat is not None and rope.rope_theta is not None
+        cut = values.caat
+        model = ModelConfig(
+            name=path.parent.name,
+            layers=values.num_hidden_layers,
+            hidden=values.hidden_size,
+            ffn=values.intermediate_size,
+            heads=values.num_attention_heads,
+            kv_heads=values.num_key_value_heads,
+            sequence=values.max_position_embeddings,
+            vocab_size=values.vocab_size,
+            padded_vocab_size=cut.padded_vocab_size,
+            rope_base=rope.rope_theta,
+            norm_eps=values.rms_norm_eps,
+            init_std=values.initializer_range,
+        )
+        channels = shared_channels(model.hidden, cut.ratio, cut.shards)
+        require(
+            cut.shared_channels == channels,
+            f"{path} has shared_channels={cut.shared_channels}, but ratio={cut.ratio} of "
+            f"{model.hidden} channels over {cut.shards} shards are {channels}: it was changed by hand",
+        )
+        return Architecture(
+            model,
+            cut.shards,
+            cut.ratio,
+            cut.shared_channels,
+            cut.private_scale,
+            values.bos_token_id,
+            values.eos_token_id,
+        )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Our own part of config.json."""
+
+    shards: Size
+    ratio: Finite
+    shared_channels: Whole
+    private_scale: Finite
+    padded_vocab_size: Size
+
+
+@dataclass(frozen=True)
+class _Rope:
+    rope_theta: Positive | None = None
+
+
+@dataclass(frozen=True)
+class _Llama(_Rope):
+    """config.json as :meth:`Architecture.to_json` and `transformers` write it."""
+
+    num_hidden_layers: Size = field(kw_only=True)
+    hidden_size: Size = field(kw_only=True)
+    intermediate_size: Size = field(kw_only=True)
+    num_attention_heads: Size = field(kw_only=True)
+    num_key_value_heads: Size = field(kw_only=True)
+    max_position_embeddings: Size = field(kw_only=True)
+    vocab_size: Size = field(kw_only=True)
+    rms_norm_eps: Positive = field(kw_only=True)
+    initializer_range: Positive = field(kw_only=True)
+    bos_token_id: Whole = field(kw_only=True)
+    eos_token_id: Whole = field(kw_only=True)
+    rope_parameters: _Rope | None = None
+    caat: _Cut | None = None
 
 
 def read_architecture(folder: Path) -> Architecture:
     """From config.json; raises ``ValueError`` if it is missing, damaged or not ours."""
-    text = read_checked(folder / "config.json")
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{folder}: config.json cannot be read ({error})") from None
-    return Architecture.from_json(values, folder)
+    path = folder / "config.json"
+    return Architecture.parse(read_checked(path), path)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from xxhash import xxh3_128
 
+from caat.records import read_record
 from caat.training.checkpoint.files import STEMS, index_name
 from caat.training.checkpoint.state import read_checksums
 from caat.training.checkpoint.tensors import FullTensors
@@ -23,6 +24,13 @@ from conf.checks import require
 
 # One waits for the disk while others hash.
 HASHING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class _Index:
+    """model.safetensors.index.json: the file of every tensor."""
+
+    weight_map: dict[str, str]
 
 
 class Tensors:
@@ -39,11 +47,7 @@ class Tensors:
         if single.is_file():
             self._where = dict.fromkeys(self._open(single.name).keys(), single.name)
         elif index.is_file():
-            try:
-                where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                self._where = {name: str(file) for name, file in where.items()}
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{index} is damaged ({error})") from None
+            self._where = read_record(index, _Index).weight_map
         else:
             raise ValueError(f"{folder} has no {single.name}: is it a whole checkpoint?")
 

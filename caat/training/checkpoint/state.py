@@ -9,6 +9,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from caat.records import Whole, parse_record
 from caat.training.checkpoint.durable import write_json
 from conf.checks import require
 
@@ -17,22 +18,33 @@ from conf.checks import require
 class State:
     """Where training stands after ``step`` steps."""
 
-    step: int
+    step: Whole
     # Trained on so far, and sequences of the data's order consumed.
-    tokens: int
-    position: int
+    tokens: Whole
+    position: Whole
     # What the position counts: sequences of this length, in the order of this seed, of this data.
-    sequence: int
-    seed: int
+    sequence: Whole
+    seed: Whole
     data: str
     # Steps that AdamW took, for its bias correction: skipped ones do not count.
-    adam_steps: int
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    adam_steps: Whole
+    skipped: Whole = 0
+    skipped_in_a_row: Whole = 0
     # Generator states in hexadecimal, by device. Training draws nothing from them so far.
     random: dict[str, str] = field(default_factory=dict)
     # Why it was saved: for the time that had gone by, and neither its step, the end nor a signal.
     by_time: bool = False
+
+
+@dataclass(frozen=True)
+class _Checksums:
+    """The part of state.json that every checkpoint has."""
+
+    xxh3_128: dict[str, str]
+    state_xxh3_128: str
+
+
+CHECKSUMS = {each.name for each in fields(_Checksums)}
 
 
 def write_state(folder: Path, state: State, checksums: dict[str, str]) -> None:
@@ -50,23 +62,18 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
 
     Raises ``ValueError`` if state.json is missing, damaged, or not of a checkpoint that training can resume.
     """
-    values = _read(folder)
-    checksums = values.pop("xxh3_128")
-    if not values:
+    content, checksums = _read(folder)
+    if json.loads(content).keys() <= CHECKSUMS:
         raise ValueError(
             f"{folder} holds weights alone, nothing to resume: start a new run from them with "
             f"initialize={folder}"
         )
-    known = {each.name for each in fields(State)}
-    try:
-        return State(**{name: value for name, value in values.items() if name in known}), checksums
-    except TypeError as error:
-        raise ValueError(f"{folder / 'state.json'} is of another version of caat ({error})") from None
+    return parse_record(content, State, folder / "state.json"), checksums
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
     """By file name; raises ``ValueError`` if state.json is missing or damaged."""
-    return _read(folder)["xxh3_128"]
+    return _read(folder)[1]
 
 
 def read_checked(path: Path) -> bytes:
@@ -93,19 +100,21 @@ def _write(folder: Path, state: dict[str, Any], checksums: dict[str, str]) -> No
     write_json(folder / "state.json", {**values, "state_xxh3_128": _digest(values)})
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> tuple[bytes, dict[str, str]]:
+    """The content of state.json, which has the checksum that it names, and the checksums in it."""
     path = folder / "state.json"
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there")
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        digest = values.pop("state_xxh3_128")
-        values["xxh3_128"].items()
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error})") from None
-    if _digest(values) != digest:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): the checkpoint is not whole") from None
+    found = parse_record(content, _Checksums, path)
+    values = json.loads(content)
+    del values["state_xxh3_128"]
+    if _digest(values) != found.state_xxh3_128:
         raise ValueError(f"{path} is damaged: its content does not have the checksum that it names")
-    return values
+    return content, found.xxh3_128
 
 
 def _digest(values: dict[str, Any]) -> str:
