@@ -64,7 +64,7 @@ class ProcessesConfig:
 class LaunchConfig(ProcessesConfig):
     """Who trains, and what becomes of those that hang or die."""
 
-    # A run that does not get on for so long is ended, with the process that hangs named.
+    # A run in which no process gets on, by as much as a layer, for so long is ended, and who hangs is named.
     hang_seconds: float = 600.0
     # After a process died: start all of them again from the last checkpoint, so many times.
     max_restarts: int = 0

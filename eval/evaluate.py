@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from numbers import Real
@@ -22,17 +22,21 @@ Results = dict[str, dict[str, float]]
 
 
 def evaluate(
-    model: CaatLM, tasks: Tasks, limit: int | None = None, num_fewshot: int | None = None
+    model: CaatLM,
+    tasks: Tasks,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Results:
     """Run ``tasks`` on the first ``limit`` documents of each (None: all).
 
     Every process must call it alike; only the first of a node gets results. Nothing random that is drawn
-    here is missed elsewhere.
+    here is missed elsewhere. ``tick`` is called whenever lm-eval moves a bar of its own.
     """
     # lm-eval would resample in forked processes, which gloo's threads do not survive.
     os.environ["DISABLE_MULTIPROC"] = "1"
     # Its bars and notes would come from every process at once.
-    with _randomness_kept(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with _randomness_kept(), redirect_stdout(StringIO()), redirect_stderr(_Bars(tick)):
         found = simple_evaluate(
             model=model,
             tasks=tasks.names,
@@ -69,6 +73,18 @@ def _metrics(values: dict[str, Any]) -> dict[str, float]:
             filtered = of if by == "none" else f"{of},{by}"
             found[filtered + metric[len(of) :]] = float(value)
     return found
+
+
+class _Bars(StringIO):
+    """Where the bars that lm-eval draws of documents and metrics go."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        super().__init__()
+        self._tick = tick
+
+    def write(self, text: str) -> int:
+        self._tick()
+        return len(text)
 
 
 @contextmanager

@@ -19,9 +19,13 @@ def run_benchmarks(
     tasks: Tasks,
     limit: int | None,
     watch: Callable[[int, int], None],
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """``eval/<task>/<metric>`` of the engine's model as it is now. Collective."""
+    """``eval/<task>/<metric>`` of the engine's model as it is now. Collective.
+
+    ``watch`` is told of every batch, ``tick`` whenever lm-eval itself gets on.
+    """
     with engine.evaluating() as forward:
         # At stage 3 every replica takes part in every forward pass: none can have rows of its own.
         lm = CaatLM(model, tokenizer, forward=forward, watch=watch, share=engine.stage < 3)
-        return flat(evaluate(lm, tasks, limit))
+        return flat(evaluate(lm, tasks, limit, tick=tick))

@@ -27,7 +27,7 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
     candidates = control.gather([str(path) for path in checkpoints_to_try(config, run)])[0]
     for candidate in map(Path, candidates):
         watchdog.beat(f"verifying {candidate}")
-        problems = damage(candidate, control)
+        problems = damage(candidate, control, tick=watchdog.tick)
         if not problems:
             _make_latest(candidate, run, control)
             return candidate
@@ -56,7 +56,7 @@ def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path
     # Of a run that is still training, each rank by itself may find another one.
     checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
     watchdog.beat(f"verifying {checkpoint}")
-    if problems := damage(checkpoint, control):
+    if problems := damage(checkpoint, control, tick=watchdog.tick):
         raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give initialize=... another one")
     return checkpoint
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from caat.data.corpus import data_fingerprint
 from caat.data.loader import Loader, validation_batches
@@ -29,7 +30,7 @@ from caat.training.replicas import DriftError, ReplicaGuard
 from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.trackers import open_trackers
 from caat.training.trackers.samples import Samples
-from caat.training.watchdog import Watchdog
+from caat.training.watchdog import Watchdog, tick_in
 from conf.schema import Config
 from launch.agreement import check_ranks
 from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR, only_warned
@@ -69,7 +70,8 @@ def train_run(
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)
-    model = _build(config, mesh, device, source or initial)
+    model = _build(config, mesh, device, source or initial, watchdog)
+    tick_in(model, watchdog.tick)
     if c.compile:
         model.compile_cores()
     watchdog.beat("starting DeepSpeed")
@@ -78,8 +80,8 @@ def train_run(
     watchdog.beat("loading the optimizer state")
     if initial is not None and c.precision == "bf16":
         # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
-        load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial)
-    start = _restore(engine, tensors, source) or State(
+        load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial, watchdog.tick)
+    start = _restore(engine, tensors, source, watchdog) or State(
         0, 0, 0, c.sequence, config.seed, data_fingerprint(tokens), 0
     )
 
@@ -129,7 +131,8 @@ def train_run(
             output.progress.say(f"starting with the weights of {initial}")
         write_status(folder, "running")
     summary: dict = {}
-    status, why = "failed", ""
+    # Empty: it ends in a way that the worker tells of, since another rank may know better why.
+    status, why = "", ""
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
         record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
@@ -142,13 +145,15 @@ def train_run(
         status = "stopped"
         raise
     except tuple(ENDINGS) as error:
-        why = str(error)
+        status, why = "failed", str(error)
         # What was being saved when the run had to end is good.
         saver.finish()
         raise
     finally:
+        watchdog.rest()
         if output:
-            write_status(folder, status, why)
+            if status:
+                write_status(folder, status, why)
             output.progress.close()
             _close(output, config, summary, folder)
 
@@ -174,14 +179,20 @@ def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
         tracker.close(summary)
 
 
-def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None) -> GPT:
+def _build(config: Config, mesh: Mesh, device: torch.device, source: Path | None, watchdog: Watchdog) -> GPT:
     """The model with random initial weights, or those of the checkpoint ``source``."""
     ratio = config.sync.ratio_of(1)
     arguments = (config.sync.scale(mesh.shards), config.train.activation_checkpointing)
     model = GPT.empty(config.model, mesh, ratio, *arguments, device)
     if source is None:
-        return model.fill(initial_weights(config.model, config.seed))
-    load_weights(model, full_tensors(model), mesh.local_shards, source)
+        full = initial_weights(config.model, config.seed)
+
+        def next_full(name: str, shape: tuple[int, ...]) -> Tensor:
+            watchdog.tick()
+            return full(name, shape)
+
+        return model.fill(next_full)
+    load_weights(model, full_tensors(model), mesh.local_shards, source, watchdog.tick)
     return model
 
 
@@ -201,19 +212,21 @@ def _benchmarks(
         def watch(done: int, total: int) -> None:
             watchdog.beat(f"evaluating after step {step}")
 
-        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch)
+        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch, watchdog.tick)
 
     return run
 
 
-def _restore(engine: Engine, tensors: Sequence[FullTensors], source: Path | None) -> State | None:
+def _restore(
+    engine: Engine, tensors: Sequence[FullTensors], source: Path | None, watchdog: Watchdog
+) -> State | None:
     """Optimizer and random state of the checkpoint; the weights are in the model already."""
     if source is None:
         return None
     state, _ = read_state(source)
     # In float32 the master weights are the model's; in bfloat16 the model's are rounded.
     kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
-    load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source)
+    load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source, watchdog.tick)
     engine.adam_steps = state.adam_steps
     set_random_state(state.random)
     return state

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def work(config: Config, folder: Path | None) -> None:
         status = 0
         try:
             run = _agree_on(folder, config)
+            watchdog.record = partial(write_status, run, "failed")
             with _failures_kept(run):
                 train_run(config, run, tokens, device, request, watchdog)
         except tuple(ENDINGS) as error:
@@ -83,7 +85,7 @@ def _failures_kept(run: Path) -> Iterator[None]:
     """A failure before training began is the status of ``run`` as well."""
     try:
         yield
-    except Exception as error:
+    except tuple(ENDINGS) as error:
         if dist.get_rank() == 0 and read_status(run) == "starting":
             write_status(run, "failed", str(error))
         raise
@@ -95,16 +97,21 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
     A mistake of the user is raised by all ranks, and reported by the launcher.
     """
     if dist.get_world_size() == 1 or isinstance(error, ValueError):
+        if dist.get_rank() == 0:
+            watchdog.record(str(error) or type(error).__name__)
         watchdog.stop()
         return
     lost_connection = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
     if lost_connection:
         # By itself it says nothing: the rank at the other end of it is gone, and may have said why.
+        why = f"rank {dist.get_rank()} lost the connection to another rank"
         if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
-            print(f"caat: error: rank {dist.get_rank()} lost the connection to another rank", file=sys.stderr)
+            print(f"caat: error: {why}", file=sys.stderr)
+            watchdog.record(why)
     elif watchdog.claim_failure(f"{type(error).__name__}: {error}"):
         traceback.print_exception(error)
         print(f"caat: error: rank {dist.get_rank()}: {error}", file=sys.stderr)
+        watchdog.record(f"rank {dist.get_rank()}: {error}")
     sys.stderr.flush()
     # Not sys.exit: gloo's threads and the one of a save in flight would be waited for.
     os._exit(1)

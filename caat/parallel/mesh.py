@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
+from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first, wake_gloo_first
 from caat.parallel.wire import Wire
 
@@ -39,9 +40,10 @@ class Mesh:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
         # new_group is collective over the world: every rank makes every group and keeps its own.
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
-        options = sums_first(dist.get_backend())
-        tensor_groups = [dist.new_group(ranks, pg_options=options) for ranks in rows]
-        data_groups = [dist.new_group(list(ranks), pg_options=options) for ranks in zip(*rows, strict=True)]
+        options = sums_first(dist.get_backend(), PATIENCE)
+        tensor_groups = [dist.new_group(ranks, PATIENCE, pg_options=options) for ranks in rows]
+        columns = map(list, zip(*rows, strict=True))
+        data_groups = [dist.new_group(ranks, PATIENCE, pg_options=options) for ranks in columns]
         wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
         return Mesh(

@@ -21,16 +21,15 @@ SHORTEST_SLICE_NS = 100_000
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
-def sums_first(backend: str, timeout: timedelta | None = None) -> Any:
+def sums_first(backend: str, timeout: timedelta) -> Any:
     """Options of a new process group: on a GPU its kernels go before arithmetic wherever both could run.
 
-    ``timeout``: the one that the group is made with, if any; torch warns if they differ.
+    ``timeout`` is the one that the group is made with; torch warns if they differ.
     """
     if backend != "nccl":
         return None
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    if timeout is not None:
-        options._timeout = timeout
+    options._timeout = timeout
     return options
 
 

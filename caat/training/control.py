@@ -7,13 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from caat.parallel.patience import PATIENCE
+
 
 class Control:
     """A group of all ranks, or a lone process. Every rank makes it and calls every method, in one thread."""
 
     def __init__(self) -> None:
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.group = dist.new_group(timeout=PATIENCE, backend="gloo") if self.world > 1 else None
 
     def maximum(self, *values: int) -> list[int]:
         """Of each value over all ranks."""

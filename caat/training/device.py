@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first
 from caat.training.meeting import meet
 
@@ -46,9 +47,7 @@ def choose_device(
     return torch.device("cuda", local_rank % gpus)
 
 
-def start_process_group(
-    device: torch.device, timeout: timedelta = timedelta(minutes=30), backend: str = "auto"
-) -> None:
+def start_process_group(device: torch.device, timeout: timedelta = PATIENCE, backend: str = "auto") -> None:
     """Join the world that torchrun describes in the environment, or be a world of one.
 
     ``backend`` ``auto`` is NCCL for a CUDA ``device`` and gloo for the CPU.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from datetime import timedelta
 from time import monotonic, sleep
 
@@ -10,6 +11,8 @@ import torch.distributed as dist
 
 # Between two looks at who has come.
 POLL_SECONDS = 0.02
+# Ranks of another node may still prepare their text; one that never came is to be known all the same.
+TELL_SECONDS = 60.0
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
@@ -26,13 +29,17 @@ def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
         store.set(f"{name}/{rank}", "")
         return name
     name, missing = f"meeting-{secrets.token_hex(8)}", set(range(1, world))
-    end = monotonic() + timeout.total_seconds()
+    started, told = monotonic(), False
     while missing:
         for each in [each for each in missing if store.check([f"asks/{each}"])]:
             store.set(f"answer/{store.get(f'asks/{each}').decode()}", name)
             if store.check([f"{name}/{each}"]):
                 missing.remove(each)
-        if missing and monotonic() > end:
+        waited = monotonic() - started
+        if missing and waited > TELL_SECONDS and not told:
+            told = True
+            print(f"caat: waiting for ranks {sorted(missing)}", file=sys.stderr, flush=True)
+        if missing and waited > timeout.total_seconds():
             raise RuntimeError(f"ranks {sorted(missing)} have not come within {timeout}")
         sleep(POLL_SECONDS)
     return name

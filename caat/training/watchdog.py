@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from types import FrameType
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import nn
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -34,15 +34,22 @@ HUNG_STATUS = 5
 
 
 class Watchdog:
-    """:meth:`beat` says that this rank gets on; without a beat for ``seconds`` the run ends with status 5.
+    """:meth:`beat` and :meth:`tick` say that this rank gets on.
 
-    ``store`` is shared by the ranks; ``None`` for a world of one. It is on the first rank's host: where the
-    network is down, a call of it does not return, and none may keep this rank from ending.
+    If no rank does for ``seconds``, the run ends with status 5: one that waits for a rank that works is no
+    hang. ``store`` is shared by the ranks; ``None`` for a world of one. It is on the first rank's host: where
+    the network is down, a call of it does not return, and none may keep this rank from ending.
     """
 
     def __init__(self, store: dist.Store | None, rank: int, world: int, seconds: float) -> None:
         self._store, self._rank, self._world, self._seconds = store, rank, world, seconds
-        self._beats, self._doing, self._last = 0, "starting", time.monotonic()
+        # Beats, which are the same on all ranks, tell who is behind; ticks only that a rank gets on.
+        self._beats, self._ticks, self._doing = 0, 0, "starting"
+        # Changes whenever some rank has got on.
+        self._anywhere = 0
+        self._resting = False
+        # Told why the run ended, by the rank that says so.
+        self.record: Callable[[str], None] = lambda why: None
         self._main = threading.main_thread().ident
         # Benchmarks silence what the whole process prints.
         self._stderr = sys.stderr
@@ -57,12 +64,17 @@ class Watchdog:
             thread.start()
 
     def beat(self, doing: str) -> None:
-        """Called by the main thread between any two things that may take long; costs nothing."""
-        self._beats, self._doing, self._last = self._beats + 1, doing, time.monotonic()
+        """What the main thread does from now on; all ranks say the same in the same order. Costs nothing."""
+        self._beats, self._doing = self._beats + 1, doing
+        self.tick()
+
+    def tick(self, *_: object) -> None:
+        """What is being done gets on, whichever thread does it. Takes anything, to be used as a hook."""
+        self._ticks += 1
 
     def rest(self) -> None:
         """Training is over: what is left to do may take any time, but failures elsewhere are still heard."""
-        self._doing, self._last = "closing the run", math.inf
+        self._doing, self._resting = "closing the run", True
 
     def stop(self) -> None:
         """Stop watching. Called by the main thread before the process ends."""
@@ -90,16 +102,22 @@ class Watchdog:
         return _within(wait + REPORT_SECONDS, claim, True)
 
     def _watch(self) -> None:
+        seen, still = (-1, -1), 0.0
         while not self._stopped.wait(POLL_SECONDS):
-            if time.monotonic() - self._last > self._seconds:
+            now = (self._ticks, self._anywhere)
+            # Counted, not read from a clock: that one goes on while the whole job is suspended.
+            still = 0.0 if now != seen or self._resting else still + POLL_SECONDS
+            seen = now
+            if still > self._seconds:
                 try:
                     self._report()
                 finally:
                     os._exit(HUNG_STATUS)
 
     def _listen(self) -> None:
-        """End this process when another rank has failed."""
+        """End this process when another rank has failed; tell the others, and hear, who gets on."""
         assert self._store is not None
+        told = 0
         # Without the store there is nobody to hear: the process that kept it is gone, and this run with it.
         with suppress(dist.DistError):
             keys = [f"process/{rank}" for rank in range(self._world)]
@@ -107,6 +125,9 @@ class Watchdog:
                 if self._store.check([FAILED]):
                     time.sleep(LATER_SECONDS)
                     os._exit(1)
+                ticks = self._ticks
+                self._anywhere = self._store.add("progress", int(ticks != told))
+                told = ticks
                 # Learnt while all is well: with the network gone it would be too late.
                 if not self._processes and self._store.check(keys):
                     self._processes = {
@@ -128,6 +149,7 @@ class Watchdog:
             # With nobody to read it, this process is to end all the same.
             with suppress(OSError):
                 print(f"caat: error: {text}", file=self._stderr, flush=True)
+            _within(REPORT_SECONDS, lambda: self.record(text), None)
         # Once one rank is gone, the collectives that others wait in fail, and they with another status.
         time.sleep(LATER_SECONDS if first else 2 * LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
@@ -162,12 +184,23 @@ class Watchdog:
             self._store.set(key, json.dumps(value))
 
 
+def tick_in(model: nn.Module, tick: Callable[..., None]) -> None:
+    """Call ``tick`` as ``model`` computes: before each of its ``blocks``, and at the gradient of each weight.
+
+    So a single forward and backward pass may take longer than what counts as a hang.
+    """
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.register_forward_pre_hook(tick)
+    for parameter in model.parameters():
+        parameter.register_hook(tick)
+
+
 def _within(seconds: float, work: Callable[[], T], otherwise: D) -> T | D:
     """What ``work()`` returns, or ``otherwise`` if it fails or takes longer; then it is left behind."""
     results: list[T] = []
 
     def run() -> None:
-        with suppress(dist.DistError):
+        with suppress(dist.DistError, OSError):
             results.append(work())
 
     thread = threading.Thread(target=run, name="watchdog's voice", daemon=True)

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from launch.status import read_why
 from tests.drills.run import STEPS, Run
+
+HANGS = "rank 1 hangs while reading the data of step 8"
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Drill:
         problems = [] if status in allowed else [f"status {status}, not {sorted(allowed)}"]
         if says not in run.output:
             problems.append(f"it does not say {says!r}")
+        if says not in read_why(run.folder):
+            problems.append(f"its status is {read_why(run.folder)!r}, not {says!r}")
         ended = _how_it_ended(run.output, status)
         done, saved = run.steps_done(), run.saved()
         if run.resume():
@@ -227,7 +232,7 @@ def all_drills(drill: Drill, kills: int) -> list[tuple[str, Callable[[], Outcome
         ("missing moments", lambda: drill.damage("missing", "optimizer.exp_avg.safetensors", "previous")),
         ("bit flip in config.json", lambda: drill.damage("flipped", "config.json", "previous")),
         ("truncated state.json", lambda: drill.damage("truncated", "state.json", "previous")),
-        ("a rank hangs", lambda: drill.fault("hang", {5}, "rank 1 hangs while reading the data of step 8")),
+        ("a rank hangs", lambda: drill.fault("hang", {5}, HANGS)),
         ("a rank is frozen", drill.freeze),
         ("a rank raises", lambda: drill.fault("raise", {1}, "rank 1: the drill's own failure")),
         ("nan in a gradient", lambda: drill.fault("gradient", {0}, "")),

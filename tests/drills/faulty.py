@@ -21,6 +21,11 @@ def install(fault: dict[str, Any]) -> None:
     {**kinds, "drift": _drift}[fault["kind"]](fault["step"])
 
 
+def install_if_told() -> None:
+    if FAULT in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        install(json.loads(os.environ[FAULT]))
+
+
 def _at(step: int, owner: Any, method: str, action: Callable[..., None]) -> None:
     """Call ``action(self)`` before the ``step``-th call of ``owner.method``."""
     original, calls = getattr(owner, method), [0]
@@ -103,8 +108,7 @@ def _drift(step: int) -> None:
 
 
 if __name__ == "__main__":
-    if FAULT in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        install(json.loads(os.environ[FAULT]))
+    install_if_told()
     from launch.pretrain import main
 
     sys.exit(main())

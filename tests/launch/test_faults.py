@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.drills import Drill
+from launch.status import read_status, read_why
+from tests.drills.drills import HANGS, Drill
 from tests.drills.run import ROOT, STEPS, Run
 from tests.paragraphs import PARAGRAPHS
 
@@ -35,12 +36,19 @@ def drill(tmp_path_factory) -> Drill:
         lambda drill: drill.stop(signal.SIGUSR1, True),
         lambda drill: drill.damage("flipped", "optimizer.exp_avg.safetensors", "stop"),
         lambda drill: drill.fault("raise", {1}, "rank 1: the drill's own failure"),
-        lambda drill: drill.fault("hang", {5}, "rank 1 hangs while reading the data of step 8"),
+        lambda drill: drill.fault("hang", {5}, HANGS),
     ],
     ids=["killed", "restarted", "stopped", "damaged", "raised", "hung"],
 )
 def test_a_run_survives(drill, hit):
     assert hit(drill).problems == []
+
+
+def test_a_lone_process_that_hangs_says_so_in_its_status(drill):
+    run = drill.new("alone", "launch.processes=1", "launch.hang_seconds=8")
+    assert run.run(fault={"kind": "hang", "rank": 0, "step": 2}) == 5, run.output
+    assert read_status(run.folder) == "failed"
+    assert "rank 0 hangs while reading the data of step 2" in read_why(run.folder)
 
 
 def test_a_run_moves_to_other_layouts(drill):

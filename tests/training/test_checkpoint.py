@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from xxhash import xxh3_128
 
 from caat.parallel.mesh import Mesh
-from caat.training.checkpoint import files
+from caat.training.checkpoint import files, reading
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.reading import damage, load_state, load_weights
@@ -319,6 +319,18 @@ def test_every_damaged_file_is_found_by_all_ranks(ranks, saved, name, how):
         path.unlink()
     first, second = ranks(2).run(verify, saved)
     assert first == second and len(first) == 1 and name in first[0]
+
+
+def test_reading_ticks_by_block_and_by_parameter(saved, monkeypatch):
+    monkeypatch.setattr(reading, "HASHED_BYTES", 1000)
+    ticks = []
+    assert damage(saved, Control(), tick=lambda: ticks.append(1)) == []
+    sizes = [path.stat().st_size for path in saved.iterdir() if path.name != "state.json"]
+    assert len(ticks) == sum(-(-size // 1000) for size in sizes)
+    ticks.clear()
+    model = load_model(saved, Mesh(4))
+    load_weights(model, full_tensors(model), range(4), saved, lambda: ticks.append(1))
+    assert len(ticks) == len(list(model.parameters()))
 
 
 def test_nothing_is_unpickled(saved):

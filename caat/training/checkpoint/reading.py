@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +23,10 @@ from conf.checks import require
 
 # One waits for the disk while others hash.
 HASHING_THREADS = 4
+HASHED_BYTES = 4 * 2**20
+
+# Called whenever a part of long work is done.
+Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ class Tensors:
         return self._files[file]
 
 
-def damage(folder: Path, control: Control, optimizer: bool = True) -> list[str]:
+def damage(folder: Path, control: Control, optimizer: bool = True, tick: Tick = lambda: None) -> list[str]:
     """What is wrong with the files of a checkpoint, a line each; none if all have their checksums.
 
-    ``optimizer``: the files of its state, too. Every file is read once, by one of the ranks. Collective, with
-    the same answer on all ranks.
+    ``optimizer``: the files of its state, too. ``tick`` is called for every block read. Every file is read
+    once, by one of the ranks. Collective, with the same answer on all ranks.
     """
     try:
         checksums = read_checksums(folder)
@@ -109,13 +112,22 @@ def damage(folder: Path, control: Control, optimizer: bool = True) -> list[str]:
     names = [name for name in checksums if optimizer or not name.startswith("optimizer.")]
     mine = _share(folder, names, control)
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        problems = [*pool.map(lambda name: _problem(folder / name, checksums[name]), mine)]
+        problems = [*pool.map(lambda name: _problem(folder / name, checksums[name], tick), mine)]
     everyone = control.gather(unreadable + [problem for problem in problems if problem])
     return sorted({problem for problems in everyone for problem in problems})
 
 
-def load_weights(model: nn.Module, tensors: Sequence[FullTensors], which: range, folder: Path) -> None:
-    """Fill the parameters of ``model``, which holds the shards ``which``, before DeepSpeed gets them."""
+def load_weights(
+    model: nn.Module,
+    tensors: Sequence[FullTensors],
+    which: range,
+    folder: Path,
+    tick: Tick = lambda: None,
+) -> None:
+    """Fill the parameters of ``model``, which holds the shards ``which``, before DeepSpeed gets them.
+
+    ``tick`` is called for every parameter.
+    """
     file = Tensors(folder)
     extra = set(file.names) - {name for each in tensors for name in each.names}
     require(
@@ -124,6 +136,7 @@ def load_weights(model: nn.Module, tensors: Sequence[FullTensors], which: range,
     for each in tensors:
         _check(each, file)
         each.read(which, file.part, model.get_parameter(each.parameter).detach())
+        tick()
 
 
 def load_state(
@@ -132,11 +145,16 @@ def load_state(
     tensors: Sequence[FullTensors],
     which: range,
     folder: Path,
+    tick: Tick = lambda: None,
 ) -> None:
-    """Fill this rank's part of the optimizer state of these ``kinds``, of the shards ``which``."""
+    """Fill this rank's part of the optimizer state of these ``kinds``, of the shards ``which``.
+
+    ``tick`` is called for every parameter.
+    """
     for kind in kinds:
         file = Tensors(folder, kind)
         for each in tensors:
+            tick()
             fragment = fragments[each.parameter]
             if fragment.size == 0:
                 continue
@@ -168,12 +186,15 @@ def _share(folder: Path, names: list[str], control: Control) -> list[str]:
     return mine
 
 
-def _problem(path: Path, checksum: str) -> str | None:
+def _problem(path: Path, checksum: str, tick: Tick) -> str | None:
+    digest, block = xxh3_128(), memoryview(bytearray(HASHED_BYTES))
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, xxh3_128).hexdigest()
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(block):
+                digest.update(block[:size])
+                tick()
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
-    if found != checksum:
+    if digest.hexdigest() != checksum:
         return f"{path.name} is damaged: its content does not have the checksum in state.json"
     return None
