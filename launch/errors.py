@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from time import sleep
 from typing import NoReturn
 
+from caat.disk import no_room
+
 # Exit statuses.
 USER_ERROR = 2
 NOT_FINITE = 3
@@ -68,7 +70,7 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Within it, a ``ValueError`` that our code raises ends in `fail`.
+    """Within it, a ``ValueError`` that our code raises ends in `fail`, and so does a full disk.
 
     One that a library raises is our mistake, not the user's, and keeps its traceback.
     """
@@ -87,6 +89,11 @@ def user_errors() -> Iterator[None]:
         # As in `caat plan | head`; what is left of our output has to go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if not (full := no_room(error)):
+            raise
+        # A file that is written to does not say its name.
+        fail(f"{full.strerror} ({full.filename or 'df shows where'}): make room")
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

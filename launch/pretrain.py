@@ -15,6 +15,7 @@ from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume, check_resume_data, restarted
 from launch.run_folder import claim, leave_finished, open_run_folder
+from launch.space import check_space
 from launch.status import read_status, write_status
 from launch.validate import check_data, check_device, validate
 
@@ -108,6 +109,7 @@ def set_up(config: Config) -> Path | None:
     elif state.step >= config.train.steps:
         leave_finished(config)
         return None
+    check_space(config)
     return open_run_folder(config)
 
 

@@ -10,6 +10,8 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -56,7 +58,8 @@ def open_run_folder(config: Config) -> Path:
     if continues(config):
         folder = Path(str(config.run.dir)).expanduser()
         claim(folder)
-        reopen_run_folder(config, folder)
+        with _writing(folder):
+            reopen_run_folder(config, folder)
     else:
         folder = create_run_folder(config)
         claim(folder)
@@ -73,11 +76,14 @@ def create_run_folder(config: Config) -> Path:
     Raises ``ValueError`` if it cannot be made, or ``run.dir`` holds something.
     """
     folder = _given_folder(config.run.dir) if config.run.dir else _new_folder(config)
-    try:
-        save_config(config, folder / "config.yaml")
-    except FileExistsError as error:
-        raise ValueError(f"run.dir={folder} was taken by another run just now: give another one") from error
-    _write_environment(folder / "environment.json")
+    with _writing(folder):
+        try:
+            save_config(config, folder / "config.yaml")
+        except FileExistsError as error:
+            raise ValueError(
+                f"run.dir={folder} was taken by another run just now: give another one"
+            ) from error
+        _write_environment(folder / "environment.json")
     return folder
 
 
@@ -145,6 +151,15 @@ def claim(folder: Path) -> None:
         return  # file systems of some clusters have no locks
     # Also keeps the lock from being collected.
     atexit.register(lock.release)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = error.strerror or error
+        raise ValueError(f"{folder} cannot be written ({problem}): make room, or give run.dir=...") from error
 
 
 def _write_environment(path: Path) -> None:

@@ -22,6 +22,7 @@ from launch.errors import STOPPED
 from launch.initial import check_initial
 from launch.resume import check_resume_data, given_folder, restarted
 from launch.run_folder import leave_finished, open_run_folder
+from launch.space import check_space
 from launch.status import read_status, write_status
 from launch.trainer import ENDINGS, train_run
 from launch.validate import check_data
@@ -57,6 +58,7 @@ def work(config: Config, folder: Path | None) -> None:
     if restarted() and known is not None and read_status(known) == "stopped":
         # To torchrun a process that was told to stop, and saved, is one that died.
         sys.exit(STOPPED)
+    check_space(config, folder)
     with StopRequest() as request:
         start_process_group(device, backend=config.launch.backend)
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -24,6 +23,7 @@ from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, tok
 from caat.data.split import held_out_below, is_held_out
 from caat.data.text import batches, check_source, load_documents
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
+from caat.disk import free_bytes, no_room, size_text
 from conf.data import DataConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # Text that a tokenizer is trained on, at most: it is held in memory, about ten times over.
 TOKENIZER_BYTES = 100 << 20
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepared_folder(config: DataConfig) -> Path:
@@ -136,12 +135,14 @@ def _make(config: DataConfig, folder: Path) -> None:
         partial.rename(folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise ValueError(
-                f"{folder} could not be written ({error.strerror}): make room for a copy of the text and its "
-                "tokens, or give another folder, data.dir=... (out=... of caat tokenize)"
-            ) from error
-        raise
+        if not (full := no_room(error)):
+            raise
+        text = sum(file.stat().st_size for file in check_source(config).files)
+        raise ValueError(
+            f"{folder} could not be written ({full.strerror}): preparing {size_text(text)} of text takes "
+            f"about twice as much, and {size_text(free_bytes(folder) or 0)} are free. Make room, or give "
+            "another folder, data.dir=... (out=... of caat tokenize)"
+        ) from error
 
 
 def _is_done(config: DataConfig, folder: Path) -> bool:

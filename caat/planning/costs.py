@@ -12,9 +12,13 @@ def flops_per_token(c: ModelConfig, sequence: int) -> int:
     6 per weight of a matrix product (the head counts, the embedding look-up does not) plus
     12 · layers · hidden · sequence for attention. Recomputation is not counted.
     """
-    attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
-    matrices = c.layers * (attention + 3 * c.hidden * c.ffn) + c.hidden * c.vocab_size
-    return 6 * matrices + 12 * c.layers * c.hidden * sequence
+    return 6 * _matrices(c) + 12 * c.layers * c.hidden * sequence
+
+
+def checkpoint_bytes(c: ModelConfig) -> int:
+    """Of a checkpoint: weights and AdamW's two moments in float32. Its small files come on top."""
+    norms, embedding = (2 * c.layers + 1) * c.hidden, c.vocab_size * c.hidden
+    return 3 * 4 * (_matrices(c) + embedding + norms)
 
 
 def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str) -> int:
@@ -37,3 +41,9 @@ def sync_bytes(c: ModelConfig, channels: int, tokens: int, wire: WireFormat) -> 
     full synchronisation as in Megatron.
     """
     return 2 * c.layers * tokens * wire.token_bytes(channels)
+
+
+def _matrices(c: ModelConfig) -> int:
+    """Weights of all matrix products."""
+    attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
+    return c.layers * (attention + 3 * c.hidden * c.ffn) + c.hidden * c.vocab_size

@@ -139,13 +139,17 @@ def roll_back(checkpoints: Path, to: Path) -> list[Path]:
 
 
 def clear_leftovers(checkpoints: Path) -> None:
-    """Remove what a save or a deletion that was killed left behind.
+    """Remove :func:`leftovers`.
 
     What cannot be removed yet, as on NFS while somebody reads it, is left for the next time.
     """
-    for pattern in ("step-*.tmp", "step-*.deleted"):
-        for folder in checkpoints.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in leftovers(checkpoints):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(checkpoints: Path) -> list[Path]:
+    """What a save or a deletion that was killed left behind."""
+    return [folder for pattern in ("step-*.tmp", "step-*.deleted") for folder in checkpoints.glob(pattern)]
 
 
 def _saved_by_time(folder: Path) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import tokenizer_files
+from caat.disk import disk_problem
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.architecture import Architecture
@@ -70,6 +71,7 @@ class Saver:
         self._control = Control()
         self._files = plan_files(tensors, self._control.world)
         ranges = {name: (held.start, held.size) for name, held in fragments().items()}
+        self._bytes = sum(each.bytes for file in self._files for each in file.contents)
         self._exchange = Exchange(self._files, ranges, mesh, self._control)
         self._sent = self._exchange.sent_by_me()
         self._snapshot: dict[tuple[str, str], Tensor] = {}
@@ -169,6 +171,8 @@ class Saver:
         result, problem = None, None
         try:
             result = work()
+        except OSError as error:
+            problem = disk_problem(error, self.checkpoints, self._bytes)
         except LOCAL_PROBLEMS as error:
             problem = str(error)
         outcomes = self._control.gather((result, problem))

@@ -23,7 +23,7 @@ def open_trackers(config: Config, folder: Path, done: tuple[int, int] | None) ->
     done_steps, done_tokens = done or (None, None)
     settings, c = dataclasses.asdict(config), config.tracker
     trackers: list[Tracker] = [
-        Guarded("metrics.jsonl", lambda: JsonLines(folder / "metrics.jsonl", done_steps))
+        Guarded(str(folder / "metrics.jsonl"), lambda: JsonLines(folder / "metrics.jsonl", done_steps))
     ]
     if c.wandb != "none":
         trackers.append(Guarded("Weights & Biases", lambda: Wandb(config, folder, settings)))
