@@ -62,15 +62,19 @@ def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
         "became": "a checkpoint of caat",
         "shards": found.shards,
         "ratio": found.ratio,
-        "embeddings": "tied: written as two equal matrices, trained apart from now on"
-        if source.tied
-        else "untied",
+        "embeddings": _embeddings(source.tied, source.flagged_tied),
         "tokenizer": source.tokenizer.name,
         "begin_and_end": f"{found.bos} and {found.eos}",
         "parameters": source.bytes // 4,
         "bytes": source.bytes,
     }
     return result, partial(import_checkpoint, source)
+
+
+def _embeddings(tied: bool, flagged: bool) -> str:
+    if tied:
+        return "tied: written as two equal matrices, trained apart from now on"
+    return "untied" + (": tie_word_embeddings is true, but the file has a head of its own" if flagged else "")
 
 
 def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:

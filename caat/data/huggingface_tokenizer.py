@@ -29,20 +29,20 @@ class HuggingFaceTokenizer:
         if not path.is_file():
             raise ValueError(f"the tokenizer {path} cannot be read (no such file): {REMEDY}")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises nothing narrower
             raise ValueError(f"{path} is not a tokenizer.json ({error}): {REMEDY}") from error
         # Settings of whoever saved the file: they would cut documents short without a word.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self._size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self._bos, self._eos = (self._special(path, name) for name in ("bos", "eos"))
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def bos_id(self) -> int:
         return self._bos
@@ -52,32 +52,28 @@ class HuggingFaceTokenizer:
 
     def begin_and_end(self) -> tuple[str, str]:
         """The tokens :meth:`bos_id` and :meth:`eos_id` by name."""
-        tokens = {
-            number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()
-        }
+        tokens = {number: token for token, number in self.tokenizer.get_vocab(with_added_tokens=True).items()}
         return tokens[self._bos], tokens[self._eos]
 
     def vocab_size(self) -> int:
         return self._size
 
     def id_to_piece(self, number: int) -> str:
-        return self._tokenizer.id_to_token(number) or f"<{number}>"
+        return self.tokenizer.id_to_token(number) or f"<{number}>"
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self._bos, *each.ids, self._eos], dtype=np.int32) for each in encoded]
 
     def _special(self, path: Path, name: str) -> int:
         """The number of the token that begins or ends a document."""
-        for file in NAMED_IN[:2]:
-            token = _read(path.with_name(file)).get(f"{name}_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None:
-                number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
-                if number is None:
-                    raise ValueError(f"{path.with_name(file)} names {name}_token {token}, which {path} lacks")
-                return number
-        number = _read(path.with_name(NAMED_IN[2])).get(f"{name}_token_id")
+        file, token = named_token(path, name)
+        if token is not None:
+            number = self.tokenizer.token_to_id(token)
+            if number is None:
+                raise ValueError(f"{path.with_name(file)} names {name}_token {token}, which {path} lacks")
+            return number
+        number = read_settings(path.with_name(NAMED_IN[2])).get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         if type(number) is not int or not 0 <= number < self._size:
             raise ValueError(
@@ -87,10 +83,22 @@ class HuggingFaceTokenizer:
         return number
 
 
+def named_token(path: Path, name: str) -> tuple[str, str | None]:
+    """The file beside the tokenizer ``path`` that names its "bos" or "eos" token, and the token, if any."""
+    for file in NAMED_IN[:2]:
+        token = read_settings(path.with_name(file)).get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            if not isinstance(token, str):
+                raise ValueError(f"{path.with_name(file)} has {name}_token={token!r}, which must be a text")
+            return file, token
+    return SETTINGS, None
+
+
 def huggingface_files(path: Path) -> dict[str, bytes]:
     """tokenizer.json, and the settings that `transformers` reads beside it, which name begin and end."""
     tokenizer = HuggingFaceTokenizer(path)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_read(path.with_name(SETTINGS))}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **read_settings(path.with_name(SETTINGS))}
     # Code of others: `transformers` would ask its user to run it.
     settings.pop("auto_map", None)
     settings["bos_token"], settings["eos_token"] = tokenizer.begin_and_end()
@@ -100,6 +108,6 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; empty if there is no such file."""
     return read_record(path, dict[str, Any]) if path.is_file() else {}

@@ -38,20 +38,8 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
     theirs.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id())]
     )
-    for probe in PROBES:
-        ids = tokenizer.encode(probe)
-        if theirs.encode(probe, add_special_tokens=False).ids != ids:
-            return files
-        if theirs.decode(ids) != tokenizer.decode(ids):
-            return files
-    # A piece that its user defined is taken before all others, and no merge makes it.
-    texts = [
-        f"a{piece}b".replace("\u2581", " ")
-        for number, piece in enumerate(pieces)
-        if _is_text(tokenizer, number)
-    ]
-    encoded = theirs.encode_batch(texts, add_special_tokens=False)
-    if [each.ids for each in encoded] != tokenizer.encode(texts):
+    probed = [tokenizer.encode(probe) for probe in PROBES]
+    if not same_numbers(tokenizer, theirs) or any(theirs.decode(x) != tokenizer.decode(x) for x in probed):
         return files
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -67,6 +55,14 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
         "tokenizer.json": theirs.to_str(pretty=True).encode(),
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
     }
+
+
+def same_numbers(ours: SentencePieceTokenizer, theirs: tokenizers.Tokenizer) -> bool:
+    """For the probes, and for every piece: one that its user defined is taken before all others."""
+    pieces = [ours.id_to_piece(number) for number in range(ours.vocab_size()) if _is_text(ours, number)]
+    texts = [*PROBES, *(f"a{piece}b".replace("\u2581", " ") for piece in pieces)]
+    encoded = theirs.encode_batch(texts, add_special_tokens=False)
+    return [each.ids for each in encoded] == ours.encode(texts)
 
 
 def _is_text(tokenizer: SentencePieceTokenizer, number: int) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files
+from caat.data.tokenizer import load_tokenizer, tokenizer_files
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.durable import write_bytes, write_json
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
@@ -22,6 +23,7 @@ from conf.model import ModelConfig
 from conf.partition import shared_channels
 from conf.sync import SyncConfig
 from layers.huggingface.llama import model_config, read_config, read_kind, read_llama
+from layers.huggingface.tokenizers import choose_tokenizer
 from layers.weights import gpt_weights
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -37,6 +39,8 @@ class Source:
     folder: Path
     architecture: Architecture
     tied: bool
+    # By config.json; a file that has another head all the same is not tied.
+    flagged_tied: bool
     tokenizer: Path
     tensors: Tensors
 
@@ -54,12 +58,12 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
 
     Raises ``ValueError`` for a model that is not ours to run, or a file that is not what config.json says.
     """
-    tied = False
+    flagged = False
     if read_kind(folder).model_type == "caat":
         architecture = _exported(folder, shards, ratio)
     else:
         values = read_llama(folder)
-        tied = values.tie_word_embeddings
+        flagged = values.tie_word_embeddings
         model = model_config(values, folder.resolve().name)
         require(
             shards is not None, "parallel.tensor is required: give the number of shards, parallel.tensor=N"
@@ -70,8 +74,8 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         channels = shared_channels(model.hidden, ratio, shards)
         architecture = Architecture(model, shards, ratio, channels, SyncConfig().scale(shards))
     model = architecture.model
-    tensors = _check_tensors(folder, model, tied)
-    path = find_tokenizer(folder)
+    tensors = _check_tensors(folder, model, flagged)
+    path = choose_tokenizer(folder)
     tokenizer = load_tokenizer(path)
     require(
         tokenizer.vocab_size() <= model.vocab_size,
@@ -79,7 +83,8 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         "is the tokenizer of another model, put this one's there",
     )
     architecture = replace(architecture, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
-    return Source(folder, architecture, tied, path, tensors)
+    tied = flagged and _head_is_embedding(tensors, model)
+    return Source(folder, architecture, tied, flagged, path, tensors)
 
 
 def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Callable[[int], None]) -> None:
@@ -147,11 +152,16 @@ def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
         f"{min(extra, default='')}: it belongs to another model",
     )
     for name, shape in wanted.items():
-        if not (tied and name == HEAD):
+        if not (tied and name == HEAD and HEAD not in tensors.names):
             tensors.check(name, shape)
             kind = tensors.dtype(name)
             require(kind in FLOATS, f"{folder}: {name} is {kind}, and only {', '.join(FLOATS)} are read")
     return tensors
+
+
+def _head_is_embedding(tensors: Tensors, model: ModelConfig) -> bool:
+    shape = (model.vocab_size, model.hidden)
+    return HEAD not in tensors.names or torch.equal(tensors(HEAD, shape), tensors(EMBEDDING, shape))
 
 
 def _full_tensors(model: ModelConfig) -> list[FullTensors]:

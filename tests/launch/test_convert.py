@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from caat.data.sentencepiece_export import as_huggingface
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, train_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import files
@@ -20,6 +23,7 @@ from caat.training.control import Control
 from eval.open import load_model
 from eval.score import next_token_log_probabilities
 from launch.convert import main
+from layers.huggingface.tokenizers import choose_tokenizer
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
 
 TEXTS = [
@@ -172,6 +176,87 @@ def test_a_sentencepiece_tokenizer_without_an_equal_goes_along_as_it_is(tmp_path
     result = convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
     assert result["tokenizer"] == "tokenizer.model alone: transformers has no equal of it"
     assert not (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def test_a_head_of_its_own_is_kept_whatever_the_flag_says(tmp_path):
+    theirs = write_llama(tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
+    result = convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    assert result["embeddings"].startswith("untied: tie_word_embeddings is true, but the file has a head of")
+    same_scores(tmp_path / "ours", theirs, 2)
+
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    result = convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'again'}", "parallel.tensor=2")
+    assert result["embeddings"].startswith("tied: written as two equal matrices")
+
+
+def with_both_tokenizers(folder: Path) -> Path:
+    """A Llama with a SentencePiece model and its tokenizer.json; returns the folder."""
+    write_llama(folder, tokenizer=False)
+    train_tokenizer((f"line {i} says {i * i} words" for i in range(500)), 300, folder / "tokenizer.model")
+    for name, content in as_huggingface(folder / "tokenizer.model").items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_the_tokenizer_is_the_one_that_transformers_uses(tmp_path):
+    folder = with_both_tokenizers(tmp_path / "hf")
+    assert choose_tokenizer(folder).name == "tokenizer.model"  # of the same numbers
+
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.add_special_tokens(["<|im_end|>", "<|im_start|>"])
+    fast.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|im_end|>"}))
+    result = convert(f"from={folder}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    assert (result["tokenizer"], result["begin_and_end"]) == ("tokenizer.json", "1 and 300")
+    assert load_tokenizer(find_tokenizer(tmp_path / "ours")).encode("<|im_start|>") == [301]
+
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's
+    assert choose_tokenizer(folder).name == "tokenizer.json"
+
+
+def test_equal_vocabularies_with_other_numbers_are_not_the_same_tokenizer(tmp_path):
+    folder = with_both_tokenizers(tmp_path / "hf")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["normalizers"].insert(0, {"type": "Lowercase"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert choose_tokenizer(folder).name == "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "added_tokens.json",
+            {"<pad>": 300},
+            r"added_tokens.json adds the token <pad> \(300\) to .* lost",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"1": {"content": "<s>"}, "300": {"content": "<|im_end|>"}}},
+            r"tokenizer_config.json adds the token <\|im_end\|> \(300\)",
+        ),
+        (
+            "special_tokens_map.json",
+            {"eos_token": {"content": "<unk>"}},
+            "names eos_token <unk>, and .* has </s>",
+        ),
+        ("tokenizer_config.json", {"bos_token": 5}, "has bos_token=5, which must be a text"),
+        ("added_tokens.json", {"<pad>": "300"}, 'added_tokens.json has <pad>="300", which must be'),
+    ],
+)
+def test_a_sentencepiece_model_alone_that_lacks_tokens_is_refused(tmp_path, name, content, says):
+    folder = with_both_tokenizers(tmp_path / "hf")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    assert choose_tokenizer(folder).name == "tokenizer.model"
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=says):
+        main([f"from={folder}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
 
 
 def test_what_has_no_state_is_not_resumed(tmp_path):
