@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from conf.checks import require, require_choice, require_positive
+from conf.gpus import Gpu, gpu_named
 from conf.model import ModelConfig
 from conf.processes import ParallelConfig
 from conf.sync import WIRE_FORMATS
@@ -256,15 +258,20 @@ class BenchPredictConfig:
     One forward and backward pass of a replica on parallel.processes (default: parallel.tensor) processes.
     """
 
+    # A real model: communication of the tiny one means nothing.
+    OPTIONS: ClassVar[dict[str, str]] = {"model": "7b"}
+
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     ratios: list[float] = field(default_factory=lambda: [0.75, 0.5, 0.25, 0.0])
-    # Between any two processes, each way.
-    link: str = "400gbit"
+    # What the processes compute on, as in `caat plan`: a100, h100, h200, b200, mi300x, 4090 and others.
+    gpu: str = "h100"
+    # Between any two processes, each way, as 400gbit; default: between two nodes of such GPUs.
+    link: str | None = None
     # One way.
     delay: str = "5us"
-    # What a process sustains in arithmetic alone, in TFLOP/s.
-    tflops: float = 400.0
+    # What a process sustains in arithmetic alone, in TFLOP/s; default: 40 % of the GPU's peak.
+    tflops: float | None = None
     # Sequences of model.sequence tokens a pass.
     micro_batch: int = 1
     # Of the activations: bf16 or fp32.
@@ -275,10 +282,15 @@ class BenchPredictConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        rate_bytes(self.link, "link")
+        rate_bytes(self.hardware.link, "link")
         delay_seconds(self.delay)
-        require_positive(tflops=self.tflops, micro_batch=self.micro_batch)
+        require_positive(micro_batch=self.micro_batch, tflops=1 if self.tflops is None else self.tflops)
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("wire_dtype", self.wire_dtype, ("auto", *WIRE_FORMATS))
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
+
+    @property
+    def hardware(self) -> Gpu:
+        """The GPU, with what was given."""
+        return gpu_named(self.gpu, link=self.link, tflops=self.tflops)

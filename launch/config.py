@@ -112,7 +112,7 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
         print_settings(schema, defaults(schema).values(), {name: GROUPS[name] for name in _groups(schema)})
         raise SystemExit(0)
     known, nested = settings_of(schema), _groups(schema)
-    options, values = _default_options(), {}
+    options, values = _default_options(schema), {}
     for text in argv:
         key, equals, value = text.partition("=")
         if not equals:
@@ -149,7 +149,7 @@ def defaults(schema: type) -> dict[str, Setting]:
         with initialise():
             config = hydra_compose("config")
     else:
-        config = _with_groups(schema, _default_options())
+        config = _with_groups(schema, _default_options(schema))
     values = OmegaConf.to_container(config, resolve=True)
     known = settings_of(schema)
     return {name: replace(setting, default=_at(values, setting.field)) for name, setting in known.items()}
@@ -210,8 +210,10 @@ def read_config(path: Path) -> Config:
     return build(config, Config)
 
 
-def _default_options() -> dict[str, str]:
-    """The option of every group that config.yaml starts from."""
+def _default_options(schema: type) -> dict[str, str]:
+    """The option of every group that config.yaml starts from, unless ``schema`` has its own."""
     defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
     entries = (entry for entry in defaults["defaults"] if isinstance(entry, dict))
-    return {key: option for entry in entries for key, option in entry.items()}
+    return {key: option for entry in entries for key, option in entry.items()} | getattr(
+        schema, "OPTIONS", {}
+    )

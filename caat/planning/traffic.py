@@ -69,6 +69,34 @@ def data_seconds(messages: dict[str, int], replicas: int, link: Link) -> float:
     return seconds
 
 
+def data_wait(
+    numbers: int,
+    replicas: int,
+    stage: int,
+    precision: str,
+    accumulation: int,
+    link: Link,
+    forward: float,
+    backward: float,
+    layers: int,
+) -> float:
+    """Seconds of a step in which a process only waits for the messages of data parallelism.
+
+    ``forward`` and ``backward`` are the seconds of arithmetic of a micro-batch. Below stage 3 DeepSpeed waits
+    for every message, as its ``overlap_comm`` is off. At stage 3 it is on: weights are fetched ahead and
+    gradients sent beside the arithmetic, and what takes longer than that is waited for; so is the share of
+    one layer, since nothing comes before the first weights, nor after the last gradients.
+    """
+    messages = data_messages(numbers, replicas, stage, precision, accumulation)
+    if stage < 3 or replicas == 1:
+        return data_seconds(messages, replicas, link)
+    once = data_seconds({"reduce_scatter": messages["reduce_scatter"]}, replicas, link) / accumulation
+    fetched = max(once / layers, once - forward)
+    if gathers_again(numbers):
+        return accumulation * (fetched + max(once / layers, 2 * once - backward))
+    return fetched + accumulation * max(once / layers, once - backward)
+
+
 def step_time(
     p: Pass,
     ratio: float,
@@ -77,17 +105,24 @@ def step_time(
     wire: WireFormat,
     flops_per_second: float,
     tensor_link: Link,
-    data_time: float,
+    numbers: int,
+    replicas: int,
+    stage: int,
+    precision: str,
+    data_link: Link,
 ) -> StepTime:
-    """Of ``accumulation`` passes, then data parallelism, counted as not hidden at all.
+    """Of ``accumulation`` passes by each of ``replicas`` at a ZeRO ``stage``, ``numbers`` weights a process.
 
-    What is computed again is added to the arithmetic; it neither sends nor hides anything.
+    What is computed again is added to the arithmetic; no tensor-parallel message hides behind it.
     """
     mode = "overlap" if overlap else "partial"
-    how = mode, ratio, wire, flops_per_second, tensor_link
-    each = predict(p.model, p.tokens, p.processes, *how)
+    each = predict(p.model, p.tokens, p.processes, mode, ratio, wire, flops_per_second, tensor_link)
     again = recomputed_flops_per_token(p.model, p.sequence, p.checkpointing) * p.tokens / p.processes
-    compute, exposed = each.compute + again / flops_per_second, each.exposed
+    forward, backward = each.compute / 3, each.compute * 2 / 3 + again / flops_per_second
+    exposed = each.exposed
     if p.processes > 1:
         exposed += sum(tensor_link.all_reduce_seconds(size, p.processes) for size in _waited_for(p))
-    return StepTime(compute * accumulation, exposed * accumulation, data_time)
+    wait = data_wait(
+        numbers, replicas, stage, precision, accumulation, data_link, forward, backward, p.model.layers
+    )
+    return StepTime(accumulation * (forward + backward), exposed * accumulation, wait)

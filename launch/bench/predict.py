@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
     )
     tokens = config.micro_batch * c.sequence
     ours, own = (wire_format(dtype, config.precision) for dtype in (config.wire_dtype, "auto"))
-    link = Link(rate_bytes(config.link), delay_seconds(config.delay))
+    hardware = config.hardware
+    link = Link(rate_bytes(hardware.link), delay_seconds(config.delay))
     report = Report(
         "predict",
         config.out,
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     rows += [(mode, ratio) for ratio in config.ratios for mode in ("partial", "overlap")]
     # Megatron sends activations in their own type.
     wires = {row: own if row[0] == "full" else ours for row in rows}
-    flops_per_second = config.tflops * 1e12
+    flops_per_second = hardware.tflops * 1e12
     steps = {row: predict(c, tokens, processes, *row, wires[row], flops_per_second, link) for row in rows}
     for (mode, ratio), step in steps.items():
         channels = 0 if mode == "none" else shared_channels(c.hidden, ratio, processes)
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
             bytes_backward=sent,
         )
     report.finish(
-        f"Predicted: {c.name}, {tokens} tokens on {processes} processes of {config.tflops:g} TFLOP/s, "
-        f"{config.link}, {config.delay}",
+        f"Predicted: {c.name}, {tokens} tokens on {processes} processes of {hardware.tflops:g} TFLOP/s "
+        f"({config.gpu}), {hardware.link}, {config.delay}",
         plot_steps,
     )

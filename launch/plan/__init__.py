@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from caat.planning.costs import flops_per_token
 from caat.planning.memory import Memory, local_numbers
-from caat.planning.prediction import Link
-from caat.planning.traffic import data_messages, data_seconds, step_time, tensor_bytes
+from caat.planning.traffic import data_messages, tensor_bytes
 from conf.plan import PlanConfig
 from conf.schema import Config
-from conf.units import delay_seconds, memory_bytes, rate_bytes
+from conf.units import memory_bytes
 from launch.config import compose, load_verb
-from launch.plan.layouts import Layout, largest_micro_batches, layout_of, needs, pass_of
+from launch.plan.compare import compare, fastest
+from launch.plan.layouts import Layout, layout_of, needs, pass_of
 from launch.plan.show import show
+from launch.plan.times import Machine, accumulation_of, time_of
 from launch.results import result_file, write_json
 from launch.settings import settings_of
 from layers.weights import parameter_count
@@ -36,13 +37,15 @@ def main(argv: list[str]) -> None:
 
 def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
     """All that is printed, in bytes and seconds."""
-    world = plan.nodes * plan.gpus
-    config.check_layout(world)
-    layout = layout_of(config, world)
-    limit = int(memory_bytes(plan.memory) * (1 - plan.spare))
+    machine = Machine.of(plan)
+    config.check_layout(machine.world)
+    layout = layout_of(config, machine.world)
+    limit = int(memory_bytes(plan.hardware.memory) * (1 - plan.spare))
     c = config.train
     tokens_per_step = c.global_batch * c.sequence
     tokens = plan.tokens or c.steps * tokens_per_step
+    steps = tokens / tokens_per_step
+    layouts = compare(config, machine, limit, steps)
     return {
         "model": config.model.name,
         "parameters": parameter_count(config.model),
@@ -52,42 +55,38 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "wire_dtype": config.sync.wire_dtype,
         "sequence": c.sequence,
         "global_batch": c.global_batch,
-        "accumulation": c.accumulation(layout.replicas),
-        "world": world,
+        "accumulation": accumulation_of(config, layout),
+        "gpu": plan.gpu,
+        "world": machine.world,
         "nodes": plan.nodes,
         "layout": asdict(layout),
         "memory": _parts(needs(config, layout)),
         "memory_limit": limit,
         "tokens": tokens,
-        "steps": _by_ratio(plan, config, layout, tokens / tokens_per_step),
-        "layouts": largest_micro_batches(config, world, limit),
+        "steps": _by_ratio(plan, config, layout, machine, steps),
+        "layouts": layouts,
+        "fastest": fastest(layouts),
     }
 
 
-def _by_ratio(plan: PlanConfig, config: Config, layout: Layout, steps: float) -> list[dict[str, Any]]:
+def _by_ratio(
+    plan: PlanConfig, config: Config, layout: Layout, machine: Machine, steps: float
+) -> list[dict[str, Any]]:
     """Time and bytes of a step at each ratio, and the days that ``steps`` of them take."""
-    c, world = config.train, plan.nodes * plan.gpus
-    accumulation = c.accumulation(layout.replicas)
-    inside = Link(rate_bytes(plan.node_link), delay_seconds(plan.delay))
-    between = Link(rate_bytes(plan.link), delay_seconds(plan.delay))
+    c = config.train
+    accumulation = accumulation_of(config, layout)
     numbers = local_numbers(config.model, config.parallel.tensor, layout.processes)
     messages = data_messages(numbers, layout.replicas, layout.stage, c.precision, accumulation)
-    data_link = inside if plan.nodes == 1 else between
-    wait = data_seconds(messages, layout.replicas, data_link)
     wire = config.sync.wire_format(c.precision)
     flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
-    peak = (c.peak_tflops or plan.peak_tflops) * 1e12 * world
+    peak = (c.peak_tflops or plan.hardware.peak) * 1e12 * machine.world
     rows = []
     for ratio in sorted({*plan.ratios, *config.sync.schedule.values()}, reverse=True):
-        p = pass_of(config, layout, ratio)
-        p = replace(p, model=replace(p.model, sequence=c.sequence))
-        # If the processes of any replica are on two nodes, the slower link sets the pace.
-        link = inside if plan.nodes == 1 or plan.gpus % layout.processes == 0 else between
-        time = step_time(p, ratio, config.sync.overlap, accumulation, wire, plan.tflops * 1e12, link, wait)
+        time = time_of(config, layout, ratio, machine)
         rows.append(
             {
                 "ratio": ratio,
-                "tensor_bytes": tensor_bytes(p, accumulation, wire),
+                "tensor_bytes": tensor_bytes(pass_of(config, layout, ratio), accumulation, wire),
                 "data_bytes": sum(messages.values()),
                 "compute_seconds": time.compute,
                 "tensor_exposed_seconds": time.tensor_exposed,

@@ -57,25 +57,23 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
     return max(needed, key=lambda each: each.total)
 
 
-def largest_micro_batches(config: Config, world: int, limit: int) -> list[dict]:
-    """A row for each number of processes and stage: by checkpointing, the largest micro-batch that fits.
-
-    0: none does. None: the replicas do not divide the global batch.
-    """
-    rows = []
+def all_layouts(config: Config, world: int) -> Iterator[Layout]:
+    """Every number of processes and ZeRO stage, with one sequence a micro-batch and nothing recomputed."""
     for processes in range(1, config.parallel.tensor + 1):
-        if config.parallel.tensor % processes or world % processes:
-            continue
-        for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
-            base = Layout(processes, world // processes, stage, "none", 1)
-            row: dict = {"processes": processes, "replicas": base.replicas, "stage": stage}
-            for checkpointing in CHECKPOINTING:
-                chosen = replace(base, checkpointing=checkpointing)
-                there_are = list(_micro_batches(config, chosen))
-                fitting = [each.micro_batch for each in there_are if needs(config, each).total <= limit]
-                row[checkpointing] = max(fitting, default=0) if there_are else None
-            rows.append(row)
-    return rows
+        if config.parallel.tensor % processes == 0 and world % processes == 0:
+            for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
+                yield Layout(processes, world // processes, stage, "none", 1)
+
+
+def largest_that_fits(config: Config, layout: Layout, limit: int) -> Layout | None:
+    """``layout`` with the largest micro-batch, a power of two, that ``limit`` bytes have room for."""
+    fitting = [each for each in _micro_batches(config, layout) if needs(config, each).total <= limit]
+    return fitting[-1] if fitting else None
+
+
+def divides(config: Config, layout: Layout) -> bool:
+    """Whether each replica gets as much of the global batch."""
+    return config.train.global_batch % layout.replicas == 0
 
 
 def _micro_batches(config: Config, layout: Layout) -> Iterator[Layout]:

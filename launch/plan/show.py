@@ -33,7 +33,8 @@ def show(plan: dict[str, Any]) -> None:
     sent = "" if wire == "auto" else f", {wire} on the wire"
     print(
         f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
-        f"{plan['ratio']}, {plan['precision']}{sent}, on {plan['world']} GPUs of {plan['nodes']} node(s)\n"
+        f"{plan['ratio']}, {plan['precision']}{sent}, on {plan['world']} GPUs ({plan['gpu']}) "
+        f"of {plan['nodes']} node(s)\n"
         f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), "
         f"ZeRO {layout['stage']}, micro-batch {layout['micro_batch']} x {plan['accumulation']}, "
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
@@ -42,6 +43,7 @@ def show(plan: dict[str, Any]) -> None:
     out.print(_memory(plan))
     out.print(_steps(plan))
     out.print(_layouts(plan))
+    print(_fastest(plan))
 
 
 def _memory(plan: dict[str, Any]) -> Table:
@@ -55,7 +57,7 @@ def _memory(plan: dict[str, Any]) -> Table:
 
 
 def _steps(plan: dict[str, Any]) -> Table:
-    title = f"Seconds and bytes of a step by ratio, and {plan['tokens'] / 1e9:.4g} B tokens"
+    title = f"Seconds and bytes of a step in this layout by ratio, and {plan['tokens'] / 1e9:.4g} B tokens"
     columns = ("ratio", "TP GiB", "DP GiB", "compute", "TP wait", "DP wait", "step s")
     table = _table(title, *columns, "tokens/s", "MFU", "days")
     for row in plan["steps"]:
@@ -80,13 +82,48 @@ def _steps(plan: dict[str, Any]) -> Table:
 
 
 def _layouts(plan: dict[str, Any]) -> Table:
-    title = "Largest micro-batch that fits"
-    table = _table(title, "processes", "replicas", "ZeRO", "none", "selective", "full")
+    title = "Largest micro-batch that fits, by activation checkpointing, and a step of the fastest of them"
+    columns = "processes", "replicas", "ZeRO", "none", "selective", "full"
+    ratios = {"asked": plan["ratio"]} if _is_full(plan) else {"ratio_1": "1", "asked": plan["ratio"]}
+    times = [text for ratio in ratios.values() for text in (f"step s at {ratio}", "days")]
+    table = _table(title, *columns, *times)
     for row in plan["layouts"]:
         words = {None: "-", 0: "no"}
-        sizes = [words.get(row[mode], str(row[mode])) for mode in ("none", "selective", "full")]
-        table.add_row(str(row["processes"]), str(row["replicas"]), str(row["stage"]), *sizes)
+        cells = [str(row[name]) for name in ("processes", "replicas", "stage")]
+        cells += [words.get(row[mode], str(row[mode])) for mode in ("none", "selective", "full")]
+        for best in (row[name] for name in ratios):
+            cells += [f"{best['step_seconds']:.3g}", f"{best['days']:.3g}"] if best else ["-", "-"]
+        table.add_row(*cells)
     return table
+
+
+def _fastest(plan: dict[str, Any]) -> str:
+    found = plan["fastest"]
+    if found is None:
+        return "No layout fits: more nodes, or GPUs with more memory"
+    one, asked = (_named(found[name]) for name in ("ratio_1", "asked"))
+    if _is_full(plan):
+        return f"Fastest: {one}"
+    saved = found["saved"]
+    change = f"{saved:.1%} less" if saved >= 0 else f"{-saved:.1%} more"
+    return (
+        f"Fastest at ratio 1: {one}\nFastest at ratio {plan['ratio']}: {asked}\n"
+        f"The second takes {change} time than the first: that is what the ratio gains on this machine"
+    )
+
+
+def _is_full(plan: dict[str, Any]) -> bool:
+    """Whether what was asked for is what it is compared with."""
+    return (plan["ratio"], plan["wire_dtype"]) == ("1", "auto")
+
+
+def _named(best: dict[str, Any]) -> str:
+    several = "es" if best["processes"] > 1 else ""
+    return (
+        f"{best['processes']} process{several} a replica, ZeRO {best['stage']}, micro-batch "
+        f"{best['micro_batch']}, checkpointing {best['checkpointing']}: {best['step_seconds']:.3g} s a step, "
+        f"{best['days']:.3g} days"
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

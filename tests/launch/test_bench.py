@@ -17,10 +17,12 @@ from conf.bench import (
     BenchGenerateConfig,
     BenchLinkConfig,
     BenchPeersConfig,
+    BenchPredictConfig,
     BenchStepConfig,
 )
 from conf.units import delay_seconds, rate_bytes
 from launch.bench.namespaces import shaped_hosts
+from launch.config import load_verb
 
 SMALL = [
     "layers=1",
@@ -117,6 +119,13 @@ def test_predict(tmp_path):
     rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "ratios=[0.5]", "wire_dtype=int8")
     sent = {row["mode"]: row["bytes_forward"] for row in rows}
     of_layers = 2 * 32 * 4096
+    # Without a model: a real one, on the network of real GPUs.
+    default = BenchPredictConfig().hardware
+    assert (load_verb(BenchPredictConfig, []).model.name, default.link, default.peak) == (
+        "7b",
+        "400gbit",
+        989,
+    )
     assert (sent["full"], sent["overlap"]) == (of_layers * 4096 * 2, of_layers * (2048 + 4))
 
 

@@ -7,11 +7,15 @@ import json
 import pytest
 
 from caat.planning.costs import flops_per_token
+from conf.gpus import GPUS, peak_of
 from conf.plan import PlanConfig
 from conf.units import memory_bytes
 from launch import plan
 from launch.config import compose
 from launch.plan import make_plan
+from launch.plan.layouts import layout_of
+from launch.plan.show import show
+from launch.plan.times import Machine, seconds_of, time_of
 
 
 def test_a_plan_of_7b(tmp_path, capsys):
@@ -39,6 +43,16 @@ def test_a_plan_of_7b(tmp_path, capsys):
     # With nothing to wait for, MFU is what is sustained of the peak.
     flops = flops_per_token(compose(["model=7b"]).model, 4096) * 1024 * 4096
     assert rows[0.0]["mfu"] == pytest.approx(flops / rows[0.0]["step_seconds"] / (32 * 989e12))
+    # The layout that was asked for is one of the table's, which has its best micro-batch.
+    by = {(row["processes"], row["stage"]): row for row in made["layouts"]}
+    assert by[8, 1]["asked"]["step_seconds"] <= rows[0.5]["step_seconds"]
+    assert by[8, 1]["ratio_1"]["days"] <= rows[1.0]["days"]
+    for name in ("ratio_1", "asked"):
+        best = min(row[name]["step_seconds"] for row in made["layouts"] if row[name])
+        assert made["fastest"][name]["step_seconds"] == best
+    one, asked = (made["fastest"][name]["step_seconds"] for name in ("ratio_1", "asked"))
+    assert made["fastest"]["saved"] == pytest.approx(1 - asked / one)
+    assert f"Fastest at ratio 0.5: {made['fastest']['asked']['processes']} process" in printed
 
 
 def test_a_schedule_is_planned_with_all_its_ratios():
@@ -100,6 +114,100 @@ def test_more_memory_lets_more_fit():
     assert all(row["none"] <= row["selective"] <= row["full"] for row in rows)
 
 
+LLAMA_8B = ["model.layers=32", "model.hidden=4096", "model.ffn=14336", "model.heads=32", "model.kv_heads=8",
+            "model.vocab_size=128256", "model.sequence=8192", "train.sequence=8192", "train.precision=bf16",
+            "zero.stage=3", "parallel.processes=1", "train.micro_batch=1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", [1, 16])
+def test_zero_3_is_as_fast_as_torchtitans_fsdp(nodes):
+    """torchtitan reports 33 to 39 % MFU of Llama 3 8B on 8 and 128 H100s, 8,192 tokens a GPU."""
+    config = compose(
+        [*LLAMA_8B, f"train.global_batch={8 * nodes}", "train.activation_checkpointing=selective"]
+    )
+    (row,) = make_plan(PlanConfig(nodes=nodes, ratios=[0.5]), config)["steps"]
+    assert 0.33 < row["mfu"] < 0.39
+
+
+def test_links_of_a_group_by_hand():
+    machine = Machine.of(PlanConfig(nodes=4, gpus=8, link="400gbit", node_link="3600gbit", delay="0us"))
+    # 8 of a replica are on one node; their partners elsewhere have a link of 50 GB/s each.
+    assert (machine.tensor_link(8).rate, machine.data_link(8).rate) == (450e9, 50e9)
+    # 4 replicas on each node share 4 links, 8 as much as they have within it.
+    assert (machine.data_link(2).rate, machine.data_link(1).rate) == (200e9, 400e9)
+    assert machine.tensor_link(16).rate == 400e9
+    fast = Machine.of(PlanConfig(nodes=4, gpus=8, link="800gbit", node_link="3600gbit"))
+    assert fast.data_link(1).rate == 450e9
+    # Of 4 on nodes of 6, two may be on each of two nodes.
+    assert Machine.of(PlanConfig(nodes=2, gpus=6, link="8gbit")).tensor_link(4).rate == 2e9
+    assert Machine.of(PlanConfig(node_link="80gbit")).data_link(4).rate == 10e9
+
+
+def test_a_schedule_takes_the_mean_of_its_steps():
+    config = compose(["model=130m", "train.steps=100", "sync.ratio={0:1,25:0.25}", "optim.warmup_steps=0"])
+    machine = Machine.of(PlanConfig(gpus=8, node_link="8gbit"))
+    layout = layout_of(config, 8)
+    full, quarter = (time_of(config, layout, ratio, machine).seconds for ratio in (1.0, 0.25))
+    assert seconds_of(config, layout, machine) == pytest.approx((25 * full + 75 * quarter) / 100)
+    assert full > 1.5 * quarter
+
+
+def test_what_the_ratio_gains_is_said_of_the_fastest_layouts(capsys):
+    """Nothing on fast links, where a replica is one process; something where memory and links are small."""
+    fast = make_plan(PlanConfig(nodes=4), compose(["model=7b"]))
+    assert fast["fastest"]["ratio_1"]["processes"] == 1 and abs(fast["fastest"]["saved"]) < 0.01
+    alone = {row["ratio"]: row["step_seconds"] for row in fast["steps"]}
+    assert alone[0.5] < 0.85 * alone[1.0]
+    slow = make_plan(PlanConfig(gpu="4090", nodes=2), compose(["model=7b"]))
+    assert slow["fastest"]["asked"]["processes"] > 1 and 0.05 < slow["fastest"]["saved"] < 0.15
+    show(slow)
+    assert f"The second takes {slow['fastest']['saved']:.1%} less time" in capsys.readouterr().out
+    nothing = make_plan(PlanConfig(memory="1gb"), compose(["model=7b"]))
+    assert nothing["fastest"] is None
+    show(nothing)
+    assert "No layout fits" in capsys.readouterr().out
+    full = make_plan(PlanConfig(), compose(["model=130m", "sync.ratio=1"]))
+    assert full["fastest"]["saved"] == 0
+    show(full)
+    assert "Fastest: " in capsys.readouterr().out
+
+
+def test_a_gpu_brings_its_figures_and_what_is_given_takes_their_place():
+    its = PlanConfig(gpu="a100").hardware
+    assert (its.peak, its.memory, its.node_link, its.link) == (312.0, "80gb", "2400gbit", "200gbit")
+    assert its.tflops == pytest.approx(0.4 * 312)
+    its = PlanConfig(gpu="a100", memory="40gb", tflops=150.0, link="100gbit", peak_tflops=300.0).hardware
+    assert (its.peak, its.memory, its.tflops, its.link) == (300.0, "40gb", 150.0, "100gbit")
+    for gpu in GPUS:
+        assert PlanConfig(gpu=gpu).hardware.peak > 50
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA GH200 480GB", 989.0),
+        ("NVIDIA H20", 148.0),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA GB200", 2500.0),
+        ("NVIDIA B300 SXM6 AC", 2250.0),
+        ("AMD Instinct MI300X OAM", 1307.0),
+        ("AMD Instinct MI325X", 1307.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA GeForce RTX 4090", 165.0),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA L40", None),
+    ],
+)
+def test_the_peak_of_a_device_by_its_own_name(device, peak):
+    assert peak_of(device) == peak
+
+
 def test_units():
     assert memory_bytes("80gb") == 80 * 2**30 and memory_bytes("512mb") == 2**29
 
@@ -115,7 +223,8 @@ def test_units():
         (["ratios=[2.0]"], "ratios: 2.0 is outside"),
         (["gpus=0"], "gpus=0 must be above 0"),
         (["gpus=3", "parallel.processes=2"], "3 processes cannot be cut"),
-        (["gpu=3"], "there is no setting gpu"),
+        (["gpu=3"], "gpu=3 is not known: choose from a100, .*h100, .*4090"),
+        (["gpus_=3"], "there is no setting gpus_"),
         (["model=9b"], "there is no model 9b"),
     ],
 )

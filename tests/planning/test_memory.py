@@ -15,7 +15,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.planning.memory import local_numbers, memory
 from caat.planning.prediction import Link
-from caat.planning.traffic import data_messages, data_seconds, tensor_bytes
+from caat.planning.traffic import data_messages, data_seconds, data_wait, tensor_bytes
 from caat.planning.zero import holding
 from caat.training.engine import Engine
 from conf.model import ModelConfig
@@ -191,3 +191,25 @@ def test_rings_by_hand():
     assert data_seconds({"all_reduce": 400}, 4, link) == pytest.approx(2 * 3 * (1 + 1))
     assert data_seconds({"all_gather": 400}, 4, link) == pytest.approx(3 * (1 + 1))
     assert data_seconds({}, 1, link) == 0
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "waits"),
+    [
+        # A message of 4e9 bytes goes round two replicas in 2 s; of 8 layers, one takes 0.25 s.
+        (9.0, 9.0, [0.25, 0.25, 0.25, 0.25]),
+        (1.5, 9.0, [0.5, 0.25, 0.5, 0.25]),
+        (9.0, 3.0, [0.25, 1.0, 0.25, 1.0]),
+        (0.0, 0.0, [2.0, 4.0, 2.0, 4.0]),
+    ],
+)
+def test_what_zero_3_hides_by_hand(forward, backward, waits):
+    """Two micro-batches: weights before each forward; weights again and gradients beside each backward."""
+    link = Link(rate=1e9)
+    how = {"link": link, "forward": forward, "backward": backward, "layers": 8}
+    assert data_wait(2 * 10**9, 2, 3, "bf16", 2, **how) == pytest.approx(sum(waits))
+    # A model that is kept whole in the step is fetched once, and sends gradients alone backward.
+    fetched, sent = max(0.25, 2 - forward) / 10, max(0.25, 2 - backward) / 10
+    how |= {"forward": forward / 10, "backward": backward / 10}
+    assert data_wait(2 * 10**8, 2, 3, "bf16", 2, **how) == pytest.approx(fetched + 2 * sent)
+    assert data_wait(2 * 10**9, 2, 1, "bf16", 2, **how) == pytest.approx(4 + 2)

@@ -1,0 +1,93 @@
+"""GPUs by name: what `caat plan gpu=` takes for given, and the peaks that MFU is measured against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from conf.checks import require
+
+# Of the peak, in arithmetic alone: a guess where it was not measured (torchtitan has 33 to 39 % with FSDP
+# for Llama 3 8B on H100s, communication included).
+SUSTAINED = 0.4
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as its maker's data sheet has it, in a server of eight.
+
+    ``device`` are whole words of the name that CUDA or ROCm gives it, ``peak`` is dense bfloat16 in TFLOP/s.
+    Rates are each way, as tc writes them: ``node_link`` to the others of its node, ``link`` its share of the
+    network, which no data sheet has: as the maker's own servers come, else a guess.
+    """
+
+    device: str
+    peak: float
+    memory: str
+    node_link: str
+    link: str
+    # What it sustains in arithmetic alone, in TFLOP/s, if it was given.
+    given: float | None = None
+
+    @property
+    def tflops(self) -> float:
+        return self.given or SUSTAINED * self.peak
+
+
+# The first whose words are in a device's name is that device.
+GPUS: Mapping[str, Gpu] = {
+    "a100": Gpu("A100", 312.0, "80gb", "2400gbit", "200gbit"),
+    "a800": Gpu("A800", 312.0, "80gb", "1600gbit", "200gbit"),
+    "h100-pcie": Gpu("H100 PCIe", 756.0, "80gb", "512gbit", "200gbit"),
+    "h100-nvl": Gpu("H100 NVL", 835.0, "94gb", "512gbit", "200gbit"),
+    "h100": Gpu("H100", 989.0, "80gb", "3600gbit", "400gbit"),
+    "h800": Gpu("H800", 989.0, "80gb", "1600gbit", "400gbit"),
+    "h20": Gpu("H20", 148.0, "96gb", "3600gbit", "400gbit"),
+    "h200-nvl": Gpu("H200 NVL", 835.0, "141gb", "512gbit", "200gbit"),
+    "h200": Gpu("H200", 989.0, "141gb", "3600gbit", "400gbit"),
+    "gh200": Gpu("GH200", 989.0, "96gb", "3600gbit", "400gbit"),
+    "b200": Gpu("B200", 2250.0, "180gb", "7200gbit", "400gbit"),
+    "gb200": Gpu("GB200", 2500.0, "186gb", "7200gbit", "400gbit"),
+    "b300": Gpu("B300", 2250.0, "268gb", "7200gbit", "800gbit"),
+    "gb300": Gpu("GB300", 2500.0, "278gb", "7200gbit", "800gbit"),
+    "mi300x": Gpu("MI300X", 1307.0, "192gb", "3584gbit", "400gbit"),
+    "mi325x": Gpu("MI325X", 1307.0, "256gb", "3584gbit", "400gbit"),
+    "mi355x": Gpu("MI355X", 2517.0, "288gb", "4300gbit", "400gbit"),
+    "l40s": Gpu("L40S", 362.0, "48gb", "256gbit", "100gbit"),
+    "l4": Gpu("L4", 121.0, "24gb", "256gbit", "100gbit"),
+    "a10g": Gpu("A10G", 70.0, "24gb", "256gbit", "100gbit"),
+    "5090": Gpu("RTX 5090", 209.0, "32gb", "512gbit", "10gbit"),
+    "4090-d": Gpu("RTX 4090 D", 147.0, "24gb", "256gbit", "10gbit"),
+    "4090": Gpu("RTX 4090", 165.0, "24gb", "256gbit", "10gbit"),
+    "3090": Gpu("RTX 3090", 71.0, "24gb", "256gbit", "10gbit"),
+}
+
+
+def gpu_named(
+    name: str,
+    memory: str | None = None,
+    node_link: str | None = None,
+    link: str | None = None,
+    tflops: float | None = None,
+    peak_tflops: float | None = None,
+) -> Gpu:
+    """The GPU of our table with what is given in place of its own; raises ``ValueError`` for another name."""
+    require(name in GPUS, f"gpu={name} is not known: choose from {', '.join(GPUS)}, and give what differs")
+    its = GPUS[name]
+    return replace(
+        its,
+        peak=peak_tflops or its.peak,
+        memory=memory or its.memory,
+        node_link=node_link or its.node_link,
+        link=link or its.link,
+        given=tflops,
+    )
+
+
+def peak_of(device: str) -> float | None:
+    """Dense bfloat16 peak in TFLOP/s of a device by the name it gives itself; None if we do not know it."""
+    # A laptop's has the name of the card and half its speed.
+    if "Laptop" in device:
+        return None
+    return next((gpu.peak for gpu in GPUS.values() if re.search(rf"\b{gpu.device}\b", device)), None)
