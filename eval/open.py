@@ -50,7 +50,7 @@ def open_model(folder: Path, device: str, precision: str, backend: str = "auto")
     """The checkpoint's model in as few replicas as its shards allow; joins the world that torchrun describes.
 
     Collective. Raises ``ValueError`` as :func:`load_model`, if ``device`` is not there, and if
-    a file does not have its checksum; weights without a state.json have none.
+    a file does not have its checksum (weights without a state.json have none), or weights are not finite.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     place = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
@@ -66,4 +66,9 @@ def open_model(folder: Path, device: str, precision: str, backend: str = "auto")
     folder = Path(control.gather(str(folder))[0])
     if (folder / "state.json").is_file() and (problems := damage(folder, control, optimizer=False)):
         raise ValueError(f"{folder} is damaged: {'; '.join(problems)}. Give another checkpoint")
-    return load_model(folder, mesh, where, PRECISIONS[precision])
+    model = load_model(folder, mesh, where, PRECISIONS[precision])
+    bad = [name for name, each in model.named_parameters() if not each.isfinite().all()]
+    # On all ranks at once: each holds its own shards.
+    if found := sorted({name for names in control.gather(bad) for name in names}):
+        raise ValueError(f"{folder}: {found[0]} holds nan or inf: give an earlier checkpoint")
+    return model

@@ -28,8 +28,16 @@ class Sampler:
         self._generators = [_generator(settings.seed, number) for number in numbers]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Local logits [batch, local vocabulary], padding masked -> token numbers [batch]. Collective."""
+        """Local logits [batch, local vocabulary], padding masked -> token numbers [batch]. Collective.
+
+        Raises ``ValueError``, on all ranks, if the logits are not finite.
+        """
         values, tokens = largest(logits, self._candidates, self.mesh)
+        if not values[:, 0].isfinite().all():
+            raise ValueError(
+                "the model's logits are not finite: its numbers are too large for this precision, give "
+                "precision=fp32 or an earlier checkpoint"
+            )
         if self.settings.temperature == 0:
             return tokens[:, 0]
         kept = nucleus((values / self.settings.temperature).softmax(-1), self.settings.top_p)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.tokenizer import checked_tokenizer
 from conf.checks import require
 from conf.model import ModelConfig
 from conf.schema import Config
@@ -40,7 +41,7 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
             if f"model.{name}" not in given:
                 config.model[name] = value
     if config.data.tokenizer is None:
-        config.data.tokenizer = str(find_tokenizer(checkpoint))
+        config.data.tokenizer = str(checked_tokenizer(checkpoint))
 
 
 def check_initial(config: Config, tokens: Path | None = None) -> None:
@@ -53,7 +54,7 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
     check_model(config, found, where, "leave the model out and it is taken over")
     if not found.plain:
         check_private(config, found, where)
-    theirs = find_tokenizer(checkpoint)
+    theirs = checked_tokenizer(checkpoint)
     ours = find_tokenizer(tokens) if tokens else Path(config.data.tokenizer or theirs).expanduser()
     require(
         ours.read_bytes() == theirs.read_bytes(),

@@ -65,6 +65,11 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, 
     with on_mesh(folder, config.launch, config.precision) as model:
         rows = torch.from_numpy(np.atleast_2d(tokens.astype(np.int64))).to(model.norm.weight.device)
         scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
+    require(
+        bool(scores.isfinite().all()),
+        f"the scores of {folder} are not finite: its numbers are too large for precision={config.precision}, "
+        "give precision=fp32 or an earlier checkpoint",
+    )
     if first_rank():
         _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1), out)
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from caat.data.tokenizer import Tokenizer, load_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.state import read_checked
+from caat.training.checkpoint.tokenizer import checked_tokenizer
 from conf.checks import require
 from conf.processes import ProcessesConfig
 from launch.processes import run_workers, under_torchrun
@@ -51,8 +51,7 @@ def find_trained(
 
 def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
     """The checkpoint's tokenizer; raises ``ValueError`` if it is missing, damaged or another model's."""
-    path = find_tokenizer(folder)
-    read_checked(path)
+    path = checked_tokenizer(folder)
     tokenizer = load_tokenizer(path)
     pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
     require(

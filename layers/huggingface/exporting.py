@@ -11,12 +11,14 @@ from typing import Any
 from xxhash import xxh3_128
 
 from caat.data.sentencepiece_export import as_huggingface
-from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.durable import write_bytes, write_json
 from caat.training.checkpoint.files import STEMS
 from caat.training.checkpoint.folder import written_aside
-from caat.training.checkpoint.state import read_checksums
+from caat.training.checkpoint.reading import Tensors
+from caat.training.checkpoint.state import read_checked, read_checksums
+from caat.training.checkpoint.tokenizer import checked_tokenizer
+from conf.checks import require
 
 MODELING = Path(__file__).with_name("modeling_caat.py")
 AUTO_MAP = {"AutoConfig": "modeling_caat.CaatConfig", "AutoModelForCausalLM": "modeling_caat.CaatForCausalLM"}
@@ -46,8 +48,11 @@ class Trained:
 
 def check_trained(folder: Path) -> Trained:
     """The checkpoint ``folder``; raises ``ValueError`` if something of it is missing or damaged."""
-    tokenizer = as_huggingface(find_tokenizer(folder))
+    tokenizer = as_huggingface(checked_tokenizer(folder))
     trained = Trained(folder, read_architecture(folder), read_checksums(folder), tokenizer)
+    for name in trained.checksums:
+        if not name.endswith(".safetensors"):
+            read_checked(folder / name)
     for path in trained.files:
         if not path.is_file():
             raise ValueError(f"{path} is missing: the checkpoint is damaged, take another one")
@@ -60,12 +65,13 @@ def export_checkpoint(
     """Write ``trained`` as the Hugging Face folder ``to``, whole or not at all; ``result`` goes with it.
 
     ``show`` is called with the bytes of every block copied. Raises ``ValueError`` for a file that does not
-    have its checksum, ``OSError`` if the disk says no.
+    have its checksum or holds weights that are not finite, ``OSError`` if the disk says no.
     """
     with written_aside(to) as aside:
         for path in trained.files:
             if _copy(path, aside / path.name, show) != trained.checksums[path.name]:
                 raise ValueError(f"{path} is damaged: its content does not have the checksum in state.json")
+        _check_finite(Tensors(aside), trained.folder)
         for name, content in trained.tokenizer.items():
             write_bytes(aside / name, content)
         values = trained.architecture.to_json()
@@ -76,6 +82,14 @@ def export_checkpoint(
             write_bytes(aside / MODELING.name, MODELING.read_bytes())
         write_json(aside / "config.json", values)
         write_json(aside / "conversion.json", result)
+
+
+def _check_finite(tensors: Tensors, folder: Path) -> None:
+    for name in tensors.names:
+        require(
+            bool(tensors.whole(name).isfinite().all()),
+            f"{folder}: {name} holds nan or inf, whatever its checksum: give an earlier checkpoint",
+        )
 
 
 def _copy(source: Path, to: Path, show: Callable[[int], None]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from caat.data.tokenizer import train_tokenizer
 from caat.training.checkpoint import files
 from launch.convert import main
 from tests.layers.huggingface.llamas import write_llama
@@ -164,6 +165,25 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors is missing"):
         main([f"from={ours}", f"to={back}"])
     assert not back.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "config.json", "tokenizer.model"]
+)
+def test_a_checkpoint_with_another_small_file_is_not_exported(tmp_path, name):
+    """Valid, of the same size, or added: not what was trained with."""
+    write_llama(tmp_path / "hf")
+    ours = tmp_path / "ours"
+    main([f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=2"])
+    if name == "tokenizer.model":
+        train_tokenizer((f"line {i} says {i * i}" for i in range(500)), 280, ours / name)
+        says = "tokenizer.model is no file of this checkpoint"
+    else:
+        (ours / name).write_bytes((ours / name).read_bytes() + b"\n")
+        says = f"{name} is damaged: its content does not have the checksum"
+    with pytest.raises(ValueError, match=says):
+        main([f"from={ours}", f"to={tmp_path / 'back'}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ours"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from xxhash import xxh3_128
 
 from caat.training.checkpoint.state import write_checksums
-from launch import score
+from launch import convert, generate, score
 from tests.reference import token_losses
 from tests.trained import MODEL, write_checkpoint
 
@@ -58,6 +58,41 @@ def test_damaged_files_give_no_numbers(run, name):
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is damaged: its content does not have the checksum"):
         score.main(arguments(run))
+
+
+def spoil(checkpoint, name: str, value: float) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    weights[name][-1] = value
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_are_not_finite_give_nothing(run, tmp_path):
+    """Neither scores nor text nor an export, though all checksums are right."""
+    checkpoint = run / "run" / "checkpoints" / "step-00000001"
+    spoil(checkpoint, "model.layers.1.mlp.up_proj.weight", np.nan)
+    write_checksums(checkpoint, {p.name: xxh3_128(p.read_bytes()).hexdigest() for p in checkpoint.iterdir()})
+    with pytest.raises(ValueError, match=r"step-00000001: .*up.* holds nan or inf: give an earlier"):
+        score.main(arguments(run))
+    for temperature in (0, 1):
+        with pytest.raises(ValueError, match="holds nan or inf"):
+            generate.main(
+                [f"checkpoint={run / 'run'}", "prompt=The", "max_new_tokens=4", f"temperature={temperature}"]
+            )
+    with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj.weight holds nan or inf"):
+        convert.main([f"from={run / 'run'}", f"to={tmp_path / 'new'}"])
+    assert not list(tmp_path.glob("*new*")) and not list(run.glob("run/*.json"))
+
+
+def test_numbers_that_overflow_give_nothing(run):
+    checkpoint = run / "run" / "checkpoints" / "step-00000001"
+    spoil(checkpoint, "model.norm.weight", 3e38)
+    with pytest.raises(ValueError, match=r"scores of .* are not finite"):
+        score.main(arguments(run))
+    for temperature in (0, 1):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            generate.main(
+                [f"checkpoint={run / 'run'}", "prompt=The", "max_new_tokens=4", f"temperature={temperature}"]
+            )
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,12 @@ class Tensors:
         return self._open(self._where[name]).get_slice(name).get_dtype()
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The whole tensor."""
+        """The whole tensor, of this shape."""
         self.check(name, shape)
+        return self.whole(name)
+
+    def whole(self, name: str) -> Tensor:
+        """The tensor, of whatever shape."""
         return self._open(self._where[name]).get_tensor(name)
 
     def part(self, name: str, where: tuple[slice, ...]) -> Tensor:

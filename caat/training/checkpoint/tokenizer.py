@@ -1,0 +1,28 @@
+"""The tokenizer of a checkpoint, held against its checksums before it is believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from caat.data.huggingface_tokenizer import SETTINGS
+from caat.data.tokenizer import find_tokenizer
+from caat.training.checkpoint.state import read_checked, read_checksums
+from conf.checks import require
+
+
+def checked_tokenizer(folder: Path) -> Path:
+    """The tokenizer of the checkpoint ``folder``; weights of the user's own have no checksums.
+
+    Raises ``ValueError`` if there is none, it is damaged, or it was not written with the checkpoint.
+    """
+    path = find_tokenizer(folder)
+    if (folder / "state.json").is_file():
+        checksums = read_checksums(folder)
+        require(
+            path.name in checksums,
+            f"{path} is no file of this checkpoint, as state.json lists them: remove it, or put back the one "
+            "that the model was trained with",
+        )
+        for name in {path.name, SETTINGS} & checksums.keys():
+            read_checked(folder / name)
+    return path
