@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import log
 from pathlib import Path
 
@@ -38,10 +39,8 @@ def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
     }
 
 
-def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Path) -> dict:
-    """Print and write what the run came to; ``record`` is its last step's."""
-    c = config.train
-    base = baselines(tokens, c.sequence, c.eval_sequences)
+def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float], folder: Path) -> dict:
+    """Print and write what the run came to; ``record`` is its last step's, ``base`` its :func:`baselines`."""
     # Benchmarks are lines of their own; on a disk that was full for a while, some steps or all are missing.
     logged = read_records(folder / "metrics.jsonl")
     records = [each for each in logged if each.keys() >= MEASURED] or [record]
@@ -62,7 +61,7 @@ def summarise(config: Config, mesh: Mesh, record: dict, tokens: Path, folder: Pa
         "tensor_parallel_bytes_per_step_full_synchronisation": full,
         "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
         "run": str(folder),
-        "checkpoint": str(folder / "checkpoints" / f"step-{c.steps:08}"),
+        "checkpoint": str(folder / "checkpoints" / f"step-{config.train.steps:08}"),
         "plot": str(folder / "loss.png"),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -36,7 +36,7 @@ from launch.agreement import check_ranks
 from launch.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR, only_warned
 from launch.start import DamagedError, choose_checkpoint, choose_initial
 from launch.status import write_status
-from launch.summary import summarise
+from launch.summary import baselines, summarise
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
@@ -115,6 +115,8 @@ def train_run(
         watchdog.beat,
     )
     benchmarks = _benchmarks(config, engine, model, tokens, watchdog)
+    # For the figures at the end, for which the text may no longer be there.
+    base = baselines(tokens, c.sequence, c.eval_sequences)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
 
     output = None
@@ -140,7 +142,7 @@ def train_run(
         status = "finished"
         if output:
             with only_warned(f"the figures of {folder}, which is trained and saved,"):
-                summary = summarise(config, mesh, record, tokens, folder)
+                summary = summarise(config, mesh, record, base, folder)
     except StoppedBySignal:
         status = "stopped"
         raise

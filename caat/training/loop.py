@@ -179,10 +179,26 @@ def train(
             raise StoppedBySignal(stop, step)
         if benchmarks is not None and benchmark:
             _bear(to.saver.wait, config, output)
-            scores = benchmarks(step)
-            for tracker in output.trackers if output else ():
+            scores = _measure(partial(benchmarks, step), to.control, output)
+            for tracker in output.trackers if output and scores else ():
                 tracker.log({"step": step, "tokens": state.tokens, **scores})
     return record
+
+
+def _measure(
+    benchmarks: Callable[[], dict[str, float]], control: Control, output: Output | None
+) -> dict[str, float]:
+    """What ``benchmarks`` find; where they fail, on whichever ranks, that is a warning. Collective."""
+    scores, problem = {}, ""
+    try:
+        scores = benchmarks()
+    # Tasks are the programs of others.
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    problems = [text for text in control.gather(problem) if text]
+    if problems and output:
+        output.progress.say(f"WARNING: the benchmarks failed ({problems[0]}). Training is not touched by it")
+    return {} if problems else scores
 
 
 def _bear(save: Callable[[], None], config: Config, output: Output | None) -> None:

@@ -57,7 +57,6 @@ def test_counts_that_are_missing_or_damaged(tmp_path, damage, says):
 
 def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
     """Damaged lines, benchmarks and a plot that fails do not count; without any line, the last step does."""
-    monkeypatch.setattr(summary, "baselines", lambda *_: {"uniform": 3.0, "unigram": 2.0})
     monkeypatch.setattr(summary, "plot_loss", lambda *_: 1 / 0)
     step = {"step": 3, "tokens": 48, "loss": 1.0, "validation_loss": 1.5, "ratio": 1.0, "skipped_steps": 0}
     step |= {"tokens_per_second": 8.0, "step_seconds": 2.0, "data_wait_seconds": 1.0}
@@ -68,7 +67,7 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
     ):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b"\xff\n")
-        found = summarise(Config(), Mesh(8), step, tmp_path, tmp_path)
+        found = summarise(Config(), Mesh(8), step, {"uniform": 3.0, "unigram": 2.0}, tmp_path)
         assert (found["tokens_per_second"], found["data_wait_share"]) == (rate, 0.5)
         assert json.loads((tmp_path / "summary.json").read_text()) == found
         said = capsys.readouterr()

@@ -22,7 +22,7 @@ from caat.training.replicas import ReplicaGuard
 from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.watchdog import Watchdog
 from conf.processes import ParallelConfig
-from conf.schema import CheckpointConfig, Config, TrainConfig
+from conf.schema import CheckpointConfig, Config, EvalConfig, TrainConfig
 from conf.sync import SyncConfig
 from tests.data.conftest import write_shards
 from tests.models import SMALL
@@ -33,9 +33,9 @@ LAST = 4
 
 
 def trained(
-    tokens: Path, engine: Engine, writer: Saver, request: StopRequest, steps: int, every: int
+    tokens: Path, engine: Engine, writer: Saver, request: StopRequest, steps: int, every: int, benchmarks=None
 ) -> None:
-    """Train ``steps`` steps, with saves by ``writer`` every so many of them."""
+    """Train ``steps`` steps, with saves by ``writer`` every so many, and ``benchmarks`` every second one."""
     config = Config(
         model=SMALL,
         sync=SyncConfig(ratio=0.5),
@@ -44,6 +44,7 @@ def trained(
             steps=steps, sequence=16, micro_batch=1, global_batch=1, eval_every=0, eval_sequences=2
         ),
         checkpoint=CheckpointConfig(every=every),
+        eval=EvalConfig(every=2),
     )
     control, shards, watchdog = Control(), TokenShards(tokens, "train"), Watchdog(None, 0, 1, 600.0)
     try:
@@ -62,6 +63,7 @@ def trained(
             ),
             torch.device("cpu"),
             None,
+            benchmarks,
         )
     finally:
         watchdog.stop()
@@ -130,6 +132,18 @@ def by_time(tokens: Path, out: Path, due: list[int], every: int) -> dict[str, bo
     return {path.name: read_state(path)[0].by_time for path in sorted(out.glob("checkpoints/step-*"))}
 
 
+def benchmarked(tokens: Path, out: Path) -> tuple[list[int], int]:
+    """Train 4 steps with benchmarks that fail on rank 1: after which steps, and how many AdamW took."""
+    engine, measured = start(4, 2, 0.5, 1), []
+
+    def benchmarks(step: int) -> dict[str, float]:
+        measured.append(step)
+        return {"eval/a/b": 1.0 / (1 - dist.get_rank())}
+
+    trained(tokens, engine, saver(out, engine, 0.5), StopRequest(), 4, 0, benchmarks)
+    return measured, engine.adam_steps
+
+
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("last-save") / "tokens"
@@ -164,3 +178,7 @@ def test_a_last_save_that_fails_is_no_success(ranks, tmp_path, tokens, asynchron
 def test_saves_by_time_come_when_it_is_time_on_all_ranks(ranks, tmp_path, tokens, every, saved):
     """On rank 0 a step earlier than on rank 1, and beside those by steps."""
     assert ranks(2).run(by_time, tokens, tmp_path, [2, 3], every) == [saved, saved]
+
+
+def test_benchmarks_that_fail_do_not_take_training_with_them(ranks, tmp_path, tokens):
+    assert ranks(2).run(benchmarked, tokens, tmp_path) == [([2, 4], 4)] * 2
