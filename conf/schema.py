@@ -136,7 +136,7 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Saved by time, every so many steps, at the end, and on SIGTERM and SIGUSR1."""
+    """Saved by time, every so many steps, at the end, and on Ctrl-C, SIGTERM and SIGUSR1."""
 
     # Save when so many minutes have gone by since the last save, later where saving would take more than 3 %
     # of the time; 0: not by time.

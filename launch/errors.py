@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import sleep
 from typing import NoReturn
 
@@ -95,6 +95,8 @@ def user_errors() -> Iterator[None]:
         # A file that is written to does not say its name.
         fail(f"{full.strerror} ({full.filename or 'df shows where'}): make room")
     except KeyboardInterrupt:
+        with suppress(OSError):
+            print("caat: interrupted", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
 
 

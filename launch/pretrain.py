@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from caat.data.corpus import prepare
@@ -11,6 +13,7 @@ from conf.processes import LaunchConfig
 from conf.schema import Config
 from launch.config import compose, initialise, read_config
 from launch.errors import STOPPED, reason, user_errors
+from launch.go_on import how_to_go_on
 from launch.initial import check_initial
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume, check_resume_data, restarted
@@ -22,6 +25,7 @@ from launch.validate import check_data, check_device, validate
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
 SWEEP_FLAGS = {"-m", "--multirun"}
+BEFORE_TRAINING = "interrupted before training began"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,14 +57,23 @@ def _main(argv: list[str]) -> int:
     if under_torchrun():
         validate(config, int(os.environ["WORLD_SIZE"]))
         check_restartable(config)
-        return _work(config, None)
+        return _work(config, None, argv)
     folder = set_up(config)
     if folder is None:
         return 0
     # Who is to start it again must not be the process that dies.
     if config.launch.processes == 1 and config.launch.max_restarts == 0:
-        return _work(config, folder)
-    return run_in_processes(folder, config.launch)
+        with _interrupts_kept(folder):
+            return _work(config, folder, argv)
+    try:
+        status = run_in_processes(folder, config.launch)
+    except Stopped as stop:
+        if stop.code == STOPPED:
+            print(how_to_go_on(argv, folder), file=sys.stderr)
+        raise
+    if status == STOPPED:
+        print(how_to_go_on(argv, folder), file=sys.stderr)
+    return status
 
 
 def _with_flags(flags: set[str], argv: list[str]) -> int:
@@ -121,13 +134,17 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
     """
     arguments = ["--run-folder", str(folder)]
     try:
-        status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
+        with _interrupts_kept(folder):
+            status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
     except Stopped:
         ended = read_status(folder)
         if ended == "finished":
             raise Stopped(0) from None  # the signal came when all was done but the last figures
-        if ended != "stopped":
+        if ended == "starting":
+            write_status(folder, "failed", BEFORE_TRAINING)
+        elif ended == "running":
             write_status(folder, "failed", "ended by a signal before it could save")
+        if ended != "stopped":
             raise
         raise Stopped(STOPPED) from None
     if status:
@@ -138,10 +155,21 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
     return status
 
 
-def _work(config: Config, folder: Path | None) -> int:
+@contextmanager
+def _interrupts_kept(folder: Path) -> Iterator[None]:
+    """Ctrl-C before training began is the status of the run in ``folder`` as well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if read_status(folder) == "starting":
+            write_status(folder, "failed", BEFORE_TRAINING)
+        raise
+
+
+def _work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> int:
     from launch.worker import work
 
-    work(config, folder)
+    work(config, folder, settings)
     return 0
 
 

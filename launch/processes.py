@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -13,10 +14,12 @@ from typing import NoReturn
 from caat.machine import available_cores
 from launch.errors import STOPPED, USER_ERROR, signal_name
 
+ELASTIC = "torch.distributed.elastic"
 # Slurm warns with SIGUSR1: the workers are to hear of it too.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-# What the workers get to save and end after a signal, before they are killed.
-SHUTDOWN_SECONDS = 300
+# What the workers get to save and end after a signal, before they are killed: whatever a step takes. Who does
+# not want to wait presses Ctrl-C again.
+SHUTDOWN_SECONDS = 86400
 
 
 class Stopped(SystemExit):
@@ -39,6 +42,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # What they warn of at a signal we say ourselves; each has a level of its own.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith(ELASTIC)]:
+        logging.getLogger(name).setLevel(logging.ERROR)
     environment = dict(os.environ)
     os.environ.update(worker_environment(processes))
     handlers = {number: signal.getsignal(number) for number in _heard()}

@@ -137,14 +137,15 @@ def train_run(
     status, why = "", ""
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
+        request.training = True
         record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
         watchdog.rest()
         status = "finished"
         if output:
             with only_warned(f"the figures of {folder}, which is trained and saved,"):
                 summary = summarise(config, mesh, record, base, folder)
-    except StoppedBySignal:
-        status = "stopped"
+    except StoppedBySignal as stop:
+        status, why = "stopped", str(stop)
         raise
     except tuple(ENDINGS) as error:
         status, why = "failed", str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.watchdog import Watchdog
 from conf.schema import Config
 from launch.errors import STOPPED
+from launch.go_on import how_to_go_on
 from launch.initial import check_initial
 from launch.resume import check_resume_data, given_folder, restarted
 from launch.run_folder import leave_finished, open_run_folder
@@ -31,12 +32,13 @@ from launch.validate import check_data
 LOST_CONNECTION_SECONDS = 3.0
 
 
-def work(config: Config, folder: Path | None) -> None:
+def work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> None:
     """Train as this rank of the world (or as a world of one); every rank of a run calls it alike.
 
-    ``folder`` is the run folder; ``None``: the first rank makes it. Raises ``ValueError`` for what the user
-    can mend, before the process group starts. Exits with one of the statuses in ``launch.errors`` if
-    training stopped early.
+    ``folder`` is the run folder; ``None``: the first rank makes it. ``settings`` are those that the user
+    gave, for the command that goes on after a stop; ``None``: whoever started this process tells it. Raises
+    ``ValueError`` for what the user can mend, before the process group starts. Exits with one of the
+    statuses in ``launch.errors`` if training stopped early.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -59,18 +61,23 @@ def work(config: Config, folder: Path | None) -> None:
         # To torchrun a process that was told to stop, and saved, is one that died.
         sys.exit(STOPPED)
     check_space(config, folder)
-    with StopRequest() as request:
+    with StopRequest(os.environ.get("RANK", "0") == "0") as request:
+        if folder is not None:
+            request.record = partial(write_status, folder, "failed")
         start_process_group(device, backend=config.launch.backend)
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
         status = 0
         try:
             run = _agree_on(folder, config)
-            watchdog.record = partial(write_status, run, "failed")
+            watchdog.record = request.record = partial(write_status, run, "failed")
             with _failures_kept(run):
                 train_run(config, run, tokens, device, request, watchdog)
         except tuple(ENDINGS) as error:
             if dist.get_rank() == 0:
-                print(f"caat: {'' if type(error) is StoppedBySignal else 'error: '}{error}", file=sys.stderr)
+                stopped = type(error) is StoppedBySignal
+                print(f"caat: {'' if stopped else 'error: '}{error}", file=sys.stderr)
+                if stopped and settings is not None:
+                    print(how_to_go_on(settings, run, torchrun=world > 1), file=sys.stderr)
             status = ENDINGS[type(error)]
         except Exception as error:
             _fail(error, watchdog)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.explain import is_hydras
+from launch.go_on import command_to_go_on
 
 if TYPE_CHECKING:
     from launch.sweep.plan import Run
@@ -29,15 +27,8 @@ class Outcome:
 
     @classmethod
     def of(cls, run: Run, status: str) -> Outcome:
-        settings = [text for text in run.overrides if not (is_hydras(text) or text.startswith("resume="))]
-        command = ["caat", "pretrain", *settings, f"run.dir={_quoted(run.folder)}", "resume=auto"]
-        return cls(run.name, str(run.folder), status, "", shlex.join(command))
-
-
-def _quoted(path: Path) -> str:
-    """As a value for Hydra, which takes some signs for syntax."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
+        command = command_to_go_on(run.overrides, run.folder)
+        return cls(run.name, str(run.folder), status, "", command)
 
 
 def report(folder: Path, outcomes: Sequence[Outcome]) -> None:

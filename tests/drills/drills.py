@@ -106,7 +106,15 @@ class Drill:
         process = run.start()
         run.until(lambda: run.steps_done() >= 7, process)
         os.kill(run.workers(process)[1] if one_rank else process.pid, number)
-        return self.outcome(run, run.end(process), {75}, "which is saved")
+        status = run.end(process)
+        problems = []
+        if f"go on: caat pretrain {run.settings[0]}" not in run.output:
+            problems.append("it does not say how to go on")
+        if "elastic" in run.output:
+            problems.append("torch speaks of what is none of the user's business")
+        outcome = self.outcome(run, status, {75}, "which is saved")
+        outcome.problems += problems
+        return outcome
 
     # The disk.
 
@@ -218,6 +226,7 @@ def all_drills(drill: Drill, kills: int) -> list[tuple[str, Callable[[], Outcome
     found += [
         ("SIGTERM to the launcher", lambda: drill.stop(term, False)),
         ("SIGTERM to one rank", lambda: drill.stop(term, True)),
+        ("Ctrl-C", lambda: drill.stop(signal.SIGINT, False)),
         ("SIGUSR1 to the launcher", lambda: drill.stop(usr1, False)),
         ("SIGUSR1 to one rank", lambda: drill.stop(usr1, True)),
         ("full disk, warn", lambda: drill.full_disk("warn")),

@@ -34,11 +34,12 @@ def drill(tmp_path_factory) -> Drill:
         lambda drill: drill.kill(2),
         lambda drill: drill.kill_and_restart(1),
         lambda drill: drill.stop(signal.SIGUSR1, True),
+        lambda drill: drill.stop(signal.SIGINT, False),
         lambda drill: drill.damage("flipped", "optimizer.exp_avg.safetensors", "stop"),
         lambda drill: drill.fault("raise", {1}, "rank 1: the drill's own failure"),
         lambda drill: drill.fault("hang", {5}, HANGS),
     ],
-    ids=["killed", "restarted", "stopped", "damaged", "raised", "hung"],
+    ids=["killed", "restarted", "stopped", "interrupted", "damaged", "raised", "hung"],
 )
 def test_a_run_survives(drill, hit):
     assert hit(drill).problems == []

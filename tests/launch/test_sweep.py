@@ -17,11 +17,12 @@ from caat.training.watchdog import HUNG_STATUS
 from conf.processes import LaunchConfig
 from launch import errors, pretrain
 from launch.config import compose
+from launch.go_on import quoted
 from launch.processes import Stopped
 from launch.run_folder import create_run_folder, leave_finished, open_run_folder
 from launch.status import read_status, read_why, write_status
 from launch.sweep import here
-from launch.sweep.outcomes import Outcome, _quoted
+from launch.sweep.outcomes import Outcome
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import ROOT
 from tests.paragraphs import PARAGRAPHS
@@ -48,7 +49,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_the_command_that_goes_on_can_be_given_as_it_is():
     odd = "it's a=b, (c) #1"
-    run, _ = plan_sweep([f"hydra.sweep.dir={_quoted(Path(odd))}", "seed=1,2"]).runs
+    run, _ = plan_sweep([f"hydra.sweep.dir={quoted(Path(odd))}", "seed=1,2"]).runs
     command = shlex.split(Outcome.of(run, "failed").resume)
     assert compose(command[2:]).run.dir == str(run.folder) and odd in str(run.folder)
 
@@ -161,6 +162,37 @@ def test_a_signal_after_the_last_step_is_no_failure(tmp_path, monkeypatch):
             code = error.code
         assert code == ends
         assert read_status(tmp_path) == ("failed" if status == "running" else status)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_interrupted_before_it_trains_says_so(tmp_path, monkeypatch, capsys, processes):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    config = compose([f"run.dir={tmp_path / 'run'}", f"launch.processes={processes}"])
+    monkeypatch.setattr(pretrain, "set_up", lambda _: open_run_folder(config))
+    monkeypatch.setattr(pretrain, "run_workers", interrupted)
+    monkeypatch.setattr(pretrain, "_work", interrupted)
+    with pytest.raises(SystemExit) as end:
+        pretrain.main([f"launch.processes={processes}"])
+    assert end.value.code == 130 and "caat: interrupted" in capsys.readouterr().err
+    assert read_status(tmp_path / "run") == "failed"
+    assert read_why(tmp_path / "run") == "interrupted before training began"
+
+
+def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        write_status(tmp_path / "run", "stopped")
+        raise Stopped(130)
+
+    config = compose([f"run.dir={tmp_path / 'run'}", "launch.processes=2"])
+    monkeypatch.setattr(pretrain, "set_up", lambda _: open_run_folder(config))
+    monkeypatch.setattr(pretrain, "run_workers", stopped)
+    with pytest.raises(Stopped) as stop:
+        pretrain.main(["launch.processes=2", "optim.lr=2e-3", "run.dir=other", "resume=elsewhere"])
+    assert stop.value.code == 75
+    command = f"go on: caat pretrain launch.processes=2 optim.lr=2e-3 run.dir={tmp_path / 'run'} resume=auto"
+    assert command in capsys.readouterr().err
 
 
 def test_a_signal_in_the_last_figures_of_a_run_ends_the_sweep(monkeypatch):

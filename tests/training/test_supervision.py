@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +27,8 @@ from caat.training.watchdog import diagnosis, where
 from conf.schema import OptimConfig
 from tests.models import batch, build
 from tests.training.test_checkpoint import saver, start, state
+
+ROOT = Path(__file__).parents[2]
 
 
 def failing_save(folder, asynchronous: bool):
@@ -212,14 +216,55 @@ def test_all_ranks_agree(ranks):
         assert gathered == [{"rank": i} for i in range(4)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_signal_is_a_request(number):
     before = signal.getsignal(number)
     with StopRequest() as request:
+        request.training = True
         assert request.number == 0
         os.kill(os.getpid(), number)
         assert request.number == number
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("training", "signals", "says"),
+    [
+        (True, [signal.SIGINT, signal.SIGINT], "stopped at once by a second Ctrl-C"),
+        (True, [signal.SIGINT, signal.SIGTERM], "stopped at once by a second Ctrl-C"),
+        (False, [signal.SIGINT], "interrupted before training began: there was nothing to save"),
+    ],
+)
+def test_ctrl_c_ends_what_computes_at_once(training, signals, says):
+    """Though the main thread is not in Python, as in a product of matrices or a collective."""
+    code = f"""
+import ctypes, signal
+from caat.training.signals import StopRequest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with StopRequest() as request:
+    request.training = {training}
+    request.record = lambda why: print("recorded:", why, flush=True)
+    print("ready", flush=True)
+    # An interrupted sleep returns what is left.
+    left = 60
+    while left:
+        left = ctypes.CDLL(None).sleep(left)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.3)
+    printed = process.communicate(timeout=30)[0]
+    assert process.returncode == 130, printed
+    assert f"recorded: {says}" in printed and f"caat: {says}" in printed
+    assert ("Ctrl-C: finishing this step, then saving" in printed) == training
 
 
 def report(beats: int, doing: str, collective: str = "") -> dict:
