@@ -28,6 +28,9 @@ class EvaluateConfig:
     batch: int = 0
     # fp32, fp64 or bf16.
     precision: str = "fp32"
+    # Send the scores to the run's Weights & Biases as well, if that was online: a run folder that comes from
+    # somebody else names their account.
+    track_online: bool = False
     # The result's path; default: evaluation.json in the run folder, or beside the weights.
     out: str | None = None
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)

@@ -40,6 +40,9 @@ class ModelConfig:
             model__norm_eps=self.norm_eps,
             model__init_std=self.init_std,
         )
+        for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "sequence", "vocab_size"):
+            value = getattr(self, name)
+            require(value < 2**31, f"model.{name}={value} is beyond {2**31 - 1:,}: no tensor is that long")
         require(
             self.hidden % self.heads == 0,
             f"model.hidden={self.hidden} is not divisible by model.heads={self.heads}: "

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -21,12 +22,24 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.checks import require
+from conf.checks import check_numbers, require
 from conf.schema import Config
-from launch.explain import CONF, GROUPS, check_known, check_option, explain, first_line, is_hydras, unknown
+from launch.as_typed import as_typed
+from launch.explain import (
+    CONF,
+    GROUPS,
+    SETTINGS,
+    check_known,
+    check_option,
+    explain,
+    first_line,
+    is_hydras,
+    unknown,
+)
 from launch.initial import adopt
 from launch.settings import Setting, field_types, print_settings, settings_of
 
@@ -61,20 +74,20 @@ def compose(overrides: Sequence[str]) -> Config:
                     "a list is written as key=[a,b]"
                 )
         try:
-            config = hydra_compose("config", overrides=_replacing(overrides, parsed))
+            config = hydra_compose("config", overrides=_replacing(parsed))
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
     adopt(config, {override.key_or_group for override in parsed})
     return build(config, Config, overrides)
 
 
-def _replacing(overrides: Sequence[str], parsed: Sequence[Override]) -> list[str]:
-    """``overrides``, but a schedule of the ratio takes the place of an experiment's: Hydra mixes them."""
+def _replacing(parsed: Sequence[Override]) -> list[str]:
+    """The overrides, but a schedule of the ratio takes the place of an experiment's: Hydra mixes them."""
     found = []
-    for text, override in zip(overrides, parsed, strict=True):
+    for override in parsed:
         if override.key_or_group == "sync.ratio" and isinstance(override.value(), dict):
             found.append("sync.ratio=0")
-        found.append(text)
+        found.append(str(override.input_line))
     return found
 
 
@@ -89,7 +102,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if text.startswith("-"):
             raise ValueError(f"{text} is not an option: give settings as key=value (see --help)")
         try:
-            override = parser.parse_overrides([text])[0]
+            override = parser.parse_overrides([as_typed(text, SETTINGS, parser)])[0]
         except HydraException as error:
             raise ValueError(
                 f"{text} cannot be read as key=value: quote a value that has spaces, brackets or '=' in it, "
@@ -137,7 +150,12 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
 
 
 def _as_it_stands(value: Any) -> Any:
-    """Text in which OmegaConf is to see no ``${...}`` of its own: the prompt of a shell script, say."""
+    """Text, also in lists and objects, in which OmegaConf is to see no ``${...}`` of its own: the prompt of a
+    shell script, say."""
+    if isinstance(value, dict):
+        return {key: _as_it_stands(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_it_stands(each) for each in value]
     if not isinstance(value, str):
         return value
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)
@@ -180,6 +198,7 @@ def _at(values: Any, place: str) -> Any:
 def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """The objects of ``config``; building them checks the ranges, by ``ValueError``."""
     try:
+        check_numbers(OmegaConf.to_container(config, resolve=True))
         built = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         explain(error, overrides)
@@ -194,15 +213,17 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration in ``path``. Nothing in the file is executed.
+    """The configuration in ``path``, which may be a stranger's: nothing in it is executed, and no ``${...}``
+    is resolved.
 
     Raises ``ValueError`` if it is missing, not YAML, or holds what the schema does not know or allow.
     """
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
+        config = OmegaConf.merge(OmegaConf.structured(Config), _as_it_stands(values))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): give a run folder of caat") from error
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, TypeError) as error:
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a configuration of this version of caat ({first_line(error)}): "
             "give a run folder that caat made"

@@ -88,13 +88,13 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
     try:
         # Of a part, or with other contexts, they are not to be compared with those of other runs.
         if not config.asked_otherwise:
-            _track(folder, results)
+            _track(folder, results, config.track_online)
     except ValueError as error:
         print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)
     print(out)
 
 
-def _track(folder: Path, results: Results) -> None:
+def _track(folder: Path, results: Results, online: bool) -> None:
     """Add to the metrics of the run that the checkpoint is of, if it is of one."""
     from caat.training.trackers import open_trackers
     from eval.evaluate import flat
@@ -102,8 +102,13 @@ def _track(folder: Path, results: Results) -> None:
     run = run_of(folder)
     if run is None or not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
         return
-    state = read_state(folder)[0]
-    for tracker in open_trackers(read_config(run / "config.yaml"), run, None):
+    state, settings = read_state(folder)[0], read_config(run / "config.yaml")
+    if settings.tracker.wandb == "online" and not online:
+        print(
+            "note: not sent to Weights & Biases: give track_online=true if the run is yours", file=sys.stderr
+        )
+        settings.tracker.wandb, settings.tracker.artifacts = "none", False
+    for tracker in open_trackers(settings, run, None):
         tracker.log({"step": state.step, "tokens": state.tokens, **flat(results)})
         tracker.close({})
 

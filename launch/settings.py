@@ -11,6 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from conf.checks import require
+
 KINDS = {
     int: "a whole number",
     float: "a number",
@@ -56,10 +58,27 @@ class Setting:
         """The value of ``text``: as it stands for text (or null), else as YAML reads it."""
         if str in self.types:
             return None if text == "null" and type(None) in self.types else text
+        self.check(text)
         try:
+            if list[str] in self.types:
+                return yaml.load(text, Loader=yaml.BaseLoader)  # which leaves every text as it stands
             return yaml.safe_load(text)
         except yaml.YAMLError:
             return text  # of the wrong type, as the schema will say
+
+    def check(self, text: str) -> None:
+        """Raise ``ValueError`` for ``text`` that is no value of any setting but text itself."""
+        if str in self.types:
+            return
+        require(
+            re.search(r"\d{300}", text) is None,
+            f"{self.name}={text[:20]}... has hundreds of digits: no such number can be computed with",
+        )
+        nested = re.sub(r"\s", "", text).startswith(("[[", "[{"))
+        require(
+            not nested or get_origin(self.types[0]) is not list,
+            f"{text} is no value of {self.name}: it must be {self.rule}",
+        )
 
 
 def typed(value: Any) -> str:

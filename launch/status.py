@@ -47,13 +47,15 @@ def read_why(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Status:
+class Status:
+    """What status.json holds."""
+
     status: str = "unknown"
     why: str = ""
 
 
-def _read(folder: Path) -> _Status:
+def _read(folder: Path) -> Status:
     try:
-        return read_record(folder / "status.json", _Status)
+        return read_record(folder / "status.json", Status)
     except ValueError:
-        return _Status()
+        return Status()

@@ -74,7 +74,7 @@ class RowParallelLinear(nn.Module):
     """Bias-free linear whose input features are cut over the shards, then partial synchronisation.
 
     ([..., in_local], stream) -> the :class:`~caat.parallel.stream.Stream` with the product added, of which
-    ``.stack()`` is the plain form. The first ``int(ratio * out_features)`` channels are summed over all N
+    ``.stack()`` is the plain form. The first ``ratio * out_features`` channels are summed over all N
     shards; the others stay private, times ``private_scale`` (the paper's sqrt(N) gives them the variance of
     a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
     """

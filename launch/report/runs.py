@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from caat.records import Finite, Positive, Whole, parse_record, read_record
 from conf.partition import shared_channels
 from conf.schema import Config
 from launch.config import read_config
-from launch.status import read_status
+from launch.status import Status
 
 # The first steps warm caches up.
 WARM_UP = 2
@@ -137,7 +137,8 @@ def _read(folder: Path) -> Run:
     lines = _read_metrics(folder / "metrics.jsonl")
     # `caat evaluate` adds a line of its own after training.
     records = [line for line in lines if "loss" in line]
-    status = read_status(folder)
+    path = folder / "status.json"
+    status = (read_record(path, Status) if path.exists() else Status()).status
     if status == "finished":
         # One that ended before its last benchmarks is not to be compared by those of an earlier step.
         lines = [line for line in lines if records and line["step"] == records[-1]["step"]]
@@ -159,27 +160,51 @@ def _is_score(name: str) -> bool:
     return name.startswith(SCORE)
 
 
+@dataclass(frozen=True)
+class Line:
+    """What every line of metrics.jsonl holds."""
+
+    step: Whole
+    tokens: Whole
+
+
+@dataclass(frozen=True)
+class Record(Line):
+    """What a report takes from a line that training wrote; null: not a finite number, or not known."""
+
+    loss: Finite | None
+    step_seconds: Positive
+    tokens_per_second: Positive
+    tensor_parallel_bytes_forward: Whole
+    tensor_parallel_bytes_backward: Whole
+    validation_loss: Finite | None = None
+    mfu: Finite | None = None
+
+
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """Its lines, by step; none if the run did not come that far.
 
     The last line of a killed run may be torn.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"metrics.jsonl cannot be read ({error})") from error
+    except OSError as error:
+        raise ValueError(f"metrics.jsonl cannot be read ({error.strerror})") from error
+    *whole, torn = content.split(b"\n")
+    lines = [*whole, torn] if torn else whole
     records = []
     for number, line in enumerate(lines, 1):
+        name = f"metrics.jsonl, line {number},"
         try:
-            record = json.loads(line)
-            record["step"], record["tokens"]
-            if "loss" in record:
-                record["tensor_parallel_bytes_backward"]
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
+            record = parse_record(line, dict[str, Any], name)
+            parse_record(line, Record if "loss" in record else Line, name)
+        except ValueError:
+            if number > len(whole):
                 break
-            raise ValueError(f"metrics.jsonl is damaged in line {number}") from error
+            raise
+        if wrong := [key for key in filter(_is_score, record) if type(record[key]) not in (int, float)]:
+            raise ValueError(f"{name} has {wrong[0]}={record[wrong[0]]!r:.60}, which must be a number")
         records.append(record)
     return records

@@ -26,6 +26,47 @@ def test_a_configuration_survives_its_file(tmp_path):
         save_config(config, tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024_01",
+        "1e3",
+        "true",
+        "1.10",
+        "null0",
+        "~/corpus",
+        "é/ü",
+        "a#b&c",
+        "(a)[b]{c}",
+        "it's",
+        "a=b",
+        " a ",
+        "x\\",
+    ],
+)
+def test_text_is_taken_as_it_was_typed(text):
+    settings = ("run.dir", "data.path", "data.text_field", "data.subset", "tracker.name")
+    config = compose([f"{name}={text}" for name in settings])
+    assert [attrgetter(name)(config) for name in settings] == [text] * len(settings)
+    assert load_verb(TokenizeConfig, [f"data.path={text}"]).data.path == text
+
+
+def test_lists_of_text_too():
+    assert compose(["tracker.tags=[2024_01,1.10,b c]"]).tracker.tags == ["2024_01", "1.10", "b c"]
+    given = ["checkpoint=x", "prompt=x", "stop=[1.10,2024_01]"]
+    assert load_verb(GenerateConfig, given).stop == ["1.10", "2024_01"]
+
+
+def test_nothing_in_a_file_is_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "told")
+    save_config(compose([r"tracker.name=\${oc.env:SECRET}"]), tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml").tracker.name == "${oc.env:SECRET}"
+    received = (tmp_path / "config.yaml").read_text().replace("\nseed: 1", "\nseed: ${oc.env:SECRET}")
+    (tmp_path / "config.yaml").write_text(received)
+    with pytest.raises(ValueError, match=r"not a configuration of this version.*oc\.env"):
+        read_config(tmp_path / "config.yaml")
+
+
 def test_a_schedule_of_the_ratio(tmp_path):
     config = compose(["sync.ratio={1000:0.5,0:1}", "train.steps=5000"])
     assert config.sync.schedule == {0: 1.0, 1000: 0.5}

@@ -339,8 +339,41 @@ def test_a_torn_last_line_is_left_out_and_another_named(tmp_path):
     assert [record["step"] for record in runs[0].records] == [1, 2]
     lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "killed" / "metrics.jsonl").write_text("\n".join([lines[0], "?", lines[1]]))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is not JSON"):
         find_runs([str(tmp_path)])
+
+
+WRONG_LINES = {
+    "a list": ("[1]", "holds [1], which must be an object"),
+    "a step that is none": ('{"step": null, "tokens": 1}', "has step=null"),
+    "no step": ('{"a": 1}', "has no step"),
+    "no bytes": (
+        '{"step": 1, "tokens": 1, "loss": 1, "step_seconds": 1, "tokens_per_second": 1}',
+        "has no tensor",
+    ),
+    "text for a loss": ('{"step": 1, "tokens": 1, "loss": "1"}', 'has loss="1"'),
+    "text for a score": ('{"step": 1, "tokens": 1, "eval/a/b": "1"}', "has eval/a/b='1'"),
+    "brackets": ("[" * 100_000, "is not JSON"),
+}
+
+
+@pytest.mark.parametrize(("line", "why"), WRONG_LINES.values(), ids=WRONG_LINES)
+def test_a_damaged_run_is_a_line_of_the_report(line, why, tmp_path):
+    write_run(tmp_path / "good", compose([]), [8.0, 7.0])
+    write_run(tmp_path / "bad", compose([]), [8.0, 7.0])
+    path = tmp_path / "bad" / "metrics.jsonl"
+    path.write_text(line + "\n" + path.read_text())
+    runs, (problem,) = find_runs([str(tmp_path)])
+    assert [run.folder.name for run in runs] == ["good"] and why in problem.reason
+
+
+@pytest.mark.parametrize("status", ["null", "3", "[]", '{"status": 3}'])
+def test_a_damaged_status_is_a_line_of_the_report(status, tmp_path):
+    write_run(tmp_path / "good", compose([]), [8.0, 7.0])
+    write_run(tmp_path / "bad", compose([]), [8.0, 7.0])
+    (tmp_path / "bad" / "status.json").write_text(status)
+    _, (problem,) = find_runs([str(tmp_path)])
+    assert "status.json" in problem.reason
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from xxhash import xxh3_128
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import files, reading
-from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.reading import damage, load_state, load_weights
 from caat.training.checkpoint.saver import Saver
@@ -268,6 +268,17 @@ def test_damage_is_named(saved, damage, message):
     damage(saved)
     with pytest.raises(ValueError, match=message):
         load_model(find(saved), Mesh(4))
+
+
+def test_channels_as_caat_once_rounded_are_kept(saved):
+    """int(0.29 · 32), and of a larger model one less than that of today."""
+    (saved / "state.json").unlink()
+    edit_config(saved, hidden_size=3200, num_attention_heads=8, num_key_value_heads=8)
+    ours = json.loads((saved / "config.json").read_text())["caat"]
+    edit_config(saved, caat={**ours, "ratio": 0.29, "shared_channels": int(0.29 * 3200)})
+    found = read_architecture(saved)
+    assert shared_channels(3200, 0.29, 4) == 928 and int(0.29 * 3200) == 927
+    assert found.shared_channels == 927 == shared_channels(3200, found.ratio, 4)
 
 
 def edit_config(folder: Path, **values) -> None:

@@ -93,7 +93,12 @@ class Architecture:
             norm_eps=values.rms_norm_eps,
             init_std=values.initializer_range,
         )
-        channels = shared_channels(model.hidden, cut.ratio, cut.shards)
+        ratio = cut.ratio
+        channels = shared_channels(model.hidden, ratio, cut.shards)
+        if cut.shared_channels == int(ratio * model.hidden) < channels:
+            # As caat once rounded: the ratio that gives these channels today.
+            channels = cut.shared_channels
+            ratio = channels / model.hidden
         require(
             cut.shared_channels == channels,
             f"{path} has shared_channels={cut.shared_channels}, but ratio={cut.ratio} of "
@@ -102,8 +107,8 @@ class Architecture:
         return Architecture(
             model,
             cut.shards,
-            cut.ratio,
-            cut.shared_channels,
+            ratio,
+            channels,
             cut.private_scale,
             values.bos_token_id,
             values.eos_token_id,

@@ -1,0 +1,47 @@
+"""Numbers that arithmetic cannot go on with, and channels that a ratio means."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.generate import GenerateConfig
+from conf.partition import shared_channels
+from launch.config import compose, load_verb
+
+DIGITS = "1" * 400
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("optim.lr=inf", "optim.lr=inf is no number"),
+        ("optim.weight_decay=inf", "optim.weight_decay=inf is no number"),
+        ("model.rope_base=inf", "model.rope_base=inf is no number"),
+        ("model.norm_eps=inf", "model.norm_eps=inf is no number"),
+        ("optim.eps=1e-320", "optim.eps=1e-320 is no number"),
+        ("optim.betas=[0.9,nan]", "optim.betas=nan is no number"),
+        ("model.vocab_size=2147483648", "model.vocab_size=2147483648 is beyond 2,147,483,647"),
+        ("seed=9223372036854775808", "seed=9223372036854775808... is beyond 64 bits"),
+        (f"optim.lr={DIGITS}", "hundreds of digits"),
+        (f"train.steps={DIGITS}", "hundreds of digits"),
+        ("tracker.tags=[[a]]", "tracker.tags: it must be a list of texts"),
+    ],
+)
+def test_a_number_that_is_none(given, says):
+    with pytest.raises(ValueError) as error:
+        compose([given])
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["temperature=1e-320", "temperature=inf", f"seed={DIGITS}", "stop=[[1]]"])
+def test_a_number_that_is_none_in_a_verb(given):
+    with pytest.raises(ValueError):
+        load_verb(GenerateConfig, ["checkpoint=x", "prompt=x", given])
+
+
+def test_channels_of_every_round_ratio():
+    for hidden in (64, 100, 256, 768, 1000, 2048, 4096):
+        for percent in range(101):
+            assert shared_channels(hidden, percent / 100, 8) == percent * hidden // 100
+    assert shared_channels(9, 1 / 3, 8) == 3
+    assert shared_channels(100, 0.2899, 8) == 28
