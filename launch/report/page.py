@@ -9,34 +9,17 @@ from typing import Any
 
 from launch.report.pictures import numbered
 from launch.report.runs import Problem, Run
+from launch.report.style import STYLE
 from launch.settings import typed
 
 MIB = 2**20
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --faint: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-       background: Canvas; color: CanvasText; }
-h1 { font-size: 1.5rem; margin-bottom: .8rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-details { margin-top: 2.2rem; } summary { font-weight: 600; font-size: 1.15rem; cursor: pointer; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right;
-         white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child, table.text th, table.text td { text-align: left; }
-table.text td { white-space: normal; overflow-wrap: anywhere; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; }
-figcaption, .note { color: GrayText; font-size: .9rem; }
-code { background: var(--faint); padding: .1rem .3rem; }
-@media (max-width: 30rem) { .pictures { grid-template-columns: 1fr; } }
-"""
 NOTE = (
-    "± is the standard deviation over the seeds. The difference to ratio 1 is taken seed by seed, to the "
-    "runs whose other settings are nearest, and averaged; its ± is the 95 % confidence interval of that "
-    "mean, by Student's t. Synchronised is the share of the channels inside the layers, mean over the "
-    "steps. Bytes are what one process puts into tensor-parallel collectives in a step, both directions. "
-    "Times are medians of each run."
+    "± is the standard deviation over the seeds; one seed has none. The "
+    "difference to ratio 1 is taken seed by seed, to the runs whose other settings are nearest, and "
+    "averaged; its ± is the 95 % confidence interval of that mean, by Student's t. Synchronised is the "
+    "share of the channels inside the layers, mean over the steps. Bytes are what one process puts into"
+    " tensor-parallel collectives in a step, both directions. Times are medians of each run, in "
+    "brackets the middle half of all steps."
 )
 
 
@@ -70,7 +53,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "compared with": [_bases(row["compared_with"]) if several else "-" for row in rows],
         "synchronised": [_one(row, "synchronised", "{:.1%}") for row in rows],
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
-        "s/step": [_with(row, "step_seconds", "step_seconds_spread", "{:.3f}") for row in rows],
+        "s/step": [_seconds(row) for row in rows],
         "tokens/s": [_one(row, "tokens_per_second", "{:,.0f}") for row in rows],
         "MFU": [_one(row, "mfu", "{:.1%}") for row in rows],
         "tokens": [_one(row, "trained_tokens", "{:,}") for row in rows],
@@ -163,8 +146,13 @@ def html(contents: Contents, pictures: Mapping[str, str]) -> str:
 
 def _table(titles: Sequence[str], texts: Sequence[Sequence[str]], kind: str = "figures") -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in texts)
-    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in texts)
+    return f'<div class="wide" tabindex="0"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
+
+
+def _cell(text: str) -> str:
+    kind = ' class="long"' if len(text) > 40 else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _markdown_table(titles: Sequence[str], texts: Sequence[Sequence[str]]) -> list[str]:
@@ -191,7 +179,15 @@ def _bases(labels: Sequence[str]) -> str:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"one: {seeds[0]}"
     return ", ".join(map(str, seeds)) if len(seeds) <= 4 else f"{len(seeds)} seeds"
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    if row["step_seconds"] is None:
+        return "-"
+    return "{:.3f} ({:.3f} to {:.3f})".format(row["step_seconds"], *row["step_seconds_middle_half"])
 
 
 def _score(figure: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from io import StringIO
 from statistics import mean
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -20,86 +21,117 @@ from launch.report.statistics import Variant
 INK = "#010203"
 # Readable on white and on black (Okabe and Ito's palette, without its yellow and black).
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8172b3", "#7f7f7f")
+SHAPES = "osD^v"
+# Inches: of a picture, and the height of a line of text.
+WIDTH, LINE = 4.4, 0.18
 MIB = 2**20
 
 
 def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """SVG elements by caption; ``rows`` are the table of the same ``variants``."""
-    found = {"Loss over trained tokens (lighter: training)": _svg(lambda axes: _curves(axes, variants))}
+    labels = [_wrapped(variant.label, 44) for variant in variants]
+    legend = sum(label.count("\n") + 1 for label in labels)
+    one = " Open markers: one seed." if any(len(row["seeds"]) == 1 for row in rows) else ""
+    found = {
+        f"Loss over trained tokens (lighter: training).{one}": _svg(
+            lambda axes: _curves(axes, variants, labels), legend
+        )
+    }
     if len(rows) > 1:
-        found["Validation loss by variant"] = _svg(lambda axes: _losses(axes, rows))
-        found["Seconds per step"] = _svg(lambda axes: _seconds(axes, rows))
+        names = sum(_wrapped(row["label"], 22).count("\n") + 2 for row in rows)
+        found[f"Validation loss, ± over seeds.{one}"] = _svg(lambda axes: _losses(axes, rows), names, 0.6)
+        found["Seconds per step: median, and the middle half of the steps"] = _svg(
+            lambda axes: _seconds(axes, rows), names, 0.6
+        )
     if len({row["synchronised"] for row in rows}) > 1:
-        found["Validation loss against communication"] = _svg(lambda axes: _trade_off(axes, rows))
+        found[f"Validation loss against communication, ± over seeds.{one}"] = _svg(
+            lambda axes: _trade_off(axes, rows, labels), legend
+        )
     return found
 
 
-def _curves(axes: Axes, variants: Sequence[Variant]) -> None:
+def _curves(axes: Axes, variants: Sequence[Variant], labels: Sequence[str]) -> None:
     """Training loss as a running mean, validation loss with its range over the seeds."""
-    for variant, colour in zip(variants, _colours(len(variants)), strict=True):
+    for number, (variant, label) in enumerate(zip(variants, labels, strict=True)):
+        marker = _marker(number, len(variant.seeds))
         tokens, losses = _by_tokens(variant, "loss")
-        axes.plot(tokens, _running_mean(losses, max(1, len(losses) // 50)), color=colour, lw=1, alpha=0.35)
-        tokens, _, low, high = _validation(variant)
-        axes.fill_between(tokens, low, high, color=colour, alpha=0.2, lw=0)
-        tokens, middle, _, _ = _validation(variant)
-        axes.plot(tokens, middle, "o-", color=colour, ms=3, lw=1.6, label=_plain(variant.label))
+        smooth = _running_mean(losses, max(1, len(losses) // 50))
+        axes.plot(tokens, smooth, color=marker["color"], lw=1, alpha=0.35)
+        tokens, middle, low, high = _validation(variant)
+        if len(variant.seeds) > 1:
+            axes.fill_between(tokens, low, high, color=marker["color"], alpha=0.2, lw=0)
+        axes.plot(tokens, middle, ls="-", ms=4, lw=1.6, label=label, **marker)
     axes.set(xlabel="trained tokens", ylabel="loss (nats per token)")
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _legend(axes)
 
 
 def _losses(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    places = range(len(rows))
-    axes.errorbar(
-        places,
-        [row["validation_loss"] for row in rows],
-        yerr=[row["validation_loss_spread"] or 0.0 for row in rows],
-        fmt="none",
-        ecolor=INK,
-        capsize=4,
-        lw=1,
-    )
-    for place, row, colour in zip(places, rows, _colours(len(rows)), strict=True):
-        axes.plot(place, row["validation_loss"], "o", color=colour, ms=7)
+    for place, row in enumerate(rows):
+        spread = row["validation_loss_spread"]
+        axes.errorbar(
+            row["validation_loss"],
+            place,
+            xerr=spread,
+            ms=7,
+            capsize=4,
+            lw=1,
+            **_marker(place, len(row["seeds"])),
+        )
     _name(axes, rows)
-    axes.set(ylabel="nats per token, ± over seeds")
+    axes.set(xlabel="nats per token")
 
 
 def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    axes.bar(
-        range(len(rows)),
-        [row["step_seconds"] for row in rows],
-        yerr=[row["step_seconds_spread"] or 0.0 for row in rows],
-        color=_colours(len(rows)),
-        ecolor=INK,
-        capsize=4,
-        width=0.6,
-    )
+    for place, row in enumerate(rows):
+        seconds, (low, high) = row["step_seconds"], row["step_seconds_middle_half"]
+        # A median of few runs may lie outside what all their steps have in the middle.
+        around = [[max(0.0, seconds - low)], [max(0.0, high - seconds)]]
+        axes.barh(place, seconds, xerr=around, color=_colour(place), ecolor=INK, capsize=4, height=0.6)
     _name(axes, rows)
-    axes.set(ylabel="seconds per step (median of each run)")
+    axes.set(xlabel="seconds per step")
 
 
-def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     """Against bytes, or, where all shards were in one process, the share of the channels."""
     counted = all(row["bytes_per_step"] for row in rows)
-    for row, colour in zip(rows, _colours(len(rows)), strict=True):
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         sent = row["bytes_per_step"] / MIB if counted else row["synchronised"]
-        loss, spread = row["validation_loss"], row["validation_loss_spread"] or 0.0
-        axes.errorbar(sent, loss, yerr=spread, fmt="o", color=colour, ms=7, capsize=4, lw=1)
-        axes.annotate(
-            _plain(row["label"]), (sent, loss), (8, 4), textcoords="offset points", fontsize=8, color=INK
+        how = _marker(number, len(row["seeds"]))
+        axes.errorbar(
+            sent,
+            row["validation_loss"],
+            yerr=row["validation_loss_spread"],
+            ms=7,
+            capsize=4,
+            lw=1,
+            label=label,
+            **how,
         )
-    axes.margins(x=0.2, y=0.15)
-    sent_by = "MiB per step and process, both directions" if counted else "share of channels synchronised"
+    axes.margins(x=0.1, y=0.15)
+    sent_by = "MiB per step and process, both ways" if counted else "share of channels synchronised"
     axes.set(xlabel=sent_by, ylabel="validation loss (nats per token)")
+    _legend(axes)
 
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    turned = len(rows) > 6 or max(len(row["label"]) for row in rows) > 12
-    axes.set_xticks(range(len(rows)), [_plain(row["label"]) for row in rows], fontsize=8)
-    if turned:
-        axes.tick_params(axis="x", rotation=20)
+    """The variants from above down, as in the table."""
+    axes.set_yticks(range(len(rows)), [_wrapped(row["label"], 22) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes, where there is room for long names."""
+    figure = axes.figure
+    figure.legend(loc="outside lower left", frameon=False, fontsize=9, labelcolor=INK, labelspacing=0.3)
+
+
+def _marker(number: int, seeds: int) -> dict[str, Any]:
+    """Colour and shape of a variant; open where it is of one seed."""
+    colour = _colour(number)
+    shape = SHAPES[number // len(COLOURS) % len(SHAPES)]
+    return {"color": colour, "marker": shape, "mfc": colour if seeds > 1 else "none"}
 
 
 def _validation(variant: Variant) -> tuple[list[int], list[float], list[float], list[float]]:
@@ -128,17 +160,18 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     return [mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
 
 
-def _plain(label: str) -> str:
-    """Without what matplotlib would read as a formula."""
-    return label.replace("$", r"\$")
+def _wrapped(label: str, width: int) -> str:
+    """In lines of ``width`` characters, without what matplotlib would read as a formula."""
+    return "\n".join(wrap(label, width)).replace("$", r"\$")
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
 
 
-def _svg(draw: Callable[[Axes], None]) -> str:
-    """What ``draw`` draws, as one <svg> element without a declaration."""
+def _svg(draw: Callable[[Axes], None], lines: int, axes_height: float = 2.7) -> str:
+    """What ``draw`` draws, as one <svg> element without a declaration, of ``axes_height`` inches and room for
+    so many ``lines`` of text. As wide as a phone, so that the text has its size there."""
     style: Any = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
@@ -152,7 +185,7 @@ def _svg(draw: Callable[[Axes], None]) -> str:
         "svg.hashsalt": draw.__qualname__,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, axes_height + LINE * lines), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
@@ -161,6 +194,7 @@ def _svg(draw: Callable[[Axes], None]) -> str:
         axes.grid(alpha=0.25, color="#808080")
         axes.set_axisbelow(True)
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         draw(axes)
         file = StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

@@ -68,8 +68,12 @@ class Run:
 
     def median(self, field: str) -> float | None:
         """Of a field of the records, without the first steps; None where it was not measured."""
-        values = [r[field] for r in self.records[WARM_UP:] or self.records if r.get(field) is not None]
+        values = self.steady(field)
         return median(values) if values else None
+
+    def steady(self, field: str) -> list[float]:
+        """A field of the records, without the first steps, where it was measured."""
+        return [r[field] for r in self.records[WARM_UP:] or self.records if r.get(field) is not None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist, mean, stdev
+from statistics import NormalDist, mean, quantiles, stdev
 from typing import Any
 
 from launch.report.runs import Run, settings
@@ -208,6 +208,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "bytes_per_step": sent and sent.mean,
                 "step_seconds": seconds and seconds.mean,
                 "step_seconds_spread": seconds and seconds.spread,
+                "step_seconds_middle_half": _middle_half(variant, "step_seconds"),
                 "tokens_per_second": speed and speed.mean,
                 "mfu": mfu and mfu.mean,
                 "trained_tokens": max(run.tokens for run in variant.runs),
@@ -215,6 +216,15 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _middle_half(variant: Variant, field: str) -> tuple[float, float] | None:
+    """First and third quartile of a field over the steps of all runs; None where it was not measured."""
+    values = [value for run in variant.runs for value in run.steady(field)]
+    if not values:
+        return None
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return low, high
 
 
 def _compared_settings(run: Run) -> dict[str, Any]:

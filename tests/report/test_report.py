@@ -83,6 +83,9 @@ def test_figures_by_hand(sweep):
     assert half["bytes_per_step"] == 2**20 and half["trained_tokens"] == 5000
     # The median of steps 3, 4 and 5: the first two warm up.
     assert half["step_seconds"] == pytest.approx(0.4, abs=1e-12)
+    # Of 0.3, 0.3, 0.4, 0.4, 0.5, 0.5; and of one run's 0.3, 0.4, 0.5.
+    assert half["step_seconds_middle_half"] == pytest.approx((0.325, 0.475), abs=1e-12)
+    assert none["step_seconds_middle_half"] == pytest.approx((0.35, 0.45), abs=1e-12)
     # Seed 3 was not trained at ratio 1, and one seed has no spread.
     assert (none["difference_to_ratio_1"], none["validation_loss_spread"]) == (None, None)
 
@@ -323,8 +326,17 @@ def test_the_page_is_whole_and_asks_for_nothing(sweep, tmp_path, capsys):
         "damaged",
         "running",
         "cut",
+        # A seed alone says so, and steps that were not alike say how unlike.
+        "<td>one: 3</td><td>3.9000</td>",
+        "0.400 (0.350 to 0.450)",
+        "Open markers: one seed",
     ):
         assert said in text, said
+    # Of the three variants, in the order of the table, only the last has a single seed.
+    for picture in (pictures[1], pictures[3]):
+        for colour, filled in (("#d55e00", True), ("#0072b2", True), ("#009e73", False)):
+            fill = f"fill: {colour}" if filled else "fill-opacity: 0"
+            assert f'style="{fill}; stroke: {colour}"' in picture, colour
     assert "| ratio 0.5 | 1, 2 | 3.2500 ± 0.2121 |" in (tmp_path / "report" / "report.md").read_text()
     result = json.loads((tmp_path / "report" / "report.json").read_text())
     assert result["not_finished"][0]["status"] == "running"
