@@ -52,7 +52,8 @@ def open_model(folder: Path, device: str, precision: str, backend: str = "auto")
     Collective. Raises ``ValueError`` as :func:`load_model`, if ``device`` is not there, and if
     a file does not have its checksum (weights without a state.json have none), or weights are not finite.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a rank it is of somebody else, left in the shell.
+    world = int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
     place = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     where = choose_device(device, *place, backend)
     shards = read_architecture(folder).shards

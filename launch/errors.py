@@ -13,6 +13,7 @@ from time import sleep
 from typing import NoReturn
 
 from caat.disk import no_room
+from launch.launcher import check_launcher
 
 # Exit statuses.
 USER_ERROR = 2
@@ -75,6 +76,7 @@ def user_errors() -> Iterator[None]:
     One that a library raises is our mistake, not the user's, and keeps its traceback.
     """
     try:
+        check_launcher()
         try:
             yield
         finally:
