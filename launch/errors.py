@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -73,8 +74,11 @@ def fail(message: str) -> NoReturn:
 def user_errors() -> Iterator[None]:
     """Within it, a ``ValueError`` that our code raises ends in `fail`, and so does a full disk.
 
-    One that a library raises is our mistake, not the user's, and keeps its traceback.
+    One that a library raises is our mistake, not the user's, and keeps its traceback. What the terminal has
+    no character for is printed as an escape: no work is lost for want of it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_launcher()
         try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from caat.data.tokenizer import Tokenizer
+from caat.records import parse_record
 from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
 from conf.generate import GenerateConfig, SamplingConfig
@@ -45,27 +46,27 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         return [str(config.prompt)]
     path = Path(config.prompts).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts={config.prompts} cannot be read ({error})") from None
-    prompts = [_prompt(line, number, config) for number, line in enumerate(lines, 1) if line.strip()]
+        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    except OSError as error:
+        raise ValueError(f"prompts={config.prompts} cannot be read ({error.strerror})") from None
+    prompts = [
+        _prompt(line, f"prompts={config.prompts}: line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     require(
         bool(prompts), f'prompts={config.prompts} is empty: write a JSON string a line, "Once upon a time"'
     )
     return prompts
 
 
-def _prompt(line: str, number: int, config: GenerateConfig) -> str:
+def _prompt(line: bytes, name: str) -> str:
     try:
-        prompt = json.loads(line)
-    except ValueError:
-        prompt = None
-    require(
-        isinstance(prompt, str),
-        f"prompts={config.prompts}: line {number} is not a JSON string: write it in quotes, "
-        '"Once upon a time", with \\n for a new line',
-    )
-    return prompt
+        return parse_record(line, str, name)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}: write a JSON string, in quotes, "Once upon a time", with \\n for a new line'
+        ) from None
 
 
 def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], architecture: Architecture) -> None:
@@ -99,42 +100,37 @@ def _generate(
     settings = SamplingConfig(**{each.name: getattr(config, each.name) for each in fields(SamplingConfig)})
     streaming = first_rank() and len(prompts) == 1
     texts: list[Continuation] = []
-    with on_mesh(folder, config.launch, config.precision) as model:
-        started = perf_counter()
-        if streaming:
-            print(prompts[0], end="", flush=True)
-        for first in range(0, len(rows), config.batch):
-            texts += generate(
-                model,
-                rows[first : first + config.batch],
-                tokenizer,
-                settings,
-                lambda _, piece: print(piece, end="", flush=True) if streaming else None,
-                numbers=range(first, min(first + config.batch, len(rows))),
-            )
-            if first_rank() and not streaming:
-                for number in range(first, len(texts)):
-                    print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
-        seconds = perf_counter() - started
+    try:
+        with on_mesh(folder, config.launch, config.precision) as model:
+            started = perf_counter()
+            if streaming:
+                print(prompts[0], end="", flush=True)
+            for first in range(0, len(rows), config.batch):
+                texts += generate(
+                    model,
+                    rows[first : first + config.batch],
+                    tokenizer,
+                    settings,
+                    lambda _, piece: print(piece, end="", flush=True) if streaming else None,
+                    numbers=range(first, min(first + config.batch, len(rows))),
+                )
+                if first_rank() and not streaming:
+                    for number in range(first, len(texts)):
+                        print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
+            seconds = perf_counter() - started
+    finally:
+        # Also of a batch that was interrupted, or that nobody reads to its end.
+        if first_rank() and texts:
+            results = [
+                {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
+                for prompt, text in zip(prompts, texts, strict=False)
+            ]
+            write_json(out, {"checkpoint": str(folder), "settings": asdict(settings), "results": results})
     if first_rank():
-        _write(config, folder, settings, prompts, texts, seconds, out)
+        _show_speed(texts, seconds, out)
 
 
-def _write(
-    config: GenerateConfig,
-    folder: Path,
-    settings: SamplingConfig,
-    prompts: Sequence[str],
-    texts: Sequence[Continuation],
-    seconds: float,
-    out: Path,
-) -> None:
-    results = [
-        {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    result = {"checkpoint": str(folder), "settings": asdict(settings), "results": results}
-    write_json(out, result)
+def _show_speed(texts: Sequence[Continuation], seconds: float, out: Path) -> None:
     tokens = sum(len(text.tokens) for text in texts)
     if len(texts) == 1:
         print()

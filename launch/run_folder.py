@@ -207,7 +207,10 @@ def _git(folder: Path, top: bool = False) -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        # Paths are bytes, whatever the locale's encoding.
+        return os.fsdecode(
+            subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+        ).strip()
 
     try:
         root = git("rev-parse", "--show-toplevel")

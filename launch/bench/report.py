@@ -43,7 +43,7 @@ class Report:
         self.rows.append(figures)
 
     def finish(self, heading: str, plot: Plot | None = None) -> None:
-        """Print the table under ``heading``, write the JSON, print its path last.
+        """Write the JSON, print the table under ``heading``, print the path last.
 
         ``plot(rows, heading, path)`` draws the picture beside it.
         """
@@ -54,10 +54,10 @@ class Report:
             table.add_column(column.title, justify="left" if text else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*(_text(row[name], column.unit) for name, column in columns.items()))
-        console().print(table)
         machine = {"processor": processor(), "cores": available_cores(), "python": platform.python_version()}
         result = {"benchmark": self.name, "heading": heading, "machine": machine, "rows": self.rows}
         write_json(self.out, result)
+        console().print(table)
         if plot is not None:
             plot(self.rows, heading, self.out.with_suffix(".png"))
             print(self.out.with_suffix(".png"))

@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
     out = result_file(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
     config = compose([text for text in argv if text not in asked])
     result = make_plan(plan, config)
-    show(result)
     write_json(out, result)
+    show(result)
     print(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -105,6 +106,14 @@ def test_only_our_own_value_errors_are_the_users_mistakes(capsys):
 
         raise_from_library = ipaddress.ip_address
         raise_from_library("0 is not in range")
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    with errors.user_errors():
+        print("naïve \ud83d 日")
+    assert terminal.buffer.getvalue() == rb"na\xefve \ud83d \u65e5" + b"\n"
 
 
 def test_other_ranks_let_rank_0_speak_first(monkeypatch, capsys):

@@ -37,7 +37,7 @@ def test_one_prompt_is_streamed(run, capsys):
 
 
 def test_several_prompts(run, tmp_path, capsys):
-    (tmp_path / "prompts.jsonl").write_text('"The"\n\n"Rome\\nand"\n"grey fox"\n')
+    (tmp_path / "prompts.jsonl").write_text('\ufeff"The"\n\n"Rome\\nand"\n"grey fox"\n')
     prompts = f"prompts={tmp_path / 'prompts.jsonl'}"
     common = [f"checkpoint={run}", "max_new_tokens=6", f"out={tmp_path / 'out.json'}"]
     generate.main([*common, prompts, "batch=2", "precision=fp64"])
@@ -46,6 +46,24 @@ def test_several_prompts(run, tmp_path, capsys):
     generate.main([*common, "prompt=grey fox", "precision=fp64"])
     _, alone = result(capsys)
     assert alone["results"] == found["results"][2:]
+
+
+def test_what_was_made_is_kept_when_the_rest_is_not(run, tmp_path, monkeypatch):
+    (tmp_path / "prompts.jsonl").write_text('"The"\n"Rome"\n"fox"\n')
+    shown = []
+
+    def interrupted(text="", **_):
+        shown.append(text)
+        if text.startswith("[2]"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.print", interrupted)
+    arguments = [f"prompts={tmp_path / 'prompts.jsonl'}", f"out={tmp_path / 'out.json'}", "batch=1"]
+    with pytest.raises(KeyboardInterrupt):
+        generate.main([f"checkpoint={run}", "max_new_tokens=4", *arguments])
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [each["prompt"] for each in found] == ["The", "Rome"]
+    assert shown[-1] == f"[2] Rome{found[-1]['text']}\n"
 
 
 @pytest.mark.slow
@@ -74,7 +92,11 @@ MISTAKES = {
     "neither prompt": ([], ["give either prompt="]),
     "both prompts": ([PROMPT, "prompts=x"], ["give either prompt="]),
     "no such file": (["prompts=none.jsonl"], ["prompts=none.jsonl cannot be read"]),
-    "not JSON": (["prompts=plain.txt"], ["line 1 is not a JSON string", "in quotes"]),
+    "not JSON": (["prompts=plain.txt"], ["prompts=plain.txt: line 1 is not JSON", "in quotes"]),
+    "not text": (["prompts=number.jsonl"], ["line 2 holds 5, which must be a valid string", "in quotes"]),
+    "half a character": (["prompts=surrogate.jsonl"], ["surrogate.jsonl: line 3 is not JSON", "surrogate"]),
+    "not UTF-8": (["prompts=latin.jsonl"], ["latin.jsonl: line 2 is not JSON", "unicode"]),
+    "a folder": (["prompts=folder"], ["prompts=folder cannot be read (Is a directory)"]),
     "empty file": (["prompts=empty.jsonl"], ["prompts=empty.jsonl is empty"]),
     "long prompt": (["prompt=" + "fox 7 " * 60], ["the prompt has", "context of 64", "shorten it"]),
     "long result": ([PROMPT, "max_new_tokens=64"], ["max_new_tokens=64", "context of 64", "give max_new"]),
@@ -94,6 +116,10 @@ def test_mistakes_are_found_before_the_model_is_loaded(name, run, tmp_path, monk
     monkeypatch.setattr(generate, "on_mesh", lambda *_: 1 / 0)
     (tmp_path / "plain.txt").write_text("The fox\n")
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "number.jsonl").write_text('"The"\n5\n')
+    (tmp_path / "surrogate.jsonl").write_text('"hello"\r\n""\r\n"\\ud83d"\r\n')
+    (tmp_path / "latin.jsonl").write_bytes(b'"The"\n"caf\xe9"\n')
+    (tmp_path / "folder").mkdir()
     arguments, says = MISTAKES[name]
     with pytest.raises(ValueError) as error:
         generate.main([f"checkpoint={run}", *arguments])
