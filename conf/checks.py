@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from sys import float_info
 from typing import Any
+
+# Settings that name a file or folder, in any schema.
+PATHS = {"path", "dir", "folder", "checkpoint", "resume", "initialize", "tokenizer", "tokens", "prompts"}
+PATHS |= {"from", "to", "out", "tasks"}
+SURROGATE = re.compile("[\ud800-\udfff]")
+# Long values are cut in messages.
+SHOWN = 60
 
 
 def require(condition: bool, message: str) -> None:
@@ -23,22 +32,44 @@ def require_positive(**settings: float) -> None:
         require(value > 0, f"{name.replace('__', '.')}={value} must be above 0")
 
 
-def check_numbers(values: Any, name: str = "") -> None:
-    """Raise ``ValueError`` for the first number in nested ``values`` that arithmetic cannot go on with.
+def check_values(values: Any, name: str = "") -> None:
+    """Raise ``ValueError`` for the first of nested ``values`` that nothing can be done with.
 
-    ``name`` is where ``values`` stand, in the user's terms.
+    That is a number that is not finite, denormal or beyond 64 bits, text that is not UTF-8, or a path that
+    cannot be one. ``name`` is where ``values`` stand, in the user's terms.
     """
     if isinstance(values, dict):
         for key, value in values.items():
-            check_numbers(value, f"{name}.{key}" if name else str(key))
+            check_values(value, f"{name}.{key}" if name else str(key))
     elif isinstance(values, list):
         for value in values:
-            check_numbers(value, name)
+            check_values(value, name)
     elif isinstance(values, float):
         normal = values == 0 or float_info.min <= abs(values) <= float_info.max
         require(normal, f"{name}={values} is no number that can be computed with: give a finite one")
     elif isinstance(values, int):
         require(abs(values) < 2**63, f"{name}={str(values)[:20]}... is beyond 64 bits: give a smaller one")
+    elif isinstance(values, str):
+        shown = ascii(values)[1:-1][:SHOWN]
+        require(values.isascii() or not SURROGATE.search(values), f"{name}={shown} is not UTF-8 text")
+        if name.rpartition(".")[2].removesuffix("_") in PATHS:
+            check_path(values, name)
+
+
+def check_path(value: str, name: str) -> None:
+    """Raise ``ValueError`` if no file system can have a file at ``value``, given as ``name``."""
+    shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{name}={shown}: there is no such user: write the folder out") from None
+    require("\0" not in value, f"{name}={shown} holds a null character, which no path can")
+    longest = max((len(part.encode()) for part in path.parts), default=0)
+    require(
+        longest <= 255 and len(str(path).encode()) < 4096,
+        f"{name}={shown} has a part of {longest} bytes, {len(str(path).encode())} in all: no file has more "
+        "than 255, no path more than 4095",
+    )
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.checks import check_numbers, require
+from conf.checks import check_values, require
 from conf.schema import Config
 from launch.as_typed import as_typed
 from launch.explain import (
@@ -198,7 +198,7 @@ def _at(values: Any, place: str) -> Any:
 def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """The objects of ``config``; building them checks the ranges, by ``ValueError``."""
     try:
-        check_numbers(OmegaConf.to_container(config, resolve=True))
+        check_values(OmegaConf.to_container(config, resolve=True))
         built = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         explain(error, overrides)
@@ -228,7 +228,10 @@ def read_config(path: Path) -> Config:
             f"{path} is not a configuration of this version of caat ({first_line(error)}): "
             "give a run folder that caat made"
         ) from error
-    return build(config, Config)
+    try:
+        return build(config, Config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _default_options(schema: type) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conf.checks import check_path
 from conf.report import ReportConfig
 from launch.config import load_verb
 from launch.results import result_file
@@ -26,7 +28,9 @@ def main(argv: list[str]) -> None:
         print(USAGE)
         load_verb(ReportConfig, ["--help"])
     # A folder of a sweep may have "=" in its name.
-    folders = [text for text in argv if Path(text).expanduser().exists() or "=" not in text]
+    folders = [text for text in argv if "=" not in text or os.path.exists(os.path.expanduser(text))]
+    for folder in folders:
+        check_path(folder, "folder")
     config = load_verb(ReportConfig, [text for text in argv if text not in folders])
     for text in folders:
         if text.startswith("-"):

@@ -1,4 +1,4 @@
-"""Numbers that arithmetic cannot go on with, and channels that a ratio means."""
+"""Numbers and paths that nothing can be done with; channels that a ratio means."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ DIGITS = "1" * 400
         (f"optim.lr={DIGITS}", "hundreds of digits"),
         (f"train.steps={DIGITS}", "hundreds of digits"),
         ("tracker.tags=[[a]]", "tracker.tags: it must be a list of texts"),
+        ("tracker.name=a\udce9", r"tracker.name=a\udce9 is not UTF-8"),
+        ("data.path=~nosuchuser/x", "data.path=~nosuchuser/x: there is no such user"),
+        (f"run.dir={'a' * 256}", "has a part of 256 bytes"),
+        (f"data.dir={'é' * 128}", "has a part of 256 bytes"),
+        (f"resume={'a/' * 2100}b", "4201 in all"),
     ],
 )
 def test_a_number_that_is_none(given, says):
@@ -33,9 +38,12 @@ def test_a_number_that_is_none(given, says):
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("given", ["temperature=1e-320", "temperature=inf", f"seed={DIGITS}", "stop=[[1]]"])
+@pytest.mark.parametrize(
+    "given",
+    ["temperature=1e-320", "temperature=inf", f"seed={DIGITS}", "stop=[[1]]", "prompts=~nosuchuser/x"],
+)
 def test_a_number_that_is_none_in_a_verb(given):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=given.split("=")[0]):
         load_verb(GenerateConfig, ["checkpoint=x", "prompt=x", given])
 
 
