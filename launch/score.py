@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from caat.arrays import map_array
 from conf.checks import require
 from conf.score import ScoreConfig
 from launch.config import load_verb
@@ -39,10 +40,9 @@ def main(argv: list[str]) -> None:
 def read_tokens(path: str) -> np.ndarray:
     """Whole numbers [batch, length] or [length]; raises ``ValueError`` for anything else."""
     try:
-        with Path(path).expanduser().open("rb") as file:
-            tokens = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"tokens={path} cannot be read as a .npy file of numbers ({error})") from None
+        tokens = map_array(Path(path).expanduser())
+    except ValueError as error:
+        raise ValueError(f"tokens={path} {error}") from None
     if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2) or tokens.shape[-1] < 2 or not tokens.size:
         raise ValueError(
             f"tokens={path} holds {tokens.dtype} of shape {tokens.shape}: give whole numbers of shape "

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from caat.arrays import map_array
+
 FORMAT = "caat-tokens"
 VERSION = 1
 SPLITS = ("train", "validation")
@@ -60,15 +62,11 @@ def read_unigram(folder: Path, vocab_size: int) -> np.ndarray:
     """How often each piece is in the training tokens, [vocab_size]; ``ValueError`` if missing or damaged."""
     path = folder / "unigram.npy"
     try:
-        # Mapped: a damaged header may claim more numbers than there is memory.
-        counts = np.load(path, mmap_mode="r")
+        counts = map_array(path)
         good = counts.dtype == np.int64 and counts.shape == (vocab_size,) and bool((counts >= 0).all())
         problem = "" if good else f"holds no counts of {vocab_size:,} pieces"
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-    # NumPy lets through whatever a damaged header makes Python raise.
-    except Exception as error:
-        problem = f"is damaged ({error})"
+    except ValueError as error:
+        problem = str(error)
     if problem:
         raise ValueError(f"{path} {problem}: remove the folder {folder} and prepare it again")
     return np.array(counts)

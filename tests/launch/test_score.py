@@ -112,6 +112,36 @@ def test_tokens_that_are_none(run, tokens, said):
         score.main(arguments(run))
 
 
+def header(claim: str) -> bytes:
+    """A .npy file of such a header, and a few bytes."""
+    text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {claim}}}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("(1000000000000,)"),
+        header("(1000000, 1000000)"),
+        header("(-1, 2)"),
+        header(f"({10**400},)"),
+        header("(True, 2)"),
+        header("((("),
+        b"",
+        b"PK\x03\x04",
+    ],
+)
+def test_a_token_file_that_is_damaged(run, content):
+    (run / "tokens.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokens\.npy (cannot be read as a \.npy file|holds int64)"):
+        score.main(arguments(run))
+
+
+def test_a_folder_of_tokens_is_none(run):
+    with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
+        score.main([*arguments(run), f"tokens={run}"])
+
+
 def test_a_place_that_takes_no_result_is_said_before_the_work(run):
     (run / "file").write_text("")
     for out, said in ((run / "file" / "scores", "is no folder"), ("/proc/scores", "/proc: ")):
