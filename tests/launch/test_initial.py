@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from caat.data.tokenizer import train_tokenizer
+from caat.durable import write_json
 from caat.training.checkpoint.architecture import Architecture, read_architecture
-from caat.training.checkpoint.durable import write_json
 from caat.training.checkpoint.state import read_checksums, write_checksums
 from launch.config import compose, read_config
 from launch.convert import main as convert

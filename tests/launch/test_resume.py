@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from caat.data.corpus import data_fingerprint
+from caat.durable import write_json
 from caat.training.checkpoint.architecture import Architecture
-from caat.training.checkpoint.durable import write_json
 from caat.training.checkpoint.folder import point_latest_at, publish
 from caat.training.checkpoint.state import State, write_state
 from conf.schema import Config

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from xxhash import xxh3_128
 
+from caat import checksums
 from caat.parallel.mesh import Mesh
-from caat.training.checkpoint import files, reading
+from caat.training.checkpoint import files
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.reading import damage, load_state, load_weights
@@ -333,7 +334,7 @@ def test_every_damaged_file_is_found_by_all_ranks(ranks, saved, name, how):
 
 
 def test_reading_ticks_by_block_and_by_parameter(saved, monkeypatch):
-    monkeypatch.setattr(reading, "HASHED_BYTES", 1000)
+    monkeypatch.setattr(checksums, "HASHED_BYTES", 1000)
     ticks = []
     assert damage(saved, Control(), tick=lambda: ticks.append(1)) == []
     sizes = [path.stat().st_size for path in saved.iterdir() if path.name != "state.json"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from xxhash import xxh3_128
 
+from caat.checksums import Tick, wrong_files
 from caat.records import read_record
 from caat.training.checkpoint.files import STEMS, index_name
 from caat.training.checkpoint.state import read_checksums
@@ -20,13 +19,6 @@ from caat.training.checkpoint.tensors import FullTensors
 from caat.training.control import Control
 from caat.training.fragments import Fragment
 from conf.checks import require
-
-# One waits for the disk while others hash.
-HASHING_THREADS = 4
-HASHED_BYTES = 4 * 2**20
-
-# Called whenever a part of long work is done.
-Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -114,10 +106,9 @@ def damage(folder: Path, control: Control, optimizer: bool = True, tick: Tick = 
     else:
         unreadable = []
     names = [name for name in checksums if optimizer or not name.startswith("optimizer.")]
-    mine = _share(folder, names, control)
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        problems = [*pool.map(lambda name: _problem(folder / name, checksums[name], tick), mine)]
-    everyone = control.gather(unreadable + [problem for problem in problems if problem])
+    listed = {name: checksums[name] for name in names}
+    problems = wrong_files(folder, listed, "state.json", control.rank, control.world, tick)
+    everyone = control.gather(unreadable + problems)
     return sorted({problem for problems in everyone for problem in problems})
 
 
@@ -175,30 +166,3 @@ def load_state(
 def _check(tensors: FullTensors, file: Tensors) -> None:
     for name, shape in zip(tensors.names, tensors.shapes, strict=True):
         file.check(name, shape)
-
-
-def _share(folder: Path, names: list[str], control: Control) -> list[str]:
-    """This rank's files to verify: the largest first, each to the rank with least to read so far."""
-    sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in names}
-    loads = [0] * control.world
-    mine = []
-    for name in sorted(names, key=lambda name: (-sizes[name], name)):
-        rank = loads.index(min(loads))
-        loads[rank] += sizes[name]
-        if rank == control.rank:
-            mine.append(name)
-    return mine
-
-
-def _problem(path: Path, checksum: str, tick: Tick) -> str | None:
-    digest, block = xxh3_128(), memoryview(bytearray(HASHED_BYTES))
-    try:
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(block):
-                digest.update(block[:size])
-                tick()
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    if digest.hexdigest() != checksum:
-        return f"{path.name} is damaged: its content does not have the checksum in state.json"
-    return None

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from caat.data.tokenizer import tokenizer_files
 from caat.disk import disk_problem
+from caat.durable import write_bytes, write_json
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.architecture import Architecture
-from caat.training.checkpoint.durable import write_bytes, write_json
 from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
 from caat.training.checkpoint.pace import Pace

@@ -9,8 +9,8 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from caat.durable import write_json
 from caat.records import Whole, parse_record
-from caat.training.checkpoint.durable import write_json
 from conf.checks import require
 
 
