@@ -20,6 +20,7 @@ from launch.resume import check_restartable, check_resume, check_resume_data, re
 from launch.run_folder import claim, leave_finished, open_run_folder
 from launch.space import check_space
 from launch.status import read_status, write_status
+from launch.tokens import check_tokens
 from launch.validate import check_data, check_device, validate
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
@@ -115,6 +116,7 @@ def set_up(config: Config) -> Path | None:
     check_device(config)
     validate(config, config.launch.processes)
     tokens = prepare(config.data)
+    check_tokens(tokens)
     check_data(config, tokens)
     state = check_resume_data(config, tokens)
     if state is None:

@@ -9,12 +9,14 @@ from caat.data.corpus import prepare, prepared_folder
 from caat.data.shards import SPLITS, read_index
 from conf.tokenize import TokenizeConfig
 from launch.config import load_verb
+from launch.tokens import check_tokens
 
 
 def main(argv: list[str]) -> None:
     """Prepare what ``argv`` (``data.path=... out=...``) describes and print what came of it.
 
-    The folder's path is the last line. Raises ``ValueError`` as :func:`caat.data.corpus.prepare`.
+    The folder's path is the last line. Raises ``ValueError`` as :func:`caat.data.corpus.prepare`, and
+    if what was prepared before is damaged.
     """
     config = load_verb(TokenizeConfig, argv)
     out = Path(config.out).expanduser() if config.out else None
@@ -22,15 +24,17 @@ def main(argv: list[str]) -> None:
     started = perf_counter()
     folder = prepare(config.data, out)
     seconds = perf_counter() - started
+    if not fresh:
+        check_tokens(folder)
 
     index = read_index(folder)
-    tokens = {split: sum(entry["tokens"] for entry in index[split]) for split in SPLITS}
+    tokens = {split: index.tokens(split) for split in SPLITS}
     total = sum(tokens.values())
-    print(f"documents          {index['documents']:,}")
+    print(f"documents          {index.documents:,}")
     for split, count in tokens.items():
         print(f"{split + ' tokens':<18} {count:,}")
-    print(f"vocabulary         {index['vocab_size']:,} pieces")
-    print(f"bytes per token    {index['bytes'] / total:.2f}")
+    print(f"vocabulary         {index.vocab_size:,} pieces")
+    print(f"bytes per token    {index.bytes / total:.2f}")
     if fresh:
         print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
     else:

@@ -51,7 +51,7 @@ def check_device(config: Config) -> None:
 def check_data(config: Config, folder: Path) -> None:
     """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
     index = read_index(folder)
-    _check_vocabulary(config, index["vocab_size"], f"the tokenizer of {folder}")
+    _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
     given, used = config.data.tokenizer, find_tokenizer(folder)
     # Of initialize= the tokenizer is taken over, and held against the text by check_initial.
     require(
@@ -63,7 +63,7 @@ def check_data(config: Config, folder: Path) -> None:
     )
     sequence = config.train.sequence
     for split in SPLITS:
-        tokens = sum(entry["tokens"] for entry in index[split])
+        tokens = index.tokens(split)
         require(
             tokens > sequence,
             f"train.sequence={sequence} is longer than the {split} split of {folder}, {tokens:,} tokens of "
@@ -71,9 +71,9 @@ def check_data(config: Config, folder: Path) -> None:
             + (" (or raise data.validation)" if split == "validation" else ""),
         )
     # Only the figures at the end need it: that is no time to find out.
-    counts = read_unigram(folder, index["vocab_size"])
+    counts = read_unigram(folder, index.vocab_size)
     require(
-        counts.sum() == sum(entry["tokens"] for entry in index["train"]),
+        counts.sum() == index.tokens("train"),
         f"{folder / 'unigram.npy'} does not count the tokens of index.json: remove the folder {folder} and "
         "prepare it again",
     )

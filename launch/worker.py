@@ -25,6 +25,7 @@ from launch.resume import check_resume_data, given_folder, restarted
 from launch.run_folder import leave_finished, open_run_folder
 from launch.space import check_space
 from launch.status import read_status, write_status
+from launch.tokens import check_tokens
 from launch.trainer import ENDINGS, train_run
 from launch.validate import check_data
 
@@ -47,6 +48,8 @@ def work(config: Config, folder: Path | None, settings: Sequence[str] | None = N
     device = choose_device(config.launch.device, local_rank, local_world, config.launch.backend)
     _set_determinism(config)
     tokens = prepare(config.data)
+    if folder is None:  # else who started this process has done it
+        check_tokens(tokens)
     check_data(config, tokens)
     state = check_resume_data(config, tokens, folder)
     if state is None:

@@ -9,6 +9,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from caat.data.split import held_out_below, is_held_out
 from caat.data.text import batches, check_source, load_documents
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from caat.disk import free_bytes, no_room, size_text
+from caat.durable import sync_folder, write_bytes, write_json
 from conf.data import DataConfig
 
 if TYPE_CHECKING:
@@ -70,7 +73,8 @@ def data_fingerprint(tokens: Path) -> str:
     """Of prepared tokens: the same wherever they lie, and if they are prepared again from the same text."""
     index = read_index(tokens)
     digest = hashlib.sha256(find_tokenizer(tokens).read_bytes())
-    digest.update(json.dumps([index["documents"], index["bytes"], index["train"]], sort_keys=True).encode())
+    train = [asdict(each) for each in index.train]
+    digest.update(json.dumps([index.documents, index.bytes, train], sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -92,11 +96,12 @@ def tokenize(config: DataConfig, out: Path) -> None:
         train_tokenizer(_tokenizer_lines(documents, below), config.vocab_size, out / "tokenizer.model")
     else:
         for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
-            (out / name).write_bytes(content)
+            write_bytes(out / name, content)
     model = find_tokenizer(out)
     tokenizer = load_tokenizer(model)
     vocab_size = tokenizer.vocab_size()
 
+    checksums = {path.name: write_bytes(path, path.read_bytes()) for path in out.iterdir() if path.is_file()}
     unigram = np.zeros(vocab_size, dtype=np.int64)
     totals = {"documents": 0, "bytes": 0}
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -104,13 +109,16 @@ def tokenize(config: DataConfig, out: Path) -> None:
     with TokenizeProgress(len(documents)) as progress:
         for piece in encode_pieces(Job(documents, model, out, below), workers, progress.show):
             unigram += piece.unigram
+            checksums |= piece.checksums
             totals["documents"] += piece.documents
             totals["bytes"] += piece.bytes
             for split, tokens in piece.tokens.items():
                 if tokens:
                     splits[split].append({"file": file_name(split, piece.number), "tokens": tokens})
 
-    np.save(out / "unigram.npy", unigram)
+    counts = BytesIO()
+    np.save(counts, unigram)
+    checksums["unigram.npy"] = write_bytes(out / "unigram.npy", counts.getvalue())
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -122,9 +130,11 @@ def tokenize(config: DataConfig, out: Path) -> None:
         "eos": tokenizer.eos_id(),
         **totals,
         **{split: sorted(files, key=lambda entry: entry["file"]) for split, files in splits.items()},
+        "xxh3_128": dict(sorted(checksums.items())),
     }
-    (out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "index.json", index)
     shutil.rmtree(scratch, ignore_errors=True)
+    sync_folder(out)
 
 
 def _make(config: DataConfig, folder: Path) -> None:
@@ -133,6 +143,7 @@ def _make(config: DataConfig, folder: Path) -> None:
     try:
         tokenize(config, partial)
         partial.rename(folder)
+        sync_folder(folder.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not (full := no_room(error)):
@@ -151,7 +162,7 @@ def _is_done(config: DataConfig, folder: Path) -> bool:
         return False
     if not folder.is_dir() or not (folder / "index.json").is_file():
         raise ValueError(f"{folder} exists and holds no token shards: remove it or choose another folder")
-    if read_index(folder)["key"] != _key(config):
+    if read_index(folder).key != _key(config):
         raise ValueError(
             f"{folder} holds shards of other text or settings: remove it or choose another folder"
         )

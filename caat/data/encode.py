@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from xxhash import xxh3_128
 
 from caat.data.shards import SPLITS, file_name, token_dtype
 from caat.data.split import is_held_out
@@ -48,13 +49,17 @@ class Job:
 
 @dataclass
 class Piece:
-    """What a piece came to. ``tokens`` per split; ``unigram`` counts the training tokens, [vocab_size]."""
+    """What a piece came to. ``tokens`` per split; ``unigram`` counts the training tokens, [vocab_size].
+
+    ``checksums`` by file name.
+    """
 
     number: int
     documents: int
     bytes: int
     tokens: dict[str, int]
     unigram: np.ndarray
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 def choose_workers(asked: int | None, documents: Dataset) -> int:
@@ -95,20 +100,28 @@ class _Encoder:
         paths = {split: self.out / file_name(split, number) for split in SPLITS}
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("xb")) for split, path in paths.items()}
+            digests = {split: xxh3_128() for split in SPLITS}
             for read in batches(self.documents, rows, BATCH):
                 texts = [text for text in read if text and not text.isspace()]
                 utf8 = [text.encode() for text in texts]
                 tokens = self._tokens(texts, utf8)
                 for split in SPLITS:
-                    files[split].write(tokens[split].astype(self.dtype).tobytes())
+                    data = tokens[split].astype(self.dtype).tobytes()
+                    files[split].write(data)
+                    digests[split].update(data)
                     piece.tokens[split] += len(tokens[split])
                 piece.unigram += np.bincount(tokens["train"], minlength=self.vocab_size)
                 piece.documents += len(texts)
                 size = sum(map(len, utf8))
                 piece.bytes += size
                 tick(len(read), size, sum(map(len, tokens.values())))
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
         for split, path in paths.items():
-            if not piece.tokens[split]:
+            if piece.tokens[split]:
+                piece.checksums[path.name] = digests[split].hexdigest()
+            else:
                 path.unlink()
         return piece
 

@@ -1,27 +1,60 @@
 """Prepared tokens on disk: a folder of raw token files behind one ``index.json``.
 
-The files of a split, one after the other, are one stream of little-endian tokens. The index holds
-``format``, ``version``, ``key`` (a hash of the settings that made it), ``source``, ``dtype``, ``vocab_size``
-(pieces of the tokenizer beside it), ``bos``, ``eos``, ``documents``, ``bytes`` (of text) and, per split, the
-list of ``{"file", "tokens"}``. ``unigram.npy`` counts every piece in the training tokens, int64 [vocab_size].
+The files of a split, one after the other, are one stream of little-endian tokens. :class:`Index` says what
+the index holds. ``unigram.npy`` counts every piece in the training tokens, int64 [vocab_size].
 """
 
 from __future__ import annotations
 
-import json
-import operator
 from bisect import bisect_right
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from caat.arrays import map_array
+from caat.checksums import wrong_files
+from caat.records import Size, Whole, parse_record
 
 FORMAT = "caat-tokens"
 VERSION = 1
 SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    file: str
+    tokens: Whole
+
+
+@dataclass(frozen=True)
+class Index:
+    """``index.json``. ``key`` hashes the settings that made the tokens; ``bytes`` are those of the text."""
+
+    format: Literal["caat-tokens"]
+    version: Literal[1]
+    key: str
+    dtype: Literal["uint16", "uint32"]
+    # Pieces of the tokenizer in the folder, and those that begin and end a document.
+    vocab_size: Size
+    bos: Whole
+    eos: Whole
+    documents: Whole
+    bytes: Whole
+    train: list[TokenFile]
+    validation: list[TokenFile]
+    source: str = ""
+    # Of every other file, by name; a folder that was prepared before there were any has none.
+    xxh3_128: dict[str, str] = field(default_factory=dict)
+
+    def files(self, split: str) -> list[TokenFile]:
+        assert split in SPLITS, split
+        return self.train if split == "train" else self.validation
+
+    def tokens(self, split: str) -> int:
+        return sum(each.tokens for each in self.files(split))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -34,28 +67,41 @@ def file_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}.bin"
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> Index:
     """The index of ``folder``; raises ``ValueError`` if it is missing, corrupt or of another version."""
     path = folder / "index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror}): give a folder made by `caat tokenize`"
         ) from error
+    try:
+        index = parse_record(content, Index, path)
+        widest = token_dtype(index.vocab_size)
     except ValueError as error:
-        raise _corrupt(folder, error) from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{path} is not an index of token shards: give a folder made by `caat tokenize`")
-    if index.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has format version {index.get('version')}, expected {VERSION}: "
-            f"remove the folder {folder} and prepare it again"
-        )
-    missing = {"dtype", "vocab_size", "bos", "eos", "documents", "bytes", "key", *SPLITS} - index.keys()
-    if missing:
-        raise _corrupt(folder, f"no {', '.join(sorted(missing))}")
+        raise ValueError(f"{error}: give a folder made by `caat tokenize`, or prepare it again") from None
+    if widest.itemsize > np.dtype(index.dtype).itemsize:
+        raise _corrupt(folder, f"dtype={index.dtype} does not hold vocab_size={index.vocab_size}")
+    for name in (*index.xxh3_128, *(each.file for split in SPLITS for each in index.files(split))):
+        if Path(name).name != name:
+            raise _corrupt(folder, f"{name} is no file of its folder")
     return index
+
+
+def check_content(folder: Path, rank: int = 0, world: int = 1) -> bool:
+    """Hold this rank's share of the files in ``folder`` against the checksums of the index.
+
+    False if it has none: it was prepared before there were any. Raises ``ValueError`` for files that are
+    damaged, missing, or no longer those that were written, tokenizer included.
+    """
+    checksums = read_index(folder).xxh3_128
+    if problems := wrong_files(folder, checksums, "index.json", rank, world):
+        raise ValueError(
+            f"{folder} is damaged: {'; '.join(problems)}. Remove the folder and prepare it again, or put "
+            "back what was there"
+        )
+    return bool(checksums)
 
 
 def read_unigram(folder: Path, vocab_size: int) -> np.ndarray:
@@ -90,15 +136,10 @@ class TokenShards:
         self.folder = Path(folder)
         self.split = split
         index = read_index(self.folder)
-        self.vocab_size: int = index["vocab_size"]
-        self.bos: int = index["bos"]
-        self.eos: int = index["eos"]
-        try:
-            self.dtype = np.dtype(index["dtype"]).newbyteorder("<")
-            self._files = [self.folder / entry["file"] for entry in index[split]]
-            self._starts = [0, *accumulate(operator.index(entry["tokens"]) for entry in index[split])]
-        except (KeyError, TypeError) as error:
-            raise _corrupt(self.folder, error) from error
+        self.vocab_size, self.bos, self.eos = index.vocab_size, index.bos, index.eos
+        self.dtype = np.dtype(index.dtype).newbyteorder("<")
+        self._files = [self.folder / each.file for each in index.files(split)]
+        self._starts = [0, *accumulate(each.tokens for each in index.files(split))]
         self._maps: dict[int, np.ndarray] = {}
         for number, path in enumerate(self._files):
             self._check_size(path, self._starts[number + 1] - self._starts[number])

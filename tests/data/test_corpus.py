@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from caat.checksums import wrong_files
 from caat.data import corpus, encode
 from caat.data.corpus import prepare, prepared_folder
-from caat.data.shards import TokenShards, read_index
-from caat.data.tokenizer import load_tokenizer
+from caat.data.shards import TokenShards, check_content, read_index
+from caat.data.tokenizer import load_tokenizer, train_tokenizer
 from conf.data import DataConfig
 from tests.data.conftest import write_documents
 
@@ -63,7 +64,7 @@ def test_shards_hold_the_documents(documents):
     index = read_index(folder)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
-    assert index["documents"] == len(texts) and index["bytes"] == sum(map(len, texts))
+    assert index.documents == len(texts) and index.bytes == sum(map(len, texts))
     held_out = [text for text in texts if crc32(text.encode()) < 0.1 * 2**32]
     assert 10 < len(held_out) < 90
     for split, expected in (
@@ -86,7 +87,7 @@ def test_any_number_of_workers_writes_the_same(tmp_path, monkeypatch):
     path = write_documents(tmp_path / "documents.jsonl", 3500)
     one = prepare(settings(path, workers=1, dir=str(tmp_path / "one")))
     two = prepare(settings(path, workers=2, dir=str(tmp_path / "two")))
-    assert len(read_index(one)["train"]) == 3
+    assert len(read_index(one).train) == 3
     assert contents(one) == contents(two) and one.name == two.name
 
 
@@ -105,6 +106,51 @@ def test_prepared_once_per_setting(documents, monkeypatch):
     os.utime(documents, (1, 1))
     others.append(prepared_folder(config))
     assert len({folder, *others}) == 5
+
+
+def test_every_file_is_held_against_the_index(documents, tmp_path):
+    folder = prepare(settings(documents))
+    names = {path.name for path in folder.iterdir()} - {"index.json"}
+    assert read_index(folder).xxh3_128.keys() == names and check_content(folder)
+    other = tmp_path / "other.model"
+    train_tokenizer((f"another text {i * i}" for i in range(900)), 300, other)
+    for name in names:
+        content = (folder / name).read_bytes()
+        changes = {
+            ".bin": bytes(len(content)),
+            ".model": other.read_bytes(),
+            ".npy": content[:-8] + content[-16:-8],
+        }
+        for change in (changes[Path(name).suffix], None):
+            if change is None:
+                (folder / name).unlink()
+            else:
+                (folder / name).write_bytes(change)
+            with pytest.raises(
+                ValueError, match=rf"is damaged: {name} .*Remove the folder and prepare it again"
+            ):
+                check_content(folder)
+        (folder / name).write_bytes(content)
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes() + b"-")
+    shares = [wrong_files(folder, read_index(folder).xxh3_128, "index.json", rank, 3) for rank in range(3)]
+    assert sorted(line.split()[0] for share in shares for line in share) == sorted(names)
+    assert all(shares)
+
+
+def test_what_is_prepared_is_durable(documents, monkeypatch):
+    """Every file is on the disk before the folder has its name, and then the name is."""
+    synced, fsync = [], os.fsync
+
+    def spy(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    folder = prepare(settings(documents))
+    partial = f".{folder.name}.partial"
+    assert {path.name for path in folder.iterdir()} <= set(synced[: synced.index(partial)])
+    assert synced[-2:] == [partial, folder.parent.name]
 
 
 def test_given_tokenizer_and_out(documents, tmp_path):
@@ -128,7 +174,7 @@ def test_wide_tokens(documents, monkeypatch):
     for module in (corpus, encode):
         monkeypatch.setattr(module, "token_dtype", lambda vocab_size: np.dtype("<u4"))
     wide = prepare(settings(documents, dir=str(documents.parent / "wide")))
-    assert read_index(wide)["dtype"] == "uint32"
+    assert read_index(wide).dtype == "uint32"
     for split in ("train", "validation"):
         a, b = TokenShards(narrow, split), TokenShards(wide, split)
         assert b.dtype == np.uint32
@@ -225,7 +271,7 @@ encode._Encoder._tokens = tokens
     partial = folder.with_name(f".{folder.name}.partial")
     assert partial.exists() == (how == signal.SIGKILL)
     assert prepare(config) == folder
-    assert not partial.exists() and len(read_index(folder)["train"]) == 3
+    assert not partial.exists() and len(read_index(folder).train) == 3
 
 
 def test_two_at_once(documents):

@@ -85,7 +85,7 @@ def test_prepared_text(documents, tmp_path):
     config = DataConfig(path=str(documents), tokenizer=str(path), validation=0.1, dir=str(tmp_path / "data"))
     folder = prepare(config)
     index, tokenizer = read_index(folder), load_tokenizer(find_tokenizer(folder))
-    assert (index["vocab_size"], index["bos"], index["eos"]) == (400, 0, 1)
+    assert (index.vocab_size, index.bos, index.eos) == (400, 0, 1)
     texts = {json.loads(line)["text"] for line in documents.read_text().splitlines()}
     for split in ("train", "validation"):
         shards = TokenShards(folder, split)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from caat.data.shards import TokenShards, token_dtype
+from launch.tokens import check_tokens
 from tests.data.conftest import write_shards
 
 
@@ -75,14 +76,26 @@ def test_broken_index(tmp_path):
     write_shards(folder, [3])
     index = json.loads((folder / "index.json").read_text())
     for content, message in (
-        ("{", "is corrupt"),
-        ("[]", "not an index of token shards"),
-        (json.dumps({"format": "other"}), "not an index of token shards"),
-        (json.dumps({**index, "version": 99}), "format version 99, expected"),
+        ("{", "is not JSON"),
+        ("[]", "index.json holds .*give a folder made by `caat tokenize`"),
+        (json.dumps({**index, "format": "other"}), "has format=\"other\", which must be 'caat-tokens'"),
+        (json.dumps({**index, "version": 99}), "has version=99, which must be 1"),
         (json.dumps({key: value for key, value in index.items() if key != "dtype"}), "no dtype"),
-        (json.dumps({**index, "train": [{"file": 3}]}), "is corrupt"),
-        (json.dumps({**index, "dtype": "pancake"}), "is corrupt"),
+        (json.dumps({**index, "train": [{"file": 3, "tokens": 1}]}), "has train.0.file=3, which must be"),
+        (json.dumps({**index, "train": [{"file": "a", "tokens": "1"}]}), 'has train.0.tokens="1"'),
+        (json.dumps({**index, "train": [{"file": "../a", "tokens": 1}]}), "../a is no file of its folder"),
+        (json.dumps({**index, "dtype": "pancake"}), 'has dtype="pancake", which must be'),
+        (json.dumps({**index, "dtype": "float16"}), 'has dtype="float16", which must be'),
+        (json.dumps({**index, "vocab_size": 70_000}), "dtype=uint16 does not hold vocab_size=70000"),
     ):
         (folder / "index.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             TokenShards(folder, "train")
+
+
+def test_a_folder_without_checksums_is_read(tmp_path, capsys):
+    """As they were made before there were any."""
+    write_shards(tmp_path / "shards", [3])
+    check_tokens(tmp_path / "shards")
+    assert "note: " in (said := capsys.readouterr().err) and "before its files had checksums" in said
+    assert len(TokenShards(tmp_path / "shards", "train")) == 3

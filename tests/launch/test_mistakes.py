@@ -12,10 +12,14 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from caat.data.corpus import prepare
 from caat.data.tokenizer import train_tokenizer
+from conf.data import DataConfig
+from launch import tokenize
 from launch.config import compose
-from launch.pretrain import main
+from launch.pretrain import main, set_up
 from launch.validate import validate
+from launch.worker import work
 
 # Settings, processes, what the message has to say: the value and the remedy.
 MISTAKES = {
@@ -183,6 +187,24 @@ def test_mistake(name, folder, monkeypatch):
     assert not [part for part in says if part not in message], message
     assert len(message.splitlines()) == 1
     assert sorted(folder.rglob("*")) == before
+
+
+def test_tokens_that_were_changed_are_not_trained_on(folder, tmp_path, monkeypatch):
+    """All zero: valid tokens of the right number. Started by us and by torchrun, before any process group."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("\n\n".join(f"Text {i} of {i * i} words." for i in range(200)))
+    data = DataConfig(path="book.txt", tokenizer=str(folder / "own.model"), validation=0.1)
+    tokens = prepare(data, tmp_path / "tokens")
+    config = compose(["data.path=tokens", "model.vocab_size=300", "train.sequence=64", "run.dir=new"])
+    (tokens / "train-00000.bin").write_bytes(bytes((tokens / "train-00000.bin").stat().st_size))
+    for start in (set_up, lambda config: work(config, None)):
+        with pytest.raises(
+            ValueError, match=r"tokens is damaged: train-00000.bin is damaged: .* in index.json"
+        ):
+            start(config)
+    assert not Path("new").exists()
+    with pytest.raises(ValueError, match=r"tokens is damaged"):
+        tokenize.main(["data.path=tokens"])
 
 
 def test_what_is_right_passes(folder, monkeypatch):
