@@ -18,10 +18,15 @@ from conf.units import delay_seconds, rate_bytes
 class ShapeConfig:
     """A model made for measuring: its sizes, and those of its input."""
 
+    # Transformer blocks.
     layers: int = 4
+    # Channels of the residual stream.
     hidden: int = 512
+    # Channels inside the MLP.
     ffn: int = 1408
+    # Heads of attention, as many of keys and values.
     heads: int = 8
+    # Tokens of a sequence.
     sequence: int = 256
     # Sequences a step.
     batch: int = 4
@@ -42,12 +47,17 @@ class ShapeConfig:
 class BenchShardsConfig(ShapeConfig):
     """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
 
+    # N.
     shards: int = 8
     # Also with train.compile, which takes a while to begin with.
     compile: bool = False
+    # Entries of the vocabulary.
     vocab_size: int = 4096
+    # fp32 or bf16.
     precision: str = "fp32"
+    # auto, cpu or cuda.
     device: str = "cpu"
+    # Steps of each variant; the median counts.
     rounds: int = 10
     # Where the JSON goes; default: outputs/bench-shards-<time>.json.
     out: str | None = None
@@ -64,9 +74,11 @@ class BenchShardsConfig(ShapeConfig):
 class BenchTokenizeConfig:
     """`caat bench tokenize`: speed against bare SentencePiece, memory against the size of the corpus."""
 
+    # Pieces of the tokenizer.
     vocab_size: int = 4096
     # Copies of the quick-start text (5 MB each) to tokenise.
     copies: int = 20
+    # Times that each is run; the median counts.
     rounds: int = 3
     # Where the JSON goes; default: outputs/bench-tokenize-<time>.json.
     out: str | None = None
@@ -83,8 +95,11 @@ class BenchCheckpointConfig(ShapeConfig):
     hidden: int = 768
     ffn: int = 2048
     batch: int = 1
+    # Entries of the vocabulary.
     vocab_size: int = 4096
+    # N.
     shards: int = 8
+    # P; it divides N.
     processes: int = 1
     # Of each process; default: all cores, shared by the processes.
     threads: int | None = None
@@ -114,15 +129,19 @@ class BenchMfuConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     # N, one row each.
     shards: list[int] = field(default_factory=lambda: [1, 8])
+    # As sync.ratio.
     ratio: float = 0.5
     # Sequences of model.sequence tokens a step.
     micro_batch: int = 4
     # As train.compile.
     compile: bool = False
+    # fp32 or bf16.
     precision: str = "bf16"
+    # auto, cpu or cuda.
     device: str = "auto"
     # Dense peak of the device; default: known for common GPUs, else no MFU is shown.
     peak_tflops: float | None = None
+    # Steps of each row; the median counts.
     rounds: int = 10
     # Where the JSON goes; default: outputs/bench-mfu-<time>.json.
     out: str | None = None
@@ -139,6 +158,7 @@ class BenchMfuConfig:
 class BenchStackConfig(ShapeConfig):
     """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
 
+    # fp32 or bf16.
     precision: str = "fp32"
     # P, with as many shards.
     processes: int = 2
@@ -146,7 +166,9 @@ class BenchStackConfig(ShapeConfig):
     ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
     # As sync.wire_dtype, beside auto: one more row for each ratio, overlapped. [int8], [int8,bfloat16].
     wire_dtypes: list[str] = field(default_factory=list)
+    # Steps of each variant, in turns; the median counts.
     rounds: int = 15
+    # auto, cpu or cuda.
     device: str = "auto"
     # Where the JSON goes, the plot beside it; default: outputs/bench-<benchmark>-<time>.json.
     out: str | None = None
@@ -224,7 +246,9 @@ class BenchPeersConfig(BenchStackConfig):
     ratios: list[float] = field(default_factory=lambda: [1.0, 0.5])
     # Over a shaped link of this rate, as in `caat bench link`; default: this machine's own network.
     rate: str | None = None
+    # One way.
     delay: str = "0ms"
+    # What may pass at once above the rate.
     burst: str = "128kb"
 
     def __post_init__(self) -> None:
@@ -263,6 +287,7 @@ class BenchPredictConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    # Fractions of the channels to synchronise, beside full synchronisation.
     ratios: list[float] = field(default_factory=lambda: [0.75, 0.5, 0.25, 0.0])
     # What the processes compute on, as in `caat plan`: a100, h100, h200, b200, mi300x, 4090 and others.
     gpu: str = "h100"

@@ -16,12 +16,14 @@ class DataConfig:
     path: str | None = None
     # Of a Hugging Face dataset: its configuration and split.
     subset: str | None = None
+    # Its split.
     split: str = "train"
     # The column that holds the text in jsonl, parquet and Hugging Face data.
     text_field: str = "text"
     # A SentencePiece model or the tokenizer.json of a Hugging Face model, with the files beside it;
     # default: a SentencePiece model of `vocab_size` pieces is trained on the text.
     tokenizer: str | None = None
+    # Pieces of the tokenizer that is trained; caat pretrain takes model.vocab_size.
     vocab_size: int = 32000
     # Fraction of the documents, chosen by a hash of their text, that is held out for validation.
     validation: float = 0.01

@@ -22,6 +22,7 @@ class SamplingConfig:
     top_p: float = 1.0
     # Texts that end the continuation, such as ["\n\n"]; they are not in the result.
     stop: list[str] = field(default_factory=list)
+    # Of what is drawn.
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -11,18 +11,27 @@ from conf.checks import require, require_positive
 class ModelConfig:
     """A Llama-style GPT: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no bias."""
 
+    # What it is called in names of folders and in reports.
     name: str = "tiny"
+    # Transformer blocks, each of attention and MLP.
     layers: int = 4
+    # Channels of the residual stream.
     hidden: int = 256
+    # Channels inside the MLP (SwiGLU); parallel.tensor divides it.
     ffn: int = 704
+    # Heads of attention, of hidden / heads channels each; parallel.tensor divides them.
     heads: int = 8
+    # Heads of keys and values; fewer than heads is grouped-query attention. parallel.tensor divides them.
     kv_heads: int = 8
     # Longest sequence the model is meant for (positions are rotary, so nothing is learned per position).
     sequence: int = 256
+    # Entries of the vocabulary, and pieces of a tokenizer that is trained; another may have fewer.
     vocab_size: int = 4096
     # Rows of the embedding and the head after padding; default: the next multiple of parallel.tensor.
     padded_vocab_size: int | None = None
+    # Base of the wavelengths of the rotary positions.
     rope_base: float = 10000.0
+    # Added to the mean square in RMSNorm.
     norm_eps: float = 1e-5
     # Normal(0, init_std); the two projections that write to the residual use init_std / sqrt(2 * layers).
     init_std: float = 0.02

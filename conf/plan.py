@@ -16,6 +16,7 @@ class PlanConfig:
 
     Takes the settings of `caat pretrain` (model=, sync.*, parallel.*, zero.stage, train.*) and these."""
 
+    # Machines.
     nodes: int = 1
     # GPUs of a node, one process each.
     gpus: int = 8

@@ -21,6 +21,7 @@ from conf.sync import SyncConfig
 class ZeroConfig:
     """DeepSpeed ZeRO cuts over data parallelism: 1 optimizer state, 2 and gradients, 3 and weights."""
 
+    # 0 cuts nothing; in bf16, stage 1 takes its place.
     stage: int = 1
 
     def __post_init__(self) -> None:
@@ -31,17 +32,24 @@ class ZeroConfig:
 class OptimConfig:
     """AdamW. Weight decay acts on matrices, embeddings and head included, never on norm weights."""
 
+    # Learning rate after the warm-up, before it falls.
     lr: float = 1e-3
+    # What it falls to.
     min_lr: float = 1e-4
+    # Decay of AdamW's means of the gradient and of its square.
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    # Added to the root of the mean square.
     eps: float = 1e-8
+    # Share of a weight, times the learning rate, that each step takes off.
     weight_decay: float = 0.1
     # Largest global gradient norm; 0 switches clipping off.
     clip: float = 1.0
     # Warm-up is linear in all: then cosine or linear to min_lr, constant, or
     # wsd (warm-up, stable, decay: constant until the last `decay_steps`, then linear to min_lr).
     schedule: str = "cosine"
+    # Steps over which the learning rate rises from 0.
     warmup_steps: int = 20
+    # Steps of wsd's decay; default: a tenth of all.
     decay_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -72,12 +80,15 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
+    # Optimizer steps.
     steps: int = 100
+    # Tokens of a sequence; at most model.sequence.
     sequence: int = 256
     # Sequences per process and forward pass; gradient accumulation follows from global_batch.
     micro_batch: int = 4
     # Sequences per optimizer step over all data-parallel replicas.
     global_batch: int = 16
+    # bf16 (float32 master weights and optimizer state) or fp32.
     precision: str = "bf16"
     # Recompute in backward: none, full (every block; collectives are kept, never repeated),
     # selective (attention core and SwiGLU: large to store, cheap to repeat).
@@ -87,7 +98,9 @@ class TrainConfig:
     compile: bool = False
     # Validate every so many steps (0: only at the end) on `eval_sequences` held-out sequences.
     eval_every: int = 50
+    # Held-out sequences that a validation reads.
     eval_sequences: int = 64
+    # Steps between two lines of a log; metrics.jsonl has every step.
     log_every: int = 10
     # Same bits on every run: deterministic kernels only. Costs speed on a GPU.
     deterministic: bool = False
@@ -202,6 +215,7 @@ class TrackerConfig:
     wandb: str = "none"
     # Event files in the run folder, for TensorBoard.
     tensorboard: bool = False
+    # Project of Weights & Biases.
     project: str = "caat"
     # What the run is called; default: its folder.
     name: str | None = None
@@ -245,6 +259,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    # Of the initial weights and of the order of the text.
     seed: int = 1
     # never; auto: from the last checkpoint in run.dir, from the start if there is none; or the path of a
     # checkpoint or a run.

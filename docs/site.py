@@ -6,14 +6,16 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from subprocess import run
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from caat import __version__
 from conf import bench
 from conf.schema import Config
+from launch.bench import BENCHMARKS
 from launch.config import defaults
 from launch.explain import GROUPS
 from launch.settings import Setting
@@ -37,12 +39,33 @@ SCHEMAS = {
         )
     },
     **{
-        f"caat bench {verb}": schema
-        for name, schema in sorted(vars(bench).items())
-        if (match := re.fullmatch("Bench(.+)Config", name))
-        if find_spec(f"launch.bench.{(verb := match[1].lower())}")
+        f"caat bench {what}": getattr(bench, f"Bench{what.capitalize()}Config") for what in sorted(BENCHMARKS)
     },
 }
+
+
+def on_config(config: Any) -> Any:
+    """The version beside the name, and a link to the repository that this is a clone of."""
+    config.site_name = f"{config.site_name} {__version__}"
+    if repository := web_address(_origin()):
+        config.repo_url, config.repo_name = repository, repository.split("/", 3)[3]
+    return config
+
+
+def _origin() -> str:
+    try:
+        found = run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def web_address(origin: str) -> str | None:
+    """Where a browser finds a git remote; None if it is no host's, or there is none."""
+    match = re.fullmatch(
+        r"(?:https?://|ssh://|git@)(?:[^@/]*@)?([^/:]+)(?::\d+)?[/:](.+?)(?:\.git)?/?", origin
+    )
+    return f"https://{match[1]}/{match[2]}" if match else None
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -65,21 +88,16 @@ def settings_page() -> str:
     lines = ["# Settings", "", GIVEN]
     groups = "; ".join(f"`{group}=` {', '.join(options)}" for group, options in GROUPS.items())
     for title, schema in SCHEMAS.items():
-        settings = list(defaults(schema).values())
         lines += ["", f"## {title}", ""]
         if schema is Config:
             lines += [f"Many at once, by name: {groups}.", ""]
-        described = any(setting.description for setting in settings)
-        head = ["setting", "default", *([""] if described else [])]
-        lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [_row(setting, described) for setting in settings]
+        lines += ['<div class="settings" markdown>', "", "| setting | default | |", "|---|---|---|"]
+        lines += [*map(_row, defaults(schema).values()), "", "</div>"]
     return "\n".join(lines) + "\n"
 
 
-def _row(setting: Setting, described: bool) -> str:
-    cells = [f"`{setting.name}`", f"`{setting.shown}`" if setting.shown else ""]
-    if described:
-        cells.append(setting.description)
+def _row(setting: Setting) -> str:
+    cells = [f"`{setting.name}`", f"`{setting.shown}`" if setting.shown else "", setting.description]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -10,14 +10,17 @@ from runpy import run_path
 
 import pytest
 
+from launch.bench import BENCHMARKS
 from launch.config import compose, load_verb
+from launch.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```[a-z]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # As the site documents them, by "caat <verb>" or "caat bench <what>".
-SCHEMAS = run_path(str(ROOT / "docs" / "site.py"))["SCHEMAS"]
+SITE = run_path(str(ROOT / "docs" / "site.py"))
+SCHEMAS = SITE["SCHEMAS"]
 INDENTED = re.compile(r"^    (caat .*)$", re.MULTILINE)
 COMMAND = re.compile(r"^(?:caat |.* -m launch\.)(\w+) ?(.*)$")
 
@@ -32,6 +35,32 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     blocks = [*FENCED.findall(text), *INDENTED.findall(text)]
     found = [COMMAND.match(line) for block in blocks for line in block.splitlines()]
     return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
+
+
+def test_every_setting_of_every_verb_is_described():
+    assert {title.removeprefix("caat bench ") for title in SCHEMAS if "bench" in title} == set(BENCHMARKS)
+    missing = [
+        f"{title}: {setting.name}"
+        for title, schema in SCHEMAS.items()
+        for setting in settings_of(schema).values()
+        if not setting.description
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("https://github.com/owner/caat.git", "https://github.com/owner/caat"),
+        ("https://user:token@example.org/owner/caat", "https://example.org/owner/caat"),
+        ("git@github.com:owner/caat.git", "https://github.com/owner/caat"),
+        ("ssh://git@example.org:2222/group/sub/caat.git", "https://example.org/group/sub/caat"),
+        ("/srv/git/caat", None),
+        ("", None),
+    ],
+)
+def test_the_site_links_to_the_repository_that_was_cloned(origin, address):
+    assert SITE["web_address"](origin) == address
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
