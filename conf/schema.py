@@ -8,7 +8,6 @@ setting is reported at once. All checks raise ``ValueError`` with the value, the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
 
 from conf.checks import check_seed, require, require_choice, require_positive
 from conf.data import DataConfig
@@ -169,10 +168,7 @@ class CheckpointConfig:
     on_damage: str = "previous"
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.minutes < inf,
-            f"checkpoint.minutes={self.minutes} must be a time, 0 or more (0: not by time)",
-        )
+        require(self.minutes >= 0, f"checkpoint.minutes={self.minutes} must not be negative (0: not by time)")
         require(self.every >= 0, f"checkpoint.every={self.every} must not be negative (0: not by steps)")
         require(
             self.keep is None or self.keep >= 0,

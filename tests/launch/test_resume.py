@@ -132,7 +132,7 @@ REFUSED = {
     "another length": (["resume=run", "train.sequence=128"], ["train.sequence=128", "256"]),
     "another seed": (["resume=run", "seed=2"], ["seed=2", "Give seed=1"]),
     "no steps left": (["resume=run", "train.steps=150"], ["has done 150 steps", "give more steps"]),
-    "endless minutes": (["checkpoint.minutes=inf"], ["checkpoint.minutes=inf", "0: not by time"]),
+    "endless minutes": (["checkpoint.minutes=inf"], ["checkpoint.minutes=inf", "finite"]),
     "negative minutes": (["checkpoint.minutes=-1"], ["checkpoint.minutes=-1", "0: not by time"]),
     "negative keep": (["checkpoint.keep=-1"], ["checkpoint.keep=-1", "0: keep all"]),
     "negative keep_every": (["checkpoint.keep_every=-1"], ["checkpoint.keep_every=-1", "0: none"]),
