@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import mimetypes
 import pickle
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,9 @@ KNOWN = f"{', '.join(READERS)} (text and json also as {', '.join(COMPRESSED)})"
 REOPEN_AFTER = 16_384
 # What Hugging Face's datasets leave beside the text.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Seconds within which the Hugging Face hub has to answer that it has a dataset.
+ANSWERS_WITHIN = 10
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,13 @@ def _find(config: DataConfig) -> Source:
     if glob.has_magic(str(path)):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         return _local(config, "files", [file for file in files if file.is_file()])
-    if _reader(path) or config.path.startswith(("/", ".", "~")) or not HUB_NAME.fullmatch(config.path):
-        raise ValueError(f"data.path={config.path} does not exist: check the path (from {Path.cwd()})")
+    # The ending of a file (of any kind, wiki.csv) or a folder that is here: nobody means a dataset.
+    like_a_file = _reader(path) or mimetypes.guess_type(path.name) != (None, None) or path.parent.is_dir()
+    if like_a_file or not HUB_NAME.fullmatch(config.path):
+        raise ValueError(
+            f"data.path={config.path} does not exist: check the path (from {Path.cwd()}), or give a Hugging "
+            "Face dataset as owner/name"
+        )
     return Source("hub", config.path.split("/")[-1])
 
 
@@ -181,7 +190,8 @@ def _from_hub(config: DataConfig) -> Dataset:
     assert config.path is not None
     field = config.text_field
     try:
-        documents = load_dataset(config.path, config.subset, split=config.split)
+        with _only_cached(unless=_answers(config.path)):
+            documents = load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:
         raise ValueError(
             f"data.path={config.path} is neither a file or folder here nor a Hugging Face dataset that can "
@@ -196,6 +206,38 @@ def _from_hub(config: DataConfig) -> Dataset:
             f"set data.text_field to a column of strings (it has {', '.join(documents.column_names)})"
         )
     return documents.select_columns([field]).rename_columns({field: "text"})
+
+
+def _answers(name: str) -> bool:
+    """Whether the hub can be reached; asked once, where `datasets` tries for half a minute.
+
+    Raises an error of huggingface_hub's if it has no such dataset, or not for us.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        HfApi().dataset_info(name, timeout=ANSWERS_WITHIN)
+    except HfHubHTTPError:
+        raise
+    except Exception:  # of whichever library it makes its requests with
+        return False
+    return True
+
+
+@contextmanager
+def _only_cached(unless: bool) -> Iterator[None]:
+    """Let `datasets` take what it has kept, and ask nobody."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not unless
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _cause(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import json
 import lzma
 import subprocess
 import sys
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,9 +77,24 @@ def test_folders_and_globs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["missing.txt", "data/missing.jsonl.gz", "/no/where", "./here", "~/there", "a/b/c"]
+    "path",
+    [
+        *(
+            "missing.txt",
+            "data/missing.jsonl.gz",
+            "/no/where",
+            "./there",
+            "~/there",
+            "a/b/c",
+            "corpus",
+            "corpus/",
+        ),
+        *("wiki.csv", "me/wiki.csv", "me/texts.tar.gz", "me/dump.zip", "here/missing"),
+    ],
 )
-def test_missing_files_are_not_looked_for_on_the_hub(path):
+def test_missing_files_are_not_looked_for_on_the_hub(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(ValueError, match="does not exist: check the path"):
         check_source(DataConfig(path=path))
 
@@ -165,6 +181,32 @@ def test_kinds_of_parquet(tmp_path):
     pq.write_table(pa.table({"text": [b"x"]}), tmp_path / "bad" / "a.parquet")
     with pytest.raises(ValueError, match=r"bad/a.parquet: data.text_field=text holds binary, not text"):
         texts(tmp_path, tmp_path / "bad")
+
+
+@pytest.mark.parametrize("name", ["HuggingFaceFW/fineweb-edu", "mlfoundations/dclm-baseline-1.0"])
+def test_names_of_datasets_are(name):
+    assert check_source(DataConfig(path=name)).kind == "hub"
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
+    """datasets by itself tries six times, in 25 seconds, and says so each time."""
+    import datasets
+    import huggingface_hub
+
+    asked = []
+
+    def unreachable(self, name, timeout):
+        asked.append(name)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="nobody/nothing is neither a file or folder here nor"):
+        texts(tmp_path, "nobody/nothing")
+    assert asked == ["nobody/nothing"] and time.monotonic() - started < 10
+    assert not datasets.config.HF_HUB_OFFLINE
 
 
 def test_hub_name_that_cannot_be_had(tmp_path, monkeypatch):
