@@ -33,16 +33,16 @@ def test_unigram_model_of_the_validated_targets(tmp_path, count, used):
     ("damage", "says"),
     [
         (lambda path: path.unlink(), "cannot be read (No such file"),
-        (lambda path: path.write_bytes(b"\x00" * 400), "is damaged"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-8]), "is damaged"),
+        (lambda path: path.write_bytes(b"\x00" * 400), "cannot be read as a .npy file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-8]), "cannot be read as a .npy file"),
         (
             lambda path: path.write_bytes(path.read_bytes().replace(b"(40,)", b"(1" + b"0" * 12 + b",)")),
-            "is damaged",
+            "cannot be read as a .npy file",
         ),
         (lambda path: np.save(path, np.zeros(40)), "holds no counts of 40 pieces"),
         (lambda path: np.save(path, np.zeros(41, dtype=np.int64)), "holds no counts of 40 pieces"),
         (lambda path: np.save(path, np.full(40, -1)), "holds no counts of 40 pieces"),
-        (lambda path: np.save(path, np.array(["x"] * 40, dtype=object)), "is damaged"),
+        (lambda path: np.save(path, np.array(["x"] * 40, dtype=object)), "cannot be read as a .npy file"),
     ],
 )
 def test_counts_that_are_missing_or_damaged(tmp_path, damage, says):
