@@ -38,7 +38,7 @@ def read_record(path: Path, schema: type[T]) -> T:
 def parse_record(content: bytes | str, schema: type[T], name: object) -> T:
     """As :func:`read_record`, for the ``content`` of something called ``name``."""
     try:
-        return _adapter(schema).validate_json(content, strict=True)
+        return _adapter(schema).validate_json(content, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise ValueError(f"{name} {_problem(first)}") from None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
 from launch.settings import Setting
@@ -27,7 +28,7 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
         return text
     if kinds == {str}:
         quoted = ",".join(map(_quoted, value.split(",")))
-        wanted = value
+        wanted: str | list[str] = value
     elif kinds == {list[str]} and re.fullmatch(r"\[[^][{}'\"]*\]", value):
         wanted = [each.strip() for each in value[1:-1].split(",")] if value != "[]" else []
         quoted = f"[{','.join(map(_quoted, wanted))}]"
@@ -35,12 +36,12 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
         return text
     try:
         override = parser.parse_overrides([text])[0]
-        if override.value() == wanted:
-            return text
-        if override.is_sweep_override() and all(isinstance(each, str) for each in override.value().list):
-            return text
-    except (HydraException, AttributeError):
-        pass  # what Hydra cannot read, or reads as a range or the like
+    except HydraException:
+        return f"{key}={quoted}"
+    found = override.value()
+    several = isinstance(found, ChoiceSweep) and all(isinstance(each, str) for each in found.list)
+    if several or found == wanted:
+        return text
     return f"{key}={quoted}"
 
 

@@ -33,7 +33,7 @@ def check_launcher() -> None:
 
 def _problem(given: os._Environ[str]) -> str:
     """What is wrong with the variables of a process with a rank; empty if nothing."""
-    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    needed: tuple[str, ...] = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     # Every process of a node would take the first GPU.
     needed += ("LOCAL_RANK",) if given.get("WORLD_SIZE") not in (None, "1") else ()
     for name in needed:
