@@ -75,3 +75,8 @@ def check_path(value: str, name: str) -> None:
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     require(value in choices, f"{name}={value} is not known: choose one of {', '.join(choices)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of an error that has more to say."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

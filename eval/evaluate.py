@@ -15,7 +15,7 @@ import torch
 from lm_eval import simple_evaluate
 
 from eval.lm_eval_model import CaatLM
-from eval.tasks import Tasks
+from eval.tasks import Tasks, naming
 
 # {task: {metric: value}}, a metric's standard error beside it as <metric>_stderr where it is known.
 Results = dict[str, dict[str, float]]
@@ -32,22 +32,30 @@ def evaluate(
 
     Every process must call it alike; only the first of a node gets results. Nothing random that is drawn
     here is missed elsewhere. ``tick`` is called whenever lm-eval moves a bar of its own.
+
+    Raises ``ValueError`` naming the task for one that fails.
     """
     # lm-eval would resample in forked processes, which gloo's threads do not survive.
     os.environ["DISABLE_MULTIPROC"] = "1"
     # Its bars and notes would come from every process at once.
+    results: Results = {}
     with _randomness_kept(), redirect_stdout(StringIO()), redirect_stderr(_Bars(tick)):
-        found = simple_evaluate(
-            model=model,
-            tasks=tasks.names,
-            task_manager=tasks.manager,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            # Only for metrics that have no formula for their standard error.
-            bootstrap_iters=100,
-            log_samples=False,
-        )
-    return {} if found is None else {task: _metrics(values) for task, values in found["results"].items()}
+        # One at a time: lm-eval does not say which of several fails.
+        for name in tasks.names:
+            with naming(name):
+                found = simple_evaluate(
+                    model=model,
+                    tasks=[name],
+                    task_manager=tasks.manager,
+                    limit=limit,
+                    num_fewshot=num_fewshot,
+                    # Only for metrics that have no formula for their standard error.
+                    bootstrap_iters=100,
+                    log_samples=False,
+                )
+            if found is not None:
+                results |= {task: _metrics(values) for task, values in found["results"].items()}
+    return results
 
 
 def flat(results: Results) -> dict[str, float]:

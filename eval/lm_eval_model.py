@@ -23,6 +23,7 @@ from eval.batches import AUTOMATIC, Batches
 from eval.generate import Forward, generate
 from eval.open import open_model
 from eval.sampling import largest
+from eval.tasks import TaskError
 from layers.gpt import GPT
 from layers.loss import vocab_parallel_cross_entropy
 
@@ -95,7 +96,7 @@ class CaatLM(TemplateLM):
         try:
             return super().loglikelihood(requests, disable_tqdm)
         except Unscorable as error:
-            raise ValueError(f"task {requests[error.request].task_name} {error}") from error
+            raise TaskError(f"task {requests[error.request].task_name} {error}") from error
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -160,8 +161,8 @@ class CaatLM(TemplateLM):
             room = self.max_length - settings.max_new_tokens
             require(
                 room > 0,
-                f"a task generates up to {settings.max_new_tokens} tokens, which leaves no room in the "
-                f"model's context of {self.max_length}: lower max_gen_toks in its generation_kwargs",
+                f"it generates up to {settings.max_new_tokens} tokens, which leaves no room in the model's "
+                f"context of {self.max_length}: lower max_gen_toks in its generation_kwargs",
             )
             contexts = [self.tok_encode(requests[number].args[0]) for number in numbers]
             rows = [context[-room:] or [self.prefix_token_id] for context in contexts]
@@ -185,26 +186,28 @@ def _alike(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]
     groups: dict[str, tuple[SamplingConfig, list[int]]] = {}
     for number, request in enumerate(requests):
         how = request.args[1]
-        _, numbers = groups.setdefault(json.dumps(how, sort_keys=True), (_settings(how), []))
+        _, numbers = groups.setdefault(json.dumps(how, sort_keys=True), (sampling(how), []))
         numbers.append(number)
     return list(groups.values())
 
 
-def new_tokens(how: dict[str, Any]) -> int:
-    """How many tokens these generation arguments of lm-eval may make."""
-    return normalize_gen_kwargs(how, MAX_NEW_TOKENS)["max_gen_toks"]
+def sampling(how: dict[str, Any]) -> SamplingConfig:
+    """What lm-eval's generation arguments, those of Hugging Face's `generate`, mean.
 
-
-def _settings(how: dict[str, Any]) -> SamplingConfig:
-    """Of lm-eval's generation arguments, which are those of Hugging Face's `generate`."""
+    Raises ``ValueError`` for values that cannot be meant, and whatever lm-eval makes of others.
+    """
     known = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
-    until, temperature = known.get("until") or [], known.get("temperature", 0.0)
+    until, temperature = [each for each in known["until"] if each is not None], known.get("temperature", 0.0)
+    require(
+        all(isinstance(text, str) and text for text in until),
+        f"until={until} in its generation_kwargs must be texts, and none of them empty",
+    )
     # Without drawing, what to draw among means nothing.
     draw = {name: known[name] for name in ("top_k", "top_p") if name in known and temperature > 0}
     return SamplingConfig(
         max_new_tokens=known["max_gen_toks"],
         temperature=temperature,
-        stop=[until] if isinstance(until, str) else until,
+        stop=until,
         **draw,
     )
 

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
-from conf.checks import require
+from conf.checks import first_line, require
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 PAPER = ("wikitext", "lambada_openai", "hellaswag", "winogrande", "piqa", "openbookqa", "boolq")
+
+
+class TaskError(ValueError):
+    """A task that cannot be run; the message begins with its name."""
+
+
+@contextmanager
+def naming(task: str) -> Iterator[None]:
+    """Within it, what ``task`` raises is a :class:`TaskError`; a failure of the model stays what it is."""
+    try:
+        yield
+    except TaskError:
+        raise
+    # Templates, metrics and functions of a task raise whatever they like.
+    except Exception as error:
+        modules = {frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)}
+        if "eval.lm_eval_model" in modules and not isinstance(error, ValueError):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise TaskError(f"task {task} cannot be run: {kind}{first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -26,7 +48,7 @@ class Tasks:
     manager: TaskManager
 
     def check(self, context: int) -> None:
-        """Raise ``ValueError`` if a task's data cannot be had, or what it generates fills the ``context``.
+        """Raise ``ValueError`` if a task's data cannot be had, or a model of this ``context`` cannot run it.
 
         What is downloaded is kept for later.
         """
@@ -35,14 +57,15 @@ class Tasks:
                 loaded = self.manager.load([name])["tasks"]
             except Exception as error:
                 # Of any kind: from the network, the file system, a library or the task file.
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                raise ValueError(
-                    f"task {name} cannot be loaded ({lines[0]}): its data comes from the Hugging Face hub, "
-                    "or from the data_files of its task file"
+                raise TaskError(
+                    f"task {name} cannot be loaded ({first_line(error)}): its data comes from the Hugging "
+                    "Face hub, or from the data_files of its task file"
                 ) from error
             for task, its in loaded.items():
-                if its.OUTPUT_TYPE == "generate_until":
-                    _check_room(task, its.config.generation_kwargs, context)
+                with naming(task):
+                    _check_kind(its)
+                    if its.OUTPUT_TYPE == "generate_until":
+                        _check_generation(its.config.generation_kwargs or {}, context)
 
 
 def find_tasks(given: Sequence[str]) -> Tasks:
@@ -74,14 +97,19 @@ def find_tasks(given: Sequence[str]) -> Tasks:
     return Tasks(list(dict.fromkeys([*names, *named])), manager)
 
 
-def _check_room(task: str, arguments: dict[str, Any] | None, context: int) -> None:
-    from eval.lm_eval_model import new_tokens
+def _check_kind(task: Any) -> None:
+    require(not getattr(task, "UNSAFE_CODE", False), "it runs the programs that a model writes")
+    require(not getattr(task, "MULTIMODAL", False), "it shows pictures or sound to the model")
 
-    generated = new_tokens(arguments or {})
+
+def _check_generation(arguments: dict[str, Any], context: int) -> None:
+    from eval.lm_eval_model import sampling
+
+    generated = sampling(arguments).max_new_tokens
     require(
         generated < context,
-        f"task {task} generates up to {generated} tokens, which leaves no room in the model's "
-        f"context of {context}: lower max_gen_toks in its generation_kwargs",
+        f"it generates up to {generated} tokens, which leaves no room in the model's context of {context}: "
+        "lower max_gen_toks in its generation_kwargs",
     )
 
 

@@ -26,7 +26,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.checks import check_values, require
+from conf.checks import check_values, first_line, require
 from conf.schema import Config
 from launch.as_typed import as_typed
 from launch.explain import (
@@ -36,7 +36,6 @@ from launch.explain import (
     check_known,
     check_option,
     explain,
-    first_line,
     is_hydras,
     unknown,
 )

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 import conf
+from conf.checks import first_line
 from conf.schema import Config
 from launch.settings import Setting, settings_of
 
@@ -79,8 +80,3 @@ def explain(error: Exception, overrides: Sequence[str], known: Mapping[str, Sett
     if isinstance(cause, ConfigKeyError) and key and key not in known:
         unknown(key, key, known)
     raise ValueError(f"{given or key or 'the configuration'}: {first_line(cause)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of an error that has more to say."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,10 +15,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from conf.checks import require
+from conf.checks import first_line, require
 from conf.schema import Config
 from launch.config import compose, initialise, parse_overrides, read_config
-from launch.explain import SETTINGS, first_line, is_hydras
+from launch.explain import SETTINGS, is_hydras
 from launch.run_folder import DEPLOYMENT
 from launch.status import read_status
 from launch.sweep.slurm import SlurmOptions

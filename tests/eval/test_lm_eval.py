@@ -197,7 +197,7 @@ def test_add_bos_is_for_contexts(checkpoints):
 
 def test_no_room_to_generate(checkpoints):
     how = {"until": ["\n"], "max_gen_toks": MODEL.sequence}
-    with pytest.raises(ValueError, match=r"a task generates up to 64 tokens.*lower max_gen_toks"):
+    with pytest.raises(ValueError, match=r"it generates up to 64 tokens.*lower max_gen_toks"):
         ours(checkpoints[4, 0.5], 4, 1).generate_until(requests("generate_until", [("Rome", how)]))
 
 

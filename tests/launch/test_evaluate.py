@@ -12,6 +12,8 @@ import yaml
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
 
+from xxhash import xxh3_128
+
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import State, write_state
@@ -36,7 +38,8 @@ def tasks(tmp_path_factory):
 def run(tmp_path):
     """A run that trained 7 steps."""
     checkpoint = write_checkpoint(tmp_path / "run", 2, 0.5)
-    write_state(checkpoint, State(7, 700, 14, 16, 1, "0", 7), {})
+    files = {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()}
+    write_state(checkpoint, State(7, 700, 14, 16, 1, "0", 7), files)
     save_config(Config(), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 7, "tokens": 700, "loss": 5.0}\n')
     return tmp_path / "run"
@@ -175,8 +178,65 @@ def test_benchmarks_that_fail_lose_no_checkpoint(tasks, tmp_path):
 
 def test_a_task_that_generates_beyond_the_context_is_found_before_the_run(tasks):
     find_tasks([str(tasks)]).check(7)
-    with pytest.raises(ValueError, match=r"task tiny_generation generates up to 6 tokens, .* context of 6"):
+    with pytest.raises(ValueError, match=r"task tiny_generation .* it generates up to 6 tokens, .* of 6"):
         find_tasks([str(tasks)]).check(6)
+
+
+def changed(tasks, folder, name: str, **settings):
+    """A folder of this task alone, with other settings."""
+    shutil.copytree(tasks, folder)
+    for path in folder.glob("*.yaml"):
+        if path.stem != name:
+            path.unlink()
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"until": [""]}, r"until=\[''\] in its generation_kwargs must be texts"),
+        ({"until": [5]}, r"until=\[5\] in its generation_kwargs must be texts"),
+        ({"do_sample": True, "temperature": 0.7, "top_k": -1}, "top_k=-1 must not be negative"),
+        ({"max_gen_toks": "many"}, "many"),
+        ({"max_gen_toks": 0}, "max_new_tokens=0 must be above 0"),
+    ],
+)
+def test_a_task_that_cannot_generate_is_named_at_once(run, tasks, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.setattr(evaluate, "on_mesh", lambda *_: 1 / 0)
+    folder = changed(tasks, tmp_path / "changed", "tiny_generation", generation_kwargs=arguments)
+    with pytest.raises(ValueError, match=f"task tiny_generation cannot be run: .*{says}"):
+        evaluate.main([f"checkpoint={run}", f"tasks={folder}"])
+
+
+FAILS = """
+def process_results(doc, results):
+    raise {error}
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("KeyError('q')", "KeyError: 'q'"),
+        ("ValueError('one\\ntwo')", "one$"),
+    ],
+)
+def test_a_task_that_fails_while_it_runs_is_named(run, tasks, tmp_path, error, says):
+    folder = changed(tasks, tmp_path / "changed", "tiny_lambada")
+    (folder / "utils.py").write_text(FAILS.format(error=error))
+    with (folder / "tiny_lambada.yaml").open("a") as file:
+        file.write("process_results: !function utils.process_results\n")
+    with pytest.raises(ValueError, match=f"task tiny_lambada cannot be run: {says}"):
+        evaluate.main([f"checkpoint={run}", f"tasks={folder}"])
+
+
+def test_what_fails_in_the_model_is_not_the_tasks(run, tasks, monkeypatch):
+    monkeypatch.setattr("eval.lm_eval_model.largest", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.main([f"checkpoint={run}", f"tasks={tasks}"])
 
 
 def test_unknown_benchmarks_of_a_run_are_found_before_it_starts(tmp_path, monkeypatch):
