@@ -2,7 +2,17 @@
 
 import os
 import signal
+import sys
 
 # In a process of torchrun's, Ctrl-C while Python still imports would be a traceback of each rank.
 if "TORCHELASTIC_RUN_ID" in os.environ and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# A stream that is closed, as by `>&-`: a file opened later would take its number, and what is printed.
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115

@@ -31,7 +31,7 @@ def main() -> int:
 
         print(f"caat {__version__}")
         return 0
-    from launch.errors import fail, user_errors
+    from launch.errors import announce, fail, user_errors
 
     verb, *rest = argv
     if verb not in VERBS:
@@ -41,6 +41,8 @@ def main() -> int:
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(VERBS)}"
         fail(f"{verb} is not a verb of caat: {hint}")
     with user_errors():
+        if verb == "pretrain":
+            announce(rest)
         return import_module(f"launch.{verb}").main(rest) or 0
 
 

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import sleep
 from typing import NoReturn
@@ -70,6 +70,13 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(USER_ERROR)
 
 
+def announce(argv: Sequence[str]) -> None:
+    """Say that training is on its way: what it imports, and its text, take their time."""
+    shows = any(text.startswith("-") and text not in ("-m", "--multirun") for text in argv)
+    if not shows and os.environ.get("RANK", "0") == "0":
+        print("caat: starting: reading the settings", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Within it, a ``ValueError`` that our code raises ends in `fail`, and so does a full disk.
@@ -81,6 +88,7 @@ def user_errors() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_launcher()
+        _check_folder()
         try:
             yield
         finally:
@@ -115,6 +123,13 @@ def only_warned(what: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"caat: WARNING: {what} could not be made ({text})", file=sys.stderr, flush=True)
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current folder was deleted: cd to another one") from None
 
 
 def _reader_is_gone() -> bool:

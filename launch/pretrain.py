@@ -135,6 +135,7 @@ def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
     saved before they ended, 0 if they finished.
     """
     arguments = ["--run-folder", str(folder)]
+    print(f"caat: starting {launch.processes} processes", file=sys.stderr, flush=True)
     try:
         with _interrupts_kept(folder):
             status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
@@ -169,6 +170,8 @@ def _interrupts_kept(folder: Path) -> Iterator[None]:
 
 
 def _work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> int:
+    if os.environ.get("RANK", "0") == "0" and "--run-folder" not in sys.argv:
+        print("caat: loading torch", file=sys.stderr, flush=True)
     from launch.worker import work
 
     work(config, folder, settings)

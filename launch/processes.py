@@ -42,9 +42,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # What they warn of at a signal we say ourselves; each has a level of its own.
+    # What becomes of the processes we say ourselves; each has a level of its own.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith(ELASTIC)]:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     environment = dict(os.environ)
     os.environ.update(worker_environment(processes))
     handlers = {number: signal.getsignal(number) for number in _heard()}

@@ -9,12 +9,29 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 
 class _Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Rich would end the process where nobody reads any more."""
+
+
+class _Status(ProgressColumn):
+    """The one column that is cut where the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
 
 
 class RunProgress:
@@ -30,11 +47,11 @@ class RunProgress:
         self._steps, self._first, self._started = steps, done, time.perf_counter()
         self._bar = Progress(
             TextColumn("[bold]training"),
-            BarColumn(),
+            BarColumn(10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
             TextColumn("[dim]left"),
             TimeRemainingColumn(),
+            _Status(table_column=Column(no_wrap=False)),
             console=self._console,
             disable=not self._console.is_terminal,
         )

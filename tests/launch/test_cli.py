@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,6 +14,7 @@ from omegaconf import OmegaConf
 from launch import cli, errors
 from launch.config import compose
 
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "deepspeed", "datasets", "hydra", "numpy"}
 
 
@@ -114,6 +117,28 @@ def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
     with errors.user_errors():
         print("naïve \ud83d 日")
     assert terminal.buffer.getvalue() == rb"na\xefve \ud83d \u65e5" + b"\n"
+
+
+def test_a_closed_stream_is_none_of_a_verbs_business(tmp_path):
+    """As in `caat plan >&-`; and a file that is opened later does not get what is printed."""
+    code = "import launch, os; print('x'); assert os.open('file', os.O_CREAT) > 2"
+    for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
+        command = f'{sys.executable} -c "{code}" {closed} && {sys.executable} -m launch.cli plan {closed}'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True)
+        assert (ended.returncode, ended.stderr) == (0, b""), ended.stderr
+        assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SystemExit) as end, errors.user_errors():
+        pass
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "caat: error: the current folder was deleted: cd to another one\n"
 
 
 def test_other_ranks_let_rank_0_speak_first(monkeypatch, capsys):
