@@ -98,7 +98,8 @@ def named_token(path: Path, name: str) -> tuple[str, str | None]:
 def huggingface_files(path: Path) -> dict[str, bytes]:
     """tokenizer.json, and the settings that `transformers` reads beside it, which name begin and end."""
     tokenizer = HuggingFaceTokenizer(path)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **read_settings(path.with_name(SETTINGS))}
+    # It takes tokenizer.json as it is; LlamaTokenizer puts rules of its own in place of the file's.
+    settings = {**read_settings(path.with_name(SETTINGS)), "tokenizer_class": "PreTrainedTokenizerFast"}
     # Code of others: `transformers` would ask its user to run it.
     settings.pop("auto_map", None)
     settings["bos_token"], settings["eos_token"] = tokenizer.begin_and_end()

@@ -259,6 +259,23 @@ def test_a_sentencepiece_model_alone_that_lacks_tokens_is_refused(tmp_path, name
         main([f"from={folder}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
 
 
+def test_a_class_with_rules_of_its_own_does_not_change_the_numbers(tmp_path):
+    """LlamaTokenizer would begin every text otherwise than the tokenizer.json that it is given."""
+    folder = with_both_tokenizers(tmp_path / "hf")
+    (folder / "tokenizer.model").unlink()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = content["normalizer"]["normalizers"][1]  # no space before a text
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(f"from={folder}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    ours = load_tokenizer(find_tokenizer(tmp_path / "ours"))
+    for text in ("line 3 says", " two  spaces\n\nx", "<s>line </s>"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+
+
 def test_what_has_no_state_is_not_resumed(tmp_path):
     write_llama(tmp_path / "hf")
     convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
