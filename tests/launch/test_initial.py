@@ -73,7 +73,7 @@ def at_half(here: Path, **values) -> None:
 
 REFUSED = {
     "nowhere": (["initialize=nowhere"], "initialize=nowhere is not a folder"),
-    "not a checkpoint": (["initialize=hf"], r"config.json has no 'caat'"),
+    "not a checkpoint": (["initialize=hf"], r"config.json has no caat"),
     "another model": (
         ["model=tiny"],
         r"model.layers=4, but initialize=llama holds a model with 2: give model.layers=2, or leave",
