@@ -14,9 +14,10 @@ from layers.sharding import Sharding
 from layers.weights import gpt_weights
 from tests.reference import random_weights
 
-# 61 is divisible by no N: the vocabulary is padded, and the padding must not count.
+# 61 is divisible by no N: the vocabulary is padded, and the padding must not count. Heads of 8 channels:
+# with a single rotary pair, how channels are paired is not seen.
 SMALL = ModelConfig(
-    layers=2, hidden=32, ffn=48, heads=16, kv_heads=8, vocab_size=61, sequence=16, norm_eps=1e-5
+    layers=2, hidden=128, ffn=48, heads=16, kv_heads=8, vocab_size=61, sequence=16, norm_eps=1e-5
 )
 
 
@@ -27,10 +28,12 @@ def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor
     return text[:, :-1], text[:, 1:]
 
 
-def build(mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64) -> GPT:
+def build(
+    mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, config: ModelConfig = SMALL
+) -> GPT:
     """The small model with the reference's weights; private channels times sqrt(N), a factor that is seen."""
-    weights = random_weights(SMALL)
-    model = GPT.empty(SMALL, mesh, ratio, paper_scale(mesh.shards), checkpointing, dtype=dtype)
+    weights = random_weights(config)
+    model = GPT.empty(config, mesh, ratio, paper_scale(mesh.shards), checkpointing, dtype=dtype)
     return model.fill(lambda name, _: weights[name])
 
 

@@ -15,8 +15,9 @@ from conf.partition import shared_channels
 from tests.reference import random_weights
 
 # 301 is divisible by no N. Its pieces include all bytes, so that random tokens are broken UTF-8 as well.
+# Heads of 8 channels: with a single rotary pair, how channels are paired is not seen.
 MODEL = ModelConfig(
-    layers=2, hidden=32, ffn=48, heads=16, kv_heads=8, vocab_size=301, sequence=64, norm_eps=1e-5
+    layers=2, hidden=128, ffn=48, heads=16, kv_heads=8, vocab_size=301, sequence=64, norm_eps=1e-5
 )
 SENTENCES = [f"The {colour} fox of {place} jumped over {n} lazy dogs." for n in range(40)
              for colour, place in (("brown", "Paris"), ("grey", "Rome"))]  # fmt: skip

@@ -77,7 +77,7 @@ def test_rotating_windows_go_round(variants, monkeypatch):
     for number in range(4):
         added = model._mixed(a, model.blocks[0].attention.output, number)
         shared = (added == added[0]).flatten(0, -2).all(0).nonzero().flatten().tolist()
-        assert shared == list(range(8 * number, 8 * number + 8))
+        assert shared == list(range(32 * number, 32 * number + 32))
         product = a @ model.blocks[0].attention.output.weight.T
         torch.testing.assert_close(added[0][..., shared], product[..., shared])
 

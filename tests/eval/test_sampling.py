@@ -124,6 +124,11 @@ def test_the_nucleus_keeps_the_token_that_reaches_top_p():
     assert nucleus(torch.tensor([[0.9, 0.1]]), 0.01).count_nonzero() == 1
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.75, 2), (1.0, 4)])
+def test_the_nucleus_ends_with_what_reaches_top_p_exactly(top_p, kept):
+    assert nucleus(torch.tensor([[0.5, 0.25, 0.125, 0.125]]), top_p).count_nonzero() == kept
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

@@ -114,7 +114,7 @@ def test_a_run_that_ended_before_its_last_benchmarks_has_none(tmp_path):
 
 def test_student_t_against_its_own_integral():
     """97.5 % of the density lies below it: the trapezoidal rule in float64, tails as far as they count."""
-    for freedom in (1, 2, 5, 10, 11, 30):
+    for freedom in (*range(1, 13), 30):
         x = np.linspace(0, t_95(freedom), 200_001)
         scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
         density = scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2)

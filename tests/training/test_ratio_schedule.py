@@ -175,7 +175,7 @@ def test_it_equals_going_on_as_a_model_of_that_ratio(
     records, _ = ranks(4).run(run, folder, tmp_path / "whole", SCHEDULE, *how)[0]
     assert [record["ratio"] for record in records] == [1, 1, 0.5, 0.5, 0.5, 0]
     saved = [read_architecture(checkpoint(tmp_path / "whole", step)) for step in (2, 3, 6)]
-    assert [(each.ratio, each.shared_channels) for each in saved] == [(1, 32), (0.5, 16), (0, 0)]
+    assert [(each.ratio, each.shared_channels) for each in saved] == [(1, 128), (0.5, 64), (0, 0)]
     for first, ratio in ((2, 0.5), (5, 0.0)):
         source = checkpoint(tmp_path / "whole", first)
         again = ranks(4).run(run, folder, tmp_path / f"from-{first}", ratio, *how, source)[0][0]
