@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from numbers import Real
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,9 +38,11 @@ def evaluate(
     """
     # lm-eval would resample in forked processes, which gloo's threads do not survive.
     os.environ["DISABLE_MULTIPROC"] = "1"
+    # It asks git for the revision of the current folder, and git complains on the terminal if that has none.
+    no_git = patch("lm_eval.evaluator.get_git_commit_hash", return_value=None, create=True)
     # Its bars and notes would come from every process at once.
     results: Results = {}
-    with _randomness_kept(), redirect_stdout(StringIO()), redirect_stderr(_Bars(tick)):
+    with _randomness_kept(), no_git, redirect_stdout(StringIO()), redirect_stderr(_Bars(tick)):
         # One at a time: lm-eval does not say which of several fails.
         for name in tasks.names:
             with naming(name):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from math import log
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -108,6 +109,7 @@ def _print(summary: dict, mesh: Mesh) -> None:
                 f"{full[way] / 2**20:.1f} MiB of full synchronisation"
             )
     rows |= {"checkpoint": summary["checkpoint"], "loss plot": summary["plot"], "run folder": summary["run"]}
+    rows["use it"] = f"caat generate checkpoint={quote(summary['run'])} prompt='The '"
     width = max(map(len, rows)) + 2
     print()
     for name, text in rows.items():

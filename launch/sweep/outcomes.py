@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
+from caat.records import read_record
 from launch.go_on import command_to_go_on
 
 if TYPE_CHECKING:
@@ -31,17 +33,42 @@ class Outcome:
         return cls(run.name, str(run.folder), status, "", command)
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Of a run's summary.json, what the table shows."""
+
+    validation_loss: float | None
+
+
 def report(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """Print the table, then how to go on with what is not finished, then the path of sweep.json."""
+    """Print the table, how to go on with what is not finished and to compare the rest, and the path of
+    sweep.json."""
     width = max(len("run"), *(len(outcome.run) for outcome in outcomes))
-    print(f"\n{'run':<{width}}  {'status':<15}  why")
-    for outcome in outcomes:
-        print(f"{outcome.run:<{width}}  {outcome.status:<15}  {' '.join(outcome.why.split())}".rstrip())
+    losses = [_validation_loss(outcome) for outcome in outcomes]
+    print(f"\n{'run':<{width}}  {'status':<15}  {'loss':>7}  why")
+    for outcome, loss in zip(outcomes, losses, strict=True):
+        shown, why = "-" if loss is None else f"{loss:.4f}", " ".join(outcome.why.split())
+        print(f"{outcome.run:<{width}}  {outcome.status:<15}  {shown:>7}  {why}".rstrip())
     unfinished = [outcome for outcome in outcomes if outcome.status in ("failed", "stopped", "not started")]
     if unfinished:
         print("\nthe same command goes on with these and leaves finished runs alone; one of them by itself:")
         for outcome in unfinished:
             print(f"  {outcome.resume}")
+    if any(loss is not None for loss in losses):
+        print(f"\nthe losses with their differences, and pictures: caat report {quote(str(folder))}")
     path = folder / "sweep.json"
-    path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n", encoding="utf-8")
+    rows = [
+        asdict(outcome) | {"validation_loss": loss} for outcome, loss in zip(outcomes, losses, strict=True)
+    ]
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(path)
+
+
+def _validation_loss(outcome: Outcome) -> float | None:
+    """Of a finished run; None where its figures are missing, damaged or not finite."""
+    if not outcome.status.startswith("finished"):
+        return None
+    try:
+        return read_record(Path(outcome.folder) / "summary.json", Figures).validation_loss
+    except ValueError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from math import log
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from caat.data.shards import read_unigram
 from caat.parallel.mesh import Mesh
+from conf.generate import GenerateConfig
 from conf.schema import Config
 from launch import summary
+from launch.config import load_verb
 from launch.errors import only_warned
 from launch.summary import baselines, summarise
 from tests.data.conftest import write_shards
@@ -73,6 +76,10 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr()
         assert "WARNING: loss.png could not be made (ZeroDivisionError: division by zero)" in said.err
         assert "validation loss  " in said.out
+        # The command for what was trained, as it can be given.
+        use = next(line for line in said.out.splitlines() if line.startswith("use it"))
+        verb, *settings = shlex.split(use.removeprefix("use it"))[1:]
+        assert verb == "generate" and load_verb(GenerateConfig, settings).checkpoint == str(tmp_path)
 
 
 def test_what_comes_on_top_of_training_is_a_warning(capsys):

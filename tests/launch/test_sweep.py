@@ -22,7 +22,7 @@ from launch.processes import Stopped
 from launch.run_folder import create_run_folder, leave_finished, open_run_folder
 from launch.status import read_status, read_why, write_status
 from launch.sweep import here
-from launch.sweep.outcomes import Outcome
+from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import ROOT
 from tests.paragraphs import PARAGRAPHS
@@ -52,6 +52,27 @@ def test_the_command_that_goes_on_can_be_given_as_it_is():
     run, _ = plan_sweep([f"hydra.sweep.dir={quoted(Path(odd))}", "seed=1,2"]).runs
     command = shlex.split(Outcome.of(run, "failed").resume)
     assert compose(command[2:]).run.dir == str(run.folder) and odd in str(run.folder)
+
+
+def test_a_sweep_ends_with_losses_and_the_report_of_them(capsys):
+    plan = plan_sweep(["hydra.sweep.dir='my sweep'", "seed=1,2,3,4"])
+    outcomes = []
+    for run, status, text in zip(
+        plan.runs,
+        ("finished", "finished before", "finished", "failed"),
+        ('{"validation_loss": 3.25, "run": "x"}', '{"validation_loss": null}', "[", '{"validation_loss": 1}'),
+        strict=True,
+    ):
+        outcomes.append(Outcome.of(run, status))
+        run.folder.mkdir(parents=True)
+        (run.folder / "summary.json").write_text(text)
+    report(plan.folder, outcomes)
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line.split()[-1] for line in lines if line.startswith("seed-")}
+    assert shown == {"seed-1": "3.2500", "seed-2": "-", "seed-3": "-", "seed-4": "-"}
+    assert lines[-2].endswith("caat report 'my sweep'") and lines[-1] == "my sweep/sweep.json"
+    rows = json.loads((plan.folder / "sweep.json").read_text())
+    assert [row["validation_loss"] for row in rows] == [3.25, None, None, None]
 
 
 def names(*overrides: str) -> list[str]:
