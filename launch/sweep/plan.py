@@ -102,7 +102,9 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         config.run.dir, config.resume = str(folder / name), "auto"
         if slurm is None:
             check_device(config)
-        validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
+        # What is finished is left alone, whether its checkpoints are still there or not.
+        if read_status(folder / name) != "finished":
+            validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
         runs.append(Run(name, combination, config))
     return Sweep(folder, runs, slurm)
 
