@@ -49,7 +49,7 @@ def _is_ours(folder: Path) -> bool:
         find(folder, "from")
         return True
     found = read_kind(folder)
-    return found.caat is not None and found.model_type == "llama"
+    return found.caat is not None and not found.exported
 
 
 def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:

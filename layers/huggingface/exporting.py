@@ -22,6 +22,9 @@ from conf.checks import require
 
 MODELING = Path(__file__).with_name("modeling_caat.py")
 AUTO_MAP = {"AutoConfig": "modeling_caat.CaatConfig", "AutoModelForCausalLM": "modeling_caat.CaatForCausalLM"}
+# In place of an activation. The folder calls itself a Llama, so that its tokenizer and configuration load
+# without a question about running code; this keeps a plain Llama, another function, from being built.
+NOT_PLAIN = "modeling_caat.py has it: load with trust_remote_code=True"
 BLOCK_BYTES = 2**20
 
 
@@ -78,7 +81,11 @@ def export_checkpoint(
         if trained.architecture.plain:
             del values["caat"]
         else:
-            values |= {"model_type": "caat", "architectures": ["CaatForCausalLM"], "auto_map": AUTO_MAP}
+            values |= {
+                "architectures": ["CaatForCausalLM"],
+                "auto_map": AUTO_MAP,
+                "hidden_act": NOT_PLAIN,
+            }
             write_bytes(aside / MODELING.name, MODELING.read_bytes())
         write_json(aside / "config.json", values)
         write_json(aside / "conversion.json", result)

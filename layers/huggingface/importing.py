@@ -59,7 +59,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
     Raises ``ValueError`` for a model that is not ours to run, or a file that is not what config.json says.
     """
     flagged = False
-    if read_kind(folder).model_type == "caat":
+    if read_kind(folder).exported:
         architecture = _exported(folder, shards, ratio)
     else:
         values = read_llama(folder)

@@ -18,6 +18,13 @@ class Kind:
 
     model_type: str = ""
     caat: Any = None
+    auto_map: Any = None
+
+    @property
+    def exported(self) -> bool:
+        """Whether `caat convert` wrote it for Hugging Face below ratio 1: with code of its own."""
+        # Once they had a model_type of their own.
+        return self.model_type == "caat" or (self.caat is not None and self.auto_map is not None)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,12 @@ KNOWN = {
 
 
 class CaatConfig(LlamaConfig):
-    """Llama's, and under ``caat`` the numbers that make it another function: shards, shared_channels, ..."""
+    """Llama's, and under ``caat`` the numbers that make it another function: shards, shared_channels, ...
 
-    model_type = "caat"
+    The activation is SiLU, whatever ``hidden_act`` says: there it keeps a plain Llama from being built.
+    """
+
+    model_type = "llama"
     # Shards are part of the model: it cannot be cut in another way.
     base_model_tp_plan = None
 

@@ -99,20 +99,25 @@ def same_tokens(folder: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5])
-def test_below_ratio_one_with_its_own_code(tmp_path, ratio):
+def test_below_ratio_one_with_its_own_code(tmp_path, ratio, monkeypatch):
+    # Whether transformers puts its question about running code.
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
     write_llama(tmp_path / "hf")
     ours, back, again = tmp_path / "ours", tmp_path / "back", tmp_path / "again"
     convert(f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=4", f"sync.ratio={ratio}")
     convert(f"from={ours}", f"to={back}")
     # Its user has to opt in; without, nothing runs, and no Llama of other function is loaded instead.
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        transformers.AutoModelForCausalLM.from_pretrained(back, trust_remote_code=False)
+    for plain in (transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM):
+        with pytest.raises(KeyError, match="trust_remote_code=True"):
+            plain.from_pretrained(back)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         back, trust_remote_code=True, dtype=torch.float32
     )
     assert "import caat" not in (back / "modeling_caat.py").read_text()
     same_scores(ours, model.eval(), 4)
     same_tokens(back, ours)
+    assert not asked
     out = model.generate(prompt(), max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
     assert out.shape == (2, 16)
 
