@@ -82,10 +82,12 @@ def _steps(plan: dict[str, Any]) -> Table:
 
 
 def _layouts(plan: dict[str, Any]) -> Table:
-    title = "Largest micro-batch that fits, by activation checkpointing, and a step of the fastest of them"
+    title = "Largest micro-batch that fits by checkpointing; step and days of the best, by ratio"
     columns = "processes", "replicas", "ZeRO", "none", "selective", "full"
-    ratios = {"asked": plan["ratio"]} if _is_full(plan) else {"ratio_1": "1", "asked": plan["ratio"]}
-    times = [text for ratio in ratios.values() for text in (f"step s at {ratio}", "days")]
+    # A schedule's words are too many for a column.
+    asked = plan["ratio"] if len(plan["ratio"]) < 6 else "asked"
+    ratios = {"asked": asked} if _is_full(plan) else {"ratio_1": "1", "asked": asked}
+    times = [text for ratio in ratios.values() for text in (f"{ratio}: s", "days")]
     table = _table(title, *columns, *times)
     for row in plan["layouts"]:
         words = {None: "-", 0: "no"}
