@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import caat
+from conf.checks import require
 from conf.schema import Config
 from launch.config import save_config
 from launch.resume import continues
@@ -90,9 +91,12 @@ def create_run_folder(config: Config) -> Path:
 def reopen_run_folder(config: Config, folder: Path) -> Path:
     """Go on in the folder of an earlier run: its configuration is now ``config``.
 
-    The environment of each start is kept: ``environment-2.json`` and on.
+    The environment of each start is kept: ``environment-2.json`` and on. Raises ``ValueError`` if a folder
+    stands where a file belongs.
     """
     aside = folder / "config.yaml.tmp"
+    for path in (aside, *(folder / name for name in ("metrics.jsonl", "status.json", "summary.json"))):
+        require(not path.is_dir(), f"{path} is a folder, where a run keeps a file: move it away")
     aside.unlink(missing_ok=True)
     save_config(config, aside)
     aside.rename(folder / "config.yaml")

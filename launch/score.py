@@ -11,7 +11,7 @@ from caat.arrays import map_array
 from conf.checks import require
 from conf.score import ScoreConfig
 from launch.config import load_verb
-from launch.results import write_json
+from launch.results import result_file, write_json
 from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path
 
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     )
     name = config.out and f"{config.out.removesuffix('.npy').removesuffix('.json')}.json"
     out = result_path(folder, name, "scores.json")
+    result_file(out.with_suffix(".npy"))
     if not ran_in_processes("launch.score", argv, config.launch):
         _score(config, folder, architecture.model.sequence, tokens, out)
 

@@ -95,6 +95,14 @@ def test_the_run_folder_is_used_again(run):
     assert (run / "environment-3.json").is_file()
 
 
+def test_a_folder_where_a_file_belongs_is_named(run):
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(
+        ValueError, match=r"run/metrics\.jsonl is a folder, where a run keeps a file: move it"
+    ):
+        open_run_folder(compose(["run.dir=run", "resume=auto"]))
+
+
 def test_where_nothing_is_private_the_padding_is_free(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     add_checkpoint(tmp_path / "run", 50, "sync.ratio=1")

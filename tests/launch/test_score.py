@@ -144,6 +144,12 @@ def test_a_folder_of_tokens_is_none(run):
 
 def test_a_place_that_takes_no_result_is_said_before_the_work(run):
     (run / "file").write_text("")
-    for out, said in ((run / "file" / "scores", "is no folder"), ("/proc/scores", "/proc: ")):
+    (run / "taken.npy").mkdir()
+    places = (
+        (run / "file" / "scores", "is no folder"),
+        ("/proc/scores", "/proc: "),
+        (run / "taken", "taken.npy .it is a folder"),
+    )
+    for out, said in places:
         with pytest.raises(ValueError, match=f"cannot be written to .*{said}.*give another out="):
             score.main(arguments(run, f"out={out}"))
