@@ -37,10 +37,12 @@ from launch.explain import (
     check_option,
     explain,
     is_hydras,
+    no_option,
     unknown,
 )
 from launch.initial import adopt
 from launch.settings import Setting, field_types, print_settings, settings_of
+from launch.warmup import shorten_warmup
 
 T = TypeVar("T")
 
@@ -55,8 +57,8 @@ def initialise() -> AbstractContextManager[None]:
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
 
-    Raises ``ValueError`` for an unknown setting or option, one of Hydra's own, a wrong type, bad syntax, or
-    a value out of range.
+    A warm-up that is not among them fits the steps. Raises ``ValueError`` for an unknown setting or option,
+    one of Hydra's own, a wrong type, bad syntax, or a value out of range.
     """
     with initialise():
         parsed = parse_overrides(overrides)
@@ -76,8 +78,12 @@ def compose(overrides: Sequence[str]) -> Config:
             config = hydra_compose("config", overrides=_replacing(parsed))
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
-    adopt(config, {override.key_or_group for override in parsed})
-    return build(config, Config, overrides)
+    given = {override.key_or_group for override in parsed}
+    adopt(config, given)
+    built = build(config, Config, overrides)
+    if "optim.warmup_steps" not in given:
+        shorten_warmup(built)
+    return built
 
 
 def _replacing(parsed: Sequence[Override]) -> list[str]:
@@ -98,8 +104,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = []
     for text in overrides:
-        if text.startswith("-"):
-            raise ValueError(f"{text} is not an option: give settings as key=value (see --help)")
+        if text.startswith("-") or ("=" not in text and not text.startswith("~")):
+            no_option(overrides, SETTINGS)
         try:
             override = parser.parse_overrides([as_typed(text, SETTINGS, parser)])[0]
         except HydraException as error:
@@ -127,8 +133,8 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
     options, values = _default_options(schema), {}
     for text in argv:
         key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{text} is not of the form setting=value (see --help)")
+        if not equals or text.startswith("-"):
+            no_option(argv, known)
         if key in nested:
             options[key] = check_option(key, value, text)
         elif key in known:

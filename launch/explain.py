@@ -61,10 +61,34 @@ def check_option(group: str, option: Any, text: str) -> str:
 
 def unknown(key: str, text: str, known: Iterable[str]) -> NoReturn:
     """Raise the ``ValueError`` for the setting ``key`` that is not among ``known``."""
-    known = list(known)
-    close = get_close_matches(key, known, n=1) or [name for name in known if name.endswith(f".{key}")]
-    hint = f"did you mean {close[0]}?" if close else "see --help for the settings"
+    close = _closest(key, list(known))
+    hint = f"did you mean {close}?" if close else "see --help for the settings"
     raise ValueError(f"{text}: there is no setting {key}, {hint}")
+
+
+def no_option(argv: Sequence[str], known: Iterable[str]) -> NoReturn:
+    """Raise the ``ValueError`` for what in ``argv`` is no setting=value, saying how it is written."""
+    wrong = [text for text in argv if text.startswith("-")] or [text for text in argv if "=" not in text]
+    text = wrong[0]
+    key, equals, value = text.lstrip("-").partition("=")
+    name = _closest(key.replace("-", "_"), list(known))
+    if not name:
+        what = "an option" if text.startswith("-") else "of the form setting=value"
+        raise ValueError(f"{text} is not {what}: give settings as key=value (see --help)")
+    following = argv[argv.index(text) + 1 :][:1]
+    if not equals and following and "=" not in following[0] and not following[0].startswith("--"):
+        value = following[0]
+        text = f"{text} {value}"
+    raise ValueError(f"{text} is not how a setting is written: give {name}={value or '...'}")
+
+
+def _closest(key: str, known: list[str]) -> str | None:
+    """Of the ``known`` settings, the one that ``key`` may mean: one that ends alike, else one like it."""
+    if key in known:
+        return key
+    alike = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = get_close_matches(key, alike, n=1, cutoff=0) or get_close_matches(key, known, n=1)
+    return close[0] if close else None
 
 
 def explain(error: Exception, overrides: Sequence[str], known: Mapping[str, Setting] = SETTINGS) -> NoReturn:

@@ -78,10 +78,11 @@ def _main(argv: list[str]) -> int:
 
 
 def _with_flags(flags: set[str], argv: list[str]) -> int:
+    from launch.explain import SETTINGS, no_option
     from launch.show import FLAGS, SHOW_FLAGS, show
 
-    if unknown := flags - FLAGS - SWEEP_FLAGS:
-        raise ValueError(f"{min(unknown)} is not an option: give settings as key=value (see --help)")
+    if flags - FLAGS - SWEEP_FLAGS:
+        no_option([text for text in argv if text.split("=")[0] not in FLAGS | SWEEP_FLAGS], SETTINGS)
     if flags & SHOW_FLAGS:
         if flags & SWEEP_FLAGS:
             raise ValueError(f"{min(flags & SHOW_FLAGS)} shows one configuration: leave -m out")

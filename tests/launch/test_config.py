@@ -16,6 +16,7 @@ from conf.score import ScoreConfig
 from conf.tokenize import TokenizeConfig
 from launch.config import compose, defaults, load_verb, read_config, save_config
 from launch.run_folder import create_run_folder
+from launch.warmup import _note
 
 
 def test_a_configuration_survives_its_file(tmp_path):
@@ -65,6 +66,31 @@ def test_nothing_in_a_file_is_resolved(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(received)
     with pytest.raises(ValueError, match=r"config.yaml: seed=.*oc\.env.*is not a whole number"):
         read_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "warmup"),
+    [
+        (["train.steps=6"], 1),
+        (["train.steps=1"], 1),
+        (["train.steps=1", "optim.schedule=wsd"], 0),
+        (["model=130m", "train.steps=500"], 50),
+        (["model=130m", "train.steps=2000"], 2000),
+        (["model=130m", "train.steps=2100", "optim.schedule=wsd"], 210),
+        (["experiment=ablation", "train.steps=40"], 4),
+    ],
+)
+def test_a_warm_up_that_nobody_asked_for_fits_the_steps(settings, warmup, capsys):
+    _note.cache_clear()
+    config = compose(settings)
+    assert config.optim.warmup_steps == warmup
+    config.check_layout(8)
+    assert ("note: optim.warmup_steps is" in capsys.readouterr().err) == (warmup != 2000)
+
+
+def test_a_warm_up_of_the_users_own_is_refused_where_it_does_not_fit():
+    with pytest.raises(ValueError, match=r"optim.warmup_steps=7 is more than train.steps=6"):
+        compose(["train.steps=6", "optim.warmup_steps=7"]).check_layout(1)
 
 
 def test_a_schedule_of_the_ratio(tmp_path):
@@ -161,7 +187,7 @@ def test_a_verb_takes_groups_and_settings():
     ("schema", "argv", "says"),
     [
         (ScoreConfig, [], "checkpoint is required: give checkpoint=..."),
-        (ScoreConfig, ["checkpoint"], "checkpoint is not of the form setting=value"),
+        (ScoreConfig, ["checkpoint"], "checkpoint is not how a setting is written: give checkpoint=..."),
         (ScoreConfig, ["chekpoint=x"], "did you mean checkpoint?"),
         (TokenizeConfig, ["data.workers=many"], "data.workers=many is not a whole number or null"),
         (TokenizeConfig, ["data=wikipedia"], "choose one of fineweb_edu, quickstart"),

@@ -1,0 +1,28 @@
+"""A warm-up that nobody asked for fits the steps."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+
+from conf.schema import Config
+
+
+def shorten_warmup(config: Config) -> None:
+    """Where the model's own ``optim.warmup_steps`` is longer than the run, take a tenth of the steps."""
+    steps, own = config.train.steps, config.optim.warmup_steps
+    room = steps - config.optim.decay(steps)
+    if 0 <= room < own:
+        config.optim.warmup_steps = min(max(1, steps // 10), room)
+        _note(own, config.optim.warmup_steps, steps)
+
+
+@cache
+def _note(own: int, shorter: int, steps: int) -> None:
+    """Once for all runs of a sweep."""
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"note: optim.warmup_steps is {shorter} and not the model's {own}, for train.steps={steps}",
+            file=sys.stderr,
+        )
