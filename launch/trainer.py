@@ -15,6 +15,7 @@ from caat.data.shards import TokenShards
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
+from caat.planning.costs import flops_per_token
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.reading import load_state, load_weights
 from caat.training.checkpoint.saver import SaveError, Saver
@@ -24,6 +25,7 @@ from caat.training.control import Control
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from caat.training.loop import NonFiniteError, Output, Supervision, train
+from caat.training.outlook import outlook, product_rate
 from caat.training.progress import RunProgress
 from caat.training.randomness import set_random_state
 from caat.training.replicas import DriftError, ReplicaGuard
@@ -119,6 +121,10 @@ def train_run(
     base = baselines(tokens, c.sequence, c.eval_sequences)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every)
 
+    work = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence / dist.get_world_size()
+    # A step is as slow as its slowest rank; control knows whole numbers.
+    step_seconds = control.maximum(round(1e6 * work / product_rate(device, c.precision)))[0] / 1e6
+
     output = None
     if first:
         output = Output(
@@ -137,6 +143,8 @@ def train_run(
     status, why = "", ""
     try:
         supervision = Supervision(control, saver, request, watchdog, guard)
+        if output:
+            output.progress.say(outlook(step_seconds, c.steps - start.step))
         request.training = True
         record = train(config, engine, loader, validation, start, supervision, device, output, benchmarks)
         watchdog.rest()

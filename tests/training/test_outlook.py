@@ -1,0 +1,45 @@
+"""How long a run will take, said before it starts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from caat.training import outlook
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.01234, "0.012 s"),
+        (9.96, "10 s"),
+        (75, "75 s"),
+        (200, "3.3 min"),
+        (3599, "60 min"),
+        (3 * 3600, "3.0 h"),
+        (86400, "24 h"),
+        (250 * 86400, "250 days"),
+    ],
+)
+def test_in_words(seconds, words):
+    assert outlook.in_words(seconds) == words
+
+
+def test_a_step_and_the_whole():
+    assert outlook.outlook(720, 30010).startswith("about 12 min a step, 250 days in all, if it computes")
+
+
+def test_the_rate_is_that_of_products(monkeypatch):
+    """On this clock every third takes a hundredth of a second and others more, whatever the machine does."""
+    now, count = [0.0], [0]
+
+    def product(result):
+        count[0] += 1
+        now[0] += 0.01 * (1 + count[0] % 3)
+
+    monkeypatch.setattr(outlook, "_finished", product)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    rate = outlook.product_rate(torch.device("cpu"), "fp32")
+    assert rate == pytest.approx(2 * outlook.SIDE["cpu"] ** 3 / 0.01)
