@@ -17,7 +17,7 @@ from conf import bench
 from conf.schema import Config
 from launch.bench import BENCHMARKS
 from launch.config import defaults
-from launch.explain import GROUPS
+from launch.options import GROUPS
 from launch.settings import Setting
 
 ROOT = Path(__file__).parents[1]

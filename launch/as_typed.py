@@ -27,25 +27,25 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
     if not value or value.startswith(QUOTES) or "${" in value or (value == "null" and kinds == {str}):
         return text
     if kinds == {str}:
-        quoted = ",".join(map(_quoted, value.split(",")))
+        written = ",".join(map(quoted, value.split(",")))
         wanted: str | list[str] = value
     elif kinds == {list[str]} and re.fullmatch(r"\[[^][{}'\"]*\]", value):
         wanted = [each.strip() for each in value[1:-1].split(",")] if value != "[]" else []
-        quoted = f"[{','.join(map(_quoted, wanted))}]"
+        written = f"[{','.join(map(quoted, wanted))}]"
     else:
         return text
     try:
         override = parser.parse_overrides([text])[0]
     except HydraException:
-        return f"{key}={quoted}"
+        return f"{key}={written}"
     found = override.value()
     several = isinstance(found, ChoiceSweep) and all(isinstance(each, str) for each in found.list)
     if several or found == wanted:
         return text
-    return f"{key}={quoted}"
+    return f"{key}={written}"
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """In Hydra's single quotes; backslashes count where a quote follows."""
     value = re.sub(r"(\\*)'", lambda match: 2 * match[1] + r"\'", value)
     return "'" + re.sub(r"\\+$", lambda match: 2 * match[0], value) + "'"

@@ -7,13 +7,12 @@ schema of their own. Every mistake is a ``ValueError`` of one line: what was giv
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -22,16 +21,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from conf.checks import check_values, first_line, require
 from conf.schema import Config
 from launch.as_typed import as_typed
 from launch.explain import (
-    CONF,
-    GROUPS,
     SETTINGS,
     check_known,
     check_option,
@@ -40,8 +35,10 @@ from launch.explain import (
     no_option,
     unknown,
 )
+from launch.from_file import FromFile, read_settings, read_yaml, set_by, settings_file, take_file
 from launch.initial import adopt
-from launch.settings import Setting, field_types, print_settings, settings_of
+from launch.options import CONF, GROUPS, search_path
+from launch.settings import Setting, field_types, print_settings, settings_of, typed
 from launch.warmup import shorten_warmup
 
 T = TypeVar("T")
@@ -57,9 +54,11 @@ def initialise() -> AbstractContextManager[None]:
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
 
-    A warm-up that is not among them fits the steps. Raises ``ValueError`` for an unknown setting or option,
+    What they leave open is as in the file of ``config=FILE``, or in the run that ``resume=auto`` continues. A
+    warm-up that is not among them fits the steps. Raises ``ValueError`` for an unknown setting or option,
     one of Hydra's own, a wrong type, bad syntax, or a value out of range.
     """
+    given, overrides = take_file(overrides)
     with initialise():
         parsed = parse_overrides(overrides)
         for override in parsed:
@@ -74,16 +73,42 @@ def compose(overrides: Sequence[str]) -> Config:
                     f"{override.input_line} gives several values: caat pretrain -m trains once for each; "
                     "a list is written as key=[a,b]"
                 )
+        path = settings_file(given, parsed)
+        found = read_settings(path) if path else FromFile()
+        keys = {override.key_or_group for override in parsed}
+        options = [f"{group}={option}" for group, option in found.options.items() if group not in keys]
         try:
-            config = hydra_compose("config", overrides=_replacing(parsed))
+            config = hydra_config([*options, *_replacing(parsed)])
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
-    given = {override.key_or_group for override in parsed}
-    adopt(config, given)
+    _take_over(config, found, set_by(parsed))
+    adopt(config, keys | set(found.options) | set(found.settings))
     built = build(config, Config, overrides)
-    if "optim.warmup_steps" not in given:
+    own = keys if "train.steps" in keys else keys | set(found.settings)
+    if "optim.warmup_steps" not in own:
         shorten_warmup(built)
     return built
+
+
+def hydra_config(overrides: Sequence[str], **how: Any) -> DictConfig:
+    """What Hydra composes, with the options of the user's own folder if one is given."""
+    return hydra_compose("config", overrides=[*search_path(), *overrides], **how)
+
+
+def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> None:
+    """Set what is ``found`` in a file and not ``given`` on the command line."""
+    for name, value in found.settings.items():
+        if name in given:
+            continue
+        try:
+            OmegaConf.update(config, name, _as_it_stands(value), merge=False)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{found.path}: {name}={typed(value)} is not {SETTINGS[name].rule}") from error
+    # The file may be another's, and so the account that it names.
+    require(
+        found.path is None or config.tracker.wandb != "online" or "tracker.wandb" in given,
+        f"{found.path} sends its metrics to Weights & Biases: give tracker=wandb to do so, or tracker=none",
+    )
 
 
 def _replacing(parsed: Sequence[Override]) -> list[str]:
@@ -170,7 +195,7 @@ def defaults(schema: type) -> dict[str, Setting]:
     """Every setting of ``schema`` by name, with the default that the groups' default options give it."""
     if schema is Config:
         with initialise():
-            config = hydra_compose("config")
+            config = hydra_config([])
     else:
         config = _with_groups(schema, _default_options(schema))
     values = OmegaConf.to_container(config, resolve=True)
@@ -223,12 +248,10 @@ def read_config(path: Path) -> Config:
 
     Raises ``ValueError`` if it is missing, not YAML, or holds what the schema does not know or allow.
     """
+    values = read_yaml(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
         config = OmegaConf.merge(OmegaConf.structured(Config), _as_it_stands(values))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give a run folder of caat") from error
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, TypeError, RecursionError) as error:
+    except (OmegaConfBaseException, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a configuration of this version of caat ({first_line(error)}): "
             "give a run folder that caat made"

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.types import Override
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-import conf
 from conf.checks import first_line
 from conf.schema import Config
+from launch.options import GROUPS
 from launch.settings import Setting, settings_of
 
-CONF = Path(str(conf.__file__)).parent
-# Group -> names of its options.
-GROUPS = {
-    folder.name: sorted(file.name.removesuffix(".yaml") for file in folder.glob("*.yaml"))
-    for folder in sorted(CONF.iterdir())
-    if any(folder.glob("*.yaml"))
-}
 SETTINGS = settings_of(Config)
 
 

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.explain import is_hydras
+from launch.options import FOLDERS
 
 
 def command_to_go_on(settings: Sequence[str], folder: Path) -> str:
     """It can be given to a shell as it is; ``settings`` are those that the run was started with."""
     replaced = ("resume=", "run.dir=")
     kept = [text for text in settings if not (is_hydras(text) or text.startswith(replaced))]
-    return shlex.join(["caat", "pretrain", *kept, f"run.dir={quoted(folder)}", "resume=auto"])
+    own = [word for each in FOLDERS[1:] for word in ("--config-dir", str(each))]
+    return shlex.join(["caat", "pretrain", *own, *kept, f"run.dir={quoted(folder)}", "resume=auto"])
 
 
 def how_to_go_on(settings: Sequence[str], folder: Path, torchrun: bool = False) -> str:

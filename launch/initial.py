@@ -30,6 +30,9 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
     """
     if config.initialize is None:
         return
+    names = {f"model.{field.name}" for field in fields(ModelConfig)}
+    if config.data.tokenizer is not None and ("model" in given or names <= set(given)):
+        return
     checkpoint = initial_checkpoint(config.initialize)
     found = read_architecture(checkpoint)
     if "model" not in given:

@@ -15,6 +15,7 @@ from launch.config import compose, initialise, read_config
 from launch.errors import STOPPED, reason, user_errors
 from launch.go_on import how_to_go_on
 from launch.initial import check_initial
+from launch.options import options_in, take_config_dir
 from launch.processes import Stopped, run_workers, under_torchrun
 from launch.resume import check_restartable, check_resume, check_resume_data, restarted
 from launch.run_folder import claim, leave_finished, open_run_folder
@@ -36,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     with user_errors():
-        return _main(argv)
+        folder, argv = take_config_dir(argv)
+        with options_in(folder):
+            return _main(argv)
 
 
 def _main(argv: list[str]) -> int:

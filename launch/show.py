@@ -8,7 +8,10 @@ from itertools import pairwise
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from conf.checks import require
 from launch.config import compose
+from launch.from_file import take_file
+from launch.options import search_path
 
 SHOW_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 SHOW_FLAGS |= {"--shell-completion", "-sc"}
@@ -26,11 +29,14 @@ def show(argv: list[str]) -> int:
         print(OmegaConf.to_yaml(OmegaConf.structured(compose(job))), end="")
         return 0
 
+    files, _ = take_file(argv)
+    require(not files, f"{' '.join(files)} is shown with --cfg job: Hydra itself knows nothing of it")
+
     def train(_: DictConfig) -> None:
         raise AssertionError("Hydra is to show something, not to run it")
 
     # hydra.main reads the command line of the process.
-    sys.argv = ["caat pretrain", *argv]
+    sys.argv = ["caat pretrain", *argv, *search_path()]
     hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")(train)()
     return 0
 

@@ -9,7 +9,6 @@ from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 
-import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -17,8 +16,9 @@ from omegaconf import DictConfig
 
 from conf.checks import first_line, require
 from conf.schema import Config
-from launch.config import compose, initialise, parse_overrides, read_config
+from launch.config import compose, hydra_config, initialise, parse_overrides, read_config
 from launch.explain import SETTINGS, is_hydras
+from launch.from_file import take_file
 from launch.run_folder import DEPLOYMENT
 from launch.status import read_status
 from launch.sweep.slurm import SlurmOptions
@@ -67,6 +67,7 @@ class Sweep:
 
 def plan_sweep(overrides: Sequence[str]) -> Sweep:
     """The runs that ``overrides`` describe. Raises ``ValueError`` for a mistake in any of them."""
+    file, overrides = take_file(overrides)
     with initialise():
         parse_overrides(overrides)
         parsed = parse_overrides([*swept_by_experiment(overrides), *overrides])
@@ -80,9 +81,7 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
             raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
         _check(last, varying, len(combinations))
         try:
-            shared = hydra.compose(
-                "config", overrides=[str(override.input_line) for override in fixed], return_hydra_config=True
-            )
+            shared = hydra_config([str(override.input_line) for override in fixed], return_hydra_config=True)
         except HydraException as error:
             raise ValueError(
                 f"{first_line(error)}: hydra/launcher=slurm queues the runs; its options come with it, as "
@@ -92,11 +91,11 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
     names = [_name(combination, varying) for combination in combinations]
     require(len(set(names)) == len(names), "a value is given twice, or two of them make the same folder name")
     configs = [
-        compose([text for text in combination if text != "resume=auto" and not is_hydras(text)])
+        compose([*file, *(text for text in combination if text != "resume=auto" and not is_hydras(text))])
         for combination in combinations
     ]
     model = "models" if varying & {"model", "model.name"} else configs[0].model.name
-    folder = _folder(shared, fixed, model)
+    folder = _folder(shared, [*file, *(str(override.input_line) for override in fixed)], model)
     runs = []
     for name, combination, config in zip(names, combinations, configs, strict=True):
         config.run.dir, config.resume = str(folder / name), "auto"
@@ -105,7 +104,7 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         # What is finished is left alone, whether its checkpoints are still there or not.
         if read_status(folder / name) != "finished":
             validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
-        runs.append(Run(name, combination, config))
+        runs.append(Run(name, [*file, *combination], config))
     return Sweep(folder, runs, slurm)
 
 
@@ -130,17 +129,15 @@ def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
 def swept_by_experiment(overrides: Sequence[str]) -> list[str]:
     """What an experiment sweeps over by itself, in ``hydra.sweeper.params``; within :func:`initialise`."""
     single = [text for text in overrides if text.startswith("experiment=") and "," not in text]
-    config = hydra.compose("config", overrides=single, return_hydra_config=True)
+    config = hydra_config(single, return_hydra_config=True)
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
-def _folder(shared: DictConfig, fixed: Sequence[Override], model: str) -> Path:
+def _folder(shared: DictConfig, fixed: Sequence[str], model: str) -> Path:
     """``hydra.sweep.dir``; else one that follows from what all runs share, so that more values may come."""
     if shared.hydra.sweep.dir:
         return Path(shared.hydra.sweep.dir).expanduser()
-    named = sorted(
-        str(override.input_line) for override in fixed if not override.key_or_group.startswith(NOT_NAMED)
-    )
+    named = sorted(text for text in fixed if not text.lstrip("+").startswith(NOT_NAMED))
     digest = sha256("\n".join(named).encode()).hexdigest()[:8]
     return Path("outputs", "sweeps", f"{model}-{digest}")
 

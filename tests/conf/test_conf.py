@@ -8,7 +8,7 @@ import torch
 from caat.parallel.mesh import Mesh
 from conf.schema import Config
 from launch.config import compose
-from launch.explain import GROUPS
+from launch.options import GROUPS
 from layers import GPT
 
 # Worked out by hand: 2 V h + layers (2 h² + 2 h² kv_heads / heads + 3 h ffn + 2 h) + h.

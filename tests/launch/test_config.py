@@ -116,8 +116,8 @@ def test_a_schedule_takes_the_place_of_an_experiments():
     [
         ("sync: {ratio: 2}", "sync.ratio=2 is outside"),
         ("sync: {ration: 1}", "not a configuration of this version"),
-        ("seed: [", "not a configuration of this version"),
-        ("seed: !!python/object/apply:os.system [touch pwned]", "not a configuration of this version"),
+        ("seed: [", "is not YAML"),
+        ("seed: !!python/object/apply:os.system [touch pwned]", "is not YAML"),
         ("- 1", "not a configuration of this version"),
     ],
 )

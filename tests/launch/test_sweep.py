@@ -98,11 +98,11 @@ def test_every_combination_is_a_run_named_by_what_varies():
 
 
 def test_one_run_of_an_experiment_that_sweeps_is_said_to_be_one(capsys):
-    too_long = ["train.steps=1", "experiment=ablation"]
+    too_long = ["train.steps=1", "optim.warmup_steps=9", "experiment=ablation"]
     with pytest.raises(SystemExit):
         pretrain.main([*too_long, "sync.ratio=1"])
     assert "a sweep of seed=1,2,3: -m" in capsys.readouterr().err
-    for settings in ([*too_long, "sync.ratio=1", "seed=1"], ["train.steps=1", "experiment=quickstart"]):
+    for settings in ([*too_long, "sync.ratio=1", "seed=1"], [*too_long[:2], "experiment=quickstart"]):
         with pytest.raises(SystemExit):
             pretrain.main(settings)
         assert "a sweep" not in capsys.readouterr().err
