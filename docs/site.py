@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from subprocess import run
-from typing import Any
-
-from mkdocs.structure.files import File, Files
+from typing import TYPE_CHECKING, Any
 
 from caat import __version__
 from conf import bench
@@ -19,6 +17,9 @@ from launch.bench import BENCHMARKS
 from launch.config import defaults
 from launch.options import GROUPS
 from launch.settings import Setting
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("launch", "conf", "layers", "caat", "eval", "slurm", "tests")
@@ -70,6 +71,9 @@ def web_address(origin: str) -> str | None:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made from the code."""
+    # Here, because the tests read the rest of this file where MkDocs is not installed.
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, "settings.md", content=settings_page()))
     files.append(File.generated(config, "files.md", content=files_page()))
     return files
