@@ -194,7 +194,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"eval.every={self.every} must not be negative (0: never)")
-        require(bool(self.tasks), "eval.tasks is empty: give eval.tasks=[paper], or leave eval.every out")
+        require(
+            bool(self.tasks),
+            "eval.tasks is empty: give eval.tasks=[paper], or leave eval.every out",
+        )
         if self.limit is not None:
             require_positive(eval__limit=self.limit)
         require(

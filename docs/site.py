@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from caat import __version__
 from conf import bench
+from conf.reading.options import GROUPS
+from conf.reading.settings import Setting
+from conf.reading.verb import defaults
 from conf.schema import Config
 from launch.bench import BENCHMARKS
-from launch.config import defaults
-from launch.options import GROUPS
-from launch.settings import Setting
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files

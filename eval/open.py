@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from caat.parallel.mesh import Mesh
+from caat.supervision.control import Control
+from caat.supervision.device import PRECISIONS, choose_device, start_process_group
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.reading import damage, load_weights
-from caat.training.control import Control
-from caat.training.device import PRECISIONS, choose_device, start_process_group
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 

@@ -31,7 +31,7 @@ def main() -> int:
 
         print(f"caat {__version__}")
         return 0
-    from launch.errors import announce, fail, user_errors
+    from launch.command.errors import announce, fail, user_errors
 
     verb, *rest = argv
     if verb not in VERBS:

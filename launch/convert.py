@@ -11,7 +11,7 @@ from typing import Any
 from caat.training.checkpoint.folder import find
 from conf.checks import require
 from conf.convert import ConvertConfig
-from launch.config import load_verb
+from conf.reading.verb import load_verb
 
 
 def main(argv: list[str]) -> None:
@@ -129,7 +129,7 @@ def _write(write: Callable, to: Path, result: dict[str, Any]) -> None:
 if __name__ == "__main__":
     import sys
 
-    from launch.errors import user_errors
+    from launch.command.errors import user_errors
 
     with user_errors():
         main(sys.argv[1:])

@@ -7,9 +7,9 @@ from typing import Any
 
 from conf.checks import require
 from conf.dashboard import DashboardConfig
-from launch.available import installed, wandb_login
-from launch.config import load_verb
-from launch.results import result_file, write_json
+from conf.reading.verb import load_verb
+from launch.command.available import installed, wandb_login
+from launch.command.results import result_file, write_json
 
 X, GROUP = "tokens", "sync.ratio"
 
@@ -120,7 +120,7 @@ def _panel(panel: Panel) -> Any:
 if __name__ == "__main__":
     import sys
 
-    from launch.errors import user_errors
+    from launch.command.errors import user_errors
 
     with user_errors():
         main(sys.argv[1:])

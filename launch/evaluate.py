@@ -13,10 +13,11 @@ from rich.table import Table
 
 from caat.training.checkpoint.state import read_state
 from conf.evaluate import EvaluateConfig
-from launch.config import load_verb, read_config
-from launch.console import console
-from launch.results import write_json
-from launch.trained import (
+from conf.reading.saved import read_config
+from conf.reading.verb import load_verb
+from launch.command.console import console
+from launch.command.results import write_json
+from launch.command.trained import (
     find_trained,
     first_rank,
     on_mesh,
@@ -27,8 +28,8 @@ from launch.trained import (
 )
 
 if TYPE_CHECKING:
-    from eval.evaluate import Results
-    from eval.tasks import Tasks
+    from eval.quality.evaluate import Results
+    from eval.quality.tasks import Tasks
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     config = load_verb(EvaluateConfig, argv)
     folder, architecture = find_trained(config.checkpoint, config.launch, replicas=True)
     tokenizer_of(folder, architecture)
-    from eval.tasks import find_tasks
+    from eval.quality.tasks import find_tasks
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
     tasks.check(architecture.model.sequence)
@@ -51,8 +52,8 @@ def main(argv: list[str]) -> None:
 
 def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> None:
     from caat.data.tokenizer import find_tokenizer, load_tokenizer
-    from eval.evaluate import evaluate
-    from eval.lm_eval_model import CaatLM
+    from eval.quality.evaluate import evaluate
+    from eval.quality.lm_eval_model import CaatLM
 
     # Bound to the terminal: what lm-eval prints meanwhile is not shown.
     bar = Progress(console=Console(file=sys.stdout), disable=not first_rank())
@@ -97,7 +98,7 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
 def _track(folder: Path, results: Results, online: bool) -> None:
     """Add to the metrics of the run that the checkpoint is of, if it is of one."""
     from caat.training.trackers import open_trackers
-    from eval.evaluate import flat
+    from eval.quality.evaluate import flat
 
     run = run_of(folder)
     if run is None or not ((run / "config.yaml").is_file() and (folder / "state.json").is_file()):
@@ -114,7 +115,7 @@ def _track(folder: Path, results: Results, online: bool) -> None:
 
 
 if __name__ == "__main__":
-    from launch.errors import user_errors
+    from launch.command.errors import user_errors
 
     with user_errors():
         main(sys.argv[1:])

@@ -11,16 +11,23 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from caat.data.tokenizer import Tokenizer
-from caat.records import parse_record
+from caat.storage.records import parse_record
 from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
 from conf.generate import GenerateConfig, SamplingConfig
-from launch.config import load_verb
-from launch.results import write_json
-from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path, tokenizer_of
+from conf.reading.verb import load_verb
+from launch.command.results import write_json
+from launch.command.trained import (
+    find_trained,
+    first_rank,
+    on_mesh,
+    ran_in_processes,
+    result_path,
+    tokenizer_of,
+)
 
 if TYPE_CHECKING:
-    from eval.continuation import Continuation
+    from eval.generation.continuation import Continuation
 
 
 def main(argv: list[str]) -> None:
@@ -95,7 +102,7 @@ def _generate(
     tokenizer: Tokenizer,
     out: Path,
 ) -> None:
-    from eval.generate import generate
+    from eval.generation.generate import generate
 
     settings = SamplingConfig(**{each.name: getattr(config, each.name) for each in fields(SamplingConfig)})
     streaming = first_rank() and len(prompts) == 1
@@ -139,7 +146,7 @@ def _show_speed(texts: Sequence[Continuation], seconds: float, out: Path) -> Non
 
 
 if __name__ == "__main__":
-    from launch.errors import user_errors
+    from launch.command.errors import user_errors
 
     with user_errors():
         main(sys.argv[1:])

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from caat.data.corpus import prepare
-from conf.processes import LaunchConfig
+from caat.runs.status import write_status
+from conf.reading.options import options_in, take_config_dir
+from conf.reading.overrides import initialise
+from conf.reading.saved import read_config
 from conf.schema import Config
-from launch.config import compose, initialise, read_config
-from launch.errors import STOPPED, reason, user_errors
-from launch.go_on import how_to_go_on
-from launch.initial import check_initial
-from launch.options import options_in, take_config_dir
-from launch.processes import Stopped, run_workers, under_torchrun
-from launch.resume import check_restartable, check_resume, check_resume_data, restarted
-from launch.run_folder import claim, leave_finished, open_run_folder
-from launch.space import check_space
-from launch.status import read_status, write_status
-from launch.tokens import check_tokens
-from launch.validate import check_data, check_device, validate
+from launch.command.errors import STOPPED, user_errors
+from launch.command.processes import Stopped, under_torchrun
+from launch.run.compose import compose
+from launch.run.folder import claim
+from launch.run.go_on import how_to_go_on
+from launch.run.local import interrupts_kept, run_in_processes, set_up
+from launch.run.resume import check_restartable, check_resume, restarted
+from launch.run.validate import validate
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
 
 SWEEP_FLAGS = {"-m", "--multirun"}
-BEFORE_TRAINING = "interrupted before training began"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +63,7 @@ def _main(argv: list[str]) -> int:
         return 0
     # Who is to start it again must not be the process that dies.
     if config.launch.processes == 1 and config.launch.max_restarts == 0:
-        with _interrupts_kept(folder):
+        with interrupts_kept(folder):
             return _work(config, folder, argv)
     try:
         status = run_in_processes(folder, config.launch)
@@ -81,8 +77,8 @@ def _main(argv: list[str]) -> int:
 
 
 def _with_flags(flags: set[str], argv: list[str]) -> int:
-    from launch.explain import SETTINGS, no_option
-    from launch.show import FLAGS, SHOW_FLAGS, show
+    from conf.reading.explain import SETTINGS, no_option
+    from launch.run.show import FLAGS, SHOW_FLAGS, show
 
     if flags - FLAGS - SWEEP_FLAGS:
         no_option([text for text in argv if text.split("=")[0] not in FLAGS | SWEEP_FLAGS], SETTINGS)
@@ -112,71 +108,10 @@ def _note_experiment(argv: list[str]) -> None:
         )
 
 
-def set_up(config: Config) -> Path | None:
-    """All that comes before the first process: checks, data, run folder. Raises ``ValueError``.
-
-    None if all steps of the run are done: its folder goes on to say what it was trained with.
-    """
-    check_device(config)
-    validate(config, config.launch.processes)
-    tokens = prepare(config.data)
-    check_tokens(tokens)
-    check_data(config, tokens)
-    state = check_resume_data(config, tokens)
-    if state is None:
-        check_initial(config, tokens)
-    elif state.step >= config.train.steps:
-        leave_finished(config)
-        return None
-    check_space(config)
-    return open_run_folder(config)
-
-
-def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
-    """Train the run in ``folder`` on processes of its own; returns the exit status.
-
-    A signal to this process reaches them, and raises :class:`Stopped`: with the status `STOPPED` if they
-    saved before they ended, 0 if they finished.
-    """
-    arguments = ["--run-folder", str(folder)]
-    print(f"caat: starting {launch.processes} processes", file=sys.stderr, flush=True)
-    try:
-        with _interrupts_kept(folder):
-            status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
-    except Stopped:
-        ended = read_status(folder)
-        if ended == "finished":
-            raise Stopped(0) from None  # the signal came when all was done but the last figures
-        if ended == "starting":
-            write_status(folder, "failed", BEFORE_TRAINING)
-        elif ended == "running":
-            write_status(folder, "failed", "ended by a signal before it could save")
-        if ended != "stopped":
-            raise
-        raise Stopped(STOPPED) from None
-    if status:
-        if read_status(folder) in ("starting", "running"):
-            # Killed, it could not say so itself.
-            write_status(folder, "failed", reason(status))
-        print(f"what was written is in {folder}", file=sys.stderr)
-    return status
-
-
-@contextmanager
-def _interrupts_kept(folder: Path) -> Iterator[None]:
-    """Ctrl-C before training began is the status of the run in ``folder`` as well."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if read_status(folder) == "starting":
-            write_status(folder, "failed", BEFORE_TRAINING)
-        raise
-
-
 def _work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0" and "--run-folder" not in sys.argv:
         print("caat: loading torch", file=sys.stderr, flush=True)
-    from launch.worker import work
+    from launch.run.worker import work
 
     work(config, folder, settings)
     return 0

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from caat.arrays import map_array
+from caat.storage.arrays import map_array
 from conf.checks import require
+from conf.reading.verb import load_verb
 from conf.score import ScoreConfig
-from launch.config import load_verb
-from launch.results import result_file, write_json
-from launch.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path
+from launch.command.results import result_file, write_json
+from launch.command.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +55,7 @@ def read_tokens(path: str) -> np.ndarray:
 def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, out: Path) -> None:
     import torch
 
-    from eval.score import next_token_log_probabilities
+    from eval.quality.score import next_token_log_probabilities
 
     if tokens.shape[-1] - 1 > context and first_rank():
         print(
@@ -92,7 +92,7 @@ def _write(config: ScoreConfig, folder: Path, scores: np.ndarray, out: Path) -> 
 
 
 if __name__ == "__main__":
-    from launch.errors import user_errors
+    from launch.command.errors import user_errors
 
     with user_errors():
         main(sys.argv[1:])

@@ -7,9 +7,9 @@ from time import perf_counter
 
 from caat.data.corpus import prepare, prepared_folder
 from caat.data.shards import SPLITS, read_index
+from conf.reading.verb import load_verb
 from conf.tokenize import TokenizeConfig
-from launch.config import load_verb
-from launch.tokens import check_tokens
+from launch.run.tokens import check_tokens
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     import sys
 
-    from launch.errors import user_errors
+    from launch.command.errors import user_errors
 
     with user_errors():
         main(sys.argv[1:])

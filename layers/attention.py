@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Arriving
+from caat.parallel.partial.stream import Arriving
 from conf.model import ModelConfig
 from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear

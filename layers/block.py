@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Arriving, Stream
+from caat.parallel.partial.stream import Arriving, Stream
 from conf.model import ModelConfig
 from layers.attention import Attention
 from layers.cache import LayerCache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Arriving, Stream, enter
+from caat.parallel.partial.stream import Arriving, Stream, enter
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.attention import Attention

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from caat.parallel.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Arriving, Stream
+from caat.parallel.partial.linear import column_parallel, norm_column_parallel, row_parallel
+from caat.parallel.partial.stream import Arriving, Stream
 from conf.partition import shared_channels
 from layers.norm import Normed
 from layers.sharding import Sharding
@@ -73,8 +73,8 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """Bias-free linear whose input features are cut over the shards, then partial synchronisation.
 
-    ([..., in_local], stream) -> the :class:`~caat.parallel.stream.Stream` with the product added, of which
-    ``.stack()`` is the plain form. The first ``ratio * out_features`` channels are summed over all N
+    ([..., in_local], stream) -> the :class:`~caat.parallel.partial.stream.Stream` with the product added, of
+    which ``.stack()`` is the plain form. The first ``ratio * out_features`` channels are summed over all N
     shards; the others stay private, times ``private_scale`` (the paper's sqrt(N) gives them the variance of
     a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
     """

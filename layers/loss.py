@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.pointwise import fusable
+from caat.parallel.partial.pointwise import fusable
 from caat.planning.activations import LOSS_CHUNK
 
 # A target that counts for nothing, as in torch.

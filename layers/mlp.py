@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Arriving
+from caat.parallel.partial.stream import Arriving
 from conf.model import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, scaled

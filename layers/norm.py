@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from caat.parallel.collectives import sum_gradient
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import Arriving, Stream
+from caat.parallel.partial.stream import Arriving, Stream
 
 
 class Normed(NamedTuple):

@@ -25,8 +25,8 @@ from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, tok
 from caat.data.split import held_out_below, is_held_out
 from caat.data.text import batches, check_source, load_documents
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
-from caat.disk import free_bytes, no_room, size_text
-from caat.durable import sync_folder, write_bytes, write_json
+from caat.storage.disk import free_bytes, no_room, size_text
+from caat.storage.durable import sync_folder, write_bytes, write_json
 from conf.data import DataConfig
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from caat.records import read_record
+from caat.storage.records import read_record
 
 REMEDY = "give the tokenizer.json of a Hugging Face model, or a SentencePiece model"
 SETTINGS = "tokenizer_config.json"

@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from caat.arrays import map_array
-from caat.checksums import wrong_files
-from caat.records import Size, Whole, parse_record
+from caat.storage.arrays import map_array
+from caat.storage.checksums import wrong_files
+from caat.storage.records import Size, Whole, parse_record
 
 FORMAT = "caat-tokens"
 VERSION = 1

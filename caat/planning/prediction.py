@@ -6,11 +6,11 @@
     partial = compute + 4 L t(k) + t(h)
     overlap = compute + sum over sums of max(0, t(k) - w / F) + max(0, t(h) - w_end / F)
 
-w are the FLOPs that the layers compute while that sum is on its way (caat.parallel.linear): with T tokens,
-h channels of which m are private, a row-parallel GEMM of c local inputs and the column-parallel GEMM of d
-local outputs behind it, 2 T m (c + d) forward and 2 T (m d + h d + 2 m c) backward. The one sum of all
+w are the FLOPs that the layers compute while that sum is in flight (caat.parallel.partial.linear): with T
+tokens, h channels of which m are private, a row-parallel GEMM of c local inputs and the column-parallel GEMM
+of d local outputs behind it, 2 T m (c + d) forward and 2 T (m d + h d + 2 m c) backward. The one sum of all
 channels is the head's in Megatron and the embedding's in ours; there w_end = 2 T h d of the first layer. The
-embedding's sum forward, which both have, and small messages are left to :mod:`caat.planning.traffic`.
+embedding's forward sum, which both have, and small messages are left to :mod:`caat.planning.traffic`.
 """
 
 from __future__ import annotations

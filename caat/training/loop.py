@@ -13,20 +13,20 @@ from torch import Tensor
 
 from caat.data.loader import Loader
 from caat.planning.costs import flops_per_token
+from caat.supervision.control import Control
+from caat.supervision.replicas import ReplicaGuard
+from caat.supervision.signals import StoppedBySignal, StopRequest
+from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint.saver import SaveError, Saver
 from caat.training.checkpoint.state import State
-from caat.training.control import Control
 from caat.training.engine import Engine
 from caat.training.memory import memory_gib
 from caat.training.peak import peak_tflops
 from caat.training.progress import RunProgress, loss_text
 from caat.training.randomness import random_state
-from caat.training.replicas import ReplicaGuard
 from caat.training.schedule import learning_rate
-from caat.training.signals import StoppedBySignal, StopRequest
 from caat.training.trackers import Tracker
 from caat.training.trackers.samples import Samples
-from caat.training.watchdog import Watchdog
 from conf.schema import Config
 
 
@@ -70,7 +70,7 @@ def train(
     ``validation()`` gives this rank's held-out batches, ``benchmarks(step)`` further figures of the model,
     every ``eval.every`` steps and at the end, logged by themselves. Raises on every rank at the same step:
     :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving), :class:`SaveError`, and
-    :class:`~caat.training.replicas.DriftError`.
+    :class:`~caat.supervision.replicas.DriftError`.
     """
     c, mesh, to = config.train, engine.mesh, supervision
     tokens_per_step = c.global_batch * c.sequence

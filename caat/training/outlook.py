@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from caat.training.device import PRECISIONS
+from caat.supervision.device import PRECISIONS
 
 SECONDS = 0.3
 # Sides of the matrices: on a GPU large enough for its start to count for nothing.

@@ -26,7 +26,7 @@ from runs import (
     variants,
 )
 
-from launch.report.statistics import Sample
+from caat.runs.statistics import Sample
 
 
 def tables(runs: list[Run]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from launch.report.statistics import Sample
+from caat.runs.statistics import Sample
 
 RUNS = Path(__file__).with_name("runs.json")
 # What tells the runs apart.

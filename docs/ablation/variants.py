@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import launch.trainer
+import launch.run.trainer
 import layers.norm
-from caat.parallel.linear import column_parallel
 from caat.parallel.mesh import Mesh
+from caat.parallel.partial.linear import column_parallel
 from conf.checks import require
 from conf.model import ModelConfig
-from launch.config import compose
-from launch.errors import user_errors
+from launch.command.errors import user_errors
 from launch.pretrain import main
+from launch.run.compose import compose
 from layers import GPT
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
@@ -206,7 +206,7 @@ def run(name: str, settings: list[str]) -> int:
         VariedGPT.window = staticmethod(window)
         VariedGPT.scaled_start = name == "scaled_start"
         VariedGPT.sums = SUMS.get(name, (exact, exact))
-        launch.trainer.GPT = VariedGPT  # type: ignore[misc]
+        launch.run.trainer.GPT = VariedGPT  # type: ignore[misc]
     status = main(settings)
     if status == 0:
         (Path(config.run.dir) / "variant.json").write_text(json.dumps(name) + "\n")

@@ -17,7 +17,7 @@ from variants import SUMS, VariedGPT
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from eval.open import open_model
-from launch.trained import tokenizer_of
+from launch.command.trained import tokenizer_of
 
 
 def main(run: str, text: Path) -> None:

@@ -3,7 +3,7 @@
 import sys
 
 from launch.bench import main
-from launch.errors import user_errors
+from launch.command.errors import user_errors
 
 with user_errors():
     main(sys.argv[1:])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from conf.bench import BenchGenerateConfig
-from launch.bench.namespaces import shaped_hosts
+from conf.reading.verb import load_verb
+from eval.speed.namespaces import shaped_hosts
 from launch.bench.report import MIB, Column, Report
 from launch.bench.workers import run_here, run_on_hosts
-from launch.config import load_verb
 
 COLUMNS = {
     "mode": Column("sums"),

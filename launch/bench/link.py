@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from caat.planning.prediction import Link
 from conf.bench import BenchLinkConfig
+from conf.reading.verb import load_verb
 from conf.units import delay_seconds, rate_bytes
-from launch.bench.namespaces import shaped_hosts
+from eval.speed.namespaces import shaped_hosts
 from launch.bench.plots import plot_speed_up, plot_steps
 from launch.bench.report import Column, Report
 from launch.bench.step import COLUMNS, with_prediction
 from launch.bench.workers import run_on_hosts
-from launch.config import load_verb
 
 
 def main(argv: list[str]) -> None:

@@ -10,12 +10,12 @@ from rich.progress import track
 
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import flops_per_token
-from caat.training.device import PRECISIONS, choose_device
+from caat.supervision.device import PRECISIONS, choose_device
 from caat.training.memory import memory_gib
 from caat.training.peak import peak_tflops
 from conf.bench import BenchMfuConfig
+from conf.reading.verb import load_verb
 from launch.bench.report import Report
-from launch.config import load_verb
 from layers.gpt import GPT
 from layers.weights import initial_weights
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from conf.bench import BenchPeersConfig
-from launch.bench.namespaces import shaped_hosts
+from conf.reading.verb import load_verb
+from eval.speed.namespaces import shaped_hosts
 from launch.bench.plots import plot_steps
 from launch.bench.report import Column, Report
 from launch.bench.workers import run_here, run_on_hosts
-from launch.config import load_verb
 
 
 def main(argv: list[str]) -> None:

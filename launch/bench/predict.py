@@ -7,11 +7,11 @@ from caat.planning.prediction import Link, predict
 from conf.bench import BenchPredictConfig
 from conf.checks import require
 from conf.partition import shared_channels
+from conf.reading.verb import load_verb
 from conf.sync import wire_format
 from conf.units import delay_seconds, rate_bytes
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report
-from launch.config import load_verb
 
 
 def main(argv: list[str]) -> None:

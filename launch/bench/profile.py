@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from conf.bench import BenchProfileConfig
+from conf.reading.verb import load_verb
 from launch.bench.report import MIB, Column, Report
 from launch.bench.workers import run_here
-from launch.config import load_verb
 
 
 def main(argv: list[str]) -> None:

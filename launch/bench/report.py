@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from caat.machine import available_cores, processor
-from launch.console import console
-from launch.results import result_file, write_json
+from launch.command.console import console
+from launch.command.results import result_file, write_json
 
 Plot = Callable[[list[dict], str, Path], None]
 MIB = 2**20

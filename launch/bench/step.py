@@ -5,11 +5,11 @@ from __future__ import annotations
 from caat.planning.costs import flops_per_token
 from caat.planning.prediction import Link, predict
 from conf.bench import BenchStackConfig, BenchStepConfig
+from conf.reading.verb import load_verb
 from conf.sync import wire_format
 from launch.bench.plots import plot_steps
 from launch.bench.report import MIB, Column, Report
 from launch.bench.workers import run_here
-from launch.config import load_verb
 
 COLUMNS = {
     "mode": Column("sums"),

@@ -20,8 +20,8 @@ from caat.data.quickstart import quickstart_text
 from caat.training.memory import peak_resident_bytes
 from conf.bench import BenchTokenizeConfig
 from conf.data import DataConfig
+from conf.reading.verb import load_verb
 from launch.bench.report import Report
-from launch.config import load_verb
 
 
 def main(argv: list[str]) -> None:

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from conf.bench import BenchStackConfig
-from launch.bench.namespaces import Host
-from launch.processes import run_workers, worker_environment
+from eval.speed.namespaces import Host
+from launch.command.processes import run_workers, worker_environment
 
-MODULE = "launch.bench.measure"
+MODULE = "launch.bench.process"
 
 
 def run_here(kind: str, config: BenchStackConfig) -> list[dict]:

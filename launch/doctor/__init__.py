@@ -14,11 +14,11 @@ from rich.table import Table
 
 from conf.checks import require, require_positive
 from conf.doctor import DoctorConfig
-from launch.config import load_verb
-from launch.console import console
+from conf.reading.verb import load_verb
+from launch.command.console import console
+from launch.command.processes import under_torchrun
+from launch.command.results import result_file, write_json
 from launch.doctor.probes import Finding, examine, guarded
-from launch.processes import under_torchrun
-from launch.results import result_file, write_json
 
 MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
 

@@ -2,8 +2,8 @@
 
 import sys
 
+from launch.command.errors import user_errors
 from launch.doctor import main
-from launch.errors import user_errors
 
 with user_errors():
     main(sys.argv[1:])

@@ -15,9 +15,9 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from caat.training.device import choose_device, start_process_group, stop_process_group
+from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf.checks import require
-from launch.processes import worker_environment
+from launch.command.processes import worker_environment
 
 ROUNDS, SECONDS_EACH = 30, 1.5
 PROCESSES = 2

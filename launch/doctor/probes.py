@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from caat.machine import available_cores, processor
-from launch.available import installed, wandb_login
+from launch.command.available import installed, wandb_login
 
 GIB = 2**30
 # Below these, training is likely to fail.

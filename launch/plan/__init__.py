@@ -6,19 +6,20 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from caat.planning.compare import compare, fastest
 from caat.planning.costs import flops_per_token
+from caat.planning.layouts import Layout, layout_of, needs, pass_of
 from caat.planning.memory import Memory, local_numbers
+from caat.planning.times import Machine, accumulation_of, time_of
 from caat.planning.traffic import data_messages, tensor_bytes
 from conf.plan import PlanConfig
+from conf.reading.settings import settings_of
+from conf.reading.verb import load_verb
 from conf.schema import Config
 from conf.units import memory_bytes
-from launch.config import compose, load_verb
-from launch.plan.compare import compare, fastest
-from launch.plan.layouts import Layout, layout_of, needs, pass_of
+from launch.command.results import result_file, write_json
 from launch.plan.show import show
-from launch.plan.times import Machine, accumulation_of, time_of
-from launch.results import result_file, write_json
-from launch.settings import settings_of
+from launch.run.compose import compose
 from layers.weights import parameter_count
 
 

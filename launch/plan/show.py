@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from launch.console import console
+from launch.command.console import console
 
 GIB = 2**30
 PARTS = {

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.checks import check_path
+from conf.reading.verb import load_verb
 from conf.report import ReportConfig
-from launch.config import load_verb
-from launch.results import result_file
+from launch.command.results import result_file
 
 if TYPE_CHECKING:
     from launch.report.page import Contents
@@ -51,12 +51,12 @@ def write_report(
     """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; what is in them, and where.
 
     ``out`` is by default the only folder given, or the one in which all of them lie. Raises ``ValueError`` as
-    :func:`launch.report.runs.find_runs`, or if nothing can be written there.
+    :func:`caat.runs.reading.find_runs`, or if nothing can be written there.
     """
+    from caat.runs.reading import find_runs
+    from caat.runs.statistics import compared, scores, table, variants
     from launch.report.page import Contents, as_json, html, markdown
     from launch.report.pictures import pictures
-    from launch.report.runs import find_runs
-    from launch.report.statistics import compared, scores, table, variants
 
     runs, problems = find_runs(list(folders))
     groups = variants(runs)

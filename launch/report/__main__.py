@@ -2,7 +2,7 @@
 
 import sys
 
-from launch.errors import user_errors
+from launch.command.errors import user_errors
 from launch.report import main
 
 with user_errors():

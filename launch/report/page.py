@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from caat.runs.reading import Problem, Run
+from conf.reading.settings import typed
 from launch.report.pictures import numbered
-from launch.report.runs import Problem, Run
 from launch.report.style import STYLE
-from launch.settings import typed
 
 MIB = 2**20
 NOTE = (

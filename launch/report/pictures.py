@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from launch.report.statistics import Variant
+from caat.runs.statistics import Variant
 
 # Lines and text: replaced by the page's own colour, so that a dark page is as readable as a light one.
 INK = "#010203"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 
-from launch.processes import under_torchrun
+from launch.command.processes import under_torchrun
 from launch.sweep.here import train
 from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep

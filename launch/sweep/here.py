@@ -5,12 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 
-from launch.errors import STOPPED, USER_ERROR, reason
-from launch.pretrain import run_in_processes, set_up
-from launch.processes import Stopped, stopped_by_signals
-from launch.status import read_why
+from caat.runs.status import read_why
+from launch.command.errors import STOPPED, USER_ERROR, reason
+from launch.command.processes import Stopped, stopped_by_signals
+from launch.run.local import run_in_processes, set_up
 from launch.sweep.outcomes import Outcome
-from launch.sweep.plan import Run
+from launch.sweep.run import Run
 
 
 def train(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:

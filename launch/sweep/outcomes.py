@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
 
-from caat.records import read_record
-from launch.go_on import command_to_go_on
-
-if TYPE_CHECKING:
-    from launch.sweep.plan import Run
+from caat.storage.records import read_record
+from launch.run.go_on import command_to_go_on
+from launch.sweep.run import Run
 
 
 @dataclass

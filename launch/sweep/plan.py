@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from operator import attrgetter
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,46 +13,20 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from caat.runs.status import read_status
 from conf.checks import first_line, require
-from conf.schema import Config
-from launch.config import compose, hydra_config, initialise, parse_overrides, read_config
-from launch.explain import SETTINGS, is_hydras
-from launch.from_file import take_file
-from launch.run_folder import DEPLOYMENT
-from launch.status import read_status
+from conf.deployment import DEPLOYMENT
+from conf.reading.explain import is_hydras
+from conf.reading.from_file import take_file
+from conf.reading.overrides import hydra_config, initialise, parse_overrides
+from launch.run.compose import compose
+from launch.run.validate import check_device, validate
+from launch.sweep.run import Run
 from launch.sweep.slurm import SlurmOptions
-from launch.validate import check_device, validate
 
 # What does not name a sweep: it makes no other runs.
 NOT_NAMED = (*DEPLOYMENT, "hydra")
 QUOTES = "\"'"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One combination: ``name`` tells what varies; ``overrides`` are all that ``config`` comes from."""
-
-    name: str
-    overrides: list[str]
-    config: Config
-
-    @property
-    def folder(self) -> Path:
-        return Path(str(self.config.run.dir))
-
-    def finished(self) -> bool:
-        """Whether nothing is left to do. Raises ``ValueError`` if what is finished there is another run."""
-        if read_status(self.folder) != "finished":
-            return False
-        there = read_config(self.folder / "config.yaml")
-        for name in (name for name in SETTINGS if not name.startswith(DEPLOYMENT)):
-            ours, theirs = attrgetter(name)(self.config), attrgetter(name)(there)
-            require(
-                ours == theirs,
-                f"{name}={ours}, but the finished run in {self.folder} has {theirs}: give another "
-                "hydra.sweep.dir=..., or leave it out",
-            )
-        return True
 
 
 @dataclass(frozen=True)

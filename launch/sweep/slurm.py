@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import launch
 from conf.checks import require
-from launch.run_folder import open_run_folder
+from launch.run.folder import open_run_folder
+from launch.sweep.outcomes import Outcome
+from launch.sweep.run import Run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from launch.sweep.outcomes import Outcome
-    from launch.sweep.plan import Run
 
 SCRIPTS = Path(str(launch.__file__)).parents[1] / "slurm"
 # In a run folder: the job that is to train the run, as <array>_<task>.

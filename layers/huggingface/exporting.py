@@ -11,7 +11,7 @@ from typing import Any
 from xxhash import xxh3_128
 
 from caat.data.sentencepiece_export import as_huggingface
-from caat.durable import write_bytes, write_json
+from caat.storage.durable import write_bytes, write_json
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.files import STEMS
 from caat.training.checkpoint.folder import written_aside

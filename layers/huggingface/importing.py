@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import load_tokenizer, tokenizer_files
-from caat.durable import write_bytes, write_json
+from caat.storage.durable import write_bytes, write_json
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
 from caat.training.checkpoint.folder import written_aside

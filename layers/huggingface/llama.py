@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caat.records import Positive, Size, parse_record
+from caat.storage.records import Positive, Size, parse_record
 from conf.checks import require
 from conf.model import ModelConfig
 

@@ -10,7 +10,7 @@ from caat.data.huggingface_tokenizer import SETTINGS, HuggingFaceTokenizer, name
 from caat.data.sentencepiece_export import same_numbers
 from caat.data.sentencepiece_tokenizer import SentencePieceTokenizer, load_sentencepiece
 from caat.data.tokenizer import TOKENIZER_FILES, find_tokenizer
-from caat.records import Whole, read_record
+from caat.storage.records import Whole, read_record
 from conf.checks import require
 
 ADDED = "added_tokens.json"

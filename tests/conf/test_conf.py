@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
+from conf.reading.options import GROUPS
 from conf.schema import Config
-from launch.config import compose
-from launch.options import GROUPS
+from launch.run.compose import compose
 from layers import GPT
 
 # Worked out by hand: 2 V h + layers (2 h² + 2 h² kv_heads / heads + 3 h ffn + 2 h) + h.

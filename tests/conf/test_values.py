@@ -6,7 +6,8 @@ import pytest
 
 from conf.generate import GenerateConfig
 from conf.partition import shared_channels
-from launch.config import compose, load_verb
+from conf.reading.verb import load_verb
+from launch.run.compose import compose
 
 DIGITS = "1" * 400
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from caat.checksums import wrong_files
 from caat.data import corpus, encode
 from caat.data.corpus import prepare, prepared_folder
 from caat.data.shards import TokenShards, check_content, read_index
 from caat.data.tokenizer import load_tokenizer, train_tokenizer
+from caat.storage.checksums import wrong_files
 from conf.data import DataConfig
 from tests.data.conftest import write_documents
 

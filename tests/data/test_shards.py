@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from caat.data.shards import TokenShards, token_dtype
-from launch.tokens import check_tokens
+from launch.run.tokens import check_tokens
 from tests.data.conftest import write_shards
 
 

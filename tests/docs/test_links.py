@@ -10,9 +10,10 @@ from runpy import run_path
 
 import pytest
 
+from conf.reading.settings import settings_of
+from conf.reading.verb import load_verb
 from launch.bench import BENCHMARKS
-from launch.config import compose, load_verb
-from launch.settings import settings_of
+from launch.run.compose import compose
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

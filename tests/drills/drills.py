@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from launch.status import read_why
+from caat.runs.status import read_why
 from tests.drills.run import STEPS, Run
 
 HANGS = "rank 1 hangs while reading the data of step 8"

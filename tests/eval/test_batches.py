@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
-from eval.batches import Batches
+from eval.generation.batches import Batches
 
 LENGTHS = [5, 100, 7, 30, 30, 1, 64]
 

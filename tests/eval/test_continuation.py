@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caat.data.tokenizer import load_tokenizer
-from eval.continuation import Continuation
+from eval.generation.continuation import Continuation
 from tests.trained import write_checkpoint
 
 

@@ -8,7 +8,7 @@ import torch
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from conf.generate import SamplingConfig
-from eval.generate import generate
+from eval.generation.generate import generate
 from eval.open import load_model
 from tests.trained import MODEL, write_checkpoint
 

@@ -11,11 +11,11 @@ from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.training.engine import Engine
 from conf.schema import OptimConfig
-from eval.evaluate import evaluate, flat
-from eval.in_training import run_benchmarks
-from eval.lm_eval_model import CaatLM
 from eval.open import load_model
-from eval.tasks import find_tasks
+from eval.quality.evaluate import evaluate, flat
+from eval.quality.in_training import run_benchmarks
+from eval.quality.lm_eval_model import CaatLM
+from eval.quality.tasks import find_tasks
 from tests.eval.tasks import write_tasks
 from tests.trained import MODEL, write_checkpoint
 

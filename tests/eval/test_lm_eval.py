@@ -17,10 +17,10 @@ from lm_eval.api.instance import Instance
 
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
-from eval.evaluate import evaluate
-from eval.lm_eval_model import CaatCheckpoint, CaatLM
 from eval.open import load_model
-from eval.tasks import find_tasks
+from eval.quality.evaluate import evaluate
+from eval.quality.lm_eval_model import CaatCheckpoint, CaatLM
+from eval.quality.tasks import find_tasks
 from tests.eval.tasks import NAMES, write_tasks
 from tests.trained import MODEL, write_checkpoint
 
@@ -231,7 +231,7 @@ def test_randomness_elsewhere_is_left_as_it_was(checkpoints, tasks):
 @pytest.mark.slow
 def test_lm_evals_own_command_finds_the_model(checkpoints, tasks, tmp_path):
     command = [
-        "eval.lm_eval_command",
+        "eval.quality.lm_eval_command",
         "run",
         "--model",
         "caat",

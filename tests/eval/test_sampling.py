@@ -7,7 +7,7 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from conf.generate import SamplingConfig
-from eval.sampling import Sampler, largest, nucleus
+from eval.generation.sampling import Sampler, largest, nucleus
 from layers.loss import mask_padding
 
 VOCABULARY, PADDED, ROWS = 61, 64, 5

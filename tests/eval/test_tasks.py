@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval")
 
-from eval import tasks
-from eval.tasks import PAPER, find_tasks
+from eval.quality import tasks
+from eval.quality.tasks import PAPER, find_tasks
 from tests.eval.tasks import NAMES, write_tasks
 
 

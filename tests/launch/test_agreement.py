@@ -8,10 +8,10 @@ import pytest
 import torch.distributed as dist
 
 from caat.data.corpus import prepare
-from caat.training.control import Control
+from caat.supervision.control import Control
 from conf.data import DataConfig
-from launch.agreement import check_ranks
-from launch.config import compose
+from launch.run.agreement import check_ranks
+from launch.run.compose import compose
 from tests.paragraphs import PARAGRAPHS
 
 

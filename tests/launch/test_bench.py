@@ -20,9 +20,9 @@ from conf.bench import (
     BenchPredictConfig,
     BenchStepConfig,
 )
+from conf.reading.verb import load_verb
 from conf.units import delay_seconds, rate_bytes
-from launch.bench.namespaces import shaped_hosts
-from launch.config import load_verb
+from eval.speed.namespaces import shaped_hosts
 
 SMALL = [
     "layers=1",

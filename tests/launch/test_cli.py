@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch import cli, errors
-from launch.config import compose
+from launch import cli
+from launch.command import errors
+from launch.run.compose import compose
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "deepspeed", "datasets", "hydra", "numpy"}

@@ -11,12 +11,14 @@ import pytest
 
 from conf.convert import ConvertConfig
 from conf.generate import GenerateConfig
+from conf.reading.saved import read_config, save_config
+from conf.reading.verb import defaults, load_verb
+from conf.reading.warmup import _note
 from conf.schema import Config, RunConfig
 from conf.score import ScoreConfig
 from conf.tokenize import TokenizeConfig
-from launch.config import compose, defaults, load_verb, read_config, save_config
-from launch.run_folder import create_run_folder
-from launch.warmup import _note
+from launch.run.compose import compose
+from launch.run.folder import create_run_folder
 
 
 def test_a_configuration_survives_its_file(tmp_path):

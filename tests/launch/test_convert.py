@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from caat.data.sentencepiece_export import as_huggingface
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, train_tokenizer
 from caat.parallel.mesh import Mesh
+from caat.supervision.control import Control
 from caat.training.checkpoint import files
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.reading import damage
 from caat.training.checkpoint.state import read_checksums, read_state
-from caat.training.control import Control
 from eval.open import load_model
-from eval.score import next_token_log_probabilities
+from eval.quality.score import next_token_log_probabilities
 from launch.convert import main
 from layers.huggingface.tokenizers import choose_tokenizer
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama

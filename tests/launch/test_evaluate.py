@@ -17,12 +17,13 @@ from xxhash import xxh3_128
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import State, write_state
+from conf.reading.saved import save_config
 from conf.schema import Config
-from eval.evaluate import _metrics, flat
-from eval.tasks import find_tasks
+from eval.quality.evaluate import _metrics, flat
+from eval.quality.tasks import find_tasks
 from launch import evaluate
-from launch.config import compose, save_config
-from launch.validate import validate
+from launch.run.compose import compose
+from launch.run.validate import validate
 from tests.eval.tasks import NAMES, write_tasks
 from tests.launch.test_runs import SHORT
 from tests.paragraphs import PARAGRAPHS
@@ -236,7 +237,7 @@ def test_a_task_that_fails_while_it_runs_is_named(run, tasks, tmp_path, error, s
 
 
 def test_what_fails_in_the_model_is_not_the_tasks(run, tasks, monkeypatch):
-    monkeypatch.setattr("eval.lm_eval_model.largest", lambda *_: 1 / 0)
+    monkeypatch.setattr("eval.quality.lm_eval_model.largest", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate.main([f"checkpoint={run}", f"tasks={tasks}"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.status import read_status, read_why
+from caat.runs.status import read_status, read_why
 from tests.drills.drills import HANGS, Drill
 from tests.drills.run import ROOT, STEPS, Run
 from tests.paragraphs import PARAGRAPHS

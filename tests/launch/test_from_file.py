@@ -6,11 +6,12 @@ import re
 
 import pytest
 
+from conf.reading.options import GROUPS, options_in, take_config_dir
+from conf.reading.saved import read_config, save_config
 from conf.schema import RunConfig
-from launch.config import compose, read_config, save_config
-from launch.go_on import command_to_go_on
-from launch.options import GROUPS, options_in, take_config_dir
 from launch.pretrain import main as pretrain
+from launch.run.compose import compose
+from launch.run.go_on import command_to_go_on
 from launch.sweep.plan import plan_sweep
 
 

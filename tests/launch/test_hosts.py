@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from launch.bench.namespaces import Host, shaped_hosts
+from eval.speed.namespaces import Host, shaped_hosts
 from tests.drills.run import ROOT, STEPS, Run
 from tests.paragraphs import PARAGRAPHS
 

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from caat.data.tokenizer import train_tokenizer
-from caat.durable import write_json
+from caat.storage.durable import write_json
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.state import read_checksums, write_checksums
-from launch.config import compose, read_config
+from conf.reading.saved import read_config
 from launch.convert import main as convert
-from launch.run_folder import create_run_folder
-from launch.validate import validate
+from launch.run.compose import compose
+from launch.run.folder import create_run_folder
+from launch.run.validate import validate
 from tests.layers.huggingface.llamas import write_llama
 
 TEXT = "\n\n".join(

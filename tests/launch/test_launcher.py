@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from launch.launcher import OF_TORCHRUN, PLACE, check_launcher
-from launch.processes import under_torchrun
+from launch.command.launcher import OF_TORCHRUN, PLACE, check_launcher
+from launch.command.processes import under_torchrun
 
 WHOLE = {
     "RANK": "1",

@@ -16,10 +16,10 @@ from caat.data.corpus import prepare
 from caat.data.tokenizer import train_tokenizer
 from conf.data import DataConfig
 from launch import tokenize
-from launch.config import compose
 from launch.pretrain import main, set_up
-from launch.validate import validate
-from launch.worker import work
+from launch.run.compose import compose
+from launch.run.validate import validate
+from launch.run.worker import work
 
 # Settings, processes, what the message has to say: the value and the remedy.
 MISTAKES = {
@@ -102,8 +102,16 @@ MISTAKES = {
     "negative clip": (["optim.clip=-1"], 1, ["optim.clip=-1.0", "not be negative"]),
     "unknown schedule": (["optim.schedule=poly"], 1, ["optim.schedule=poly", "cosine, linear"]),
     "negative eval.every": (["eval.every=-1"], 1, ["eval.every=-1", "0: never"]),
-    "no benchmarks": (["eval.tasks=[]"], 1, ["eval.tasks is empty", "eval.tasks=[paper]"]),
-    "one benchmark": (["eval.tasks=piqa"], 1, ["eval.tasks=piqa", "eval.tasks=[paper]"]),
+    "no benchmarks": (
+        ["eval.tasks=[]"],
+        1,
+        ["eval.tasks is empty", "eval.tasks=[paper]"],
+    ),
+    "one benchmark": (
+        ["eval.tasks=piqa"],
+        1,
+        ["eval.tasks=piqa", "eval.tasks=[paper]"],
+    ),
     "tasks that are never run": (["eval.tasks=[piqa]"], 1, ["mean nothing without eval.every"]),
     "no documents": (["eval.limit=0"], 1, ["eval.limit=0", "above 0"]),
     "unknown device": (["launch.device=tpu"], 1, ["launch.device=tpu", "auto, cpu, cuda"]),

@@ -7,15 +7,15 @@ import json
 import pytest
 
 from caat.planning.costs import flops_per_token
+from caat.planning.layouts import layout_of
+from caat.planning.times import Machine, seconds_of, time_of
 from conf.gpus import GPUS, peak_of
 from conf.plan import PlanConfig
 from conf.units import memory_bytes
 from launch import plan
-from launch.config import compose
 from launch.plan import make_plan
-from launch.plan.layouts import layout_of
 from launch.plan.show import show
-from launch.plan.times import Machine, seconds_of, time_of
+from launch.run.compose import compose
 
 
 def test_a_plan_of_7b(tmp_path, capsys):

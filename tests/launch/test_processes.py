@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.processes import stopped_by_signals
+from launch.command.processes import stopped_by_signals
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
 import sys
-from launch.processes import run_workers
+from launch.command.processes import run_workers
 sys.exit(run_workers("job", ["word"], 2))
 """
 
@@ -22,7 +22,7 @@ def start(tmp_path: Path, job: str, parent: str = PARENT) -> subprocess.Popen[st
     """Run ``job`` as a module in two processes, from a folder with a ``launch`` and a ``conf`` of its own."""
     code, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
     code.mkdir()
-    (code / "job.py").write_text("import os, sys, time\nimport conf.schema, launch.errors\n" + job)
+    (code / "job.py").write_text("import os, sys, time\nimport conf.schema, launch.command.errors\n" + job)
     (code / "parent.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{parent}")
     for package in ("conf", "launch"):
         (elsewhere / package).mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_the_first_failure_is_what_is_shown(tmp_path):
 
 def test_what_is_set_for_workers_is_unset_after_them(tmp_path):
     parent = (
-        "import os\nfrom launch.processes import run_workers\nbefore = dict(os.environ)\n"
+        "import os\nfrom launch.command.processes import run_workers\nbefore = dict(os.environ)\n"
         "run_workers('job', [], 2)\nprint(dict(os.environ) == before)\n"
     )
     out, err = start(tmp_path, "pass", parent).communicate(timeout=120)

@@ -14,23 +14,24 @@ from pathlib import Path
 import pytest
 
 from caat.data.corpus import data_fingerprint
-from caat.durable import write_json
+from caat.runs.status import read_status, write_status
+from caat.storage.durable import write_json
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.folder import point_latest_at, publish
 from caat.training.checkpoint.state import State, write_state
+from conf.reading.saved import save_config
 from conf.schema import Config
-from launch.config import compose, save_config
 from launch.pretrain import main as pretrain
-from launch.resume import (
+from launch.run.compose import compose
+from launch.run.folder import open_run_folder
+from launch.run.resume import (
     check_restartable,
     check_resume,
     check_resume_data,
     checkpoints_to_try,
     continues,
 )
-from launch.run_folder import open_run_folder
-from launch.status import read_status, write_status
-from launch.validate import validate
+from launch.run.validate import validate
 
 ROOT = Path(__file__).parents[2]
 AT_200 = State(200, tokens=4096, position=64, sequence=256, seed=1, data="", adam_steps=200)
@@ -300,7 +301,7 @@ def test_other_data_is_refused(run):
 def test_two_jobs_cannot_work_in_one_folder(run, capsys):
     """Whatever ends the first job, `kill -9` too, lets the next one in."""
     code = (
-        "from launch.config import compose; from launch.run_folder import open_run_folder; import time;"
+        "from launch.run.compose import compose; from launch.run.folder import open_run_folder; import time;"
         "open_run_folder(compose(['run.dir=run', 'resume=auto'])); print('claimed', flush=True);"
         "time.sleep(60)"
     )

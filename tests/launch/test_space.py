@@ -9,13 +9,13 @@ from collections import namedtuple
 import pytest
 
 from caat.data import corpus
-from caat.disk import disk_problem, no_room, size_text
 from caat.planning.costs import checkpoint_bytes
+from caat.storage.disk import disk_problem, no_room, size_text
 from conf.data import DataConfig
-from launch.config import compose
-from launch.errors import user_errors
-from launch.run_folder import create_run_folder
-from launch.space import check_space
+from launch.command.errors import user_errors
+from launch.run.compose import compose
+from launch.run.folder import create_run_folder
+from launch.run.space import check_space
 from layers.weights import parameter_count
 
 Usage = namedtuple("Usage", "total used free")
@@ -55,7 +55,7 @@ def test_room_for_one_more_checkpoint(disk, tmp_path):
 
 def test_no_run_begins_where_its_checkpoints_cannot_be_written(disk, monkeypatch):
     disk(NEED)
-    monkeypatch.setattr("launch.space.os.access", lambda *_: False)
+    monkeypatch.setattr("launch.run.space.os.access", lambda *_: False)
     with pytest.raises(ValueError, match=r"for new/checkpoints, is not writable: give run\.dir"):
         check_space(compose(["run.dir=new"]))
 
@@ -95,6 +95,6 @@ def test_a_run_folder_that_finds_no_room(disk, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("launch.run_folder._write_environment", full)
+    monkeypatch.setattr("launch.run.folder._write_environment", full)
     with pytest.raises(ValueError, match=r"new cannot be written \(No space left on device\): make room"):
         create_run_folder(compose(["run.dir=new"]))

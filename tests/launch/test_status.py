@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from launch.status import read_status, read_why, write_status
+from caat.runs.status import read_status, read_why, write_status
 
 
 def test_kept_and_read_back(tmp_path):

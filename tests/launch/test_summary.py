@@ -12,11 +12,11 @@ import pytest
 from caat.data.shards import read_unigram
 from caat.parallel.mesh import Mesh
 from conf.generate import GenerateConfig
+from conf.reading.verb import load_verb
 from conf.schema import Config
-from launch import summary
-from launch.config import load_verb
-from launch.errors import only_warned
-from launch.summary import baselines, summarise
+from launch.command.errors import only_warned
+from launch.run import summary
+from launch.run.summary import baselines, summarise
 from tests.data.conftest import write_shards
 
 

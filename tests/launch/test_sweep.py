@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from caat.training.watchdog import HUNG_STATUS
+from caat.runs.status import read_status, read_why, write_status
+from caat.supervision.watchdog import HUNG_STATUS
 from conf.processes import LaunchConfig
-from launch import errors, pretrain
-from launch.config import compose
-from launch.go_on import quoted
-from launch.processes import Stopped
-from launch.run_folder import create_run_folder, leave_finished, open_run_folder
-from launch.status import read_status, read_why, write_status
+from launch import pretrain
+from launch.command import errors
+from launch.command.processes import Stopped
+from launch.run import local
+from launch.run.compose import compose
+from launch.run.folder import create_run_folder, leave_finished, open_run_folder
+from launch.run.go_on import quoted
 from launch.sweep import here
 from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep
@@ -163,8 +165,8 @@ def test_a_run_whose_process_was_killed_has_failed(tmp_path, monkeypatch):
             write_status(tmp_path, before, "as it said")
             return status
 
-        monkeypatch.setattr(pretrain, "run_workers", ended)
-        assert pretrain.run_in_processes(tmp_path, LaunchConfig(processes=2)) == status
+        monkeypatch.setattr(local, "run_workers", ended)
+        assert local.run_in_processes(tmp_path, LaunchConfig(processes=2)) == status
         assert read_status(tmp_path) == after
         assert read_why(tmp_path) == ("a process was ended by SIGKILL" if status == 137 else "as it said")
 
@@ -176,9 +178,9 @@ def test_a_signal_after_the_last_step_is_no_failure(tmp_path, monkeypatch):
             write_status(tmp_path, status)
             raise Stopped(143)
 
-        monkeypatch.setattr(pretrain, "run_workers", stopped)
+        monkeypatch.setattr(local, "run_workers", stopped)
         try:
-            code = pretrain.run_in_processes(tmp_path, LaunchConfig(processes=2))
+            code = local.run_in_processes(tmp_path, LaunchConfig(processes=2))
         except Stopped as error:
             code = error.code
         assert code == ends
@@ -192,7 +194,7 @@ def test_a_run_interrupted_before_it_trains_says_so(tmp_path, monkeypatch, capsy
 
     config = compose([f"run.dir={tmp_path / 'run'}", f"launch.processes={processes}"])
     monkeypatch.setattr(pretrain, "set_up", lambda _: open_run_folder(config))
-    monkeypatch.setattr(pretrain, "run_workers", interrupted)
+    monkeypatch.setattr(local, "run_workers", interrupted)
     monkeypatch.setattr(pretrain, "_work", interrupted)
     with pytest.raises(SystemExit) as end:
         pretrain.main([f"launch.processes={processes}"])
@@ -208,7 +210,7 @@ def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys)
 
     config = compose([f"run.dir={tmp_path / 'run'}", "launch.processes=2"])
     monkeypatch.setattr(pretrain, "set_up", lambda _: open_run_folder(config))
-    monkeypatch.setattr(pretrain, "run_workers", stopped)
+    monkeypatch.setattr(local, "run_workers", stopped)
     with pytest.raises(Stopped) as stop:
         pretrain.main(["launch.processes=2", "optim.lr=2e-3", "run.dir=other", "resume=elsewhere"])
     assert stop.value.code == 75
@@ -224,7 +226,7 @@ def test_a_signal_in_the_last_figures_of_a_run_ends_the_sweep(monkeypatch):
         write_status(Path(arguments[1]), "finished")
         raise Stopped(143)
 
-    monkeypatch.setattr(pretrain, "run_workers", finished)
+    monkeypatch.setattr(local, "run_workers", finished)
     monkeypatch.setattr(here, "set_up", lambda config: open_run_folder(config))
     plan = plan_sweep(["seed=1,2,3", "launch.processes=2", "hydra.sweep.dir=x"])
     outcomes = {run.name: Outcome.of(run, "not started") for run in plan.runs}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import enter
+from caat.parallel.partial.stream import enter
 from caat.parallel.wire import Wire
 from layers import ColumnParallelLinear, RMSNorm, RowParallelLinear, vocab_parallel_cross_entropy
 

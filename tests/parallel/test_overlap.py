@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
-from caat.parallel.stream import enter
+from caat.parallel.partial.stream import enter
 from caat.parallel.wire import Wire
 from layers.linear import RowParallelLinear
 from tests.models import SMALL, batch, build

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
-from caat.training.device import PRECISIONS, start_process_group, stop_process_group
+from caat.supervision.device import PRECISIONS, start_process_group, stop_process_group
 from caat.training.engine import Engine
 from caat.training.memory import peak_resident_bytes
+from conf.reading.saved import read_config
 from conf.schema import Config
-from launch.config import read_config
 from layers.gpt import GPT
 from layers.weights import initial_weights
 

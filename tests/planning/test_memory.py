@@ -13,16 +13,17 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
+from caat.planning.layouts import layout_of, needs, pass_of
 from caat.planning.memory import local_numbers, memory
 from caat.planning.prediction import Link
 from caat.planning.traffic import data_messages, data_seconds, data_wait, tensor_bytes
 from caat.planning.zero import holding
 from caat.training.engine import Engine
 from conf.model import ModelConfig
+from conf.reading.saved import save_config
 from conf.schema import OptimConfig
-from launch.config import compose, save_config
-from launch.plan.layouts import layout_of, needs, pass_of
-from launch.summary import full_sync_bytes
+from launch.run.compose import compose
+from launch.run.summary import full_sync_bytes
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
 from tests.models import SMALL, batch, build

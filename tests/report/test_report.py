@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caat.runs.reading import find_runs
+from caat.runs.statistics import baseline, compared, difference_to_full, scores, t_95, table, variants
+from conf.reading.saved import save_config
 from conf.schema import Config
 from launch import report
-from launch.config import compose, save_config
-from launch.report.runs import find_runs
-from launch.report.statistics import baseline, compared, difference_to_full, scores, t_95, table, variants
+from launch.run.compose import compose
 
 LOSSES = {(1.0, 1): 3.0, (1.0, 2): 3.2, (0.5, 1): 3.1, (0.5, 2): 3.4, (0.0, 3): 3.9}
 VOID = {"meta", "link", "br", "img", "hr"}

@@ -13,21 +13,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from xxhash import xxh3_128
 
-from caat import checksums
 from caat.parallel.mesh import Mesh
+from caat.storage import checksums
+from caat.supervision.control import Control
 from caat.training.checkpoint import files
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.reading import damage, load_state, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
-from caat.training.control import Control
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from conf.partition import shared_channels
 from conf.schema import CheckpointConfig, OptimConfig
 from eval.open import load_model
-from eval.score import next_token_log_probabilities
+from eval.quality.score import next_token_log_probabilities
 from layers.full_tensors import full_tensors
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, token_losses

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from caat.durable import sync_folder, write_bytes, write_json
+from caat.storage.durable import sync_folder, write_bytes, write_json
 from caat.training.checkpoint.folder import checkpoint_name, point_latest_at, publish, written_aside
 from launch.convert import main as convert
 from tests.disk import Disk

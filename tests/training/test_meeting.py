@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from caat.training.device import side_store, start_process_group, stop_process_group
+from caat.supervision.device import side_store, start_process_group, stop_process_group
 start_process_group(torch.device("cpu"), timedelta(seconds=60))
 store = side_store()
 before = Path(os.environ["NODE"])

@@ -11,17 +11,17 @@ import torch
 from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.parallel.mesh import Mesh
+from caat.supervision.control import Control
+from caat.supervision.replicas import ReplicaGuard
+from caat.supervision.signals import StopRequest
+from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.reading import load_state, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
-from caat.training.control import Control
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from caat.training.loop import Output, Supervision, train
-from caat.training.replicas import ReplicaGuard
-from caat.training.signals import StopRequest
-from caat.training.watchdog import Watchdog
 from conf.processes import ParallelConfig
 from conf.schema import CheckpointConfig, Config, OptimConfig, TrainConfig
 from conf.sync import SyncConfig

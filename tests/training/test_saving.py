@@ -11,16 +11,16 @@ import torch.distributed as dist
 
 from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
+from caat.supervision.control import Control
+from caat.supervision.replicas import ReplicaGuard
+from caat.supervision.signals import StoppedBySignal, StopRequest
+from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint import saver as saving
 from caat.training.checkpoint.pace import Pace
 from caat.training.checkpoint.saver import SaveError, Saver
 from caat.training.checkpoint.state import State, read_state
-from caat.training.control import Control
 from caat.training.engine import Engine
 from caat.training.loop import Supervision, train
-from caat.training.replicas import ReplicaGuard
-from caat.training.signals import StoppedBySignal, StopRequest
-from caat.training.watchdog import Watchdog
 from conf.processes import ParallelConfig
 from conf.schema import CheckpointConfig, Config, EvalConfig, TrainConfig
 from conf.sync import SyncConfig

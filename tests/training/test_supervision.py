@@ -15,15 +15,15 @@ import torch
 import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
-from caat.training import replicas
+from caat.supervision import replicas
+from caat.supervision.control import Control
+from caat.supervision.replicas import DriftError, ReplicaGuard
+from caat.supervision.signals import StopRequest
+from caat.supervision.watchdog import diagnosis, where
 from caat.training.checkpoint import saver as saving
 from caat.training.checkpoint.saver import SaveError
-from caat.training.control import Control
 from caat.training.engine import Engine
-from caat.training.replicas import DriftError, ReplicaGuard
-from caat.training.signals import StopRequest
 from caat.training.trackers import JsonLines
-from caat.training.watchdog import diagnosis, where
 from conf.schema import OptimConfig
 from tests.models import batch, build
 from tests.training.test_checkpoint import saver, start, state
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_what_computes_at_once(training, signals, says):
     """Though the main thread is not in Python, as in a product of matrices or a collective."""
     code = f"""
 import ctypes, signal
-from caat.training.signals import StopRequest
+from caat.supervision.signals import StopRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with StopRequest() as request:
     request.training = {training}

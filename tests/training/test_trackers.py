@@ -15,7 +15,7 @@ from caat.training.trackers.jsonl import JsonLines
 from caat.training.trackers.samples import CONTINUATION, Samples
 from caat.training.trackers.tracker import Guarded, Tracker
 from caat.training.trackers.wandb_run import default_group
-from launch.config import compose
+from launch.run.compose import compose
 from tests.wandb_file import values, wandb_history, wandb_records
 
 TEXT = [f"The quick brown fox number {i} jumps over {i * i} lazy dogs." for i in range(400)]

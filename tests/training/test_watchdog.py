@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from caat.parallel.mesh import Mesh
-from caat.training.watchdog import _within, tick_in
+from caat.supervision.watchdog import _within, tick_in
 from tests.models import batch, build
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import torch
 import torch.distributed as dist
-from caat.training import watchdog
-from caat.training.device import side_store, start_process_group, stop_process_group
+from caat.supervision import watchdog
+from caat.supervision.device import side_store, start_process_group, stop_process_group
 watchdog.POLL_SECONDS = 1e-5
 start_process_group(torch.device("cpu"))
 watching = watchdog.Watchdog(side_store(), dist.get_rank(), dist.get_world_size(), 600)
@@ -56,7 +56,7 @@ def test_it_is_heard_while_all_that_is_printed_is_silenced():
     code = """
 import io, time
 from contextlib import redirect_stderr
-from caat.training.watchdog import Watchdog
+from caat.supervision.watchdog import Watchdog
 Watchdog(None, 0, 1, 0.5).beat("evaluating")
 with redirect_stderr(io.StringIO()):
     time.sleep(60)
@@ -73,7 +73,7 @@ FULL = Path("/dev/full")
 def test_a_hang_ends_though_it_cannot_be_told():
     code = """
 import time
-from caat.training.watchdog import Watchdog
+from caat.supervision.watchdog import Watchdog
 Watchdog(None, 0, 1, 0.5).beat("evaluating")
 time.sleep(60)
 """
@@ -146,7 +146,7 @@ def test_why_a_run_hung_is_recorded(tmp_path):
 def test_time_in_which_a_job_is_suspended_does_not_count():
     code = """
 import os, sys, time
-from caat.training import watchdog
+from caat.supervision import watchdog
 watchdog.POLL_SECONDS = 0.1
 watching = watchdog.Watchdog(None, 0, 1, 1.5)
 print("ready", flush=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caat.records import Finite, Positive, Size, Whole, parse_record
+from caat.storage.records import Finite, Positive, Size, Whole, parse_record
 from caat.training.checkpoint.state import read_checked
 from conf.checks import require
 from conf.model import ModelConfig

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
+from caat.supervision.control import Control
 from caat.training.checkpoint.files import File
 from caat.training.checkpoint.tensors import FullTensors
-from caat.training.control import Control
 
 # held(parameter, kind) -> this rank's fragment, flat float32 on the CPU.
 Held = Callable[[str, str], Tensor]

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from xxhash import xxh3_128
 
-from caat.durable import write_json
+from caat.storage.durable import write_json
 from caat.training.checkpoint.tensors import FullTensors
 
 # File names before ".safetensors", by kind of tensor. All use the same Hugging Face names inside.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from caat.durable import sync_folder, write_bytes
+from caat.storage.durable import sync_folder, write_bytes
 from caat.training.checkpoint.state import read_state
 from conf.checks import require
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caat.checksums import Tick, wrong_files
-from caat.records import read_record
+from caat.storage.checksums import Tick, wrong_files
+from caat.storage.records import read_record
+from caat.supervision.control import Control
 from caat.training.checkpoint.files import STEMS, index_name
 from caat.training.checkpoint.state import read_checksums
 from caat.training.checkpoint.tensors import FullTensors
-from caat.training.control import Control
 from caat.training.fragments import Fragment
 from conf.checks import require
 

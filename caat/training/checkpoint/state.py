@@ -9,8 +9,8 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from caat.durable import write_json
-from caat.records import Whole, parse_record
+from caat.storage.durable import write_json
+from caat.storage.records import Whole, parse_record
 from conf.checks import require
 
 

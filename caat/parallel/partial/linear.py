@@ -1,0 +1,256 @@
+"""The two GEMMs round a partial synchronisation, as autograd functions on plain tensors.
+
+A process keeps its r shards side by side: column-parallel weights [r · c, h], row-parallel weights
+[h, r · c], activations between them [..., r · c], as in a model that is not cut at all. What all shards
+share is then one plain GEMM; what is private is a batch of r, over views. Sizes below: T tokens, h hidden
+channels of which k are shared and m = h - k private, c local channels of one shard.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caat.parallel.mesh import Mesh
+from caat.parallel.partial import pointwise
+from caat.parallel.partial.stream import Arriving, Entry, Stream, Transfer
+
+
+class _RowParallel(torch.autograd.Function):
+    """s = a W[:k]^T, to be summed over the processes;  z[k:] = x[k:] + scale · a W[k:]^T  (arXiv 2506.19645).
+
+    The GEMM is cut by output channel, so that the shared channels travel while the private ones are
+    computed. Backward, their gradient is on its way when this is called, behind all that is private.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        a: Tensor,
+        weight: Tensor,
+        x_private: Tensor,
+        scale: float,
+        mesh: Mesh,
+        transfer: Transfer,
+        compiled: bool,
+    ):  # type: ignore[override]
+        k = len(weight) - x_private.shape[-1]
+        shared = mesh.tensor.kept()
+        if shared is None:
+            # The GEMM sums over the local shards, in its accumulator.
+            shared = mesh.tensor.keep(a @ weight[:k].T)
+            transfer.start(shared)
+        of_shard, private_weight = _by_shard(a, mesh.local), _by_shard(weight[k:], mesh.local)
+        square = None
+        if compiled:
+            # The residual is added in the pass that takes the squares, which is there anyway.
+            product = torch.empty_like(x_private, memory_format=torch.contiguous_format)
+            _scaled_bmm(of_shard, private_weight.mT, scale, product)
+            private, square = pointwise.add_residual(x_private, product, compiled=True)
+            ctx.mark_non_differentiable(square)
+        else:
+            private = torch.baddbmm(x_private, of_shard, private_weight.mT, alpha=scale)
+        ctx.save_for_backward(a, weight)
+        ctx.k, ctx.scale, ctx.mesh, ctx.transfer = k, scale, mesh, transfer
+        return shared, private, square
+
+    @staticmethod
+    def backward(ctx, shared_grad: Tensor, private_grad: Tensor, _):  # type: ignore[override]
+        a, weight = ctx.saved_tensors
+        k, scale, shards = ctx.k, ctx.scale, ctx.mesh.local
+        a_grad, weight_grad = torch.empty_like(a), torch.empty_like(weight)
+        _scaled_bmm(private_grad, _by_shard(weight[k:], shards), scale, _by_shard(a_grad, shards))
+        _scaled_bmm(private_grad.mT, _by_shard(a, shards), scale, _by_shard(weight_grad[k:], shards))
+
+        ctx.transfer.wait()
+        a_grad.addmm_(shared_grad, weight[:k])
+        torch.mm(shared_grad.T, a, out=weight_grad[:k])
+        return a_grad, weight_grad, private_grad, None, None, None, None
+
+
+def row_parallel(
+    a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh, compiled: bool = False
+) -> Arriving:
+    """Row-parallel product, partial synchronisation of the shared channels, added to the stream ``x``.
+
+    ``a`` [..., r · c], ``weight`` [h, r · c], ``x`` of h channels. Shared channels get the sum over all N
+    shards, which may still be on its way, private ones their own shard's product times ``scale``. Backward
+    sums the shared gradient over the processes; the column-parallel layer before needs no all-reduce of
+    its own. ``compiled``: the pointwise work around the GEMMs is compiled.
+    """
+    transfer = Transfer(mesh.tensor)
+    arriving, private, square = _RowParallel.apply(
+        a.flatten(0, -2), weight, x.private.flatten(1, -2), scale, mesh, transfer, compiled
+    )
+    return Arriving(x.shared, arriving.view(x.shared.shape), private.view(x.private.shape), transfer, square)
+
+
+class _NormColumnParallel(torch.autograd.Function):
+    """y = (x · gamma) W^T, and rstd, one number per token and shard: rstd · y is the normalised product.
+
+    The GEMM is cut by input channel: the private ones are multiplied while the shared ones still travel,
+    as does their gradient, backward, while all that is left of this function is computed.
+
+    gamma scales the channels themselves, but with r > 1 shards in one process it scales W for the private
+    ones: those are r streams, and W is the smaller by far (but for a few tokens, as where text is generated,
+    it is not). The normalised input is never made nor stored.
+    x itself is passed on to the residual, so that backward adds both its gradients in one pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        shared: Tensor,  # the residual, as long as something is arriving
+        arriving: Tensor | None,
+        private: Tensor,
+        square: Tensor | None,  # sum(private²) [r, T, 1], where it is known
+        transfer: Transfer | None,
+        entry: Entry | None,
+        gamma: Tensor,
+        weight: Tensor,
+        eps: float,
+        compiled: bool,
+    ):  # type: ignore[override]
+        shards, k = len(private), shared.shape[-1]
+        y = shared.new_empty(len(shared), len(weight))
+        of_shard = _by_shard(y, shards)
+        if shards == 1 and k < len(gamma):
+            torch.mm(private[0] * gamma[k:], weight[:, k:].T, out=y)
+        elif k < len(gamma):
+            private_weight = weight[:, k:].unflatten(0, (shards, -1))
+            if private.shape[1] < private_weight.shape[1]:
+                torch.bmm(private * gamma[k:], private_weight.mT, out=of_shard)
+            else:
+                torch.bmm(private, (private_weight * gamma[k:]).mT, out=of_shard)
+        if square is None:
+            square = pointwise.square_sum(private)
+
+        if transfer is not None and arriving is not None:
+            transfer.wait()
+            shared, scaled, shared_square = pointwise.arrive(shared, arriving, gamma[:k], compiled=compiled)
+        else:
+            scaled, shared_square = shared * gamma[:k], pointwise.square_sum(shared)
+        y.addmm_(scaled, weight[:, :k].T, beta=int(k < len(gamma)))
+        rstd = torch.rsqrt((square + shared_square) / gamma.numel() + eps)
+        ctx.save_for_backward(shared, private, gamma, weight, rstd)
+        ctx.transfer, ctx.entry, ctx.compiled = transfer, entry, compiled
+        return shared, private, y, rstd
+
+    @staticmethod
+    def backward(ctx, x_shared_grad: Tensor, x_private_grad: Tensor, y_grad: Tensor, rstd_grad: Tensor):  # type: ignore[override]
+        shared, private, gamma, weight, rstd = ctx.saved_tensors
+        shards, k, compiled = len(private), shared.shape[-1], ctx.compiled
+        # d rstd / d x_j = -rstd^3 x_j / h.
+        pull = rstd_grad * rstd**3 / gamma.numel()
+        of_shard = _by_shard(y_grad, shards)
+
+        # The GEMM sums over the local shards: the shared channels have one gradient.
+        product = y_grad @ weight[:, :k]
+        shared_grad = pointwise.scaled_input_grad(
+            x_shared_grad, product, gamma[:k], shared, pull.sum(0), compiled=compiled
+        )
+        arriving_grad = None if ctx.transfer is None else ctx.transfer.start_backward(shared_grad)
+
+        if shards == 1:
+            product = (y_grad @ weight[:, k:]).unsqueeze(0)
+            private_grad = pointwise.scaled_input_grad(
+                x_private_grad, product, gamma[k:], private, pull, compiled=compiled
+            )
+        else:
+            private_weight = (weight[:, k:] * gamma[k:]).unflatten(0, (shards, -1))
+            if compiled:
+                product = torch.bmm(of_shard, private_weight)
+                private_grad = pointwise.input_grad(x_private_grad, product, private, pull, compiled=True)
+            else:
+                private_grad = torch.baddbmm(x_private_grad, of_shard, private_weight)
+                private_grad.addcmul_(private, pull.to(private.dtype), value=-1)
+        if ctx.entry is not None:
+            ctx.entry.start(shared_grad, private_grad)
+
+        weight_grad = torch.empty_like(weight)
+        if shards == 1:
+            # One GEMM is faster than two of half the width by more than putting its input together costs.
+            x = torch.cat([shared, private[0]], -1) if k < len(gamma) else shared
+            torch.mm(y_grad.T, x, out=weight_grad)
+        else:
+            torch.mm(y_grad.T, shared, out=weight_grad[:, :k])
+            torch.bmm(of_shard.mT, private, out=weight_grad[:, k:].unflatten(0, (shards, -1)))
+        gamma_grad, weight_grad = pointwise.weight_grads(weight_grad, weight, gamma, compiled=compiled)
+        return shared_grad, arriving_grad, private_grad, None, None, None, gamma_grad, weight_grad, None, None
+
+
+class _Scale(torch.autograd.Function):
+    """rstd · y, in the memory of y, where no compiled kernel after the product takes rstd in."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, rstd: Tensor) -> Tensor:  # type: ignore[override]
+        _by_shard(y, len(rstd)).mul_(rstd)
+        ctx.save_for_backward(y, rstd)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        y, rstd = ctx.saved_tensors
+        both = grad * y
+        rstd_grad = _by_shard(both, len(rstd)).sum(-1, keepdim=True, dtype=rstd.dtype) / rstd
+        # The same memory again: a fresh tensor of this size costs as much as the product.
+        torch.mul(_by_shard(grad, len(rstd)), rstd, out=_by_shard(both, len(rstd)))
+        return both, rstd_grad
+
+
+def norm_column_parallel(
+    x: Stream | Arriving, gamma: Tensor, weight: Tensor, eps: float, compiled: bool = False
+) -> tuple[Stream, Tensor, Tensor | None]:
+    """RMSNorm of the stream on each shard, then the column-parallel product.
+
+    ``gamma`` [h], ``weight`` [r · c, h]. Returns ``x`` for the residual to go on with, the product
+    [..., r · c], and None or, where ``compiled``, the factor [..., r] by which the next kernel is still to
+    multiply it. Each shard normalises what it sees itself: the shared channels with its own private ones.
+    """
+    if x.private.shape[-2] == 1 and not torch.is_grad_enabled():
+        # One token each, as where text is generated: no arithmetic is long enough to hide a sum.
+        x = x.settled()
+        return x, column_parallel(F.rms_norm(x.stack(), gamma.shape, gamma, eps), weight), None
+    private = x.private.flatten(1, -2)
+    if nothing_private := private.shape[-1] == 0:
+        # Every shard sees the same: normalise once.
+        private = private[:1]
+        if not x.travels:
+            if compiled and isinstance(x, Arriving):
+                shared, normed = pointwise.add_norm(x.residual, x.sum, gamma, eps, compiled=True)
+                return Stream(shared, x.private), F.linear(normed, weight), None
+            x = x.settled()
+            return x, F.linear(F.rms_norm(x.shared, gamma.shape, gamma, eps), weight), None
+    inputs: tuple
+    if isinstance(x, Arriving):
+        square = None if nothing_private else x.private_square
+        inputs = x.residual.flatten(0, -2), x.sum.flatten(0, -2), private, square, x.transfer, None
+    else:
+        inputs = x.shared.flatten(0, -2), None, private, None, None, x.entry
+    shared, private, y, rstd = _NormColumnParallel.apply(*inputs, gamma, weight, eps, compiled)
+    tokens = x.private.shape[1:-1]
+    stream = Stream(
+        shared.unflatten(0, tokens), x.private if nothing_private else private.unflatten(1, tokens)
+    )
+    if not compiled:
+        return stream, _Scale.apply(y, rstd).unflatten(0, tokens), None
+    return stream, y.unflatten(0, tokens), rstd.squeeze(-1).T.unflatten(0, tokens)
+
+
+def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
+    """Each shard's own input [r, ..., in] by its rows of ``weight`` [r · c, in] -> [..., r · c]."""
+    if len(x) == 1:
+        return F.linear(x.squeeze(0), weight)
+    y = torch.bmm(x.flatten(1, -2), weight.unflatten(0, (len(x), -1)).mT)
+    return y.movedim(0, 1).reshape(*x.shape[1:-1], len(weight))
+
+
+def _by_shard(x: Tensor, shards: int) -> Tensor:
+    """[rows, r · c] as a view [r, rows, c]."""
+    return x.unflatten(-1, (shards, -1)).movedim(1, 0)
+
+
+def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)

@@ -1,0 +1,86 @@
+"""How long a step takes in a layout, on the machine that is planned for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+
+from caat.planning.layouts import Layout, pass_of
+from caat.planning.memory import local_numbers
+from caat.planning.prediction import Link
+from caat.planning.traffic import StepTime, step_time
+from conf.plan import PlanConfig
+from conf.schema import Config
+from conf.units import delay_seconds, rate_bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Nodes of GPUs; rates in bytes per second each way, ``flops`` a second of one GPU."""
+
+    nodes: int
+    gpus: int
+    flops: float
+    node_rate: float
+    rate: float
+    delay: float
+
+    @classmethod
+    def of(cls, plan: PlanConfig) -> Machine:
+        its = plan.hardware
+        rates = rate_bytes(its.node_link), rate_bytes(its.link)
+        return cls(plan.nodes, plan.gpus, its.tflops * 1e12, *rates, delay_seconds(plan.delay))
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.gpus
+
+    def tensor_link(self, processes: int) -> Link:
+        """Between the processes of a replica, which have consecutive ranks."""
+        if self.nodes == 1 or self.gpus % processes == 0:
+            return Link(self.node_rate, self.delay)
+        # The fewest of a replica that are together on a node.
+        return self._between(gcd(processes, self.gpus))
+
+    def data_link(self, processes: int) -> Link:
+        """Between the replicas' processes that hold the same shards."""
+        return Link(self.node_rate, self.delay) if self.nodes == 1 else self._between(self.gpus // processes)
+
+    def _between(self, together: int) -> Link:
+        """NCCL lays a ring through each of the GPUs that are together on a node: all their links are used."""
+        return Link(min(self.node_rate, max(1, together) * self.rate), self.delay)
+
+
+def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> StepTime:
+    """Of one step at a ratio."""
+    c = config.train
+    p = pass_of(config, layout, ratio)
+    return step_time(
+        replace(p, model=replace(p.model, sequence=c.sequence)),
+        ratio,
+        config.sync.overlap,
+        accumulation_of(config, layout),
+        config.sync.wire_format(c.precision),
+        machine.flops,
+        machine.tensor_link(layout.processes),
+        local_numbers(config.model, config.parallel.tensor, layout.processes),
+        layout.replicas,
+        layout.stage,
+        c.precision,
+        machine.data_link(layout.processes),
+    )
+
+
+def seconds_of(config: Config, layout: Layout, machine: Machine) -> float:
+    """Of a step, the mean over the steps where ``sync.ratio`` changes."""
+    starts = [*config.sync.schedule, config.train.steps]
+    spans = zip(config.sync.schedule.values(), starts, starts[1:], strict=False)
+    total = sum(
+        (end - start) * time_of(config, layout, ratio, machine).seconds for ratio, start, end in spans
+    )
+    return total / config.train.steps
+
+
+def accumulation_of(config: Config, layout: Layout) -> int:
+    """Micro-batches of a step."""
+    return config.train.global_batch // (layout.micro_batch * layout.replicas)

@@ -1,0 +1,1 @@
+"""Runs on disk: status, settings and metrics, and the statistics over several of them."""

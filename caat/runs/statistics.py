@@ -1,0 +1,251 @@
+"""What the runs say together: one row for each variant, its seeds taken together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist, mean, quantiles, stdev
+from typing import Any
+
+from caat.runs.reading import Run, settings
+from conf.deployment import DEPLOYMENT, KEEPING
+from conf.reading.settings import typed
+
+SEED, RATIO = "seed", "sync.ratio"
+# 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A figure over the seeds of a variant."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds (n - 1 in the denominator); None of a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> float | None:
+        """Half the 95 % confidence interval of the mean, by Student's t; None of a single seed."""
+        return (
+            None if self.spread is None else t_95(len(self.values) - 1) * self.spread / sqrt(len(self.values))
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Finished runs that differ in the seed alone. ``settings`` are those that other variants change."""
+
+    settings: Mapping[str, Any]
+    runs: Sequence[Run]
+
+    @property
+    def ratio(self) -> float:
+        return self.runs[0].config.sync.last_ratio
+
+    @property
+    def full(self) -> bool:
+        """Whether all channels were synchronised all the time."""
+        return self.runs[0].config.sync.schedule == {0: 1.0}
+
+    @property
+    def seeds(self) -> set[int]:
+        return {run.config.seed for run in self.runs}
+
+    @property
+    def label(self) -> str:
+        # What is null was left to its default.
+        others = [
+            f"{name}={typed(value)}"
+            for name, value in self.settings.items()
+            if name != RATIO and value is not None
+        ]
+        return ", ".join([f"ratio {self.runs[0].config.sync.describe_ratio()}", *others])
+
+    def by_seed(self, figure: Callable[[Run], float | None]) -> dict[int, float]:
+        """``figure`` for each seed that has it; of runs that repeat a seed, the mean."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for run in self.runs:
+            if (value := figure(run)) is not None:
+                found[run.config.seed].append(value)
+        return {seed: mean(values) for seed, values in found.items()}
+
+    def sample(self, figure: Callable[[Run], float | None]) -> Sample | None:
+        """``figure`` over the seeds that have it; None if none has."""
+        values = self.by_seed(figure)
+        return Sample(tuple(values.values())) if values else None
+
+
+def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Settings that all runs have in common, and those in which they differ with the values there are."""
+    values: dict[str, list[Any]] = defaultdict(list)
+    for run in runs:
+        for name, value in _compared_settings(run).items():
+            if value not in values[name]:
+                values[name].append(value)
+    same = {name: found[0] for name, found in values.items() if len(found) == 1}
+    return same, {name: found for name, found in values.items() if len(found) > 1}
+
+
+def variants(runs: Iterable[Run]) -> list[Variant]:
+    """The finished runs by what was trained; ratios from 1 down, other settings in order."""
+    finished = [run for run in runs if run.finished and run.validation_loss is not None]
+    differing = [name for name in compared(finished)[1] if name != SEED]
+    groups: dict[tuple, list[Run]] = defaultdict(list)
+    for run in finished:
+        all_settings = settings(run.config)
+        groups[tuple((name, str(all_settings[name])) for name in differing)].append(run)
+    found = []
+    for members in groups.values():
+        all_settings = settings(members[0].config)
+        members.sort(key=lambda run: run.config.seed)
+        found.append(Variant({name: all_settings[name] for name in differing}, members))
+    return sorted(found, key=lambda variant: (_others(variant), -variant.ratio))
+
+
+def baseline(variant: Variant, among: Sequence[Variant]) -> list[Variant]:
+    """Of ratio 1, the variants that ``variant`` is compared with; none for ratio 1 itself.
+
+    All that matters where everything is synchronised is the same; of those that share a seed, the ones that
+    differ in the fewest settings: first in what is trained, then in where and how. What was rounded for its
+    way (``sync.wire_dtype``) is compared with what was not, if there is any.
+    """
+    full = [v for v in among if v.full and _at_ratio_1(v) == _at_ratio_1(variant)]
+    full = [v for v in full if v.runs[0].config.sync.wire_dtype == "auto"] or full
+    shared = [v for v in full if v.seeds & variant.seeds]
+    if variant in full or not shared:
+        return []
+    nearest = min(_distance(variant, v) for v in shared)
+    return [v for v in shared if _distance(variant, v) == nearest]
+
+
+def difference_to_full(
+    variant: Variant, bases: Sequence[Variant], figure: Callable[[Run], float | None]
+) -> Sample | None:
+    """``figure`` less that of ``bases`` with the same seed (their mean, of several), over the seeds that both
+    have; None if there is none."""
+    base: dict[int, list[float]] = defaultdict(list)
+    for other in bases:
+        for seed, value in other.by_seed(figure).items():
+            base[seed].append(value)
+    own = variant.by_seed(figure).items()
+    differences = [value - mean(base[seed]) for seed, value in own if seed in base]
+    return Sample(tuple(differences)) if differences else None
+
+
+def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row for each metric of each benchmark; its figures are in the order of the variants."""
+    names = sorted({name for variant in among for run in variant.runs for name in run.scores})
+    bases = [baseline(variant, among) for variant in among]
+    rows = []
+    for task, metric in names:
+
+        def figure(run: Run, name: tuple[str, str] = (task, metric)) -> float | None:
+            return run.scores.get(name)
+
+        figures = []
+        for variant, base in zip(among, bases, strict=True):
+            score, delta = variant.sample(figure), difference_to_full(variant, base, figure)
+            figures.append(
+                score
+                and {
+                    "label": variant.label,
+                    "mean": score.mean,
+                    "spread": score.spread,
+                    "difference_to_ratio_1": delta and delta.mean,
+                    "difference_to_ratio_1_interval": delta and delta.interval,
+                }
+            )
+        rows.append({"task": task, "metric": metric, "figures": figures})
+    return rows
+
+
+def t_95(freedom: int) -> float:
+    """97.5 % quantile of Student's t; above ten degrees by the expansion of Cornish and Fisher."""
+    if freedom <= len(T_95):
+        return T_95[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row of plain figures for each variant: what the page, the Markdown and the JSON show."""
+    rows = []
+    for variant in among:
+        loss = variant.sample(lambda run: run.validation_loss)
+        bases = baseline(variant, among)
+        delta = difference_to_full(variant, bases, lambda run: run.validation_loss)
+        sent = variant.sample(lambda run: run.bytes_per_step)
+        seconds = variant.sample(lambda run: run.median("step_seconds"))
+        speed = variant.sample(lambda run: run.median("tokens_per_second"))
+        mfu = variant.sample(lambda run: run.median("mfu"))
+        assert loss is not None
+        rows.append(
+            {
+                "label": variant.label,
+                "ratio": variant.ratio,
+                "settings": dict(variant.settings),
+                "seeds": sorted(variant.seeds),
+                "validation_loss": loss.mean,
+                "validation_loss_spread": loss.spread,
+                "difference_to_ratio_1": delta and delta.mean,
+                "difference_to_ratio_1_interval": delta and delta.interval,
+                "difference_to_ratio_1_seeds": len(delta.values) if delta else 0,
+                "compared_with": [base.label for base in bases],
+                "synchronised": mean(run.synchronised for run in variant.runs),
+                "bytes_per_step": sent and sent.mean,
+                "step_seconds": seconds and seconds.mean,
+                "step_seconds_spread": seconds and seconds.spread,
+                "step_seconds_middle_half": _middle_half(variant, "step_seconds"),
+                "tokens_per_second": speed and speed.mean,
+                "mfu": mfu and mfu.mean,
+                "trained_tokens": max(run.tokens for run in variant.runs),
+                "runs": [str(run.folder) for run in variant.runs],
+            }
+        )
+    return rows
+
+
+def _middle_half(variant: Variant, field: str) -> tuple[float, float] | None:
+    """First and third quartile of a field over the steps of all runs; None where it was not measured."""
+    values = [value for run in variant.runs for value in run.steady(field)]
+    if not values:
+        return None
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return low, high
+
+
+def _compared_settings(run: Run) -> dict[str, Any]:
+    return {k: v for k, v in settings(run.config).items() if not k.startswith(KEEPING)}
+
+
+def _others(variant: Variant) -> tuple:
+    """What tells a variant from others besides its ratio."""
+    return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)
+
+
+def _trained(variant: Variant) -> tuple:
+    return tuple(pair for pair in _others(variant) if not pair[0].startswith(DEPLOYMENT))
+
+
+def _at_ratio_1(variant: Variant) -> tuple:
+    """What matters where everything is synchronised: the number of shards does not."""
+    return tuple(pair for pair in _trained(variant) if not pair[0].startswith(("sync.", "parallel.")))
+
+
+def _distance(one: Variant, other: Variant) -> tuple[int, int]:
+    """Settings in which two variants differ, the ratio aside: of what is trained, and of where and how."""
+    trained = len(set(_trained(one)) - set(_trained(other)))
+    return trained, len(set(_others(one)) - set(_others(other))) - trained

@@ -1,0 +1,106 @@
+"""What must be the same on several ranks is the same: checked at intervals, before a fault spreads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caat.parallel.mesh import Mesh
+from caat.parallel.partial.stream import Arriving
+from caat.supervision.control import Control
+
+# Sharded parameters are large and equal over replicas only: a few of them each time, in turn.
+SHARDED_EACH_TIME = 2
+
+
+class DriftError(RuntimeError):
+    """Copies of a tensor differ between ranks: memory, a message or a kernel went wrong."""
+
+
+class ReplicaGuard:
+    """Compares checksums over ranks every ``every`` steps (0: never); :meth:`after` raises `DriftError`.
+
+    Compared are all replicated parameters over all ranks, some of the sharded ones over the replicas, and
+    the shared channels that leave ``block`` over the processes of a replica.
+    """
+
+    def __init__(self, model: nn.Module, block: nn.Module, mesh: Mesh, control: Control, every: int) -> None:
+        self._mesh, self._control, self._every = mesh, control, every
+        sharded = {id(m.weight) for m in model.modules() if hasattr(m, "sharding")}
+        named = list(model.named_parameters())
+        self._replicated = [(name, p) for name, p in named if id(p) not in sharded]
+        self._sharded = [(name, p) for name, p in named if id(p) in sharded]
+        self._turn = 0
+        self._leaving: tuple[Tensor, Tensor] | None = None
+        self._looking = False
+        block.register_forward_hook(self._look)
+
+    def before(self, step: int) -> None:
+        """Ahead of a step: note the shared channels of its first forward pass if it is to be checked."""
+        self._looking = self._due(step)
+        self._leaving = None
+
+    def after(self, step: int) -> None:
+        """After a step; collective."""
+        if not self._due(step):
+            return
+        some = [self._sharded[(self._turn + i) % len(self._sharded)] for i in range(SHARDED_EACH_TIME)]
+        self._turn += SHARDED_EACH_TIME
+        everywhere = {name: checksum(p) for name, p in self._replicated if _is_here(p)}
+        by_shard = {name: checksum(p) for name, p in some if _is_here(p)}
+        # Only now: when the stream left the block, its sum was still on its way.
+        leaving, self._leaving = self._leaving, None
+        shared = None if leaving is None else checksum(leaving[0] + leaving[1])
+        every_rank = self._control.gather((everywhere, by_shard, shared))
+        problems = self._differences(every_rank)
+        if problems:
+            raise DriftError(
+                f"stopped after step {step}: copies of the same tensor differ. {'; '.join(problems)}. A "
+                "process, its memory or its network is faulty: resume from the last checkpoint without it"
+            )
+
+    def _differences(self, ranks: Sequence[tuple[dict[str, int], dict[str, int], int | None]]) -> list[str]:
+        world, processes = len(ranks), self._mesh.processes
+        problems = []
+        for name in ranks[0][0]:
+            problems += _compare(name, {rank: ranks[rank][0][name] for rank in range(world)})
+        for first in range(processes):
+            for name in ranks[0][1]:
+                group = range(first, world, processes)
+                problems += _compare(name, {rank: ranks[rank][1][name] for rank in group})
+        for first in range(0, world, processes):
+            group = range(first, first + processes)
+            problems += _compare(
+                "the shared channels of the residual stream", {rank: ranks[rank][2] for rank in group}
+            )
+        return problems
+
+    def _due(self, step: int) -> bool:
+        return self._every > 0 and step % self._every == 0
+
+    def _look(self, module: nn.Module, inputs: Any, output: Arriving) -> None:
+        if self._looking:
+            self._leaving = output.residual.detach(), output.sum.detach()
+            self._looking = False
+
+
+def checksum(tensor: Tensor) -> int:
+    """Of the bits of ``tensor``, the same in any order of summation."""
+    bits = tensor.detach().contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    return int(bits.sum(dtype=torch.int64))
+
+
+def _compare(name: str, sums: dict[int, int | None]) -> list[str]:
+    values: Iterable[int | None] = sums.values()
+    common = max(set(values), key=list(values).count)
+    odd = [str(rank) for rank, value in sums.items() if value != common]
+    others = "rank" if len(odd) == 1 else "ranks"
+    return [f"{name} on {others} {', '.join(odd)} is not what it is on the others"] if odd else []
+
+
+def _is_here(parameter: Tensor) -> bool:
+    """At ZeRO stage 3 large parameters are cut over the replicas: there is no second copy to compare."""
+    return parameter.numel() > 0

@@ -1,0 +1,51 @@
+"""Text settings in Hydra's grammar: `run.dir=2024_01` means that text, and not the number 202401."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+
+from conf.reading.settings import Setting
+
+QUOTES = ("'", '"')
+
+
+def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser) -> str:
+    """The override ``text``, its value in quotes where Hydra would read other than what was typed.
+
+    For settings of text and lists of it. A value that the user quoted or that refers to other settings
+    (``${...}``) is left to Hydra; one with commas is several, each by itself.
+    """
+    key, _, value = text.partition("=")
+    if key in settings:
+        settings[key].check(value)
+    kinds = set(settings[key].types) - {type(None)} if key in settings else set()
+    if not value or value.startswith(QUOTES) or "${" in value or (value == "null" and kinds == {str}):
+        return text
+    if kinds == {str}:
+        written = ",".join(map(quoted, value.split(",")))
+        wanted: str | list[str] = value
+    elif kinds == {list[str]} and re.fullmatch(r"\[[^][{}'\"]*\]", value):
+        wanted = [each.strip() for each in value[1:-1].split(",")] if value != "[]" else []
+        written = f"[{','.join(map(quoted, wanted))}]"
+    else:
+        return text
+    try:
+        override = parser.parse_overrides([text])[0]
+    except HydraException:
+        return f"{key}={written}"
+    found = override.value()
+    several = isinstance(found, ChoiceSweep) and all(isinstance(each, str) for each in found.list)
+    if several or found == wanted:
+        return text
+    return f"{key}={written}"
+
+
+def quoted(value: str) -> str:
+    """In Hydra's single quotes; backslashes count where a quote follows."""
+    value = re.sub(r"(\\*)'", lambda match: 2 * match[1] + r"\'", value)
+    return "'" + re.sub(r"\\+$", lambda match: 2 * match[0], value) + "'"

@@ -1,0 +1,38 @@
+"""From composed values to the objects of a schema, whose ranges are checked as they are built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.checks import check_values
+from conf.reading.explain import explain
+
+T = TypeVar("T")
+
+
+def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """The objects of ``config``; building them checks the ranges, by ``ValueError``."""
+    try:
+        check_values(OmegaConf.to_container(config, resolve=True))
+        built = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        explain(error, overrides)
+    assert isinstance(built, schema)
+    return built
+
+
+def literal(value: Any) -> Any:
+    """Text, also in lists and objects, in which OmegaConf is to see no ``${...}`` of its own: the prompt of a
+    shell script, say."""
+    if isinstance(value, dict):
+        return {key: literal(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [literal(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)

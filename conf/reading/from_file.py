@@ -1,0 +1,147 @@
+"""Settings from a YAML file: config=FILE, and those of the run that resume=auto continues."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from omegaconf._utils import get_yaml_loader
+
+from conf.checks import first_line, require
+from conf.reading.explain import SETTINGS, check_option, unknown
+from conf.reading.options import GROUPS, option_file
+from conf.reading.settings import typed
+
+# A new run with the settings of another has a folder of its own.
+NOT_TAKEN = ("run.dir", "resume")
+# What a key without a value has.
+EMPTY = (None, "")
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """What the file ``path`` sets: options by group, then values by setting."""
+
+    path: Path | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def take_file(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """``config=FILE``, or FILE.yaml alone, as ``[config=FILE]`` or none; and the other ``overrides``.
+
+    Raises ``ValueError`` for several.
+    """
+    files, others = [], []
+    for text in overrides:
+        if text.startswith("config="):
+            files.append(text)
+        elif text.endswith((".yaml", ".yml")) and "=" not in text and not text.startswith("-"):
+            files.append(f"config={text}")
+        else:
+            others.append(text)
+    require(len(files) < 2, f"{' '.join(files)}: settings come from one file, give one config=FILE")
+    return files, others
+
+
+def settings_file(given: Sequence[str], parsed: Sequence[Override]) -> Path | None:
+    """The file that ``given``, config=FILE, names; else that of the run that ``parsed`` continue, if any."""
+    for text in given:
+        path = Path(os.path.expanduser(text.removeprefix("config=")))
+        return path / "config.yaml" if os.path.isdir(path) else path
+    values = {each.key_or_group: each.value() for each in parsed}
+    run = values.get("run.dir")
+    if values.get("resume") != "auto" or not isinstance(run, str):
+        return None
+    path = Path(os.path.expanduser(run)) / "config.yaml"
+    return path if os.path.isfile(path) else None
+
+
+def read_yaml(path: Path, loader: Any = None) -> Any:
+    """What is in ``path``, of which nothing is executed and no ``${...}`` resolved.
+
+    Raises ``ValueError`` if it is missing or not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader or get_yaml_loader())
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): give a run folder of caat, or a file of settings"
+        ) from error
+    # Not only its own errors: numbers of thousands of digits, bytes that are no text.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML ({first_line(error)})") from error
+
+
+def read_settings(path: Path) -> FromFile:
+    """What ``path`` sets; some settings or all. Raises ``ValueError`` for one that there is not."""
+    values, as_typed = read_yaml(path) or {}, read_yaml(path, yaml.BaseLoader) or {}
+    require(isinstance(values, dict), f"{path} holds no settings: write `train:` and below it `steps: 100`")
+    texts = dict(settings_in(as_typed, path))
+    options, settings = {}, {}
+    for name, value in settings_in(values, path):
+        if name in GROUPS:
+            for option in value if isinstance(value, list) else [value]:
+                check_option(name, option, f"{path}: {name}: {option}")
+            options[name] = typed(value)
+        elif name not in NOT_TAKEN:
+            settings[name] = _as_text(name, value, texts[name])
+    return FromFile(path, options, settings)
+
+
+def settings_in(values: Mapping[str, Any], where: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings and groups with their values in nested ``values``; ``ValueError`` for what is neither."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        inside = name not in SETTINGS and any(each.startswith(f"{name}.") for each in SETTINGS)
+        if inside and isinstance(value, dict):
+            yield from settings_in(value, where, f"{name}.")
+        elif name in SETTINGS or (name in GROUPS and value not in EMPTY):
+            yield name, value
+        elif value not in EMPTY or not (inside or name in GROUPS):
+            unknown(name, f"{where}: {name}", [*SETTINGS, *GROUPS])
+
+
+def set_by(parsed: Sequence[Override]) -> set[str]:
+    """Settings and groups that overrides give, and all settings that the options among them set."""
+    found: set[str] = set()
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        found.add(key)
+        if key in GROUPS and isinstance(value, dict):
+            found |= {name for name, _ in settings_in({key: value}, override.input_line)}
+        elif key in GROUPS and value is not None:
+            for option in value if isinstance(value, list) else [value]:
+                found |= _set_by_option(key, str(option))
+    return found
+
+
+def _set_by_option(group: str, option: str) -> set[str]:
+    path = option_file(group, option)
+    if path is None:
+        return set()
+    values = read_yaml(path) or {}
+    found: set[str] = set()
+    for entry in values.pop("defaults", []):
+        # As in "- override /model: tiny", and "- ablation" for another option of this group.
+        for key, other in entry.items() if isinstance(entry, dict) else [(group, entry)]:
+            if other not in (None, "_self_"):
+                found |= _set_by_option(key.removeprefix("override").strip(" /"), other)
+    values.pop("hydra", None)
+    whole = "@package _global_" in path.read_text(encoding="utf-8")
+    return found | {name for name, _ in settings_in(values if whole else {group: values}, path)}
+
+
+def _as_text(name: str, value: Any, text: Any) -> Any:
+    """``value``, where a text is meant as it stands in the file: `name: 1.10` is no number."""
+    kinds = set(SETTINGS[name].types) - {type(None)}
+    if kinds == {str} and isinstance(value, (bool, int, float)):
+        return text
+    if kinds == {list[str]} and isinstance(value, list):
+        return [each if isinstance(each, str) else its for each, its in zip(value, text, strict=True)]
+    return value

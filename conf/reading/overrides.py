@@ -1,0 +1,55 @@
+"""What Hydra makes of `setting=value` and `group=option`, each of which exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from conf.reading.as_typed import as_typed
+from conf.reading.explain import SETTINGS, check_known, no_option
+from conf.reading.options import search_path
+from conf.schema import Config
+
+ConfigStore.instance().store("base_config", node=Config)
+
+
+def initialise() -> AbstractContextManager[None]:
+    """Hydra, looking for its YAML in the package ``conf``, wherever that is installed."""
+    return initialize_config_module("conf", job_name="caat", version_base="1.3")
+
+
+def hydra_config(overrides: Sequence[str], **how: Any) -> DictConfig:
+    """What Hydra composes, with the options of the user's own folder if one is given."""
+    return hydra_compose("config", overrides=[*search_path(), *overrides], **how)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's reading of ``overrides``, each of a known setting or option. Within `initialise` only.
+
+    Raises ``ValueError`` for bad syntax, an unknown setting or option.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = []
+    for text in overrides:
+        if text.startswith("-") or ("=" not in text and not text.startswith("~")):
+            no_option(overrides, SETTINGS)
+        try:
+            override = parser.parse_overrides([as_typed(text, SETTINGS, parser)])[0]
+        except HydraException as error:
+            raise ValueError(
+                f"{text} cannot be read as key=value: quote a value that has spaces, brackets or '=' in it, "
+                "once for caat and once for the shell: 'key=\"value\"'"
+            ) from error
+        check_known(override)
+        parsed.append(override)
+    return parsed

@@ -1,0 +1,29 @@
+"""A task of lm-eval that fails says its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
+
+from conf.checks import first_line
+
+
+class TaskError(ValueError):
+    """A task that cannot be run; the message begins with its name."""
+
+
+@contextmanager
+def naming(task: str) -> Iterator[None]:
+    """Within it, what ``task`` raises is a :class:`TaskError`; a failure of the model stays what it is."""
+    try:
+        yield
+    except TaskError:
+        raise
+    # Templates, metrics and functions of a task raise whatever they like.
+    except Exception as error:
+        modules = {frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)}
+        if "eval.quality.lm_eval_model" in modules and not isinstance(error, ValueError):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise TaskError(f"task {task} cannot be run: {kind}{first_line(error)}") from error

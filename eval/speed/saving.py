@@ -1,0 +1,150 @@
+"""Intervals of training with a save and without, and loading beside plain reading.
+
+A model is trained in intervals of so many steps that a save takes a tenth of one. Intervals with a save and
+without take turns; so do loading and plain reading, both from the disk and not from the system's cache.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from caat.parallel.mesh import Mesh
+from caat.supervision.control import Control
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.reading import damage, load_state, load_weights
+from caat.training.checkpoint.saver import Saver
+from caat.training.checkpoint.state import State
+from caat.training.engine import Engine
+from caat.training.fragments import KINDS
+from conf.bench import BenchCheckpointConfig
+from conf.schema import CheckpointConfig, OptimConfig
+from layers.full_tensors import full_tensors
+from layers.gpt import GPT
+from layers.weights import initial_weights, parameter_count
+
+
+class SavingBenchmark:
+    """One model, saved and loaded in ``folder`` by all ranks together."""
+
+    def __init__(self, config: BenchCheckpointConfig, folder: Path, control: Control) -> None:
+        self.config, self.folder, self.control = config, folder, control
+        self.shape = config.model(config.vocab_size)
+        self.mesh = Mesh.create(config.shards, config.processes)
+        self.model = GPT.empty(self.shape, self.mesh, 0.5).fill(initial_weights(self.shape, 1))
+        self.tensors = full_tensors(self.model)
+        self.engine = Engine(self.model, self.mesh, OptimConfig(), 1, "fp32", 1)
+        text = torch.randint(self.shape.vocab_size, (config.batch, config.sequence + 1))
+        self.batch = [(text[:, :-1], text[:, 1:])]
+        self.parameters = parameter_count(self.shape)
+        self.bytes = len(KINDS) * 4 * self.parameters
+        (folder / "tokenizer.model").touch()
+        self.step = 0
+
+    def saving(self) -> dict[str, str | float]:
+        """Time of an interval with an asynchronous save by one without."""
+        self._train(3)
+        waiting = self._saver(asynchronous=False)
+        save_seconds = statistics.median(self._timed(lambda: self._save(waiting)) for _ in range(3))
+        step_seconds = self._timed(lambda: self._train(5)) / 5
+        steps = max(1, math.ceil(self.config.interval * save_seconds / step_seconds))
+        saver = self._saver(asynchronous=True)
+        self._save(saver)
+        saver.wait()
+        ratios, blocking, plain_seconds = [], [], []
+
+        def with_save() -> None:
+            blocking.append(self._timed(lambda: self._save(saver)))
+            self._train(steps)
+
+        for number in range(self.config.rounds):
+            runs: list[Callable[[], None]] = [with_save, lambda: self._train(steps)]
+            # The order changes from pair to pair: a machine that gets slower favours neither.
+            times = {i: self._timed(runs[i]) for i in ((0, 1) if number % 2 else (1, 0))}
+            saver.wait()
+            ratios.append(times[0] / times[1])
+            plain_seconds.append(times[1])
+        return {
+            "what": f"{steps} steps with a save / without",
+            "seconds": statistics.median(plain_seconds),
+            "sync_save_s": save_seconds,
+            "blocked_s": statistics.median(blocking),
+            "ratio": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        }
+
+    def loading(self) -> dict[str, str | float]:
+        """Time of verifying and loading by that of reading the files, both from the disk."""
+        checkpoint = find(self.folder)
+        ratios, loads, reads = [], [], []
+        for number in range(self.config.rounds + 1):
+            read = self._timed(lambda: self._read(checkpoint), checkpoint)
+            load = self._timed(lambda: self._load(checkpoint), checkpoint)
+            if number > 0:
+                ratios.append(load / read)
+                loads.append(load)
+                reads.append(read)
+        return {
+            "what": "loading with checksums / reading",
+            "seconds": statistics.median(loads),
+            "sync_save_s": "",
+            "blocked_s": "",
+            "ratio": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        }
+
+    def _saver(self, asynchronous: bool) -> Saver:
+        architecture = Architecture(
+            self.shape, self.mesh.shards, 0.5, self.model.shared_channels, self.model.private_scale
+        )
+        settings = CheckpointConfig(asynchronous=asynchronous, keep=1)
+        checkpoints, tokenizer = self.folder / "checkpoints", self.folder / "tokenizer.model"
+        return Saver(
+            checkpoints,
+            self.tensors,
+            lambda: architecture,
+            tokenizer,
+            self.mesh,
+            self.engine.fragments,
+            settings,
+        )
+
+    def _save(self, saver: Saver) -> None:
+        self.step += 1
+        saver.save(State(self.step, 0, 0, self.config.sequence, 1, "", self.engine.adam_steps))
+
+    def _train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.engine.step(self.batch, 1e-5)
+
+    def _load(self, checkpoint: Path) -> None:
+        assert damage(checkpoint, self.control) == []
+        load_weights(self.model, self.tensors, self.mesh.local_shards, checkpoint)
+        load_state(self.engine.fragments(), KINDS[1:], self.tensors, self.mesh.local_shards, checkpoint)
+
+    def _read(self, checkpoint: Path) -> None:
+        """This rank's share of the bytes into memory, once."""
+        paths = sorted(checkpoint.glob("*.safetensors"))
+        for path in paths[self.control.rank :: self.control.world]:
+            path.read_bytes()
+
+    def _timed(self, run: Callable[[], None], uncached: Path | None = None) -> float:
+        """Seconds until all ranks are done; ``uncached``: a folder that the system forgets first."""
+        for path in uncached.iterdir() if uncached else ():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        dist.barrier()
+        started = time.perf_counter()
+        run()
+        dist.barrier()
+        return time.perf_counter() - started

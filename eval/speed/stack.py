@@ -1,0 +1,171 @@
+"""The stack of blocks that the communication benchmarks time: ours, and one of anybody's linears.
+
+Both start where an embedding ends and end in a column-parallel head. Each sums 2 messages a layer forward
+and 2 backward, and one of all channels beside: Megatron for the head, ours for the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from caat.parallel.collectives import Collectives
+from caat.parallel.mesh import Mesh
+from caat.parallel.partial.stream import Arriving, Stream, enter
+from conf.model import ModelConfig
+from conf.partition import shared_channels
+from layers.attention import attend
+from layers.block import Block
+from layers.cache import KVCache, LayerCache
+from layers.linear import ColumnParallelLinear
+from layers.mlp import swiglu
+from layers.norm import RMSNorm, norm_weights
+from layers.rotary import rotary_angles, rotate
+
+Linears = Callable[[int, int], nn.Module]
+
+
+class OurStack(nn.Module):
+    """Our blocks at ``ratio``: [batch, seq, hidden] -> this process's part of the loss.
+
+    With a cache, which the input continues, the loss is that of the last token.
+    """
+
+    def __init__(self, c: ModelConfig, mesh: Mesh, ratio: float) -> None:
+        super().__init__()
+        self.c, self.mesh = c, mesh
+        self.shared_channels = shared_channels(c.hidden, ratio, mesh.shards)
+        self.blocks = nn.ModuleList(Block(c, mesh, ratio, 1.0, False) for _ in range(c.layers))
+        self.norm = RMSNorm(c.hidden, mesh, c.norm_eps)
+        self.head = ColumnParallelLinear(c.hidden, c.hidden, mesh)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        gammas = norm_weights(self, self.mesh)
+        cos, sin, layers = _places(self.c, x, cache)
+        stream: Stream | Arriving = enter(x, self.shared_channels, self.mesh)
+        for block, *norms, layer in zip(self.blocks, gammas[0:-1:2], gammas[1::2], layers, strict=True):
+            stream = block(stream, *norms, cos, sin, layer)
+        normed = self.norm(stream, gammas[-1])
+        _, out = self.head.after_norm(normed if cache is None else normed.last())
+        return out.square().mean()
+
+
+class _SumForward(torch.autograd.Function):
+    """Megatron's *g*: all-reduce forward, identity backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, collectives: Collectives) -> Tensor:  # type: ignore[override]
+        return collectives.all_reduce(x, "forward", "sync")
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        return gradient, None
+
+
+class _SumBackward(torch.autograd.Function):
+    """Megatron's *f*: identity forward, all-reduce of the gradient in its own type backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, collectives: Collectives, purpose: str = "sync") -> Tensor:  # type: ignore[override]
+        ctx.collectives, ctx.purpose = collectives, purpose
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        return ctx.collectives.all_reduce(gradient, "backward", ctx.purpose), None, None
+
+
+class ColumnLinear(nn.Module):
+    """Megatron's *f*, then a plain linear of this process's outputs."""
+
+    def __init__(self, inputs: int, outputs: int, mesh: Mesh, purpose: str = "sync") -> None:
+        super().__init__()
+        self.collectives, self.purpose = mesh.tensor, purpose
+        self.weight = nn.Parameter(torch.empty(outputs // mesh.processes, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_SumBackward.apply(x, self.collectives, self.purpose), self.weight)
+
+
+class RowLinear(nn.Module):
+    """A plain linear of this process's inputs, then Megatron's *g*."""
+
+    def __init__(self, inputs: int, outputs: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.collectives = mesh.tensor
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // mesh.processes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _SumForward.apply(F.linear(x, self.weight), self.collectives)
+
+
+class PlainBlock(nn.Module):
+    """A block of anybody's ``column(inputs, outputs)`` and ``row(inputs, outputs)`` linears."""
+
+    def __init__(self, c: ModelConfig, column: Linears, row: Linears) -> None:
+        super().__init__()
+        self.head_dim = c.head_dim
+        self.attention_norm = nn.RMSNorm(c.hidden, c.norm_eps)
+        self.qkv, self.output = column(c.hidden, 3 * c.hidden), row(c.hidden, c.hidden)
+        self.mlp_norm = nn.RMSNorm(c.hidden, c.norm_eps)
+        self.gate_up, self.down = column(c.hidden, 2 * c.ffn), row(c.ffn, c.hidden)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_dim))
+        q, k, v = qkv.unbind(-3)
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+        x = x + self.output(attend(q, k, v, cache).transpose(1, 2).flatten(2, 3))
+        return x + self.down(swiglu(self.gate_up(self.mlp_norm(x)), 1))
+
+
+class PlainStack(nn.Module):
+    """Full synchronisation: [batch, seq, hidden] -> this process's part of the loss, as :class:`OurStack`."""
+
+    def __init__(self, c: ModelConfig, column: Linears, row: Linears, head: Linears) -> None:
+        super().__init__()
+        self.c = c
+        self.blocks = nn.ModuleList(PlainBlock(c, column, row) for _ in range(c.layers))
+        self.norm = nn.RMSNorm(c.hidden, c.norm_eps)
+        self.head = head(c.hidden, c.hidden)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        cos, sin, layers = _places(self.c, x, cache)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, cos, sin, layer)
+        return self.head(self.norm(x if cache is None else x[:, -1:])).square().mean()
+
+
+def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
+    """Full synchronisation as in Megatron-LM (arXiv 1909.08053, figure 3), every sum waited for."""
+    return PlainStack(
+        c,
+        lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh),
+        lambda inputs, outputs: RowLinear(inputs, outputs, mesh),
+        lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh, "head"),
+    )
+
+
+def _places(
+    c: ModelConfig, x: Tensor, cache: KVCache | None
+) -> tuple[Tensor, Tensor, Sequence[LayerCache | None]]:
+    """Rotary cosines and sines of the tokens of ``x``, and each layer's part of the cache."""
+    positions: Tensor = torch.arange(x.shape[1], device=x.device)
+    layers: Sequence[LayerCache | None] = [None] * c.layers
+    if cache is not None:
+        positions, layers = cache.extend(x.shape[1])
+    return *rotary_angles(positions, c.head_dim, c.rope_base, x.dtype), layers
+
+
+@torch.no_grad()
+def copy_weights(ours: OurStack, other: nn.Module) -> nn.Module:
+    """Give ``other`` this process's weights of ``ours``, the same function at ratio 1, and return it."""
+    theirs = dict(other.named_parameters())
+    for name, parameter in ours.named_parameters():
+        target = theirs[name.replace(".attention.", ".").replace(".mlp.", ".")]
+        local = target.to_local() if isinstance(target, DTensor) else target
+        local.copy_(parameter)
+    return other

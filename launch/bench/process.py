@@ -1,0 +1,46 @@
+"""One process of a communication benchmark.
+
+``python -m launch.bench.process KIND SCHEMA SETTINGS OUT`` on each of the P processes; the first one writes
+``OUT``. ``SCHEMA`` is a class of :mod:`conf.bench`, ``SETTINGS`` its values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from caat.supervision.device import choose_device, start_process_group, stop_process_group
+from conf import bench
+from eval.speed.measure import measure
+from eval.speed.profiling import profile_rows
+from eval.speed.variants import decode_variants, network_variants, peer_variants, prefill_variants
+from launch.command.errors import user_errors
+
+VARIANTS = {
+    "network": network_variants,
+    "peers": peer_variants,
+    "prefill": prefill_variants,
+    "decode": decode_variants,
+}
+
+
+def main(kind: str, schema: str, settings: Path, out: Path) -> None:
+    config = getattr(bench, schema)(**json.loads(settings.read_text()))
+    device = choose_device(config.device, int(os.environ["LOCAL_RANK"]), config.processes)
+    start_process_group(device)
+    if kind == "profile":
+        rows = profile_rows(config, device)
+    else:
+        rows = measure(VARIANTS[kind](config, device), config, device)
+    if dist.get_rank() == 0:
+        out.write_text(json.dumps(rows))
+    stop_process_group()
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))

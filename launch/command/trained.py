@@ -1,0 +1,99 @@
+"""A trained model as the verbs use it: its checkpoint, checked before any process starts, then on a mesh."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caat.data.tokenizer import Tokenizer, load_tokenizer
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.tokenizer import checked_tokenizer
+from conf.checks import require
+from conf.processes import ProcessesConfig
+from launch.command.processes import run_workers, under_torchrun
+from launch.command.results import result_file
+
+if TYPE_CHECKING:
+    from layers.gpt import GPT
+
+
+def world_size(launch: ProcessesConfig) -> int:
+    """Processes that the verb runs on: torchrun's, or those to be started."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else launch.processes
+
+
+def first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def find_trained(
+    checkpoint: str, launch: ProcessesConfig, replicas: bool = False
+) -> tuple[Path, Architecture]:
+    """The checkpoint folder meant, and what is in it.
+
+    Raises ``ValueError`` if there is none, or the processes do not divide its shards; with ``replicas``
+    they may, several times over.
+    """
+    folder, world = find(checkpoint), world_size(launch)
+    architecture = read_architecture(folder)
+    shards = architecture.shards
+    require(
+        shards % world == 0 or replicas,
+        f"{world} processes do not divide the checkpoint's {shards} shards: "
+        "choose launch.processes that does",
+    )
+    return folder, architecture
+
+
+def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
+    """The checkpoint's tokenizer; raises ``ValueError`` if it is missing, damaged or another model's."""
+    path = checked_tokenizer(folder)
+    tokenizer = load_tokenizer(path)
+    pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
+    require(
+        pieces <= known,
+        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, put back "
+        "the one that the model was trained with",
+    )
+    return tokenizer
+
+
+def ran_in_processes(module: str, argv: Sequence[str], launch: ProcessesConfig) -> bool:
+    """Start ``module`` in the processes asked for, if that is more than this one, and wait for them.
+
+    False: this process is to do the work. Exits with the status of the first process that failed.
+    """
+    if under_torchrun() or launch.processes == 1:
+        return False
+    if status := run_workers(module, argv, launch.processes):
+        raise SystemExit(status)
+    return True
+
+
+@contextmanager
+def on_mesh(folder: Path, launch: ProcessesConfig, precision: str) -> Iterator[GPT]:
+    """The checkpoint's model on all processes, which leave their world together when the block is left."""
+    from caat.supervision.device import stop_process_group
+    from eval.open import open_model
+
+    yield open_model(folder, launch.device, precision, launch.backend)
+    if world_size(launch) > 1:
+        stop_process_group()
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run folder of the checkpoint ``folder``; None of one that no run wrote."""
+    checkpoints = folder.resolve().parent
+    return checkpoints.parent if checkpoints.name == "checkpoints" else None
+
+
+def result_path(folder: Path, out: str | None, name: str) -> Path:
+    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``, else in ``folder``.
+
+    Raises ``ValueError`` if it cannot be written.
+    """
+    return result_file(out or (run_of(folder) or folder) / name)

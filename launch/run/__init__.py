@@ -1,0 +1,1 @@
+"""The life of one training run: composed, checked, started, resumed, trained, summarised."""

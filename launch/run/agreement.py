@@ -1,0 +1,75 @@
+"""What a configuration has to agree in with the checkpoint that it starts from, and ranks with each other."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caat.data.corpus import data_fingerprint
+from caat.training.checkpoint.architecture import Architecture
+from conf.checks import require
+from conf.model import ModelConfig
+from conf.reading.explain import SETTINGS
+from conf.schema import Config
+
+if TYPE_CHECKING:
+    from caat.supervision.control import Control
+
+# Of a model, what is not in the function. The padding of the vocabulary is, where channels are private.
+NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
+# Settings, by how their names begin, that may be others on another host: places, and what rank 0 alone does.
+OF_A_HOST = ("run.", "launch.", "data.", "tracker.", "resume", "initialize", "eval.tasks")
+
+
+def check_model(config: Config, found: Architecture, where: object, remedy: str) -> None:
+    """Raise ``ValueError`` unless the model is the one ``found`` in ``where``, apart from its shards."""
+    for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
+        ours, theirs = getattr(config.model, name), getattr(found.model, name)
+        require(
+            ours == theirs,
+            f"model.{name}={ours}, but {where} holds a model with {theirs}: give model.{name}={theirs}, or "
+            f"{remedy}",
+        )
+
+
+def check_private(config: Config, found: Architecture, where: object) -> None:
+    """Raise ``ValueError`` unless private channels would be those that ``found`` was trained with."""
+    shards = config.parallel.tensor
+    require(
+        shards == found.shards,
+        f"parallel.tensor={shards}, but {where} was trained with {found.shards} shards at "
+        f"sync.ratio={found.ratio}: with private channels another number of shards is another model. Give "
+        f"parallel.tensor={found.shards}, on any number of processes",
+    )
+    # Each slice of the vocabulary is read from the stream of its own shard.
+    ours, theirs = config.model.padded_vocab(shards), found.model.padded_vocab(shards)
+    require(
+        ours == theirs or found.plain,
+        f"the vocabulary is padded to {ours}, but {where} was trained with {theirs}, and with private "
+        f"channels that is another function: give model.padded_vocab_size={theirs}",
+    )
+    scale = config.sync.scale(shards)
+    require(
+        scale == found.private_scale,
+        f"sync.private_scale is {scale}, but {where} was trained with {found.private_scale}: give "
+        f"sync.private_scale={found.private_scale}",
+    )
+
+
+def check_ranks(config: Config, tokens: Path, control: Control) -> None:
+    """Raise ``ValueError`` on all ranks if one was started with other settings or other text. Collective.
+
+    Nothing later would show it: replicas average their gradients, whatever each was trained on.
+    """
+    own = {name: str(attrgetter(name)(config)) for name in SETTINGS if not name.startswith(OF_A_HOST)}
+    own["the text"] = data_fingerprint(tokens)
+    first, *others = control.gather(own)
+    for rank, theirs in enumerate(others, 1):
+        for name, value in theirs.items():
+            require(
+                value == first[name],
+                f"{name} is {first[name]} on rank 0 and {value} on rank {rank}: start every node with the "
+                "same settings and the same text",
+            )

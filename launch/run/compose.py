@@ -1,0 +1,88 @@
+"""From what the user typed to the checked configuration of `caat pretrain`.
+
+Every mistake is a ``ValueError`` of one line: what was given, the rule, the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.checks import require
+from conf.reading.build import build, literal
+from conf.reading.explain import SETTINGS, explain, is_hydras
+from conf.reading.from_file import FromFile, read_settings, set_by, settings_file, take_file
+from conf.reading.overrides import hydra_config, initialise, parse_overrides
+from conf.reading.settings import typed
+from conf.reading.warmup import shorten_warmup
+from conf.schema import Config
+from launch.run.initial import adopt
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
+
+    What they leave open is as in the file of ``config=FILE``, or in the run that ``resume=auto`` continues. A
+    warm-up that is not among them fits the steps. Raises ``ValueError`` for an unknown setting or option,
+    one of Hydra's own, a wrong type, bad syntax, or a value out of range.
+    """
+    given, overrides = take_file(overrides)
+    with initialise():
+        parsed = parse_overrides(overrides)
+        for override in parsed:
+            text = str(override.input_line)
+            require(
+                not is_hydras(text),
+                f"{text} is for a sweep: give -m and several values, or leave it out"
+                + (" (the folder of a run is run.dir=...)" if text.startswith("hydra.run.dir") else ""),
+            )
+            if override.is_sweep_override():
+                raise ValueError(
+                    f"{override.input_line} gives several values: caat pretrain -m trains once for each; "
+                    "a list is written as key=[a,b]"
+                )
+        path = settings_file(given, parsed)
+        found = read_settings(path) if path else FromFile()
+        keys = {override.key_or_group for override in parsed}
+        options = [f"{group}={option}" for group, option in found.options.items() if group not in keys]
+        try:
+            config = hydra_config([*options, *_replacing(parsed)])
+        except (HydraException, OmegaConfBaseException) as error:
+            explain(error, overrides)
+    _take_over(config, found, set_by(parsed))
+    adopt(config, keys | set(found.options) | set(found.settings))
+    built = build(config, Config, overrides)
+    own = keys if "train.steps" in keys else keys | set(found.settings)
+    if "optim.warmup_steps" not in own:
+        shorten_warmup(built)
+    return built
+
+
+def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> None:
+    """Set what is ``found`` in a file and not ``given`` on the command line."""
+    for name, value in found.settings.items():
+        if name in given:
+            continue
+        try:
+            OmegaConf.update(config, name, literal(value), merge=False)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{found.path}: {name}={typed(value)} is not {SETTINGS[name].rule}") from error
+    # The file may be another's, and so the account that it names.
+    require(
+        found.path is None or config.tracker.wandb != "online" or "tracker.wandb" in given,
+        f"{found.path} sends its metrics to Weights & Biases: give tracker=wandb to do so, or tracker=none",
+    )
+
+
+def _replacing(parsed: Sequence[Override]) -> list[str]:
+    """The overrides, but a schedule of the ratio takes the place of an experiment's: Hydra mixes them."""
+    found = []
+    for override in parsed:
+        if override.key_or_group == "sync.ratio" and isinstance(override.value(), dict):
+            found.append("sync.ratio=0")
+        found.append(str(override.input_line))
+    return found

@@ -1,0 +1,217 @@
+"""The folder of one run: its configuration and what it ran on, written before anything else."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import caat
+from caat.runs.status import write_status
+from conf.checks import require
+from conf.reading.saved import save_config
+from conf.schema import Config
+from launch.run.resume import continues
+
+PACKAGES = (
+    "caat",
+    "torch",
+    "deepspeed",
+    "hydra-core",
+    "omegaconf",
+    "sentencepiece",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "wandb",
+    "numpy",
+)
+
+
+def open_run_folder(config: Config) -> Path:
+    """A new run's folder, or that of the run that ``resume`` continues: claimed, and ``starting``.
+
+    Raises ``ValueError``, also if another job has claimed it.
+    """
+    if continues(config):
+        folder = Path(str(config.run.dir)).expanduser()
+        claim(folder)
+        with _writing(folder):
+            reopen_run_folder(config, folder)
+    else:
+        folder = create_run_folder(config)
+        claim(folder)
+    write_status(folder, "starting")
+    return folder
+
+
+def create_run_folder(config: Config) -> Path:
+    """Make the folder of a new run, with ``config.yaml`` and ``environment.json``, and return its path.
+
+    It is ``run.dir``, or ``outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>`` with a number appended if
+    that is taken; of two runs that start at once, each gets its own.
+
+    Raises ``ValueError`` if it cannot be made, or ``run.dir`` holds something.
+    """
+    folder = _given_folder(config.run.dir) if config.run.dir else _new_folder(config)
+    with _writing(folder):
+        try:
+            save_config(config, folder / "config.yaml")
+        except FileExistsError as error:
+            raise ValueError(
+                f"run.dir={folder} was taken by another run just now: give another one"
+            ) from error
+        _write_environment(folder / "environment.json")
+    return folder
+
+
+def reopen_run_folder(config: Config, folder: Path) -> Path:
+    """Go on in the folder of an earlier run: its configuration is now ``config``.
+
+    The environment of each start is kept: ``environment-2.json`` and on. Raises ``ValueError`` if a folder
+    stands where a file belongs.
+    """
+    aside = folder / "config.yaml.tmp"
+    for path in (aside, *(folder / name for name in ("metrics.jsonl", "status.json", "summary.json"))):
+        require(not path.is_dir(), f"{path} is a folder, where a run keeps a file: move it away")
+    aside.unlink(missing_ok=True)
+    save_config(config, aside)
+    aside.rename(folder / "config.yaml")
+    numbered = (folder / f"environment-{number}.json" for number in count(2))
+    _write_environment(next(path for path in numbered if not path.exists()))
+    return folder
+
+
+def leave_finished(config: Config, folder: Path | None = None) -> None:
+    """Of a run that has done all its steps; it may have been killed just before it could say so.
+
+    Without ``folder``, which is claimed, it is ``run.dir``. Raises ``ValueError`` if another job is at its
+    last figures.
+    """
+    if folder is None:
+        folder = Path(str(config.run.dir)).expanduser()
+        claim(folder)
+    write_status(folder, "finished")
+    print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
+    if not (folder / "summary.json").is_file():
+        print(
+            f"it ended before its last figures: caat evaluate checkpoint={folder} measures the model, and "
+            f"caat report {folder} draws what there is"
+        )
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a reader needs to repeat the run. No environment variables: they hold secrets."""
+    source = Path(str(caat.__file__)).parents[1]
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        # Of caat itself if it runs from a checkout, else of the project it is used in.
+        "git": _git(source, top=True) or _git(Path.cwd()),
+    }
+
+
+def claim(folder: Path) -> None:
+    """Keep other jobs out of the run folder until this process ends, however it ends."""
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another job is at work in run.dir={folder}: wait until it has ended, or give another folder"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"run.dir={folder} cannot be written ({error.strerror})") from error
+    except NotImplementedError:
+        return  # file systems of some clusters have no locks
+    # Also keeps the lock from being collected.
+    atexit.register(lock.release)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = error.strerror or error
+        raise ValueError(f"{folder} cannot be written ({problem}): make room, or give run.dir=...") from error
+
+
+def _write_environment(path: Path) -> None:
+    path.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+
+
+def _given_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run.dir={name} cannot be made ({error.strerror}): give another one") from error
+    if any(folder.iterdir()):
+        raise ValueError(f"run.dir={name} exists and is not empty: give a new folder, or leave run.dir out")
+    return folder
+
+
+def _new_folder(config: Config) -> Path:
+    ratios = "-".join(f"{ratio:g}" for ratio in config.sync.schedule.values())
+    stem = (
+        f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.model.name}-n{config.parallel.tensor}"
+        f"-r{ratios}-s{config.seed}"
+    )
+    for number in count(1):
+        folder = Path("outputs", stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be made ({error.strerror}): give run.dir=...") from error
+    raise AssertionError("count() does not end")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, top: bool = False) -> dict[str, Any] | None:
+    """Revision of the checkout that ``folder`` is in (``top``: is the top of), and whether it was changed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        # Paths are bytes, whatever the locale's encoding.
+        return os.fsdecode(
+            subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+        ).strip()
+
+    try:
+        root = git("rev-parse", "--show-toplevel")
+        if top and Path(root).resolve() != folder.resolve():
+            return None
+        dirty = bool(git("status", "--porcelain"))
+        return {"checkout": root, "revision": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.SubprocessError):
+        return None

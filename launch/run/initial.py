@@ -1,0 +1,66 @@
+"""A new run from given weights: what it takes over from their checkpoint, and what has to agree."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from caat.data.tokenizer import find_tokenizer
+from caat.training.checkpoint.architecture import read_architecture
+from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.tokenizer import checked_tokenizer
+from conf.checks import require
+from conf.model import ModelConfig
+from conf.schema import Config
+from launch.run.agreement import check_model, check_private
+
+
+def initial_checkpoint(path: str) -> Path:
+    """The checkpoint that ``initialize=path`` means; raises ``ValueError`` if there is none."""
+    return find(path, "initialize")
+
+
+def adopt(config: DictConfig, given: Collection[str]) -> None:
+    """Take what is not ``given`` of the model, and the tokenizer, from the checkpoint of ``initialize``.
+
+    ``given`` names settings and groups on the command line: the group ``model`` stands for all of a model.
+    """
+    if config.initialize is None:
+        return
+    names = {f"model.{field.name}" for field in fields(ModelConfig)}
+    if config.data.tokenizer is not None and ("model" in given or names <= set(given)):
+        return
+    checkpoint = initial_checkpoint(config.initialize)
+    found = read_architecture(checkpoint)
+    if "model" not in given:
+        values = {field.name: getattr(found.model, field.name) for field in fields(ModelConfig)}
+        values["name"] = Path(config.initialize).expanduser().resolve().name
+        if config.parallel.tensor != found.shards:
+            values["padded_vocab_size"] = None
+        for name, value in values.items():
+            if f"model.{name}" not in given:
+                config.model[name] = value
+    if config.data.tokenizer is None:
+        config.data.tokenizer = str(checked_tokenizer(checkpoint))
+
+
+def check_initial(config: Config, tokens: Path | None = None) -> None:
+    """Raise ``ValueError`` unless the run can start from ``initialize``; with ``tokens``, if prepared."""
+    if config.initialize is None:
+        return
+    checkpoint = initial_checkpoint(config.initialize)
+    found = read_architecture(checkpoint)
+    where = f"initialize={config.initialize}"
+    check_model(config, found, where, "leave the model out and it is taken over")
+    if not found.plain:
+        check_private(config, found, where)
+    theirs = checked_tokenizer(checkpoint)
+    ours = find_tokenizer(tokens) if tokens else Path(config.data.tokenizer or theirs).expanduser()
+    require(
+        ours.read_bytes() == theirs.read_bytes(),
+        f"{ours} is another tokenizer than {theirs}, whose pieces the weights know: leave data.tokenizer "
+        "out, or give text that is not prepared yet",
+    )

@@ -1,0 +1,169 @@
+"""Where a run continues from, decided and checked before any process starts. Reads JSON files only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from caat.data.corpus import data_fingerprint
+from caat.runs.status import read_status
+from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
+from caat.training.checkpoint.state import State, read_state
+from conf.checks import require
+from conf.schema import Config
+from launch.run.agreement import check_model, check_private
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes again, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def check_restartable(config: Config) -> None:
+    """Raise ``ValueError`` if torchrun is to restart processes that would not find their run again."""
+    require(
+        config.run.dir is not None or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0",
+        "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
+    )
+    require(
+        config.resume == "auto"
+        or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"
+        or os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"],
+        "torchrun --max-restarts on several nodes needs resume=auto: each node counts restarts by itself",
+    )
+    require(
+        config.launch.max_restarts == 0,
+        f"launch.max_restarts={config.launch.max_restarts} is for processes that caat starts, and torchrun "
+        "has started these: give torchrun --max-restarts (MAX_RESTARTS in the batch scripts) instead",
+    )
+
+
+def continues(config: Config, folder: Path | None = None) -> bool:
+    """Whether the run goes on in a folder that an earlier start of it made: ``folder``, or ``run.dir``."""
+    run = folder or given_folder(config)
+    if run is None or not (run / "config.yaml").is_file():
+        return False
+    if restarted() or config.resume == "auto":
+        return True
+    from_path = Path(config.resume).expanduser().resolve()
+    return config.resume != "never" and run.resolve() in (from_path, *from_path.parents)
+
+
+def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]:
+    """Checkpoints to resume from, best first; none: train from the start.
+
+    The first may be gone, if `latest` names it: to whoever reads it, it is damaged. Raises ``ValueError`` if
+    ``resume`` names a path without one, or a run has saved some and has none.
+    """
+    run = folder or given_folder(config)
+    if run is not None and (restarted() or config.resume == "auto"):
+        found = _of_run(run)
+        if found or config.resume in ("auto", "never"):
+            return found
+    if config.resume == "never":
+        return []
+    require(
+        Path(config.resume).expanduser().is_dir(),
+        f"resume={config.resume} is not a folder: give never, auto, a run folder or a checkpoint in it",
+    )
+    chosen = find(config.resume, "resume")
+    given = Path(config.resume).expanduser()
+    return [chosen] if chosen == given else _from_latest(chosen.parent)
+
+
+def check_resume(config: Config, folder: Path | None = None) -> State | None:
+    """The state that the run would continue from, if any; raises ``ValueError`` unless it can.
+
+    Contents of large files are not looked at here: the processes verify those together.
+    """
+    problem = ""
+    candidates = checkpoints_to_try(config, folder)
+    for checkpoint in candidates:
+        try:
+            state, architecture = read_state(checkpoint)[0], read_architecture(checkpoint)
+        except ValueError as error:
+            require(config.checkpoint.on_damage == "previous", f"{error} (checkpoint.on_damage=stop)")
+            problem = problem or str(error)
+            continue
+        _check_architecture(config, architecture, checkpoint, state.step)
+        _check_state(config, state, checkpoint)
+        return state
+    require(
+        not candidates,
+        f"no checkpoint to resume from is whole: {problem}. Put a good one back, or give a new run.dir=... "
+        "to train from the start",
+    )
+    return None
+
+
+def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) -> State | None:
+    """:func:`check_resume`, and whether the prepared ``tokens`` are what was trained on until then."""
+    state = check_resume(config, folder)
+    if state is None:
+        return None
+    require(
+        state.data == data_fingerprint(tokens),
+        f"the checkpoint to resume from was trained on other text or another tokenizer than {tokens}, where "
+        "its position means nothing: give the data settings that it was trained with",
+    )
+    return state
+
+
+def _check_architecture(config: Config, found: Architecture, checkpoint: Path, step: int) -> None:
+    check_model(config, found, checkpoint, "start a new run")
+    ratio = config.sync.ratio_of(step)
+    of_step = f" is {ratio} in step {step}" if len(config.sync.schedule) > 1 else ""
+    require(
+        ratio == found.ratio,
+        f"sync.ratio={config.sync.ratio}{of_step}, but {checkpoint} was trained at {found.ratio}, which is "
+        f"another function: give sync.ratio={found.ratio} up to there, or start a new run from its weights "
+        "with initialize=... instead of resume",
+    )
+    # At ratio 1 any shards compute the same.
+    if ratio < 1:
+        check_private(config, found, checkpoint)
+
+
+def _check_state(config: Config, state: State, checkpoint: Path) -> None:
+    for name, ours, theirs in (
+        ("train.sequence", config.train.sequence, state.sequence),
+        ("seed", config.seed, state.seed),
+    ):
+        require(
+            ours == theirs,
+            f"{name}={ours}, but {checkpoint} was trained with {theirs}: its position in the data counts "
+            f"sequences of that length in the order of that seed. Give {name}={theirs}",
+        )
+    require(
+        state.step < config.train.steps or config.resume == "auto" or restarted(),
+        f"{checkpoint} has done {state.step} steps and train.steps={config.train.steps}: give more steps",
+    )
+
+
+def _of_run(run: Path) -> list[Path]:
+    """:func:`_from_latest`; raises ``ValueError`` if the run has saved some, and all of them are gone."""
+    checkpoints = run / "checkpoints"
+    remedy = "put its checkpoints back, or give a new run.dir=... to train from the start"
+    require(
+        checkpoints.is_dir() or not os.path.lexists(checkpoints),
+        f"{checkpoints} leads to no folder ({checkpoints.resolve()}): mount what it leads to, {remedy}",
+    )
+    found, status = _from_latest(checkpoints), read_status(run)
+    require(
+        bool(found) or status not in ("stopped", "finished"),
+        f"run.dir={run} is {status}, so it was saved, and {checkpoints} holds no checkpoint: {remedy}",
+    )
+    return found
+
+
+def _from_latest(checkpoints: Path) -> list[Path]:
+    """What `latest` names, then older ones; if that is gone or it names nothing, all others."""
+    whole, newest = whole_checkpoints(checkpoints), named_latest(checkpoints)
+    if newest is None:
+        return whole
+    return whole[whole.index(newest) :] if newest in whole else [newest, *whole]
+
+
+def given_folder(config: Config) -> Path | None:
+    return None if config.run.dir is None else Path(config.run.dir).expanduser()

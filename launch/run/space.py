@@ -1,0 +1,31 @@
+"""Whether a checkpoint of a run can be written, asked before the run is trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from caat.planning.costs import checkpoint_bytes
+from caat.storage.disk import free_bytes, nearest_folder, size_text
+from caat.training.checkpoint.folder import leftovers
+from conf.checks import require
+from conf.schema import Config
+from launch.run.resume import given_folder
+
+
+def check_space(config: Config, folder: Path | None = None) -> None:
+    """Raise ``ValueError`` unless one more checkpoint fits beside those there are, which go only after it.
+
+    ``folder``, ``run.dir`` or the folder of all runs says where.
+    """
+    checkpoints = (folder or given_folder(config) or Path("outputs")) / "checkpoints"
+    there, need, free = nearest_folder(checkpoints), checkpoint_bytes(config.model), free_bytes(checkpoints)
+    remedy = "give run.dir=... on another disk"
+    require(os.access(there, os.W_OK | os.X_OK), f"{there}, for {checkpoints}, is not writable: {remedy}")
+    # What a save that was killed has left is removed by the next one.
+    files = (file for left in leftovers(checkpoints) for file in left.rglob("*") if file.is_file())
+    require(
+        free is None or need <= free + sum(file.stat().st_size for file in files),
+        f"a checkpoint of this run takes {size_text(need)}, and {size_text(free or 0)} are free in {there}, "
+        f"for {checkpoints}: make room, or {remedy}",
+    )

@@ -1,0 +1,117 @@
+"""The end of a run: a table for the terminal, summary.json and loss.png in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import log
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+
+from caat.data.loader import sequence_count
+from caat.data.shards import TokenShards, read_unigram
+from caat.parallel.mesh import Mesh
+from caat.planning.costs import sync_bytes
+from caat.training.plot import plot_loss
+from caat.training.progress import loss_text
+from caat.training.trackers.jsonl import read_records
+from conf.partition import shared_channels
+from conf.schema import Config
+from conf.sync import wire_format
+from launch.command.errors import only_warned
+
+# Of the records of steps, what the figures are made of.
+MEASURED = {"loss", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds"}
+
+
+def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
+    """Validation loss, in nats per token, of two models that look at nothing, on the same targets.
+
+    ``uniform``: every piece alike. ``unigram``: the training text's piece frequencies, plus one each.
+    """
+    held_out = TokenShards(tokens, "validation")
+    counts = read_unigram(tokens, held_out.vocab_size).astype(np.float64) + 1
+    text = held_out.read(1, sequence * min(count, sequence_count(held_out, sequence)))
+    return {
+        "uniform": log(held_out.vocab_size),
+        "unigram": float(-np.log(counts / counts.sum())[text].mean()),
+    }
+
+
+def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float], folder: Path) -> dict:
+    """Print and write what the run came to; ``record`` is its last step's, ``base`` its :func:`baselines`."""
+    # Benchmarks are lines of their own; on a disk that was full for a while, some steps or all are missing.
+    logged = read_records(folder / "metrics.jsonl")
+    records = [each for each in logged if each.keys() >= MEASURED] or [record]
+    sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
+    full = full_sync_bytes(config, mesh, record["ratio"], sent)
+    # The first steps warm caches up.
+    rates = [r["tokens_per_second"] for r in records[2:] or records]
+    summary = {
+        "validation_loss": record["validation_loss"],
+        "uniform_loss": base["uniform"],
+        "unigram_loss": base["unigram"],
+        "trained_tokens": record["tokens"],
+        "skipped_steps": record["skipped_steps"],
+        "tokens_per_second": float(np.median(rates)),
+        "data_wait_share": sum(r["data_wait_seconds"] for r in records)
+        / sum(r["step_seconds"] for r in records),
+        "tensor_parallel_bytes_per_step": sent,
+        "tensor_parallel_bytes_per_step_full_synchronisation": full,
+        "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
+        "run": str(folder),
+        "checkpoint": str(folder / "checkpoints" / f"step-{config.train.steps:08}"),
+        "plot": str(folder / "loss.png"),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    title = f"{config.model.name}, {mesh.shards} shards, sync.ratio {config.sync.describe_ratio()}"
+    with only_warned("loss.png"):
+        plot_loss(records, base, title, folder / "loss.png")
+    _print(summary, mesh)
+    return summary
+
+
+def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
+    """Bytes of full synchronisation, of a step that ``sent`` these at ``ratio``.
+
+    That is with full messages inside the layers, and all activations sent in their own type.
+    """
+    if mesh.processes == 1:
+        return dict(sent)
+    c, model = config.train, config.model
+    tokens = c.global_batch // mesh.data_size * c.sequence
+    channels = shared_channels(model.hidden, ratio, mesh.shards)
+    wire, own = config.sync.wire_format(c.precision), wire_format("auto", c.precision)
+    layers = sync_bytes(model, model.hidden, tokens, own) - sync_bytes(model, channels, tokens, wire)
+    embedding = tokens * (own.token_bytes(model.hidden) - wire.token_bytes(model.hidden))
+    return {"forward": sent["forward"] + layers, "backward": sent["backward"] + layers + embedding}
+
+
+def _print(summary: dict, mesh: Mesh) -> None:
+    rows = {
+        "validation loss": f"{loss_text(summary['validation_loss'])} nats per token "
+        f"(uniform guess {summary['uniform_loss']:.4f}, unigram model {summary['unigram_loss']:.4f})",
+        "trained": f"{summary['trained_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"{summary['data_wait_share']:.2%} of the time waiting for data",
+    }
+    if summary["skipped_steps"]:
+        rows["skipped steps"] = f"{summary['skipped_steps']} (loss or gradient not finite)"
+    if mesh.processes == 1:
+        rows["tensor-parallel traffic"] = "none: all shards are in this process"
+    else:
+        ours = summary["tensor_parallel_bytes_per_step"]
+        full = summary["tensor_parallel_bytes_per_step_full_synchronisation"]
+        for way in ours:
+            rows[f"sent {way}"] = (
+                f"{ours[way] / 2**20:.1f} MiB per step and process, {ours[way] / full[way]:.0%} of the "
+                f"{full[way] / 2**20:.1f} MiB of full synchronisation"
+            )
+    rows |= {"checkpoint": summary["checkpoint"], "loss plot": summary["plot"], "run folder": summary["run"]}
+    rows["use it"] = f"caat generate checkpoint={quote(summary['run'])} prompt='The '"
+    width = max(map(len, rows)) + 2
+    print()
+    for name, text in rows.items():
+        print(f"{name:<{width}}{text}")
+    print(Path(summary["run"]) / "summary.json")

@@ -1,0 +1,133 @@
+"""What can be known to be wrong with a run before its processes start, beyond the schema's own rules."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from caat.data.corpus import prepared_folder
+from caat.data.shards import SPLITS, read_index, read_unigram
+from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from conf.checks import require
+from conf.schema import Config
+from launch.command.available import installed, wandb_login
+from launch.run.initial import check_initial
+from launch.run.resume import check_resume, continues
+
+
+def validate(config: Config, world: int) -> None:
+    """Raise ``ValueError`` for all that can be known to be wrong before ``world`` processes start."""
+    config.check_layout(world)
+    folder = prepared_folder(config.data)
+    if (folder / "index.json").is_file():
+        check_data(config, folder)
+    elif config.data.tokenizer:
+        tokenizer = Path(config.data.tokenizer).expanduser()
+        _check_vocabulary(config, load_tokenizer(tokenizer).vocab_size(), f"the tokenizer {tokenizer}")
+    else:
+        _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
+    if check_resume(config) is None:
+        check_initial(config, folder if (folder / "index.json").is_file() else None)
+    _check_tracker(config)
+    _check_compiler(config)
+    if config.eval.every:
+        from eval.quality.tasks import find_tasks
+
+        find_tasks(config.eval.tasks).check(config.model.sequence)
+    _check_run_folder(config)
+
+
+def check_device(config: Config) -> None:
+    """Raise ``ValueError`` unless each process started here can have the device that was asked for."""
+    c = config.launch
+    if c.device == "cuda" or c.backend == "nccl":
+        # Only now: importing torch takes seconds.
+        from caat.supervision.device import choose_device
+
+        choose_device(c.device, 0, c.processes, c.backend)
+
+
+def check_data(config: Config, folder: Path) -> None:
+    """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
+    index = read_index(folder)
+    _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
+    given, used = config.data.tokenizer, find_tokenizer(folder)
+    # Of initialize= the tokenizer is taken over, and held against the text by check_initial.
+    require(
+        given is None
+        or config.initialize is not None
+        or Path(given).expanduser().read_bytes() == used.read_bytes(),
+        f"data.tokenizer={given}, but {folder} was prepared with another one, {used}: leave data.tokenizer "
+        "out, or give the text itself as data.path",
+    )
+    sequence = config.train.sequence
+    for split in SPLITS:
+        tokens = index.tokens(split)
+        require(
+            tokens > sequence,
+            f"train.sequence={sequence} is longer than the {split} split of {folder}, {tokens:,} tokens of "
+            "which the last is only a target: lower train.sequence or give more text"
+            + (" (or raise data.validation)" if split == "validation" else ""),
+        )
+    # Only the figures at the end need it: that is no time to find out.
+    counts = read_unigram(folder, index.vocab_size)
+    require(
+        counts.sum() == index.tokens("train"),
+        f"{folder / 'unigram.npy'} does not count the tokens of index.json: remove the folder {folder} and "
+        "prepare it again",
+    )
+
+
+def _check_compiler(config: Config) -> None:
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    require(
+        not config.train.compile or any(map(shutil.which, compilers)),
+        f"train.compile=true needs a C++ compiler, and none is found ({', '.join(compilers)}): install g++, "
+        "or leave train.compile out",
+    )
+
+
+def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
+    size = config.model.vocab_size
+    require(
+        pieces <= size,
+        f"{what} has {pieces:,} pieces and the model only model.vocab_size={size}: "
+        f"give model.vocab_size={pieces} or a smaller tokenizer",
+    )
+
+
+def _check_tracker(config: Config) -> None:
+    """Raise ``ValueError`` unless the trackers chosen can be used here."""
+    require(
+        not config.tracker.tensorboard or installed("tensorboard"),
+        "tracker=tensorboard needs TensorBoard: pip install tensorboard, or leave it out",
+    )
+    require(
+        config.tracker.wandb != "online" or wandb_login(),
+        "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run "
+        "`wandb sync` later",
+    )
+
+
+def _check_run_folder(config: Config) -> None:
+    """Raise ``ValueError`` unless the run folder can be written, and is new or empty or to be continued."""
+    name = config.run.dir
+    folder = Path(name or "outputs").expanduser()
+    what = f"run.dir={name}" if name else f"the folder of runs {folder.absolute()}"
+    at = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    require(at.is_dir(), f"{what} cannot be made, {at} is a file: give another run.dir=...")
+    require(
+        os.access(at, os.W_OK | os.X_OK),
+        f"{what} cannot be made, {at} is not writable: give another run.dir=...",
+    )
+    require(
+        not name or at != folder.absolute() or not any(at.iterdir()) or continues(config),
+        f"{what} exists and is not empty"
+        + (
+            ": give resume=auto to continue the run in it, "
+            if (folder / "config.yaml").is_file()
+            else ", and no run is in it (no config.yaml): "
+        )
+        + "give a new folder, or leave run.dir out and one is made",
+    )

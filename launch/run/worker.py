@@ -1,0 +1,148 @@
+"""One process of a training run: its checks, its process group, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from caat.data.corpus import prepare
+from caat.runs.status import read_status, write_status
+from caat.supervision.device import choose_device, side_store, start_process_group, stop_process_group
+from caat.supervision.signals import StoppedBySignal, StopRequest
+from caat.supervision.watchdog import Watchdog
+from conf.schema import Config
+from launch.command.errors import STOPPED
+from launch.run.folder import leave_finished, open_run_folder
+from launch.run.go_on import how_to_go_on
+from launch.run.initial import check_initial
+from launch.run.resume import check_resume_data, given_folder, restarted
+from launch.run.space import check_space
+from launch.run.tokens import check_tokens
+from launch.run.trainer import ENDINGS, train_run
+from launch.run.validate import check_data
+
+# What another rank that failed first gets to say so, before this one reports that it lost the connection.
+LOST_CONNECTION_SECONDS = 3.0
+
+
+def work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> None:
+    """Train as this rank of the world (or as a world of one); every rank of a run calls it alike.
+
+    ``folder`` is the run folder; ``None``: the first rank makes it. ``settings`` are those that the user
+    gave, for the command that goes on after a stop; ``None``: whoever started this process tells it. Raises
+    ``ValueError`` for what the user can mend, before the process group starts. Exits with one of the
+    statuses in ``launch.command.errors`` if training stopped early.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    config.check_layout(world)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    device = choose_device(config.launch.device, local_rank, local_world, config.launch.backend)
+    _set_determinism(config)
+    tokens = prepare(config.data)
+    if folder is None:  # else who started this process has done it
+        check_tokens(tokens)
+    check_data(config, tokens)
+    state = check_resume_data(config, tokens, folder)
+    if state is None:
+        check_initial(config, tokens)
+    elif state.step >= config.train.steps:
+        if os.environ.get("RANK", "0") == "0":
+            leave_finished(config, folder)
+        return
+
+    known = folder or given_folder(config)
+    if restarted() and known is not None and read_status(known) == "stopped":
+        # To torchrun a process that was told to stop, and saved, is one that died.
+        sys.exit(STOPPED)
+    check_space(config, folder)
+    with StopRequest(os.environ.get("RANK", "0") == "0") as request:
+        if folder is not None:
+            request.record = partial(write_status, folder, "failed")
+        start_process_group(device, backend=config.launch.backend)
+        watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
+        status = 0
+        try:
+            run = _agree_on(folder, config)
+            watchdog.record = request.record = partial(write_status, run, "failed")
+            with _failures_kept(run):
+                train_run(config, run, tokens, device, request, watchdog)
+        except tuple(ENDINGS) as error:
+            if dist.get_rank() == 0:
+                stopped = type(error) is StoppedBySignal
+                print(f"caat: {'' if stopped else 'error: '}{error}", file=sys.stderr)
+                if stopped and settings is not None:
+                    print(how_to_go_on(settings, run, torchrun=world > 1), file=sys.stderr)
+            status = ENDINGS[type(error)]
+        except Exception as error:
+            _fail(error, watchdog)
+            raise
+        # All ranks come here or none does: after any other error the others may still be in a collective.
+        stop_process_group()
+        watchdog.stop()
+    if status:
+        sys.exit(status)
+
+
+@contextmanager
+def _failures_kept(run: Path) -> Iterator[None]:
+    """A failure before training began is the status of ``run`` as well."""
+    try:
+        yield
+    except tuple(ENDINGS) as error:
+        if dist.get_rank() == 0 and read_status(run) == "starting":
+            write_status(run, "failed", str(error))
+        raise
+
+
+def _fail(error: Exception, watchdog: Watchdog) -> None:
+    """End this process, so that the first rank to fail is the one that is heard; returns in a world of one.
+
+    A mistake of the user is raised by all ranks, and reported by the launcher.
+    """
+    if dist.get_world_size() == 1 or isinstance(error, ValueError):
+        if dist.get_rank() == 0:
+            watchdog.record(str(error) or type(error).__name__)
+        watchdog.stop()
+        return
+    lost_connection = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
+    if lost_connection:
+        # By itself it says nothing: the rank at the other end of it is gone, and may have said why.
+        why = f"rank {dist.get_rank()} lost the connection to another rank"
+        if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
+            print(f"caat: error: {why}", file=sys.stderr)
+            watchdog.record(why)
+    elif watchdog.claim_failure(f"{type(error).__name__}: {error}"):
+        traceback.print_exception(error)
+        print(f"caat: error: rank {dist.get_rank()}: {error}", file=sys.stderr)
+        watchdog.record(f"rank {dist.get_rank()}: {error}")
+    sys.stderr.flush()
+    # Not sys.exit: gloo's threads and the one of a save in flight would be waited for.
+    os._exit(1)
+
+
+def _agree_on(folder: Path | None, config: Config) -> Path:
+    """The first rank makes the run folder if there is none yet; all ranks learn its name."""
+    names = [None if folder is None else str(folder)]
+    if folder is None and dist.get_rank() == 0:
+        names = [str(open_run_folder(config))]
+    dist.broadcast_object_list(names, src=0)
+    assert names[0] is not None
+    return Path(names[0])
+
+
+def _set_determinism(config: Config) -> None:
+    torch.manual_seed(config.seed)
+    if config.train.deterministic:
+        # cuBLAS needs it set before its first use to be repeatable.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
