@@ -6,16 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist, mean, quantiles, stdev
+from statistics import mean, quantiles, stdev
 from typing import Any
+
+from scipy.stats import t as student_t
 
 from caat.runs.reading import Run, settings
 from conf.deployment import DEPLOYMENT, KEEPING
 from conf.reading.settings import typed
 
 SEED, RATIO = "seed", "sync.ratio"
-# 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,8 @@ def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def t_95(freedom: int) -> float:
-    """97.5 % quantile of Student's t; above ten degrees by the expansion of Cornish and Fisher."""
-    if freedom <= len(T_95):
-        return T_95[freedom - 1]
-    z = NormalDist().inv_cdf(0.975)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    """97.5 % quantile of Student's t with ``freedom`` degrees of freedom."""
+    return float(student_t.ppf(0.975, freedom))
 
 
 def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
