@@ -19,6 +19,7 @@ from launch.run.folder import claim
 from launch.run.go_on import how_to_go_on
 from launch.run.local import interrupts_kept, run_in_processes, set_up
 from launch.run.resume import check_restartable, check_resume, restarted
+from launch.run.start import Start
 from launch.run.validate import validate
 
 # Importing torch takes seconds: nothing here does before the configuration is known to be right.
@@ -39,16 +40,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    # By the parent that made the folder and holds it; or, --queued-run, by a job that comes to it later.
-    if argv[:1] in (["--run-folder"], ["--queued-run"]):
-        given = Path(argv[1])
-        config = read_config(given / "config.yaml")
-        if argv[0] == "--queued-run" and os.environ.get("RANK", "0") == "0":
-            claim(given)
-            if not restarted():
-                check_resume(config, given)
-                write_status(given, "starting")
-        return _work(config, given)
+    if argv[:1] == ["--run-folder"]:
+        # A worker: its parent has made the folder and holds it.
+        config = read_config(Path(argv[1]) / "config.yaml")
+        return _work(config, Start.from_argument(argv[2]))
+    if argv[:1] == ["--queued-run"]:
+        return _queued(Path(argv[1]))
     flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}
     if flags:
         return _with_flags(flags, argv)
@@ -57,23 +54,35 @@ def _main(argv: list[str]) -> int:
     if under_torchrun():
         validate(config, int(os.environ["WORLD_SIZE"]))
         check_restartable(config)
-        return _work(config, None, argv)
-    folder = set_up(config)
-    if folder is None:
+        return _work(config, settings=argv)
+    start = set_up(config)
+    if start is None:
         return 0
-    # Who is to start it again must not be the process that dies.
+    assert start.folder is not None
+    # A process that dies cannot start itself again.
     if config.launch.processes == 1 and config.launch.max_restarts == 0:
-        with interrupts_kept(folder):
-            return _work(config, folder, argv)
+        with interrupts_kept(start.folder):
+            return _work(config, start, settings=argv)
     try:
-        status = run_in_processes(folder, config.launch)
+        status = run_in_processes(start, config.launch)
     except Stopped as stop:
         if stop.code == STOPPED:
-            print(how_to_go_on(argv, folder), file=sys.stderr)
+            print(how_to_go_on(argv, start.folder), file=sys.stderr)
         raise
     if status == STOPPED:
-        print(how_to_go_on(argv, folder), file=sys.stderr)
+        print(how_to_go_on(argv, start.folder), file=sys.stderr)
     return status
+
+
+def _queued(folder: Path) -> int:
+    """Train the run in ``folder`` as a rank of a job that was queued for it."""
+    config = read_config(folder / "config.yaml")
+    if os.environ.get("RANK", "0") == "0":
+        claim(folder)
+        if not restarted():
+            check_resume(config, folder)
+            write_status(folder, "starting")
+    return _work(config, folder=folder)
 
 
 def _with_flags(flags: set[str], argv: list[str]) -> int:
@@ -108,12 +117,18 @@ def _note_experiment(argv: list[str]) -> None:
         )
 
 
-def _work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> int:
+def _work(
+    config: Config,
+    start: Start | None = None,
+    *,
+    folder: Path | None = None,
+    settings: Sequence[str] | None = None,
+) -> int:
     if os.environ.get("RANK", "0") == "0" and "--run-folder" not in sys.argv:
         print("caat: loading torch", file=sys.stderr, flush=True)
     from launch.run.worker import work
 
-    work(config, folder, settings)
+    work(config, start, folder=folder, settings=settings)
     return 0
 
 

@@ -1,32 +1,27 @@
-"""The training loop, top to bottom: batches, step, metrics, validation, what all ranks decide, checkpoint."""
+"""The training loop, top to bottom: step, record, validation, what all ranks agree on, checkpoint."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from caat.data.loader import Loader
-from caat.planning.costs import flops_per_token
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StoppedBySignal, StopRequest
 from caat.supervision.watchdog import Watchdog
-from caat.training.checkpoint.saver import SaveError, Saver
+from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State
-from caat.training.engine import Engine
-from caat.training.memory import memory_gib
-from caat.training.peak import peak_tflops
-from caat.training.progress import RunProgress, loss_text
+from caat.training.engine import Engine, StepResult
+from caat.training.output import Output
 from caat.training.randomness import random_state
+from caat.training.record import Recorder, finite
+from caat.training.saving import SavePolicy
 from caat.training.schedule import learning_rate
-from caat.training.trackers import Tracker
-from caat.training.trackers.samples import Samples
+from caat.training.step import take_step
 from conf.schema import Config
 
 
@@ -35,184 +30,149 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass
-class Output:
-    """What the first rank writes to; the other ranks have none."""
-
-    trackers: Sequence[Tracker]
-    samples: Samples
-    progress: RunProgress
-
-
-@dataclass
 class Supervision:
-    """What looks after a run: who agrees, saves, asks it to stop, and notices when it hangs or drifts."""
+    """What looks after a run: who agrees, asks it to stop, and notices when it hangs or drifts."""
 
     control: Control
-    saver: Saver
     request: StopRequest
     watchdog: Watchdog
     guard: ReplicaGuard
 
 
-def train(
-    config: Config,
-    engine: Engine,
-    loader: Loader,
-    validation: Callable[[], Iterable[tuple[Tensor, Tensor, int]]],
-    start: State,
-    supervision: Supervision,
-    device: torch.device,
-    output: Output | None,
-    benchmarks: Callable[[int], dict[str, float]] | None = None,
-) -> dict:
-    """Train from ``start`` to ``config.train.steps`` steps; returns the last step's record.
+@dataclass
+class Training:
+    """The parts of a run on this rank, and where it stands.
 
     ``validation()`` gives this rank's held-out batches, ``benchmarks(step)`` further figures of the model,
-    every ``eval.every`` steps and at the end, logged by themselves. Raises on every rank at the same step:
-    :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving), :class:`SaveError`, and
-    :class:`~caat.supervision.replicas.DriftError`.
+    every ``eval.every`` steps and at the end, logged by themselves.
     """
-    c, mesh, to = config.train, engine.mesh, supervision
-    tokens_per_step = c.global_batch * c.sequence
-    flops_per_step = flops_per_token(config.model, c.sequence) * tokens_per_step
-    peak = peak_tflops(device, c.peak_tflops)
-    state = start
-    record: dict = {}
-    due = False
-    for step in range(start.step + 1, c.steps + 1):
-        ratio = config.sync.ratio_of(step)
-        engine.set_ratio(ratio)
-        loss_before = None
-        if _begins_anew(config, step):
-            loss_before = engine.evaluate(_watched(validation(), to.watchdog, step))
-            if output:
-                output.progress.say(
-                    f"sync.ratio {ratio:g} from step {step} on: validation {loss_before:.4f} before it"
-                )
-        to.watchdog.beat(f"reading the data of step {step}")
-        started = time.perf_counter()
-        mesh.tensor.reset()
-        batches = [(tokens.to(device), targets.to(device)) for tokens, targets in loader.step()]
-        waited = time.perf_counter() - started
-        to.watchdog.beat(f"training step {step}")
-        to.guard.before(step)
-        rate = learning_rate(step, c.steps, config.optim)
-        result = engine.step(batches, rate)
-        seconds = time.perf_counter() - started
-        to.guard.after(step)
 
-        state = replace(
-            state,
-            step=step,
-            tokens=state.tokens + tokens_per_step,
-            position=loader.position,
-            skipped=state.skipped + result.skipped,
-            skipped_in_a_row=state.skipped_in_a_row + 1 if result.skipped else 0,
+    config: Config
+    engine: Engine
+    loader: Loader
+    validation: Callable[[], Iterable[tuple[Tensor, Tensor, int]]]
+    state: State
+    saver: Saver
+    supervision: Supervision
+    device: torch.device
+    output: Output | None = None
+    benchmarks: Callable[[int], dict[str, float]] | None = None
+
+    def say(self, text: str) -> None:
+        if self.output:
+            self.output.progress.say(text)
+
+    def validate(self, step: int, sampled: bool = False) -> float | None:
+        """The loss of the held-out text; ``sampled``: some of it is shown beside its losses. Collective."""
+        see = self.output.samples.see if self.output and sampled else None
+        return finite(self.engine.evaluate(self.held_out(step), see))
+
+    def held_out(self, step: int) -> Iterable:
+        """The batches of a validation at ``step``, each a sign of life."""
+        for batch in self.validation():
+            self.supervision.watchdog.beat(f"validating at step {step}")
+            yield batch
+
+
+def train(run: Training) -> dict:
+    """Train from ``run.state`` to ``train.steps`` steps; returns the last step's record. Collective.
+
+    Raises on every rank at the same step: :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving),
+    :class:`~caat.training.checkpoint.saver.SaveError` and :class:`~caat.supervision.replicas.DriftError`.
+    """
+    config, to, first = run.config, run.supervision, run.state.step + 1
+    steps = config.train.steps
+    recorder = Recorder(config, run.engine.mesh, run.device)
+    saving = SavePolicy(run.saver, config.checkpoint, to.control, run.say)
+    record: dict = {}
+    for step in range(first, steps + 1):
+        last = step == steps
+        ratio, rate = config.sync.ratio_of(step), learning_rate(step, steps, config.optim)
+        run.engine.set_ratio(ratio)
+        before = _validation_before(run, step, ratio)
+        taken = take_step(
+            step,
+            rate,
+            engine=run.engine,
+            loader=run.loader,
+            device=run.device,
+            guard=to.guard,
+            watchdog=to.watchdog,
         )
-        tflops = flops_per_step / seconds / 1e12 / (mesh.processes * mesh.data_size)
-        record = {
-            "step": step,
-            "tokens": state.tokens,
-            "loss": _number(result.loss),
-            "ratio": ratio,
-            "learning_rate": rate,
-            "grad_norm": _number(result.grad_norm),
-            "tokens_per_second": tokens_per_step / seconds,
-            "step_seconds": seconds,
-            "tflops_per_process": tflops,
-            "mfu": tflops / peak if peak else None,
-            "memory_gib": memory_gib(device),
-            "data_wait_seconds": waited,
-            "skipped_steps": state.skipped,
-            **{f"tensor_parallel_{name}": n for name, n in mesh.tensor.totals().items()},
-        }
-        if loss_before is not None:
-            record["validation_loss_before"] = _number(loss_before)
-        last = step == c.steps
-        validate = last or (c.eval_every > 0 and step % c.eval_every == 0) or _begins_anew(config, step + 1)
-        if validate:
-            see = output.samples.see if output else None
-            record["validation_loss"] = _number(
-                engine.evaluate(_watched(validation(), to.watchdog, step), see)
-            )
-        if output:
-            samples = output.samples.take() if validate else []
-            for tracker in output.trackers:
-                tracker.log(record)
-                if samples:
-                    tracker.samples(record, samples)
-            status = _status(record)
-            output.progress.step(step, status)
-            if step == start.step + 1 or validate or result.skipped or step % c.log_every == 0:
-                output.progress.line(step, status)
-        # Every rank counts the same steps: results are the same on all of them.
-        if state.skipped_in_a_row >= c.max_skipped:
-            raise NonFiniteError(
-                f"stopped at step {step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
-                f"that is not finite (last loss {result.loss}, gradient norm {result.grad_norm}). Lower "
-                f"optim.lr ({config.optim.lr}), use a longer optim.warmup_steps, or look at the data of "
-                "these steps; train.max_skipped sets how many are borne"
-            )
+        run.state = _after(run, step, taken.result)
+        record = recorder.record(taken, run.state, ratio=ratio, learning_rate=rate) | before
+        if last or _is_due(config.train.eval_every, step) or _begins_anew(config, step + 1):
+            record["validation_loss"] = run.validate(step, sampled=True)
+        if run.output:
+            shown = step == first or "validation_loss" in record or taken.result.skipped
+            run.output.record(record, line=shown or step % config.train.log_every == 0)
+        _check_finite(run, taken.result)
+
         to.watchdog.beat(f"agreeing after step {step}")
-        stop, save_failed, too_soon = to.control.maximum(
-            to.request.number, int(to.saver.failed), int(not to.saver.due)
-        )
-        if save_failed:
-            _bear(to.saver.wait, config, output)
-        benchmark = benchmarks is not None and (last or step % config.eval.every == 0)
-        # Benchmarks take long and may fail: what was trained is on disk first.
-        due = due or benchmark or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
-        # While steps are skipped, the weights are what may be wrong: the last checkpoint is the better one.
-        if last or stop or ((due or not too_soon) and not result.skipped):
-            by_time, due = not (last or stop or due), False
+        stop = saving.agree(to.request)
+        benchmark = run.benchmarks is not None and (last or _is_due(config.eval.every, step))
+        saving.wanted(step, benchmark)
+        must = last or stop > 0
+        if saving.saves(skipped=taken.result.skipped, must=must):
             to.watchdog.beat(f"saving step {step}")
-            now = replace(state, adam_steps=engine.adam_steps, random=random_state(), by_time=by_time)
-            # That an earlier one failed must not keep this one from being written.
-            _bear(to.saver.wait, config, output)
-            if last or stop:
-                # What the run came to is not to be lost: here a failure stops it in any case.
-                to.saver.save(now)
-                to.saver.wait()
-            else:
-                _bear(partial(to.saver.save, now), config, output)
+            now = replace(run.state, adam_steps=run.engine.adam_steps, random=random_state())
+            saving.save(now, must=must)
         if stop and not last:
             raise StoppedBySignal(stop, step)
-        if benchmarks is not None and benchmark:
-            _bear(to.saver.wait, config, output)
-            scores = _measure(partial(benchmarks, step), to.control, output)
-            for tracker in output.trackers if output and scores else ():
-                tracker.log({"step": step, "tokens": state.tokens, **scores})
+        if benchmark:
+            saving.wait()
+            _log_benchmarks(run, step)
     return record
 
 
-def _measure(
-    benchmarks: Callable[[], dict[str, float]], control: Control, output: Output | None
-) -> dict[str, float]:
-    """What ``benchmarks`` find; where they fail, on whichever ranks, that is a warning. Collective."""
+def _validation_before(run: Training, step: int, ratio: float) -> dict[str, float | None]:
+    """The loss before ``step`` where the model becomes another one in it; else nothing."""
+    if not _begins_anew(run.config, step):
+        return {}
+    loss = run.engine.evaluate(run.held_out(step))
+    run.say(f"sync.ratio {ratio:g} from step {step} on: validation {loss:.4f} before it")
+    return {"validation_loss_before": finite(loss)}
+
+
+def _after(run: Training, step: int, result: StepResult) -> State:
+    """Where training stands after ``step``."""
+    c, before = run.config.train, run.state
+    return replace(
+        before,
+        step=step,
+        tokens=before.tokens + c.global_batch * c.sequence,
+        position=run.loader.position,
+        skipped=before.skipped + result.skipped,
+        skipped_in_a_row=before.skipped_in_a_row + 1 if result.skipped else 0,
+    )
+
+
+def _check_finite(run: Training, result: StepResult) -> None:
+    """Raise :class:`NonFiniteError` after too many skipped steps; every rank counts the same."""
+    state, config = run.state, run.config
+    if state.skipped_in_a_row >= config.train.max_skipped:
+        raise NonFiniteError(
+            f"stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
+            f"that is not finite (last loss {result.loss}, gradient norm {result.grad_norm}). Lower "
+            f"optim.lr ({config.optim.lr}), use a longer optim.warmup_steps, or look at the data of "
+            "these steps; train.max_skipped sets how many are allowed"
+        )
+
+
+def _log_benchmarks(run: Training, step: int) -> None:
+    """Run the benchmarks; where they fail, on whichever ranks, that is a warning. Collective."""
+    assert run.benchmarks is not None
     scores, problem = {}, ""
     try:
-        scores = benchmarks()
+        scores = run.benchmarks(step)
     # Tasks are the programs of others.
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    problems = [text for text in control.gather(problem) if text]
-    if problems and output:
-        output.progress.say(f"WARNING: the benchmarks failed ({problems[0]}). Training is not touched by it")
-    return {} if problems else scores
-
-
-def _bear(save: Callable[[], None], config: Config, output: Output | None) -> None:
-    """Run ``save``; a failure is a warning, unless ``checkpoint.on_failure`` says to stop."""
-    try:
-        save()
-    except SaveError as error:
-        if config.checkpoint.on_failure == "stop":
-            raise
-        if output:
-            output.progress.say(
-                f"WARNING: no checkpoint was written ({error}). Training goes on, and the next one is tried "
-                "when it is due; until then, what is trained is only in memory. Earlier checkpoints are whole"
-            )
+    problems = [text for text in run.supervision.control.gather(problem) if text]
+    if problems:
+        run.say(f"WARNING: the benchmarks failed ({problems[0]}). Training is not touched by it")
+    elif run.output and scores:
+        run.output.scores({"step": step, "tokens": run.state.tokens, **scores})
 
 
 def _begins_anew(config: Config, step: int) -> bool:
@@ -222,20 +182,5 @@ def _begins_anew(config: Config, step: int) -> bool:
     return config.sync.ratio_of(step) != config.sync.ratio_of(step - 1)
 
 
-def _watched(batches: Iterable, watchdog: Watchdog, step: int) -> Iterable:
-    for batch in batches:
-        watchdog.beat(f"validating at step {step}")
-        yield batch
-
-
-def _number(value: float) -> float | None:
-    """JSON has no nan: a value that is not finite is null, and the step counts as skipped."""
-    return value if math.isfinite(value) else None
-
-
-def _status(record: dict) -> str:
-    loss = loss_text(record["loss"]) + (", skipped" if record["loss"] is None else "")
-    text = f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  lr {record['learning_rate']:.2e}"
-    if "validation_loss" in record:
-        text += f"  validation {loss_text(record['validation_loss'])}"
-    return text
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

@@ -16,7 +16,12 @@ from conf.schema import Config
 def save_config(config: Config, path: Path) -> None:
     """Write ``config`` as YAML to the new file ``path``; raises ``FileExistsError`` if it is there."""
     with path.open("x", encoding="utf-8") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        file.write(config_text(config))
+
+
+def config_text(config: Config) -> str:
+    """``config`` as YAML, every setting in it."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def read_config(path: Path) -> Config:

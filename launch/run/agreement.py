@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caat.data.corpus import data_fingerprint
 from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
 from conf.model import ModelConfig
@@ -58,13 +56,14 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
     )
 
 
-def check_ranks(config: Config, tokens: Path, control: Control) -> None:
+def check_ranks(config: Config, text: str, control: Control) -> None:
     """Raise ``ValueError`` on all ranks if one was started with other settings or other text. Collective.
 
-    Nothing later would show it: replicas average their gradients, whatever each was trained on.
+    ``text`` is the fingerprint of this rank's text. Nothing later would show a difference: replicas average
+    their gradients, whatever each was trained on.
     """
     own = {name: str(attrgetter(name)(config)) for name in SETTINGS if not name.startswith(OF_A_HOST)}
-    own["the text"] = data_fingerprint(tokens)
+    own["the text"] = text
     first, *others = control.gather(own)
     for rank, theirs in enumerate(others, 1):
         for name, value in theirs.items():

@@ -5,51 +5,44 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from caat.data.corpus import prepare
 from caat.runs.status import read_status, write_status
 from conf.processes import LaunchConfig
 from conf.schema import Config
 from launch.command.errors import STOPPED, reason
 from launch.command.processes import Stopped, run_workers
 from launch.run.folder import leave_finished, open_run_folder
-from launch.run.initial import check_initial
-from launch.run.resume import check_resume_data
-from launch.run.space import check_space
-from launch.run.tokens import check_tokens
-from launch.run.validate import check_data, check_device, validate
+from launch.run.start import Start, make_start
+from launch.run.validate import check_device, validate
 
 BEFORE_TRAINING = "interrupted before training began"
 
 
-def set_up(config: Config) -> Path | None:
+def set_up(config: Config) -> Start | None:
     """All that comes before the first process: checks, data, run folder. Raises ``ValueError``.
 
     None if all steps of the run are done: its folder goes on to say what it was trained with.
     """
     check_device(config)
     validate(config, config.launch.processes)
-    tokens = prepare(config.data)
-    check_tokens(tokens)
-    check_data(config, tokens)
-    state = check_resume_data(config, tokens)
-    if state is None:
-        check_initial(config, tokens)
-    elif state.step >= config.train.steps:
+    start = make_start(config)
+    if start.step >= config.train.steps:
         leave_finished(config)
         return None
-    check_space(config)
-    return open_run_folder(config)
+    return replace(start, folder=open_run_folder(config))
 
 
-def run_in_processes(folder: Path, launch: LaunchConfig) -> int:
-    """Train the run in ``folder`` on processes of its own; returns the exit status.
+def run_in_processes(start: Start, launch: LaunchConfig) -> int:
+    """Train the run of ``start``, which has a folder, on processes of its own; returns the exit status.
 
     A signal to this process reaches them, and raises :class:`Stopped`: with the status `STOPPED` if they
     saved before they ended, 0 if they finished.
     """
-    arguments = ["--run-folder", str(folder)]
+    folder = start.folder
+    assert folder is not None
+    arguments = ["--run-folder", str(folder), start.to_argument()]
     print(f"caat: starting {launch.processes} processes", file=sys.stderr, flush=True)
     try:
         with interrupts_kept(folder):

@@ -1,69 +1,76 @@
-"""The checkpoint that all ranks start from, to go on or for its weights: with all its checksums."""
+"""What a run starts from: decided once, before its processes start, and verified by each of them."""
 
 from __future__ import annotations
 
-import sys
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
-from caat.supervision.control import Control
-from caat.supervision.watchdog import Watchdog
-from caat.training.checkpoint.folder import clear_leftovers, roll_back
-from caat.training.checkpoint.reading import damage
+from caat.data.corpus import data_fingerprint, prepare
+from caat.storage.records import Whole, parse_record
+from conf.checks import require
+from conf.reading.saved import config_text
 from conf.schema import Config
-from launch.run.initial import initial_checkpoint
-from launch.run.resume import checkpoints_to_try
+from launch.run.initial import check_initial
+from launch.run.resume import check_resume_data
+from launch.run.space import check_space
+from launch.run.tokens import check_tokens
+from launch.run.validate import check_data
 
 
-class DamagedError(Exception):
-    """There is no checkpoint that the run may start from."""
+@dataclass(frozen=True)
+class Start:
+    """The prepared text and the steps that are done.
 
-
-def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Watchdog) -> Path | None:
-    """Verify what the run may resume from, best first; ``None``: it starts from the beginning. Collective.
-
-    In the run's own folder the chosen one becomes the latest, and later ones are set aside. Raises
-    :class:`DamagedError` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says stop.
+    ``text`` and ``settings`` are fingerprints of the text in ``tokens`` and of the configuration. ``folder``
+    is the run folder; None: the first rank still has to make it.
     """
-    candidates = control.gather([str(path) for path in checkpoints_to_try(config, run)])[0]
-    for candidate in map(Path, candidates):
-        watchdog.beat(f"verifying {candidate}")
-        problems = damage(candidate, control, tick=watchdog.tick)
-        if not problems:
-            _make_latest(candidate, run, control)
-            return candidate
-        what = f"{candidate} is damaged: {'; '.join(problems)}"
-        if config.checkpoint.on_damage == "stop":
-            raise DamagedError(
-                f"{what}. Give resume=... another checkpoint, or checkpoint.on_damage=previous to take "
-                "the last good one"
-            )
-        if control.rank == 0:
-            print(f"caat: WARNING: {what}. Trying the one before it", file=sys.stderr, flush=True)
-    if candidates:
-        raise DamagedError(
-            f"all {len(candidates)} checkpoints to resume from are damaged, up to {candidates[-1]}: give a "
-            "good one with resume=..., or start a new run"
+
+    tokens: Path
+    text: str
+    settings: str
+    step: Whole
+    folder: Path | None = None
+
+    def to_argument(self) -> str:
+        """For the command line of a worker."""
+        return json.dumps(asdict(self), default=str)
+
+    @staticmethod
+    def from_argument(text: str) -> Start:
+        """What :meth:`to_argument` wrote."""
+        return parse_record(text, Start, "the start of the run")
+
+    def verify(self, config: Config) -> None:
+        """Raise ``ValueError`` unless this is the start of ``config``, and its text is still the same."""
+        require(
+            self.settings == fingerprint(config),
+            f"the settings in {self.folder} changed while the run was starting: start it again",
         )
-    if control.rank == 0:
-        clear_leftovers(run / "checkpoints")
-    return None
+        require(
+            self.text == data_fingerprint(self.tokens),
+            f"the text in {self.tokens} changed while the run was starting: start it again",
+        )
 
 
-def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path | None:
-    """The verified checkpoint of ``initialize``, if any. Collective; raises :class:`DamagedError`."""
-    if config.initialize is None:
-        return None
-    # Of a run that is still training, each rank by itself may find another one.
-    checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
-    watchdog.beat(f"verifying {checkpoint}")
-    if problems := damage(checkpoint, control, tick=watchdog.tick):
-        raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give initialize=... another one")
-    return checkpoint
+def make_start(config: Config, folder: Path | None = None) -> Start:
+    """Prepare the text if it is not there, and check all that depends on it.
+
+    ``folder`` is the run folder if it exists already. Raises ``ValueError`` for what the user can mend.
+    """
+    tokens = prepare(config.data)
+    check_tokens(tokens)
+    check_data(config, tokens)
+    state = check_resume_data(config, tokens, folder)
+    if state is None:
+        check_initial(config, tokens)
+    step = state.step if state else 0
+    if step < config.train.steps:
+        check_space(config, folder)
+    return Start(tokens, data_fingerprint(tokens), fingerprint(config), step, folder)
 
 
-def _make_latest(checkpoint: Path, run: Path, control: Control) -> None:
-    if control.rank == 0 and checkpoint.parent.resolve() == (run / "checkpoints").resolve():
-        for aside in roll_back(checkpoint.parent, checkpoint):
-            print(f"caat: set aside, as later than what the run resumes from: {aside}", file=sys.stderr)
-    # Nobody saves before this is done.
-    control.gather(None)
+def fingerprint(config: Config) -> str:
+    """The same for equal settings."""
+    return sha256(config_text(config).encode()).hexdigest()[:16]

@@ -7,13 +7,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from caat.data.corpus import prepare
 from caat.runs.status import read_status, write_status
 from caat.supervision.device import choose_device, side_store, start_process_group, stop_process_group
 from caat.supervision.signals import StoppedBySignal, StopRequest
@@ -22,22 +22,26 @@ from conf.schema import Config
 from launch.command.errors import STOPPED
 from launch.run.folder import leave_finished, open_run_folder
 from launch.run.go_on import how_to_go_on
-from launch.run.initial import check_initial
-from launch.run.resume import check_resume_data, given_folder, restarted
-from launch.run.space import check_space
-from launch.run.tokens import check_tokens
+from launch.run.resume import check_resume, given_folder, restarted
+from launch.run.start import Start, make_start
 from launch.run.trainer import ENDINGS, train_run
-from launch.run.validate import check_data
 
 # What another rank that failed first gets to say so, before this one reports that it lost the connection.
 LOST_CONNECTION_SECONDS = 3.0
 
 
-def work(config: Config, folder: Path | None, settings: Sequence[str] | None = None) -> None:
+def work(
+    config: Config,
+    start: Start | None = None,
+    *,
+    folder: Path | None = None,
+    settings: Sequence[str] | None = None,
+) -> None:
     """Train as this rank of the world (or as a world of one); every rank of a run calls it alike.
 
-    ``folder`` is the run folder; ``None``: the first rank makes it. ``settings`` are those that the user
-    gave, for the command that goes on after a stop; ``None``: whoever started this process tells it. Raises
+    ``start`` is what the process that started this one decided; None: this rank finds it, for the run in
+    ``folder``, or, None, one whose folder the first rank makes. ``settings`` are those that the user gave,
+    for the command that goes on after a stop; None: whoever started this process tells it. Raises
     ``ValueError`` for what the user can mend, before the process group starts. Exits with one of the
     statuses in ``launch.command.errors`` if training stopped early.
     """
@@ -47,34 +51,27 @@ def work(config: Config, folder: Path | None, settings: Sequence[str] | None = N
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     device = choose_device(config.launch.device, local_rank, local_world, config.launch.backend)
     _set_determinism(config)
-    tokens = prepare(config.data)
-    if folder is None:  # else who started this process has done it
-        check_tokens(tokens)
-    check_data(config, tokens)
-    state = check_resume_data(config, tokens, folder)
-    if state is None:
-        check_initial(config, tokens)
-    elif state.step >= config.train.steps:
+    start = _verified(config, start, folder)
+    if start.step >= config.train.steps:
         if os.environ.get("RANK", "0") == "0":
-            leave_finished(config, folder)
+            leave_finished(config, start.folder)
         return
 
-    known = folder or given_folder(config)
+    known = start.folder or given_folder(config)
     if restarted() and known is not None and read_status(known) == "stopped":
         # To torchrun a process that was told to stop, and saved, is one that died.
         sys.exit(STOPPED)
-    check_space(config, folder)
     with StopRequest(os.environ.get("RANK", "0") == "0") as request:
-        if folder is not None:
-            request.record = partial(write_status, folder, "failed")
+        if start.folder is not None:
+            request.record = partial(write_status, start.folder, "failed")
         start_process_group(device, backend=config.launch.backend)
         watchdog = Watchdog(side_store(), dist.get_rank(), world, config.launch.hang_seconds)
         status = 0
         try:
-            run = _agree_on(folder, config)
+            run = _agree_on(start.folder, config)
             watchdog.record = request.record = partial(write_status, run, "failed")
             with _failures_kept(run):
-                train_run(config, run, tokens, device, request, watchdog)
+                train_run(config, start, run, device=device, request=request, watchdog=watchdog)
         except tuple(ENDINGS) as error:
             if dist.get_rank() == 0:
                 stopped = type(error) is StoppedBySignal
@@ -90,6 +87,17 @@ def work(config: Config, folder: Path | None, settings: Sequence[str] | None = N
         watchdog.stop()
     if status:
         sys.exit(status)
+
+
+def _verified(config: Config, start: Start | None, folder: Path | None) -> Start:
+    """``start``, if it still holds, or this rank's own."""
+    if start is None:
+        return make_start(config, folder)
+    start.verify(config)
+    if not restarted():
+        return start
+    state = check_resume(config, start.folder)
+    return replace(start, step=state.step if state else 0)
 
 
 @contextmanager

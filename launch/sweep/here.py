@@ -34,10 +34,10 @@ def train(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
 
 def _train(run: Run) -> tuple[str, str]:
     try:
-        folder = set_up(run.config)
-        if folder is None:
+        start = set_up(run.config)
+        if start is None:
             return "finished", ""
-        status = run_in_processes(folder, run.config.launch)
+        status = run_in_processes(start, run.config.launch)
     except ValueError as error:
         return "failed", f"{reason(USER_ERROR)}: {error}"
     except Exception as error:
@@ -47,4 +47,4 @@ def _train(run: Run) -> tuple[str, str]:
     if status == STOPPED:
         # A process of this run was told to stop, and not the sweep.
         return "stopped", reason(status)
-    return ("failed", read_why(folder) or reason(status)) if status else ("finished", "")
+    return ("failed", read_why(run.folder) or reason(status)) if status else ("finished", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from caat.data.corpus import prepare
+from caat.data.corpus import data_fingerprint, prepare
 from caat.supervision.control import Control
 from conf.data import DataConfig
 from launch.run.agreement import check_ranks
@@ -31,7 +31,7 @@ def tokens(tmp_path_factory) -> list[Path]:
 def verdict(settings: list[list[str]], tokens: list[Path]) -> str:
     rank = dist.get_rank()
     try:
-        check_ranks(compose(settings[rank]), tokens[rank], Control())
+        check_ranks(compose(settings[rank]), data_fingerprint(tokens[rank]), Control())
     except ValueError as error:
         return str(error)
     return "alike"

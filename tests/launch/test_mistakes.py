@@ -212,7 +212,7 @@ def test_tokens_that_were_changed_are_not_trained_on(folder, tmp_path, monkeypat
     tokens = prepare(data, tmp_path / "tokens")
     config = compose(["data.path=tokens", "model.vocab_size=300", "train.sequence=64", "run.dir=new"])
     (tokens / "train-00000.bin").write_bytes(bytes((tokens / "train-00000.bin").stat().st_size))
-    for start in (set_up, lambda config: work(config, None)):
+    for start in (set_up, work):
         with pytest.raises(
             ValueError, match=r"tokens is damaged: train-00000.bin is damaged: .* in index.json"
         ):

@@ -16,6 +16,7 @@ import pytest
 from caat.runs.status import read_status, read_why, write_status
 from caat.supervision.watchdog import HUNG_STATUS
 from conf.processes import LaunchConfig
+from conf.schema import Config
 from launch import pretrain
 from launch.command import errors
 from launch.command.processes import Stopped
@@ -23,6 +24,7 @@ from launch.run import local
 from launch.run.compose import compose
 from launch.run.folder import create_run_folder, leave_finished, open_run_folder
 from launch.run.go_on import quoted
+from launch.run.start import Start
 from launch.sweep import here
 from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep
@@ -154,6 +156,11 @@ def test_reasons():
     assert errors.reason(128 + 40) == "a process was ended by signal 40"
 
 
+def start_of(config: Config) -> Start:
+    folder = open_run_folder(config)
+    return Start(folder, "", "", 0, folder)
+
+
 def test_a_run_whose_process_was_killed_has_failed(tmp_path, monkeypatch):
     for status, before, after in (
         (137, "running", "failed"),
@@ -166,7 +173,9 @@ def test_a_run_whose_process_was_killed_has_failed(tmp_path, monkeypatch):
             return status
 
         monkeypatch.setattr(local, "run_workers", ended)
-        assert local.run_in_processes(tmp_path, LaunchConfig(processes=2)) == status
+        assert (
+            local.run_in_processes(Start(tmp_path, "", "", 0, tmp_path), LaunchConfig(processes=2)) == status
+        )
         assert read_status(tmp_path) == after
         assert read_why(tmp_path) == ("a process was ended by SIGKILL" if status == 137 else "as it said")
 
@@ -180,7 +189,7 @@ def test_a_signal_after_the_last_step_is_no_failure(tmp_path, monkeypatch):
 
         monkeypatch.setattr(local, "run_workers", stopped)
         try:
-            code = local.run_in_processes(tmp_path, LaunchConfig(processes=2))
+            code = local.run_in_processes(Start(tmp_path, "", "", 0, tmp_path), LaunchConfig(processes=2))
         except Stopped as error:
             code = error.code
         assert code == ends
@@ -189,11 +198,11 @@ def test_a_signal_after_the_last_step_is_no_failure(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_interrupted_before_it_trains_says_so(tmp_path, monkeypatch, capsys, processes):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     config = compose([f"run.dir={tmp_path / 'run'}", f"launch.processes={processes}"])
-    monkeypatch.setattr(pretrain, "set_up", lambda _: open_run_folder(config))
+    monkeypatch.setattr(pretrain, "set_up", lambda _: start_of(config))
     monkeypatch.setattr(local, "run_workers", interrupted)
     monkeypatch.setattr(pretrain, "_work", interrupted)
     with pytest.raises(SystemExit) as end:
@@ -209,7 +218,7 @@ def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys)
         raise Stopped(130)
 
     config = compose([f"run.dir={tmp_path / 'run'}", "launch.processes=2"])
-    monkeypatch.setattr(pretrain, "set_up", lambda _: open_run_folder(config))
+    monkeypatch.setattr(pretrain, "set_up", lambda _: start_of(config))
     monkeypatch.setattr(local, "run_workers", stopped)
     with pytest.raises(Stopped) as stop:
         pretrain.main(["launch.processes=2", "optim.lr=2e-3", "run.dir=other", "resume=elsewhere"])
@@ -227,7 +236,7 @@ def test_a_signal_in_the_last_figures_of_a_run_ends_the_sweep(monkeypatch):
         raise Stopped(143)
 
     monkeypatch.setattr(local, "run_workers", finished)
-    monkeypatch.setattr(here, "set_up", lambda config: open_run_folder(config))
+    monkeypatch.setattr(here, "set_up", start_of)
     plan = plan_sweep(["seed=1,2,3", "launch.processes=2", "hydra.sweep.dir=x"])
     outcomes = {run.name: Outcome.of(run, "not started") for run in plan.runs}
     with pytest.raises(Stopped) as stop:

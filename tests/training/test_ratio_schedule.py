@@ -21,7 +21,8 @@ from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
-from caat.training.loop import Output, Supervision, train
+from caat.training.loop import Supervision, Training, train
+from caat.training.output import Output
 from conf.processes import ParallelConfig
 from conf.schema import CheckpointConfig, Config, OptimConfig, TrainConfig
 from conf.sync import SyncConfig
@@ -115,14 +116,17 @@ def run(
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, 2)
     with StopRequest() as request:
         train(
-            config,
-            engine,
-            loader,
-            lambda: validation_batches(shards, 16, 1, 4, *place),
-            start,
-            Supervision(control, saver, request, watchdog, guard),
-            torch.device("cpu"),
-            Output([log], log, log),  # type: ignore[arg-type,list-item]
+            Training(
+                config=config,
+                engine=engine,
+                loader=loader,
+                validation=lambda: validation_batches(shards, 16, 1, 4, *place),
+                state=start,
+                saver=saver,
+                supervision=Supervision(control, request, watchdog, guard),
+                device=torch.device("cpu"),
+                output=Output([log], log, log),  # type: ignore[arg-type,list-item]
+            )
         )
     watchdog.stop()
     return log.records, whole_state(engine)

@@ -20,7 +20,7 @@ from caat.training.checkpoint.pace import Pace
 from caat.training.checkpoint.saver import SaveError, Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
-from caat.training.loop import Supervision, train
+from caat.training.loop import Supervision, Training, train
 from conf.processes import ParallelConfig
 from conf.schema import CheckpointConfig, Config, EvalConfig, TrainConfig
 from conf.sync import SyncConfig
@@ -48,22 +48,19 @@ def trained(
     )
     control, shards, watchdog = Control(), TokenShards(tokens, "train"), Watchdog(None, 0, 1, 600.0)
     try:
+        guard = ReplicaGuard(engine.model, engine.model.blocks[-1], engine.mesh, control, 0)
         train(
-            config,
-            engine,
-            Loader(shards, 16, 1, 1, 1),
-            lambda: validation_batches(shards, 16, 1, 2),
-            State(0, 0, 0, 16, 1, "", 0),
-            Supervision(
-                control,
-                writer,
-                request,
-                watchdog,
-                ReplicaGuard(engine.model, engine.model.blocks[-1], engine.mesh, control, 0),
-            ),
-            torch.device("cpu"),
-            None,
-            benchmarks,
+            Training(
+                config=config,
+                engine=engine,
+                loader=Loader(shards, 16, 1, 1, 1),
+                validation=lambda: validation_batches(shards, 16, 1, 2),
+                state=State(0, 0, 0, 16, 1, "", 0),
+                saver=writer,
+                supervision=Supervision(control, request, watchdog, guard),
+                device=torch.device("cpu"),
+                benchmarks=benchmarks,
+            )
         )
     finally:
         watchdog.stop()

@@ -1,0 +1,63 @@
+"""The record of a step: what metrics.jsonl and every tracker get, and the line that a person sees."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from caat.parallel.mesh import Mesh
+from caat.planning.costs import flops_per_token
+from caat.training.checkpoint.state import State
+from caat.training.memory import memory_gib
+from caat.training.peak import peak_tflops
+from caat.training.progress import loss_text
+from caat.training.step import TakenStep
+from conf.schema import Config
+
+
+class Recorder:
+    """Makes the records of one run on this rank."""
+
+    def __init__(self, config: Config, mesh: Mesh, device: torch.device) -> None:
+        c = config.train
+        self._mesh, self._device = mesh, device
+        self._tokens = c.global_batch * c.sequence
+        processes = mesh.processes * mesh.data_size
+        self._tflop = flops_per_token(config.model, c.sequence) * self._tokens / 1e12 / processes
+        self._peak = peak_tflops(device, c.peak_tflops)
+
+    def record(self, taken: TakenStep, state: State, *, ratio: float, learning_rate: float) -> dict[str, Any]:
+        """The step ``taken``, after which training stands at ``state``."""
+        tflops = self._tflop / taken.seconds
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "loss": finite(taken.result.loss),
+            "ratio": ratio,
+            "learning_rate": learning_rate,
+            "grad_norm": finite(taken.result.grad_norm),
+            "tokens_per_second": self._tokens / taken.seconds,
+            "step_seconds": taken.seconds,
+            "tflops_per_process": tflops,
+            "mfu": tflops / self._peak if self._peak else None,
+            "memory_gib": memory_gib(self._device),
+            "data_wait_seconds": taken.waited,
+            "skipped_steps": state.skipped,
+            **{f"tensor_parallel_{name}": n for name, n in self._mesh.tensor.totals().items()},
+        }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no nan: a value that is not finite is null, and the step counts as skipped."""
+    return value if math.isfinite(value) else None
+
+
+def status_line(record: dict[str, Any]) -> str:
+    """The record in a line: loss, speed, learning rate and, where there is one, validation loss."""
+    loss = loss_text(record["loss"]) + (", skipped" if record["loss"] is None else "")
+    text = f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  lr {record['learning_rate']:.2e}"
+    if "validation_loss" in record:
+        text += f"  validation {loss_text(record['validation_loss'])}"
+    return text

@@ -1,0 +1,49 @@
+"""One training step: its micro-batches to the device, forward and backward passes, the optimizer, timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from caat.data.loader import Loader
+from caat.supervision.replicas import ReplicaGuard
+from caat.supervision.watchdog import Watchdog
+from caat.training.engine import Engine, StepResult
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """What a step came to, and how long it took: ``waited`` seconds for its data, ``seconds`` in all."""
+
+    result: StepResult
+    seconds: float
+    waited: float
+
+
+def take_step(
+    step: int,
+    learning_rate: float,
+    *,
+    engine: Engine,
+    loader: Loader,
+    device: torch.device,
+    guard: ReplicaGuard,
+    watchdog: Watchdog,
+) -> TakenStep:
+    """Train on the next global batch. Collective.
+
+    Raises :class:`~caat.supervision.replicas.DriftError` if the step is checked and copies differ.
+    """
+    watchdog.beat(f"reading the data of step {step}")
+    started = time.perf_counter()
+    engine.mesh.tensor.reset()
+    batches = [(tokens.to(device), targets.to(device)) for tokens, targets in loader.step()]
+    waited = time.perf_counter() - started
+    watchdog.beat(f"training step {step}")
+    guard.before(step)
+    result = engine.step(batches, learning_rate)
+    seconds = time.perf_counter() - started
+    guard.after(step)
+    return TakenStep(result, seconds, waited)

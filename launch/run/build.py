@@ -1,0 +1,244 @@
+"""The parts of a run on this rank, made from its configuration and, where it goes on, from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from caat.data.loader import Loader, validation_batches
+from caat.data.shards import TokenShards
+from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from caat.parallel.mesh import Mesh
+from caat.parallel.wire import Wire
+from caat.supervision.control import Control
+from caat.supervision.replicas import ReplicaGuard
+from caat.supervision.signals import StopRequest
+from caat.supervision.watchdog import Watchdog, tick_in
+from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.reading import load_state, load_weights
+from caat.training.checkpoint.saver import Saver
+from caat.training.checkpoint.state import State, read_state
+from caat.training.checkpoint.tensors import FullTensors
+from caat.training.engine import Engine
+from caat.training.fragments import KINDS
+from caat.training.loop import Supervision, Training
+from caat.training.output import Output
+from caat.training.progress import RunProgress
+from caat.training.randomness import set_random_state
+from caat.training.trackers import open_trackers
+from caat.training.trackers.samples import Samples
+from conf.schema import Config
+from launch.run.checkpoint import choose_checkpoint, choose_initial
+from launch.run.start import Start
+from layers.full_tensors import full_tensors
+from layers.gpt import GPT
+from layers.weights import initial_weights, parameter_count
+
+# More than these teach a model its text by heart.
+MANY_PASSES = 20
+
+
+def build_run(
+    config: Config,
+    start: Start,
+    folder: Path,
+    *,
+    device: torch.device,
+    control: Control,
+    request: StopRequest,
+    watchdog: Watchdog,
+) -> Training:
+    """The run in ``folder``, ready for its next step. Collective.
+
+    Raises :class:`~launch.run.checkpoint.DamagedError` on all ranks if no checkpoint is good to start from.
+    """
+    c = config.train
+    processes = config.parallel.tensor_processes(dist.get_world_size())
+    mesh = Mesh.create(config.parallel.tensor, processes, Wire.of(config.sync))
+    source = choose_checkpoint(config, folder, control, watchdog)
+    watchdog.beat("building the model")
+    initial = None if source else choose_initial(config, control, watchdog)
+    model = _model(config, mesh, device, source or initial, watchdog)
+    tick_in(model, watchdog.tick)
+    if c.compile:
+        model.compile_cores()
+    watchdog.beat("starting DeepSpeed")
+    engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
+    tensors = full_tensors(model)
+    watchdog.beat("loading the optimizer state")
+    if initial is not None and c.precision == "bf16":
+        # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
+        load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial, watchdog.tick)
+    state = _restore(engine, tensors, source, watchdog) or State(
+        0, 0, 0, c.sequence, config.seed, start.text, 0
+    )
+    loader, validation = _batches(config, start.tokens, mesh, device, state.position)
+    run = Training(
+        config=config,
+        engine=engine,
+        loader=loader,
+        validation=validation,
+        state=state,
+        saver=_saver(config, folder, model, tensors, engine, start.tokens, watchdog),
+        supervision=Supervision(
+            control,
+            request,
+            watchdog,
+            ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every),
+        ),
+        device=device,
+        benchmarks=_benchmarks(config, engine, model, start.tokens, watchdog),
+    )
+    if control.rank == 0:
+        run.output = _output(config, folder, start.tokens, state)
+        run.say(_opening(run, folder))
+        if source is not None:
+            run.say(f"resumed from {source} at step {state.step}, {state.tokens:,} tokens")
+        if initial is not None:
+            run.say(f"starting with the weights of {initial}")
+    return run
+
+
+def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None, watchdog: Watchdog) -> GPT:
+    """The model with random initial weights, or those of the checkpoint ``source``."""
+    ratio = config.sync.ratio_of(1)
+    arguments = (config.sync.scale(mesh.shards), config.train.activation_checkpointing)
+    model = GPT.empty(config.model, mesh, ratio, *arguments, device)
+    if source is None:
+        full = initial_weights(config.model, config.seed)
+
+        def next_full(name: str, shape: tuple[int, ...]) -> Tensor:
+            watchdog.tick()
+            return full(name, shape)
+
+        return model.fill(next_full)
+    load_weights(model, full_tensors(model), mesh.local_shards, source, watchdog.tick)
+    return model
+
+
+def _restore(
+    engine: Engine, tensors: Sequence[FullTensors], source: Path | None, watchdog: Watchdog
+) -> State | None:
+    """Optimizer and random state of the checkpoint; the weights are in the model already."""
+    if source is None:
+        return None
+    state, _ = read_state(source)
+    # In float32 the master weights are the model's; in bfloat16 the model's are rounded.
+    kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
+    load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source, watchdog.tick)
+    engine.adam_steps = state.adam_steps
+    set_random_state(state.random)
+    return state
+
+
+def _batches(
+    config: Config, tokens: Path, mesh: Mesh, device: torch.device, position: int
+) -> tuple[Loader, Callable]:
+    """This replica's part of the text: the loader of training, and what gives the held-out batches."""
+    c = config.train
+    place = (mesh.data_rank, mesh.data_size)
+    training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
+    loader = Loader(
+        training, c.sequence, c.micro_batch, c.global_batch, config.seed, *place, position=position
+    )
+
+    def validation():
+        batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, *place)
+        return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
+
+    return loader, validation
+
+
+def _saver(
+    config: Config,
+    folder: Path,
+    model: GPT,
+    tensors: Sequence[FullTensors],
+    engine: Engine,
+    tokens: Path,
+    watchdog: Watchdog,
+) -> Saver:
+    shards = TokenShards(tokens, "train")
+
+    def architecture() -> Architecture:
+        return Architecture(
+            config.model,
+            engine.mesh.shards,
+            model.ratio,
+            model.shared_channels,
+            model.private_scale,
+            shards.bos,
+            shards.eos,
+        )
+
+    return Saver(
+        folder / "checkpoints",
+        tensors,
+        architecture,
+        find_tokenizer(tokens),
+        engine.mesh,
+        engine.fragments,
+        config.checkpoint,
+        watchdog.beat,
+    )
+
+
+def _benchmarks(
+    config: Config, engine: Engine, model: GPT, tokens: Path, watchdog: Watchdog
+) -> Callable[[int], dict[str, float]] | None:
+    """What runs the benchmarks of ``eval.tasks`` after a step; none if they are not asked for."""
+    if config.eval.every == 0:
+        return None
+    from eval.quality.in_training import run_benchmarks
+    from eval.quality.tasks import find_tasks
+
+    watchdog.beat("reading the tasks of lm-eval")
+    tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(find_tokenizer(tokens))
+
+    def run(step: int) -> dict[str, float]:
+        def watch(done: int, total: int) -> None:
+            watchdog.beat(f"evaluating after step {step}")
+
+        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch, watchdog.tick)
+
+    return run
+
+
+def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
+    tracker = config.tracker
+    # Nobody looks at samples without a tracker.
+    shown = tracker.samples if tracker.tensorboard or tracker.wandb != "none" else 0
+    return Output(
+        open_trackers(config, folder, (state.step, state.tokens)),
+        Samples(find_tokenizer(tokens), shown),
+        RunProgress(config.train.steps, state.step, folder / "log.txt"),
+    )
+
+
+def _opening(run: Training, folder: Path) -> str:
+    """What runs, in a few lines."""
+    config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
+    tokens = len(run.loader.shards)
+    passes = c.steps * c.global_batch * c.sequence / tokens
+    lines = [
+        f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
+        f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
+        f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, "
+        f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {run.device.type}",
+        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
+        f"({passes:,.2f} passes); run folder {folder}",
+    ]
+    if passes > MANY_PASSES:
+        lines.append(
+            f"note: the text is read {passes:,.0f} times over: data.path=... or data=fineweb_edu give more"
+        )
+    if engine.stage != config.zero.stage:
+        lines.append(
+            f"note: zero.stage={config.zero.stage} in bf16 is wrong in DeepSpeed under tensor parallelism "
+            f"(its gradient norm misses ranks); stage {engine.stage} takes its place"
+        )
+    return "\n".join(lines)

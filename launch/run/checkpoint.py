@@ -1,0 +1,69 @@
+"""The checkpoint that all ranks start from, to go on or for its weights: with all its checksums."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from caat.supervision.control import Control
+from caat.supervision.watchdog import Watchdog
+from caat.training.checkpoint.folder import clear_leftovers, roll_back
+from caat.training.checkpoint.reading import damage
+from conf.schema import Config
+from launch.run.initial import initial_checkpoint
+from launch.run.resume import checkpoints_to_try
+
+
+class DamagedError(Exception):
+    """There is no checkpoint that the run may start from."""
+
+
+def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Watchdog) -> Path | None:
+    """Verify what the run may resume from, best first; ``None``: it starts from the beginning. Collective.
+
+    In the run's own folder the chosen one becomes the latest, and later ones are set aside. Raises
+    :class:`DamagedError` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says stop.
+    """
+    candidates = control.gather([str(path) for path in checkpoints_to_try(config, run)])[0]
+    for candidate in map(Path, candidates):
+        watchdog.beat(f"verifying {candidate}")
+        problems = damage(candidate, control, tick=watchdog.tick)
+        if not problems:
+            _make_latest(candidate, run, control)
+            return candidate
+        what = f"{candidate} is damaged: {'; '.join(problems)}"
+        if config.checkpoint.on_damage == "stop":
+            raise DamagedError(
+                f"{what}. Give resume=... another checkpoint, or checkpoint.on_damage=previous to take "
+                "the last good one"
+            )
+        if control.rank == 0:
+            print(f"caat: WARNING: {what}. Trying the one before it", file=sys.stderr, flush=True)
+    if candidates:
+        raise DamagedError(
+            f"all {len(candidates)} checkpoints to resume from are damaged, up to {candidates[-1]}: give a "
+            "good one with resume=..., or start a new run"
+        )
+    if control.rank == 0:
+        clear_leftovers(run / "checkpoints")
+    return None
+
+
+def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path | None:
+    """The verified checkpoint of ``initialize``, if any. Collective; raises :class:`DamagedError`."""
+    if config.initialize is None:
+        return None
+    # Of a run that is still training, each rank by itself may find another one.
+    checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
+    watchdog.beat(f"verifying {checkpoint}")
+    if problems := damage(checkpoint, control, tick=watchdog.tick):
+        raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give initialize=... another one")
+    return checkpoint
+
+
+def _make_latest(checkpoint: Path, run: Path, control: Control) -> None:
+    if control.rank == 0 and checkpoint.parent.resolve() == (run / "checkpoints").resolve():
+        for aside in roll_back(checkpoint.parent, checkpoint):
+            print(f"caat: set aside, as later than what the run resumes from: {aside}", file=sys.stderr)
+    # Nobody saves before this is done.
+    control.gather(None)
