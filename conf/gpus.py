@@ -66,6 +66,7 @@ GPUS: Mapping[str, Gpu] = {
 
 def gpu_named(
     name: str,
+    *,
     memory: str | None = None,
     node_link: str | None = None,
     link: str | None = None,

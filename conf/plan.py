@@ -59,4 +59,11 @@ class PlanConfig:
     @property
     def hardware(self) -> Gpu:
         """The GPU, with what was given."""
-        return gpu_named(self.gpu, self.memory, self.node_link, self.link, self.tflops, self.peak_tflops)
+        return gpu_named(
+            self.gpu,
+            memory=self.memory,
+            node_link=self.node_link,
+            link=self.link,
+            tflops=self.tflops,
+            peak_tflops=self.peak_tflops,
+        )

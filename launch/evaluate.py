@@ -63,7 +63,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
             model,
             load_tokenizer(find_tokenizer(folder)),
             config.batch,
-            config.add_bos,
+            add_bos=config.add_bos,
             watch=lambda done, total: bar.update(line, completed=done, total=total),
         )
         results = evaluate(lm, tasks, config.limit, config.num_fewshot)

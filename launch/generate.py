@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
     if not ran_in_processes("launch.generate", argv, config.launch):
-        _generate(config, folder, prompts, rows, tokenizer, out)
+        _generate(config, folder, tokenizer, prompts=prompts, rows=rows, out=out)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
@@ -97,9 +97,10 @@ def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], archite
 def _generate(
     config: GenerateConfig,
     folder: Path,
+    tokenizer: Tokenizer,
+    *,
     prompts: Sequence[str],
     rows: Sequence[Sequence[int]],
-    tokenizer: Tokenizer,
     out: Path,
 ) -> None:
     from eval.generation.generate import generate
@@ -118,7 +119,7 @@ def _generate(
                     rows[first : first + config.batch],
                     tokenizer,
                     settings,
-                    lambda _, piece: print(piece, end="", flush=True) if streaming else None,
+                    show=lambda _, piece: print(piece, end="", flush=True) if streaming else None,
                     numbers=range(first, min(first + config.batch, len(rows))),
                 )
                 if first_rank() and not streaming:

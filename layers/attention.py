@@ -15,7 +15,7 @@ from conf.model import ModelConfig
 from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, scaled
-from layers.rotary import rotate
+from layers.rotary import Angles, rotate
 
 # cuDNN is left out where each token brings another length: it builds a plan for each, which on an H100 takes
 # 78 ms where the token itself takes 12.
@@ -37,13 +37,13 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh)
         self.output = RowParallelLinear(config.hidden, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, normed: Normed, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Arriving:
+    def forward(self, normed: Normed, angles: Angles, cache: LayerCache | None = None) -> Arriving:
         x, qkv, rstd = self.qkv.unscaled_after_norm(normed)
         if self.recompute:
             return self.output.before_norm(
-                checkpoint(self.core, qkv, cos, sin, cache, rstd, use_reentrant=False), x
+                checkpoint(self.core, qkv, *angles, cache, rstd, use_reentrant=False), x
             )
-        return self.output.before_norm(self.core(qkv, cos, sin, cache, rstd), x)
+        return self.output.before_norm(self.core(qkv, *angles, cache, rstd), x)
 
     def core(
         self,

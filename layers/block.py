@@ -1,16 +1,21 @@
-"""One transformer layer."""
+"""One transformer layer, and a pass through all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import Arriving, Stream
 from conf.model import ModelConfig
 from layers.attention import Attention
-from layers.cache import LayerCache
+from layers.cache import KVCache, LayerCache
 from layers.mlp import MLP
 from layers.norm import RMSNorm
+from layers.rotary import Angles, rotary_angles
 
 
 class Block(nn.Module):
@@ -30,9 +35,40 @@ class Block(nn.Module):
         x: Stream | Arriving,
         attention_gamma: Tensor,
         mlp_gamma: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        angles: Angles,
         cache: LayerCache | None = None,
     ) -> Arriving:
-        x = self.attention(self.attention_norm(x, attention_gamma), cos, sin, cache)
+        x = self.attention(self.attention_norm(x, attention_gamma), angles, cache)
         return self.mlp(self.mlp_norm(x, mlp_gamma))
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Stream | Arriving,
+    gammas: Sequence[Tensor],
+    places: Places,
+    run: Callable[..., Arriving] = lambda block, *arguments: block(*arguments),
+) -> Stream | Arriving:
+    """The stream ``x`` through all ``blocks``; ``gammas`` are the weights of two norms a block.
+
+    ``run(block, *arguments)`` calls each of them, to recompute it in the backward pass, say.
+    """
+    for block, *norms, layer in zip(blocks, gammas[0::2], gammas[1::2], places.layers, strict=True):
+        x = run(block, x, *norms, places.angles, layer)
+    return x
+
+
+class Places(NamedTuple):
+    """The rotary angles of the tokens of a pass, and each layer's part of the cache before them."""
+
+    angles: Angles
+    layers: Sequence[LayerCache | None]
+
+
+def places_of(x: Tensor, config: ModelConfig, cache: KVCache | None) -> Places:
+    """The places of the tokens ``x`` [batch, seq, ...], which continue ``cache``."""
+    positions: Tensor = torch.arange(x.shape[1], device=x.device)
+    layers: Sequence[LayerCache | None] = [None] * config.layers
+    if cache is not None:
+        positions, layers = cache.extend(x.shape[1])
+    return Places(rotary_angles(positions, config.head_dim, config.rope_base, x.dtype), layers)

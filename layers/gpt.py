@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving, Stream, enter
+from caat.parallel.partial.stream import Arriving, enter
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.attention import Attention
-from layers.block import Block
-from layers.cache import KVCache, LayerCache
+from layers.block import Block, places_of, run_blocks
+from layers.cache import KVCache
 from layers.embedding import VocabParallelEmbedding
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.mlp import MLP
 from layers.norm import Normed, RMSNorm, norm_weights
-from layers.rotary import rotary_angles
 from layers.sharding import Sharding
 from layers.weights import FullWeights, Weight, gpt_weights
 
@@ -67,6 +66,7 @@ class GPT(nn.Module):
         ratio: float,
         private_scale: float = 1.0,
         activation_checkpointing: str = "none",
+        *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> GPT:
@@ -114,27 +114,23 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
-        c, length = self.config, tokens.shape[-1]
         # First, so that backward the sum of their gradients is the last, and no other has to wait for it.
         gammas = norm_weights(self, self.mesh)
         embedded = self.embedding(tokens)
-        positions: Tensor = torch.arange(length, device=tokens.device)
-        layers: Sequence[LayerCache | None] = [None] * c.layers
-        if cache is not None:
-            positions, layers = cache.extend(length)
-        cos, sin = rotary_angles(positions, c.head_dim, c.rope_base, embedded.dtype)
-        x: Stream | Arriving = enter(embedded, self.shared_channels, self.mesh)
-        for block, *norms, layer in zip(self.blocks, gammas[0:-1:2], gammas[1::2], layers, strict=True):
-            x = self._run(block, x, *norms, cos, sin, layer)
+        x = run_blocks(
+            self.blocks,
+            enter(embedded, self.shared_channels, self.mesh),
+            gammas[:-1],
+            places_of(embedded, self.config, cache),
+            self._run,
+        )
         return self.norm(x, gammas[-1])
 
-    def _run(
-        self, block: nn.Module, x: Stream | Arriving, *arguments: Tensor | LayerCache | None
-    ) -> Arriving:
+    def _run(self, block: nn.Module, *arguments: Any) -> Arriving:
         if not (self.checkpoint_blocks and self.training):
-            return block(x, *arguments)
+            return block(*arguments)
         return checkpoint(
-            block, x, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
+            block, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
         )
 
     def compile_cores(self) -> None:

@@ -115,7 +115,7 @@ class RowParallelLinear(nn.Module):
                 f"the stream shares {x.shared.shape[-1]} channels and this layer {self.shared_channels}: "
                 "enter() and every row-parallel layer need the same ratio"
             )
-        return row_parallel(a, self.weight, x, self.private_scale, self.mesh, self.compiled)
+        return row_parallel(a, self.weight, x, self.private_scale, self.mesh, compiled=self.compiled)
 
     def set_ratio(self, ratio: float) -> None:
         """Synchronise this fraction of the channels from the next forward pass on. No weight changes."""

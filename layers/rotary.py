@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Cosine and sine.
+Angles = tuple[Tensor, Tensor]
 
-def rotary_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+
+def rotary_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Angles:
     """Cosine and sine [..., 1, head_dim / 2] of position · base^(-2i / head_dim), ``positions`` [...].
 
     Computed in float64: in float32 the angle of position 100,000 is off by 0.004 rad.

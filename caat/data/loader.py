@@ -35,6 +35,7 @@ class Loader:
         micro_batch: int,
         global_batch: int,
         seed: int,
+        *,
         data_rank: int = 0,
         data_size: int = 1,
         position: int = 0,
@@ -78,7 +79,7 @@ class Loader:
 
 
 def validation_batches(
-    shards: TokenShards, sequence: int, batch: int, count: int, data_rank: int = 0, data_size: int = 1
+    shards: TokenShards, sequence: int, batch: int, count: int, *, data_rank: int = 0, data_size: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """This rank's part of the first ``count`` sequences (fewer if the split is shorter), in order.
 

@@ -96,7 +96,7 @@ def check_content(folder: Path, rank: int = 0, world: int = 1) -> bool:
     damaged, missing, or no longer those that were written, tokenizer included.
     """
     checksums = read_index(folder).xxh3_128
-    if problems := wrong_files(folder, checksums, "index.json", rank, world):
+    if problems := wrong_files(folder, checksums, "index.json", rank=rank, world=world):
         raise ValueError(
             f"{folder} is damaged: {'; '.join(problems)}. Remove the folder and prepare it again, or put "
             "back what was there"

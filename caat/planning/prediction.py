@@ -55,6 +55,7 @@ def predict(
     processes: int,
     mode: str,
     ratio: float,
+    *,
     wire: WireFormat,
     flops_per_second: float,
     link: Link,

@@ -116,7 +116,16 @@ def step_time(
     What is computed again is added to the arithmetic; no tensor-parallel message hides behind it.
     """
     mode = "overlap" if overlap else "partial"
-    each = predict(p.model, p.tokens, p.processes, mode, ratio, wire, flops_per_second, tensor_link)
+    each = predict(
+        p.model,
+        p.tokens,
+        p.processes,
+        mode,
+        ratio,
+        wire=wire,
+        flops_per_second=flops_per_second,
+        link=tensor_link,
+    )
     again = recomputed_flops_per_token(p.model, p.sequence, p.checkpointing) * p.tokens / p.processes
     forward, backward = each.compute / 3, each.compute * 2 / 3 + again / flops_per_second
     exposed = each.exposed

@@ -20,6 +20,7 @@ def wrong_files(
     folder: Path,
     checksums: Mapping[str, str],
     listed_in: str,
+    *,
     rank: int = 0,
     world: int = 1,
     tick: Tick = lambda: None,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import launch.run.trainer
+import launch.run.build
 import layers.norm
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.linear import column_parallel
@@ -206,7 +206,7 @@ def run(name: str, settings: list[str]) -> int:
         VariedGPT.window = staticmethod(window)
         VariedGPT.scaled_start = name == "scaled_start"
         VariedGPT.sums = SUMS.get(name, (exact, exact))
-        launch.run.trainer.GPT = VariedGPT  # type: ignore[misc]
+        launch.run.build.GPT = VariedGPT  # type: ignore[misc]
     status = main(settings)
     if status == 0:
         (Path(config.run.dir) / "variant.json").write_text(json.dumps(name) + "\n")

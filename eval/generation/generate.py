@@ -24,6 +24,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
     settings: SamplingConfig,
+    *,
     show: Callable[[int, str], None] = lambda number, text: None,
     forward: Forward | None = None,
     numbers: Sequence[int] | None = None,

@@ -18,6 +18,7 @@ def run_benchmarks(
     tokenizer: Tokenizer,
     tasks: Tasks,
     limit: int | None,
+    *,
     watch: Callable[[int, int], None],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:

@@ -62,6 +62,7 @@ class CaatLM(TemplateLM):
         model: GPT,
         tokenizer: Tokenizer,
         batch: int = 0,
+        *,
         add_bos: bool = False,
         forward: Forward | None = None,
         watch: Callable[[int, int], None] = lambda done, total: None,
@@ -223,6 +224,7 @@ class CaatCheckpoint(CaatLM):
     def __init__(
         self,
         checkpoint: str,
+        *,
         precision: str | None = None,
         dtype: str | None = None,
         add_bos: bool = False,
@@ -246,4 +248,4 @@ class CaatCheckpoint(CaatLM):
         batch = int(batch_size) if str(batch_size).isdigit() else 0
         # lm-eval says cuda:0 unless it is told, GPU or none, and leaves it to the model to make do.
         model = open_model(folder, "cpu" if device == "cpu" else "auto", asked)
-        super().__init__(model, tokenizer, batch, add_bos)
+        super().__init__(model, tokenizer, batch, add_bos=add_bos)

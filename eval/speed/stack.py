@@ -6,7 +6,7 @@ and 2 backward, and one of all channels beside: Megatron for the head, ours for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,16 @@ from torch.distributed.tensor import DTensor
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving, Stream, enter
+from caat.parallel.partial.stream import enter
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.attention import attend
-from layers.block import Block
+from layers.block import Block, places_of, run_blocks
 from layers.cache import KVCache, LayerCache
 from layers.linear import ColumnParallelLinear
 from layers.mlp import swiglu
 from layers.norm import RMSNorm, norm_weights
-from layers.rotary import rotary_angles, rotate
+from layers.rotary import Angles, rotate
 
 Linears = Callable[[int, int], nn.Module]
 
@@ -45,10 +45,12 @@ class OurStack(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         gammas = norm_weights(self, self.mesh)
-        cos, sin, layers = _places(self.c, x, cache)
-        stream: Stream | Arriving = enter(x, self.shared_channels, self.mesh)
-        for block, *norms, layer in zip(self.blocks, gammas[0:-1:2], gammas[1::2], layers, strict=True):
-            stream = block(stream, *norms, cos, sin, layer)
+        stream = run_blocks(
+            self.blocks,
+            enter(x, self.shared_channels, self.mesh),
+            gammas[:-1],
+            places_of(x, self.c, cache),
+        )
         normed = self.norm(stream, gammas[-1])
         _, out = self.head.after_norm(normed if cache is None else normed.last())
         return out.square().mean()
@@ -114,10 +116,10 @@ class PlainBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.gate_up, self.down = column(c.hidden, 2 * c.ffn), row(c.ffn, c.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, cache: LayerCache | None) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.unbind(-3)
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, *angles), rotate(k, *angles), v))
         x = x + self.output(attend(q, k, v, cache).transpose(1, 2).flatten(2, 3))
         return x + self.down(swiglu(self.gate_up(self.mlp_norm(x)), 1))
 
@@ -133,9 +135,9 @@ class PlainStack(nn.Module):
         self.head = head(c.hidden, c.hidden)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        cos, sin, layers = _places(self.c, x, cache)
-        for block, layer in zip(self.blocks, layers, strict=True):
-            x = block(x, cos, sin, layer)
+        places = places_of(x, self.c, cache)
+        for block, layer in zip(self.blocks, places.layers, strict=True):
+            x = block(x, places.angles, layer)
         return self.head(self.norm(x if cache is None else x[:, -1:])).square().mean()
 
 
@@ -147,17 +149,6 @@ def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
         lambda inputs, outputs: RowLinear(inputs, outputs, mesh),
         lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh, "head"),
     )
-
-
-def _places(
-    c: ModelConfig, x: Tensor, cache: KVCache | None
-) -> tuple[Tensor, Tensor, Sequence[LayerCache | None]]:
-    """Rotary cosines and sines of the tokens of ``x``, and each layer's part of the cache."""
-    positions: Tensor = torch.arange(x.shape[1], device=x.device)
-    layers: Sequence[LayerCache | None] = [None] * c.layers
-    if cache is not None:
-        positions, layers = cache.extend(x.shape[1])
-    return *rotary_angles(positions, c.head_dim, c.rope_base, x.dtype), layers
 
 
 @torch.no_grad()

@@ -44,8 +44,8 @@ def network_variants(
     group, make = dist.new_group(), make_step or _step
     variants = [_plain(config, device, "none", None, make), _plain(config, device, "full", group, make)]
     for ratio in config.ratios:
-        variants.append(_ours(config, device, "none", ratio, None, Wire(overlap=False), make))
-        variants.append(_ours(config, device, "partial", ratio, group, Wire(overlap=False), make))
+        variants.append(_ours(config, device, "none", ratio, make, group=None, wire=Wire(overlap=False)))
+        variants.append(_ours(config, device, "partial", ratio, make, group=group, wire=Wire(overlap=False)))
         variants += _overlapped(config, device, ratio, group, make)
     return variants
 
@@ -108,7 +108,7 @@ def _mesh(config: BenchStackConfig, group: dist.ProcessGroup | None, wire: Wire 
 
 
 def _ours(
-    config: BenchStackConfig, device, mode: str, ratio: float, group, wire: Wire, make_step: MakeStep
+    config: BenchStackConfig, device, mode: str, ratio: float, make_step: MakeStep, *, group, wire: Wire
 ) -> Variant:
     mesh = _mesh(config, group, wire)
     return Variant(mode, ratio, make_step(config, device, _our_stack(config, mesh, ratio)), mesh.tensor)
@@ -116,7 +116,9 @@ def _ours(
 
 def _overlapped(config: BenchStackConfig, device, ratio: float, group, make_step: MakeStep) -> list[Variant]:
     wires = {"overlap": Wire()} | {f"overlap, {name}": Wire(WIRE_DTYPES[name]) for name in config.wire_dtypes}
-    return [_ours(config, device, mode, ratio, group, wire, make_step) for mode, wire in wires.items()]
+    return [
+        _ours(config, device, mode, ratio, make_step, group=group, wire=wire) for mode, wire in wires.items()
+    ]
 
 
 def _our_stack(config: BenchStackConfig, mesh: Mesh, ratio: float) -> OurStack:

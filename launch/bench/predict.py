@@ -43,7 +43,12 @@ def main(argv: list[str]) -> None:
     # Megatron sends activations in their own type.
     wires = {row: own if row[0] == "full" else ours for row in rows}
     flops_per_second = hardware.tflops * 1e12
-    steps = {row: predict(c, tokens, processes, *row, wires[row], flops_per_second, link) for row in rows}
+    steps = {
+        row: predict(
+            c, tokens, processes, *row, wire=wires[row], flops_per_second=flops_per_second, link=link
+        )
+        for row in rows
+    }
     for (mode, ratio), step in steps.items():
         channels = 0 if mode == "none" else shared_channels(c.hidden, ratio, processes)
         sent = sync_bytes(c, channels, tokens, wires[mode, ratio])

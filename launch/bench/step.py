@@ -61,7 +61,16 @@ def with_prediction(rows: list[dict], config: BenchStackConfig, link: Link) -> l
     for row in rows:
         mode, _, dtype = row["mode"].partition(", ")
         wire = wire_format(dtype or "auto", config.precision)
-        step = predict(shape, tokens, config.processes, mode, row["ratio"], wire, sustained, link)
+        step = predict(
+            shape,
+            tokens,
+            config.processes,
+            mode,
+            row["ratio"],
+            wire=wire,
+            flops_per_second=sustained,
+            link=link,
+        )
         hidden = max(0.0, row["communication_ms"] - max(0.0, row["exposed_ms"]))
         found.append(
             row

@@ -83,7 +83,15 @@ def build_run(
         loader=loader,
         validation=validation,
         state=state,
-        saver=_saver(config, folder, model, tensors, engine, start.tokens, watchdog),
+        saver=_saver(
+            config,
+            folder,
+            start.tokens,
+            model=model,
+            tensors=tensors,
+            engine=engine,
+            watchdog=watchdog,
+        ),
         supervision=Supervision(
             control,
             request,
@@ -95,11 +103,7 @@ def build_run(
     )
     if control.rank == 0:
         run.output = _output(config, folder, start.tokens, state)
-        run.say(_opening(run, folder))
-        if source is not None:
-            run.say(f"resumed from {source} at step {state.step}, {state.tokens:,} tokens")
-        if initial is not None:
-            run.say(f"starting with the weights of {initial}")
+        _introduce(run, folder, source=source, initial=initial)
     return run
 
 
@@ -107,7 +111,7 @@ def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None
     """The model with random initial weights, or those of the checkpoint ``source``."""
     ratio = config.sync.ratio_of(1)
     arguments = (config.sync.scale(mesh.shards), config.train.activation_checkpointing)
-    model = GPT.empty(config.model, mesh, ratio, *arguments, device)
+    model = GPT.empty(config.model, mesh, ratio, *arguments, device=device)
     if source is None:
         full = initial_weights(config.model, config.seed)
 
@@ -140,14 +144,14 @@ def _batches(
 ) -> tuple[Loader, Callable]:
     """This replica's part of the text: the loader of training, and what gives the held-out batches."""
     c = config.train
-    place = (mesh.data_rank, mesh.data_size)
+    place = {"data_rank": mesh.data_rank, "data_size": mesh.data_size}
     training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
     loader = Loader(
-        training, c.sequence, c.micro_batch, c.global_batch, config.seed, *place, position=position
+        training, c.sequence, c.micro_batch, c.global_batch, config.seed, **place, position=position
     )
 
     def validation():
-        batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, *place)
+        batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, **place)
         return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
 
     return loader, validation
@@ -156,10 +160,11 @@ def _batches(
 def _saver(
     config: Config,
     folder: Path,
+    tokens: Path,
+    *,
     model: GPT,
     tensors: Sequence[FullTensors],
     engine: Engine,
-    tokens: Path,
     watchdog: Watchdog,
 ) -> Saver:
     shards = TokenShards(tokens, "train")
@@ -203,7 +208,9 @@ def _benchmarks(
         def watch(done: int, total: int) -> None:
             watchdog.beat(f"evaluating after step {step}")
 
-        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, watch, watchdog.tick)
+        return run_benchmarks(
+            engine, model, tokenizer, tasks, config.eval.limit, watch=watch, tick=watchdog.tick
+        )
 
     return run
 
@@ -217,6 +224,15 @@ def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
         Samples(find_tokenizer(tokens), shown),
         RunProgress(config.train.steps, state.step, folder / "log.txt"),
     )
+
+
+def _introduce(run: Training, folder: Path, *, source: Path | None, initial: Path | None) -> None:
+    """Say what runs, and what it starts from."""
+    run.say(_opening(run, folder))
+    if source is not None:
+        run.say(f"resumed from {source} at step {run.state.step}, {run.state.tokens:,} tokens")
+    if initial is not None:
+        run.say(f"starting with the weights of {initial}")
 
 
 def _opening(run: Training, folder: Path) -> str:

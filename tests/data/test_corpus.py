@@ -133,7 +133,10 @@ def test_every_file_is_held_against_the_index(documents, tmp_path):
         (folder / name).write_bytes(content)
     for name in names:
         (folder / name).write_bytes((folder / name).read_bytes() + b"-")
-    shares = [wrong_files(folder, read_index(folder).xxh3_128, "index.json", rank, 3) for rank in range(3)]
+    shares = [
+        wrong_files(folder, read_index(folder).xxh3_128, "index.json", rank=rank, world=3)
+        for rank in range(3)
+    ]
     assert sorted(line.split()[0] for share in shares for line in share) == sorted(names)
     assert all(shares)
 

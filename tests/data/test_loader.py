@@ -20,7 +20,7 @@ def shards(tmp_path):
 
 
 def loader(shards, size=1, rank=0, micro=2, position=0, seed=5):
-    return Loader(shards, SEQUENCE, micro, 16, seed, rank, size, position)
+    return Loader(shards, SEQUENCE, micro, 16, seed, data_rank=rank, data_size=size, position=position)
 
 
 def rows(batches):
@@ -99,7 +99,10 @@ def test_sequence_longer_than_the_data(tmp_path, split):
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 5, 12, 51, 1000])
 def test_validation_counts_every_sequence_once(shards, size, count):
-    ranks = [list(validation_batches(shards, SEQUENCE, 4, count, rank, size)) for rank in range(size)]
+    ranks = [
+        list(validation_batches(shards, SEQUENCE, 4, count, data_rank=rank, data_size=size))
+        for rank in range(size)
+    ]
     assert len({len(batches) for batches in ranks}) == 1 and ranks[0]
     counted = []
     for together in zip(*ranks, strict=True):

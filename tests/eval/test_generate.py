@@ -37,7 +37,7 @@ def continued(checkpoint, shards, processes, prompts, settings):
     def show(number: int, piece: str) -> None:
         shown[number] += piece
 
-    texts = generate(model, rows, tokenizer, settings, show)
+    texts = generate(model, rows, tokenizer, settings, show=show)
     return [text.tokens for text in texts], [text.text for text in texts], shown
 
 

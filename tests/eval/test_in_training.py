@@ -51,7 +51,9 @@ def train(checkpoint, tasks, processes: int, stage: int, evaluating: bool):
         if evaluating and step < 2:
             found = find_tasks([str(tasks)])
             figures.append(
-                run_benchmarks(engine, model, tokenizer, found, 4, lambda *progress: beats.append(progress))
+                run_benchmarks(
+                    engine, model, tokenizer, found, 4, watch=lambda *progress: beats.append(progress)
+                )
             )
             assert model.training and beats
         generator = torch.Generator().manual_seed(10 * step + mesh.data_rank)

@@ -177,11 +177,12 @@ def test_nothing_to_continue_begins_a_document(checkpoints):
 
 def test_spaces_alone_are_no_context(checkpoints):
     """lm-eval makes them the beginning of what follows."""
-    lm = ours(checkpoints[4, 0.5], 4, 1)
+    lm = ours(checkpoints[4, 0.5], 4, 1, dtype=torch.float64)
     for word in ("Rome", "brown fox"):
         pairs = [(" ", word), ("", f" {word}")]
         spaces, nothing = lm.loglikelihood(requests("loglikelihood", pairs))
-        assert spaces == nothing
+        # Two rows of a batch may be rounded differently, as threads share them out.
+        assert spaces[0] == pytest.approx(nothing[0], rel=1e-12) and spaces[1] == nothing[1]
 
 
 def test_add_bos_is_for_contexts(checkpoints):

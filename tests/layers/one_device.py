@@ -51,7 +51,7 @@ def check(processes: int, ratio: float, dtype: torch.dtype, wire: Wire, checkpoi
     mesh = Mesh(SHARDS)
     if processes > 1:
         mesh = Mesh(SHARDS, processes, 3, tensor=Collectives(processes, dist.group.WORLD, wire))
-    model = GPT.empty(SMALL, mesh, ratio, 1.0, checkpointing, "meta", dtype)
+    model = GPT.empty(SMALL, mesh, ratio, 1.0, checkpointing, device="meta", dtype=dtype)
     text = torch.zeros(2, SMALL.sequence + 1, dtype=torch.long, device="meta")
     with OneDevice():
         losses = model(text[:, :-1], text[:, 1:])

@@ -15,7 +15,7 @@ COMPUTE = flops_per_token(TINY, 10) * 10 / 2 / 1e3
 
 
 def step(mode: str, ratio: float, link: Link, processes: int = 2):
-    return predict(TINY, 10, processes, mode, ratio, WireFormat(2), 1e3, link)
+    return predict(TINY, 10, processes, mode, ratio, wire=WireFormat(2), flops_per_second=1e3, link=link)
 
 
 def test_full_and_partial_wait_for_every_message():

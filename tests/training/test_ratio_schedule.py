@@ -99,9 +99,9 @@ def run(
         load_state(engine.fragments(), kinds, tensors, mesh.local_shards, source)
         start = read_state(source)[0]
         engine.adam_steps = start.adam_steps
-    place = (mesh.data_rank, mesh.data_size)
+    place = {"data_rank": mesh.data_rank, "data_size": mesh.data_size}
     shards = TokenShards(folder / "tokens", "train")
-    loader = Loader(shards, 16, 1, 4, 1, *place, position=start.position)
+    loader = Loader(shards, 16, 1, 4, 1, **place, position=start.position)
     saver = Saver(
         out / "checkpoints",
         tensors,
@@ -120,7 +120,7 @@ def run(
                 config=config,
                 engine=engine,
                 loader=loader,
-                validation=lambda: validation_batches(shards, 16, 1, 4, *place),
+                validation=lambda: validation_batches(shards, 16, 1, 4, **place),
                 state=start,
                 saver=saver,
                 supervision=Supervision(control, request, watchdog, guard),

@@ -70,7 +70,7 @@ class _RowParallel(torch.autograd.Function):
 
 
 def row_parallel(
-    a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh, compiled: bool = False
+    a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh, *, compiled: bool = False
 ) -> Arriving:
     """Row-parallel product, partial synchronisation of the shared channels, added to the stream ``x``.
 

@@ -107,7 +107,7 @@ def damage(folder: Path, control: Control, optimizer: bool = True, tick: Tick = 
         unreadable = []
     names = [name for name in checksums if optimizer or not name.startswith("optimizer.")]
     listed = {name: checksums[name] for name in names}
-    problems = wrong_files(folder, listed, "state.json", control.rank, control.world, tick)
+    problems = wrong_files(folder, listed, "state.json", rank=control.rank, world=control.world, tick=tick)
     everyone = control.gather(unreadable + problems)
     return sorted({problem for problems in everyone for problem in problems})
 
