@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.world import local_rank, local_world_size, world_size
 from caat.supervision.control import Control
 from caat.supervision.device import PRECISIONS, choose_device, start_process_group
 from caat.training.checkpoint.architecture import Architecture, read_architecture
@@ -52,9 +52,8 @@ def open_model(folder: Path, device: str, precision: str, backend: str = "auto")
     Collective. Raises ``ValueError`` as :func:`load_model`, if ``device`` is not there, and if
     a file does not have its checksum (weights without a state.json have none), or weights are not finite.
     """
-    # Without a rank it is of somebody else, left in the shell.
-    world = int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
-    place = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    world = world_size()
+    place = local_rank(), local_world_size(unknown=world)
     where = choose_device(device, *place, backend)
     shards = read_architecture(folder).shards
     if world == 1:

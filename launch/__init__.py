@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 
+from caat.parallel.world import launched_by_torchrun
+
 # In a process of torchrun's, Ctrl-C while Python still imports would be a traceback of each rank.
-if "TORCHELASTIC_RUN_ID" in os.environ and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if launched_by_torchrun() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # A stream that is closed, as by `>&-`: a file opened later would take its number, and what is printed.

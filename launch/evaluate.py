@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from caat.parallel.world import is_first_rank
 from caat.training.checkpoint.state import read_state
 from conf.evaluate import EvaluateConfig
 from conf.reading.saved import read_config
@@ -19,7 +20,6 @@ from launch.command.console import console
 from launch.command.results import write_json
 from launch.command.trained import (
     find_trained,
-    first_rank,
     on_mesh,
     ran_in_processes,
     result_path,
@@ -56,7 +56,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
     from eval.quality.lm_eval_model import CaatLM
 
     # Bound to the terminal: what lm-eval prints meanwhile is not shown.
-    bar = Progress(console=Console(file=sys.stdout), disable=not first_rank())
+    bar = Progress(console=Console(file=sys.stdout), disable=not is_first_rank())
     with on_mesh(folder, config.launch, config.precision) as model, bar:
         line = bar.add_task("requests", total=None)
         lm = CaatLM(
@@ -67,7 +67,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
             watch=lambda done, total: bar.update(line, completed=done, total=total),
         )
         results = evaluate(lm, tasks, config.limit, config.num_fewshot)
-    if first_rank():
+    if is_first_rank():
         _write(config, folder, results, out)
 
 

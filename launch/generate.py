@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from caat.data.tokenizer import Tokenizer
+from caat.parallel.world import is_first_rank
 from caat.storage.records import parse_record
 from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
@@ -19,7 +20,6 @@ from conf.reading.verb import load_verb
 from launch.command.results import write_json
 from launch.command.trained import (
     find_trained,
-    first_rank,
     on_mesh,
     ran_in_processes,
     result_path,
@@ -106,7 +106,7 @@ def _generate(
     from eval.generation.generate import generate
 
     settings = SamplingConfig(**{each.name: getattr(config, each.name) for each in fields(SamplingConfig)})
-    streaming = first_rank() and len(prompts) == 1
+    streaming = is_first_rank() and len(prompts) == 1
     texts: list[Continuation] = []
     try:
         with on_mesh(folder, config.launch, config.precision) as model:
@@ -122,19 +122,19 @@ def _generate(
                     show=lambda _, piece: print(piece, end="", flush=True) if streaming else None,
                     numbers=range(first, min(first + config.batch, len(rows))),
                 )
-                if first_rank() and not streaming:
+                if is_first_rank() and not streaming:
                     for number in range(first, len(texts)):
                         print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
             seconds = perf_counter() - started
     finally:
         # Also of a batch that was interrupted, or that nobody reads to its end.
-        if first_rank() and texts:
+        if is_first_rank() and texts:
             results = [
                 {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
                 for prompt, text in zip(prompts, texts, strict=False)
             ]
             write_json(out, {"checkpoint": str(folder), "settings": asdict(settings), "results": results})
-    if first_rank():
+    if is_first_rank():
         _show_speed(texts, seconds, out)
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from caat.parallel.world import is_first_rank, launched, restarted, world_size
 from caat.runs.status import write_status
 from conf.reading.options import options_in, take_config_dir
 from conf.reading.overrides import initialise
 from conf.reading.saved import read_config
 from conf.schema import Config
 from launch.command.errors import STOPPED, user_errors
-from launch.command.processes import Stopped, under_torchrun
+from launch.command.processes import Stopped
 from launch.run.compose import compose
 from launch.run.folder import claim
 from launch.run.go_on import how_to_go_on
 from launch.run.local import interrupts_kept, run_in_processes, set_up
-from launch.run.resume import check_restartable, check_resume, restarted
+from launch.run.resume import check_restartable, check_resume
 from launch.run.start import Start
 from launch.run.validate import validate
 
@@ -51,8 +51,8 @@ def _main(argv: list[str]) -> int:
         return _with_flags(flags, argv)
     config = compose(argv)
     _note_experiment(argv)
-    if under_torchrun():
-        validate(config, int(os.environ["WORLD_SIZE"]))
+    if launched():
+        validate(config, world_size())
         check_restartable(config)
         return _work(config, settings=argv)
     start = set_up(config)
@@ -77,7 +77,7 @@ def _main(argv: list[str]) -> int:
 def _queued(folder: Path) -> int:
     """Train the run in ``folder`` as a rank of a job that was queued for it."""
     config = read_config(folder / "config.yaml")
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         claim(folder)
         if not restarted():
             check_resume(config, folder)
@@ -105,7 +105,7 @@ def _with_flags(flags: set[str], argv: list[str]) -> int:
 def _note_experiment(argv: list[str]) -> None:
     """Say on stderr if the experiment asked for is a sweep, of which this trains one run."""
     given = {text.partition("=")[0] for text in argv}
-    if "experiment" not in given or os.environ.get("RANK", "0") != "0":
+    if "experiment" not in given or not is_first_rank():
         return
     from launch.sweep.plan import swept_by_experiment
 
@@ -124,7 +124,7 @@ def _work(
     folder: Path | None = None,
     settings: Sequence[str] | None = None,
 ) -> int:
-    if os.environ.get("RANK", "0") == "0" and "--run-folder" not in sys.argv:
+    if is_first_rank() and "--run-folder" not in sys.argv:
         print("caat: loading torch", file=sys.stderr, flush=True)
     from launch.run.worker import work
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from caat.parallel.world import is_first_rank
 from caat.storage.arrays import map_array
 from conf.checks import require
 from conf.reading.verb import load_verb
 from conf.score import ScoreConfig
 from launch.command.results import result_file, write_json
-from launch.command.trained import find_trained, first_rank, on_mesh, ran_in_processes, result_path
+from launch.command.trained import find_trained, on_mesh, ran_in_processes, result_path
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +58,7 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, 
 
     from eval.quality.score import next_token_log_probabilities
 
-    if tokens.shape[-1] - 1 > context and first_rank():
+    if tokens.shape[-1] - 1 > context and is_first_rank():
         print(
             f"note: {tokens.shape[-1]} tokens are more than the model's context of {context}: it was not "
             "trained for the later ones",
@@ -71,7 +72,7 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, 
         f"the scores of {folder} are not finite: its numbers are too large for precision={config.precision}, "
         "give precision=fp32 or an earlier checkpoint",
     )
-    if first_rank():
+    if is_first_rank():
         _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1), out)
 
 

@@ -13,6 +13,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first
+from caat.parallel.world import be_alone, launched, master, use_gpu
 from caat.supervision.meeting import meet
 
 # What is computed with, by the name that the user gives.
@@ -58,16 +59,15 @@ def start_process_group(device: torch.device, timeout: timedelta = PATIENCE, bac
         torch.cuda.set_device(device)
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
+    if launched():
         store, rank, world = next(rendezvous("env://", timeout=timeout))
         # After a restart torchrun gives the same store again, in which the addresses of dead processes are.
         store = dist.PrefixStore(meet(store, rank, world, timeout), store)
     else:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        be_alone()
         store, rank, world = dist.HashStore(), 0, 1
     if device.type == "cuda":
-        # DeepSpeed takes its device from it, also where processes share one.
-        os.environ["LOCAL_RANK"] = str(device.index)
+        use_gpu(device.index)
     dist.init_process_group(
         backend,
         store=store,
@@ -83,9 +83,7 @@ def side_store() -> dist.Store | None:
     """A connection of its own to the store that the ranks met by, for a thread; None for a world of one."""
     if dist.get_world_size() == 1:
         return None
-    env = os.environ
-    address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+    store = dist.TCPStore(*master(), is_master=False, timeout=timedelta(seconds=30))
     name: list[str | None] = [secrets.token_hex(8)]
     dist.broadcast_object_list(name, src=0)
     return dist.PrefixStore(f"side-{name[0]}", store)

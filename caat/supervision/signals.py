@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+from caat.parallel.world import launched_by_torchrun
+
 # Slurm sends SIGUSR1 ahead of the time limit if asked to, and SIGTERM on preemption.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 INTERRUPTED_STATUS = 130
@@ -79,7 +81,7 @@ class StopRequest:
 
 def _limit() -> str:
     """Of a torchrun that was not told to leave its processes the time to save."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in os.environ:
+    if not launched_by_torchrun() or "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in os.environ:
         return ""
     return ". torchrun kills in 30 s: start it with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 for longer steps"
 

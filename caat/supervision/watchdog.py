@@ -19,6 +19,8 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import nn
 
+from caat.parallel.world import launched_by_torchrun
+
 T = TypeVar("T")
 D = TypeVar("D")
 
@@ -155,7 +157,7 @@ class Watchdog:
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
         elsewhere = hosts.get(0, socket.gethostname()) != socket.gethostname()
-        if heard is None and elsewhere and "TORCHELASTIC_RUN_ID" in os.environ:
+        if heard is None and elsewhere and launched_by_torchrun():
             # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
             os.kill(os.getppid(), signal.SIGKILL)
 

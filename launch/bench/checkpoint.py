@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from caat.machine import available_cores
+from caat.parallel.world import launched
 from caat.supervision.control import Control
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf.bench import BenchCheckpointConfig
@@ -16,7 +17,7 @@ from conf.reading.verb import load_verb
 from eval.speed.saving import SavingBenchmark
 from launch.bench.report import Column, Report
 from launch.command.errors import user_errors
-from launch.command.processes import run_workers, under_torchrun
+from launch.command.processes import run_workers
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
             "high": Column("high"),
         },
     )
-    if config.processes > 1 and not under_torchrun():
+    if config.processes > 1 and not launched():
         if status := run_workers("launch.bench.checkpoint", argv, config.processes):
             raise SystemExit(status)
         return

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch.distributed as dist
 
+from caat.parallel.world import local_rank
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf import bench
 from eval.speed.measure import measure
@@ -30,7 +30,7 @@ VARIANTS = {
 
 def main(kind: str, schema: str, settings: Path, out: Path) -> None:
     config = getattr(bench, schema)(**json.loads(settings.read_text()))
-    device = choose_device(config.device, int(os.environ["LOCAL_RANK"]), config.processes)
+    device = choose_device(config.device, local_rank(), config.processes)
     start_process_group(device)
     if kind == "profile":
         rows = profile_rows(config, device)

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from caat.parallel.world import variables
 from conf.bench import BenchStackConfig
 from eval.speed.namespaces import Host
 from launch.command.processes import run_workers, worker_environment
 
 MODULE = "launch.bench.process"
+PORT = 29511
 
 
 def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
@@ -65,11 +67,7 @@ def _run_on_hosts(hosts: Sequence[Host], arguments: list[str]) -> int:
 
 def _place(rank: int, hosts: Sequence[Host]) -> dict[str, str]:
     return {
-        "MASTER_ADDR": hosts[0].address,
-        "MASTER_PORT": "29511",
-        "RANK": str(rank),
-        "WORLD_SIZE": str(len(hosts)),
-        "LOCAL_RANK": "0",
+        **variables(rank, len(hosts), hosts[0].address, PORT),
         "GLOO_SOCKET_IFNAME": hosts[rank].interface,
         # The namespaces have no name service, which torch would say for every connection.
         "TORCH_CPP_LOG_LEVEL": "ERROR",

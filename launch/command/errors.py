@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from time import sleep
 from typing import NoReturn
 
+from caat.parallel.world import check_launcher, is_first_rank, rank_name
 from caat.storage.disk import no_room
-from launch.command.launcher import check_launcher
 
 # Exit statuses.
 USER_ERROR = 2
@@ -62,10 +62,9 @@ def fail(message: str) -> NoReturn:
     All ranks of a run see most mistakes, and one of them is to report it: rank 0. The others wait, since
     torchrun stops all ranks as soon as one has exited, and report what rank 0 turned out not to see.
     """
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    if not is_first_rank():
         sleep(PATIENCE_SECONDS)
-        message = f"rank {rank}: {message}"
+        message = f"rank {rank_name()}: {message}"
     print(f"caat: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(USER_ERROR)
 
@@ -73,7 +72,7 @@ def fail(message: str) -> NoReturn:
 def announce(argv: Sequence[str]) -> None:
     """Say that training is on its way: what it imports, and its text, take their time."""
     shows = any(text.startswith("-") and text not in ("-m", "--multirun") for text in argv)
-    if not shows and os.environ.get("RANK", "0") == "0":
+    if not shows and is_first_rank():
         print("caat: starting: reading the settings", file=sys.stderr, flush=True)
 
 

@@ -26,11 +26,6 @@ class Stopped(SystemExit):
     """A signal ended the processes, and is to end this one: with the status that a shell would report."""
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def run_workers(module: str, arguments: Sequence[str], processes: int, max_restarts: int = 0) -> int:
     """``python -m module arguments`` in ``processes`` processes; 0, or the status of the first to fail.
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caat.data.tokenizer import Tokenizer, load_tokenizer
+from caat.parallel.world import launched, world_size
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.tokenizer import checked_tokenizer
 from conf.checks import require
 from conf.processes import ProcessesConfig
-from launch.command.processes import run_workers, under_torchrun
+from launch.command.processes import run_workers
 from launch.command.results import result_file
 
 if TYPE_CHECKING:
     from layers.gpt import GPT
 
 
-def world_size(launch: ProcessesConfig) -> int:
-    """Processes that the verb runs on: torchrun's, or those to be started."""
-    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else launch.processes
-
-
-def first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def processes_of(launch: ProcessesConfig) -> int:
+    """Processes that the verb runs on: the launcher's, or those to be started."""
+    return world_size() if launched() else launch.processes
 
 
 def find_trained(
@@ -38,7 +34,7 @@ def find_trained(
     Raises ``ValueError`` if there is none, or the processes do not divide its shards; with ``replicas``
     they may, several times over.
     """
-    folder, world = find(checkpoint), world_size(launch)
+    folder, world = find(checkpoint), processes_of(launch)
     architecture = read_architecture(folder)
     shards = architecture.shards
     require(
@@ -67,7 +63,7 @@ def ran_in_processes(module: str, argv: Sequence[str], launch: ProcessesConfig) 
 
     False: this process is to do the work. Exits with the status of the first process that failed.
     """
-    if under_torchrun() or launch.processes == 1:
+    if launched() or launch.processes == 1:
         return False
     if status := run_workers(module, argv, launch.processes):
         raise SystemExit(status)
@@ -81,7 +77,7 @@ def on_mesh(folder: Path, launch: ProcessesConfig, precision: str) -> Iterator[G
     from eval.open import open_model
 
     yield open_model(folder, launch.device, precision, launch.backend)
-    if world_size(launch) > 1:
+    if processes_of(launch) > 1:
         stop_process_group()
 
 

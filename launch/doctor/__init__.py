@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -12,11 +11,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from caat.parallel.world import is_first_rank, launched, local_world_size, world_size
 from conf.checks import require, require_positive
 from conf.doctor import DoctorConfig
 from conf.reading.verb import load_verb
 from launch.command.console import console
-from launch.command.processes import under_torchrun
 from launch.command.results import result_file, write_json
 from launch.doctor.probes import Finding, examine, guarded
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
         require_positive(sizes=size)
     measured: dict[str, Any] = {}
     link = list(guarded(partial(_link, config, measured), "link")) if config.link else []
-    if under_torchrun() and os.environ["RANK"] != "0":
+    if not is_first_rank():
         return
     findings = [*examine(), *link]
     _show(findings, measured)
@@ -53,11 +52,11 @@ def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
     from launch.doctor.link import measure_here, measure_ranks
 
     sizes = sorted(size * 1024 for size in config.sizes)
-    measured |= measure_ranks(sizes) if under_torchrun() else measure_here(sizes)
+    measured |= measure_ranks(sizes) if launched() else measure_here(sizes)
     rate, delay = measured["bytes_per_second"], measured["delay_seconds"]
     between = f"{measured['processes']} processes, {measured['backend']} on {measured['device']}"
     # Not :.3g, which writes 3600 as 3.6e+03.
-    one_node = not under_torchrun() or os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+    one_node = local_world_size(unknown=world_size()) == world_size()
     settings = f"link={rate * 8 / 1e6:.0f}mbit delay={delay * 1e6:.0f}us"
     plans = " (caat plan calls it node_link)" if one_node else ""
     found = f"{between}: {rate / 1e6:,.0f} MB/s, {delay * 1e6:,.0f} us; {settings}{plans}"

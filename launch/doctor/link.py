@@ -15,6 +15,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from caat.parallel.world import is_first_rank, local_rank, local_world_size, world_size
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf.checks import require
 from launch.command.processes import worker_environment
@@ -26,8 +27,7 @@ TIMEOUT_SECONDS = 60
 
 def measure_ranks(sizes: Sequence[int]) -> dict:
     """On every rank of torchrun's world alike: seconds by size in bytes, the rate and the delay they show."""
-    local, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = choose_device("auto", local, processes)
+    device = choose_device("auto", local_rank(), local_world_size(unknown=world_size()))
     start_process_group(device)
     rows = [{"bytes": size, "seconds": _seconds(size, device)} for size in sizes]
     result = {
@@ -99,5 +99,5 @@ def _seconds(size: int, device: torch.device) -> float:
 
 if __name__ == "__main__":
     measured = measure_ranks([int(size) for size in sys.argv[2:]])
-    if os.environ["RANK"] == "0":
+    if is_first_rank():
         Path(sys.argv[1]).write_text(json.dumps(measured))

@@ -18,9 +18,9 @@ from conf.reading.explain import SETTINGS, explain, is_hydras
 from conf.reading.from_file import FromFile, read_settings, set_by, settings_file, take_file
 from conf.reading.overrides import hydra_config, initialise, parse_overrides
 from conf.reading.settings import typed
-from conf.reading.warmup import shorten_warmup
 from conf.schema import Config
 from launch.run.initial import adopt
+from launch.run.warmup import shorten_warmup
 
 
 def compose(overrides: Sequence[str]) -> Config:

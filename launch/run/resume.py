@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from caat.data.corpus import data_fingerprint
+from caat.parallel.world import local_world_size, may_restart, restarted, world_size
 from caat.runs.status import read_status
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
@@ -15,21 +16,14 @@ from conf.schema import Config
 from launch.run.agreement import check_model, check_private
 
 
-def restarted() -> bool:
-    """Whether torchrun started these processes again, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def check_restartable(config: Config) -> None:
     """Raise ``ValueError`` if torchrun is to restart processes that would not find their run again."""
     require(
-        config.run.dir is not None or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0",
+        config.run.dir is not None or not may_restart(),
         "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
     )
     require(
-        config.resume == "auto"
-        or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"
-        or os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"],
+        config.resume == "auto" or not may_restart() or local_world_size(unknown=1) == world_size(),
         "torchrun --max-restarts on several nodes needs resume=auto: each node counts restarts by itself",
     )
     require(

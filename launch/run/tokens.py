@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from caat.data.shards import check_content
+from caat.parallel.world import is_first_rank, local_rank, local_world_size
 
 
 def check_tokens(folder: Path) -> None:
@@ -14,8 +14,9 @@ def check_tokens(folder: Path) -> None:
 
     Raises ``ValueError`` if one is damaged. Says so if there are no checksums.
     """
-    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not check_content(folder, rank, world) and os.environ.get("RANK", "0") == "0":
+    # One: a rank that does not know how many there are checks all files.
+    shares = local_world_size(unknown=1)
+    if not check_content(folder, local_rank(), shares) and is_first_rank():
         print(
             f"note: {folder} was prepared before its files had checksums: their sizes and token numbers are "
             "checked, their content is not. Prepare it again to have them",

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from caat.parallel.world import is_first_rank, local_rank, local_world_size, restarted, world_size
 from caat.runs.status import read_status, write_status
 from caat.supervision.device import choose_device, side_store, start_process_group, stop_process_group
 from caat.supervision.signals import StoppedBySignal, StopRequest
@@ -22,7 +23,7 @@ from conf.schema import Config
 from launch.command.errors import STOPPED
 from launch.run.folder import leave_finished, open_run_folder
 from launch.run.go_on import how_to_go_on
-from launch.run.resume import check_resume, given_folder, restarted
+from launch.run.resume import check_resume, given_folder
 from launch.run.start import Start, make_start
 from launch.run.trainer import ENDINGS, train_run
 
@@ -45,15 +46,14 @@ def work(
     ``ValueError`` for what the user can mend, before the process group starts. Exits with one of the
     statuses in ``launch.command.errors`` if training stopped early.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world = world_size()
     config.check_layout(world)
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    device = choose_device(config.launch.device, local_rank, local_world, config.launch.backend)
+    place = local_rank(), local_world_size(unknown=world)
+    device = choose_device(config.launch.device, *place, config.launch.backend)
     _set_determinism(config)
     start = _verified(config, start, folder)
     if start.step >= config.train.steps:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             leave_finished(config, start.folder)
         return
 
@@ -61,7 +61,7 @@ def work(
     if restarted() and known is not None and read_status(known) == "stopped":
         # To torchrun a process that was told to stop, and saved, is one that died.
         sys.exit(STOPPED)
-    with StopRequest(os.environ.get("RANK", "0") == "0") as request:
+    with StopRequest(is_first_rank()) as request:
         if start.folder is not None:
             request.record = partial(write_status, start.folder, "failed")
         start_process_group(device, backend=config.launch.backend)

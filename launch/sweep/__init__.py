@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 
-from launch.command.processes import under_torchrun
+from caat.parallel.world import launched
 from launch.sweep.here import train
 from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep
@@ -22,7 +22,7 @@ def sweep(argv: Sequence[str]) -> int:
     A signal stops the run that is being trained as it stops any run, and no other is started. Raises
     ``ValueError`` for a mistake in any of the runs before the first one starts.
     """
-    if under_torchrun():
+    if launched():
         raise ValueError("-m starts the processes of each run itself: leave torchrun out")
     plan = plan_sweep(argv)
     plan.folder.mkdir(parents=True, exist_ok=True)

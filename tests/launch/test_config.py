@@ -13,12 +13,12 @@ from conf.convert import ConvertConfig
 from conf.generate import GenerateConfig
 from conf.reading.saved import read_config, save_config
 from conf.reading.verb import defaults, load_verb
-from conf.reading.warmup import _note
 from conf.schema import Config, RunConfig
 from conf.score import ScoreConfig
 from conf.tokenize import TokenizeConfig
 from launch.run.compose import compose
 from launch.run.folder import create_run_folder
+from launch.run.warmup import _note
 
 
 def test_a_configuration_survives_its_file(tmp_path):

@@ -1,13 +1,29 @@
-"""What is left in the shell, or half set, of the variables that torchrun sets."""
+"""Reading and checking the variables that torchrun sets, whole, half set or left in the shell."""
 
 from __future__ import annotations
 
+import ast
 import os
+from pathlib import Path
 
 import pytest
 
-from launch.command.launcher import OF_TORCHRUN, PLACE, check_launcher
-from launch.command.processes import under_torchrun
+from caat.parallel.world import (
+    OF_TORCHRUN,
+    PLACE,
+    check_launcher,
+    is_first_rank,
+    launched,
+    local_rank,
+    local_world_size,
+    master,
+    may_restart,
+    restarted,
+    variables,
+    world_size,
+)
+
+ROOT = Path(__file__).parents[2]
 
 WHOLE = {
     "RANK": "1",
@@ -43,7 +59,7 @@ def given(monkeypatch):
 def test_without_a_rank_they_mean_nothing(given, left):
     given(left)
     check_launcher.__wrapped__()
-    assert not under_torchrun() and not set(os.environ) & {*PLACE, *OF_TORCHRUN}
+    assert not launched() and not set(os.environ) & {*PLACE, *OF_TORCHRUN}
 
 
 def test_a_whole_set_is_left_alone(given):
@@ -53,7 +69,7 @@ def test_a_whole_set_is_left_alone(given):
     ):
         given(values)
         check_launcher.__wrapped__()
-        assert values.items() <= os.environ.items() and under_torchrun()
+        assert values.items() <= os.environ.items() and launched()
 
 
 @pytest.mark.parametrize(
@@ -77,3 +93,28 @@ def test_half_a_set_is_named(given, changes, named):
     given({name: value for name, value in {**WHOLE, **changes}.items() if value is not None})
     with pytest.raises(ValueError, match=named):
         check_launcher.__wrapped__()
+
+
+def test_the_place_of_a_process(given):
+    given(WHOLE)
+    assert (world_size(), local_rank(), local_world_size(unknown=9), is_first_rank()) == (4, 1, 2, False)
+    assert master() == ("localhost", 29500) and not restarted() and not may_restart()
+    given(variables(0, 3, "10.0.0.1", 29511) | {"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert (world_size(), local_rank(), local_world_size(unknown=9), is_first_rank()) == (3, 0, 9, True)
+    assert master() == ("10.0.0.1", 29511) and restarted()
+    # Left in the shell, without a rank.
+    given({"WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    assert (world_size(), local_rank(), local_world_size(unknown=9), is_first_rank()) == (1, 0, 1, True)
+
+
+def test_no_other_module_reads_the_variables_of_a_launcher():
+    names = {*WHOLE, *OF_TORCHRUN}
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("caat", "conf", "eval", "launch", "layers")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Constant) and node.value in names)
+        or (isinstance(node, ast.keyword) and node.arg in names)
+    }
+    assert found == {"caat/parallel/world.py"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import cache
 
+from caat.parallel.world import is_first_rank
 from conf.schema import Config
 
 
@@ -21,7 +21,7 @@ def shorten_warmup(config: Config) -> None:
 @cache
 def _note(own: int, shorter: int, steps: int) -> None:
     """Once for all runs of a sweep."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         print(
             f"note: optim.warmup_steps is {shorter} and not the model's {own}, for train.steps={steps}",
             file=sys.stderr,

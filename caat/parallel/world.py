@@ -1,0 +1,125 @@
+"""The place of this process in the world: the only reader of the variables that torchrun sets.
+
+Every function reads the environment when it is called. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# Set by torchrun alone; other launchers set PLACE.
+OF_TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+
+
+def launched() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launched_by_torchrun() -> bool:
+    """Whether torchrun itself, or our own use of its agent, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all. Never raises, whatever the variables hold."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def rank_name() -> str:
+    """The rank as text, for a message. Never raises, whatever the variables hold."""
+    return os.environ.get("RANK", "0")
+
+
+def world_size() -> int:
+    """Processes in the world; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_rank() -> int:
+    """The number of this process on its node; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+
+
+def local_world_size(*, unknown: int) -> int:
+    """Processes on this node; ``unknown`` where the launcher does not say. 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(unknown))) if launched() else 1
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes again, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def may_restart() -> bool:
+    """Whether torchrun is to start the processes again if one dies."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def master() -> tuple[str, int]:
+    """Host and port of the store by which the ranks meet."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def be_alone() -> None:
+    """Set what DeepSpeed reads, for a world of this process alone."""
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+
+
+def use_gpu(index: int) -> None:
+    """Tell DeepSpeed, which takes its device from the local rank, also where processes share one."""
+    os.environ["LOCAL_RANK"] = str(index)
+
+
+def variables(rank: int, size: int, address: str, port: int) -> dict[str, str]:
+    """What a launcher sets for rank ``rank`` of ``size``, each on a host of its own."""
+    return {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": "0",
+    }
+
+
+@cache
+def check_launcher() -> None:
+    """Raise ``ValueError`` unless the variables are whole, or mean nothing: then they are unset.
+
+    They mean nothing without RANK: somebody left them in the shell. Checked once in each process, because
+    the process itself may set them later for libraries.
+    """
+    if "RANK" not in os.environ:
+        for name in (*PLACE, *OF_TORCHRUN):
+            os.environ.pop(name, None)
+        return
+    problem = _problem(os.environ)
+    if problem:
+        # Unset, so that the message is not attributed to this rank.
+        rank = os.environ.pop("RANK")
+        raise ValueError(
+            f"RANK={rank} is set, as by torchrun, {problem}: start with torchrun, or unset RANK "
+            "(it may be left in the shell)"
+        )
+
+
+def _problem(given: Mapping[str, str]) -> str:
+    """The first problem with the variables of a process that has a rank; empty if there is none."""
+    needed: tuple[str, ...] = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    # Every process of a node would take the first GPU.
+    needed += ("LOCAL_RANK",) if given.get("WORLD_SIZE") not in (None, "1") else ()
+    for name in needed:
+        if not given.get(name):
+            return f"but {name} is {'empty' if name in given else 'not set'}"
+    for name in (*PLACE, "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"):
+        if name in given and not (given[name].isascii() and given[name].isdecimal()):
+            return f"but {name}={given[name]} is not a whole number"
+    for name, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if name in given and of in given and int(given[name]) >= int(given[of]):
+            return f"but {name}={given[name]} is not below {of}={given[of]}"
+    if int(given["MASTER_PORT"]) > 65535:
+        return f"but MASTER_PORT={given['MASTER_PORT']} is not a port"
+    return ""
