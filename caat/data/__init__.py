@@ -1,1 +1,1 @@
-"""Text to tokens to batches. Knows no model and imports nothing until it is used."""
+"""From text to tokens to batches. Independent of any model; heavy imports are deferred until needed."""

@@ -1,4 +1,4 @@
-"""Text to a folder of token shards: once per setting, whoever and however many ask for it."""
+"""Turn text into a folder of token shards, once per setting, however many processes ask for it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ from conf.data import DataConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Text that a tokenizer is trained on, at most: it is held in memory, about ten times over.
+# Upper bound on the text that a tokenizer is trained on: training holds about ten copies of it in memory.
 TOKENIZER_BYTES = 100 << 20
 
 
 def prepared_folder(config: DataConfig) -> Path:
-    """The folder of shards for ``config``: complete if it exists. Cheap; ``ValueError`` as `check_source`."""
+    """Return the folder of shards for ``config``, which is complete if it exists.
+
+    Cheap. Raises ``ValueError`` like `check_source`.
+    """
     source = check_source(config)
     if source.kind == "prepared":
         return source.files[0]
@@ -46,13 +49,13 @@ def prepared_folder(config: DataConfig) -> Path:
 
 
 def prepare(config: DataConfig, out: Path | None = None) -> Path:
-    """The folder of token shards for ``config``, made first if it is not there.
+    """Return the folder of token shards for ``config``, creating it if it does not exist.
 
-    ``out`` is the folder to make instead of the one under ``config.dir``. Any number of processes may
-    call this at once: one does the work, the others wait. A folder under its final name is complete.
+    ``out`` replaces the folder under ``config.dir``. Any number of processes may call this at once: one
+    does the work, the others wait. A folder under its final name is complete.
 
-    Raises ``ValueError`` for text or a tokenizer that cannot be used (see `load_documents`,
-    `train_tokenizer`, `load_tokenizer`), or an ``out`` that holds something else.
+    Raises ``ValueError`` if the text or the tokenizer cannot be used (see `load_documents`,
+    `train_tokenizer`, `load_tokenizer`) or ``out`` holds something else.
     """
     folder = out or prepared_folder(config)
     if check_source(config).kind == "prepared":
@@ -70,7 +73,10 @@ def prepare(config: DataConfig, out: Path | None = None) -> Path:
 
 
 def data_fingerprint(tokens: Path) -> str:
-    """Of prepared tokens: the same wherever they lie, and if they are prepared again from the same text."""
+    """Return a hash of the prepared tokens that depends on their content, not on their location.
+
+    Preparing the same text again gives the same hash.
+    """
     index = read_index(tokens)
     digest = hashlib.sha256(find_tokenizer(tokens).read_bytes())
     train = [asdict(each) for each in index.train]
@@ -79,14 +85,14 @@ def data_fingerprint(tokens: Path) -> str:
 
 
 def tokenize(config: DataConfig, out: Path) -> None:
-    """Make the new folder ``out`` hold the shards of ``config``: tokenizer, token files, index.
+    """Create the folder ``out`` and write the shards of ``config`` to it: tokenizer, token files, index.
 
-    A document goes to validation if a hash of its text says so, in whatever order and company it comes;
-    where that leaves a split empty, one document moves over. Memory does not grow with the text, nor does
-    the result depend on ``config.workers``.
+    A hash of its text decides whether a document goes to validation, independent of the other documents
+    and their order; if a split would be empty, one document moves to it. Memory use does not grow with the
+    text, and the result does not depend on ``config.workers``.
     """
     if config.tokenizer is not None:
-        # Before all text is read, and by the name that was given.
+        # Fail before all text is read, and report the path that the user gave.
         load_tokenizer(Path(config.tokenizer).expanduser())
     out.mkdir(parents=True)
     scratch = out / "scratch"
@@ -139,7 +145,7 @@ def tokenize(config: DataConfig, out: Path) -> None:
 
 def _make(config: DataConfig, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left behind by a process that was killed
     try:
         tokenize(config, partial)
         partial.rename(folder)
@@ -157,7 +163,7 @@ def _make(config: DataConfig, folder: Path) -> None:
 
 
 def _is_done(config: DataConfig, folder: Path) -> bool:
-    """Whether ``folder`` is complete; ``ValueError`` if something else is in its place."""
+    """Return whether ``folder`` is complete. Raise ``ValueError`` if something else is in its place."""
     if not folder.exists():
         return False
     if not folder.is_dir() or not (folder / "index.json").is_file():
@@ -190,7 +196,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _key(config: DataConfig) -> str:
-    """8 hex digits of all that changes the shards; a file stands for itself by path, size and time."""
+    """Hash everything that affects the shards to 8 hex digits. Files enter by path, size and mtime."""
     source = check_source(config)
     settings = {
         "version": VERSION,
@@ -204,14 +210,14 @@ def _key(config: DataConfig) -> str:
         "validation": config.validation,
     }
     if source.files:
-        del settings["path"]  # the files say it, from wherever they are named
+        del settings["path"]  # the resolved files replace it: the same file may be named in several ways
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _tokenizer_key(path: Path) -> list:
     if path.suffix != ".json":
         return _identity(path)
-    # Other files name its begin and end of a document.
+    # The tokens that begin and end a document are named in other files.
     return [_identity(file) for file in (path, *map(path.with_name, NAMED_IN)) if file.is_file()]
 
 
@@ -221,7 +227,7 @@ def _identity(file: Path) -> list[str | int]:
 
 
 def _tokenizer_lines(documents: Dataset, below: int) -> Iterator[str]:
-    """Lines of training documents, of every n-th one where all would be more than `TOKENIZER_BYTES`."""
+    """Yield lines of the training documents, of every n-th one if all exceed `TOKENIZER_BYTES`."""
     stride = 1 + documents.data.nbytes // TOKENIZER_BYTES
     for text in _texts(documents.select(range(0, len(documents), stride))):
         if not is_held_out(text.encode(), below):

@@ -1,4 +1,4 @@
-"""Documents to token files: pieces of the corpus, each encoded on its own, by any number of processes."""
+"""Encode documents into token files, one piece of the corpus at a time, in any number of processes."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from caat.machine import available_cores
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# The cut into pieces depends on the documents alone, so that any number of workers writes the same files.
+# The split into pieces depends only on the documents, so any number of workers writes the same files.
 DOCUMENTS_PER_PIECE = 1000
 MOST_PIECES = 256
-# Documents encoded at a time: enough to hide Python's overhead, few enough to keep memory small.
+# Documents per call of the tokenizer: enough to hide Python's overhead, few enough to keep memory small.
 BATCH = 64
 BYTES_PER_WORKER = 16 << 20
 
-# Called with documents, bytes of text and tokens.
+# Called with the numbers of documents, bytes of text and tokens.
 Tick = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs: documents in column ``text``, tokenizer, folder to write, who is held out."""
+    """The input of a worker: documents in column ``text``, tokenizer, output folder, held-out bound."""
 
     documents: Dataset
     tokenizer: Path
@@ -49,9 +49,10 @@ class Job:
 
 @dataclass
 class Piece:
-    """What a piece came to. ``tokens`` per split; ``unigram`` counts the training tokens, [vocab_size].
+    """The result of encoding one piece.
 
-    ``checksums`` by file name.
+    ``tokens`` holds the token count of each split, ``unigram`` [vocab_size] how often each token occurs in
+    training, ``checksums`` the checksum of each file by name.
     """
 
     number: int
@@ -63,17 +64,17 @@ class Piece:
 
 
 def choose_workers(asked: int | None, documents: Dataset) -> int:
-    """``asked``, or one per core this process may use, but none for less text than its start is worth."""
+    """Return ``asked``, or one worker per available core, but fewer if the text is too short to pay off."""
     if asked is not None:
         return asked
     return min(available_cores(), 1 + documents.data.nbytes // BYTES_PER_WORKER)
 
 
 def encode_pieces(job: Job, workers: int, show: Tick) -> Iterator[Piece]:
-    """Encode all documents into ``job.out`` and yield the pieces as they get ready, in any order.
+    """Encode all documents into ``job.out`` and yield the pieces as they complete, in any order.
 
-    ``show`` is called now and then with the totals so far: documents, bytes, tokens. A document is
-    ``[bos] + pieces + [eos]``; blank documents are left out; a file that stays empty is not written.
+    ``show`` is called regularly with the totals so far: documents, bytes, tokens. A document is encoded as
+    ``[bos] + pieces + [eos]``; blank documents are skipped; empty files are not written.
     """
     total = len(job.documents)
     count = max(1, min(MOST_PIECES, total // DOCUMENTS_PER_PIECE))
@@ -95,7 +96,7 @@ class _Encoder:
         self.dtype = token_dtype(self.vocab_size)
 
     def encode(self, number: int, rows: range, tick: Tick) -> Piece:
-        """Write the files of one piece; ``tick`` is called with what each batch added."""
+        """Write the files of one piece; ``tick`` is called with the counts of each batch."""
         piece = Piece(number, 0, 0, dict.fromkeys(SPLITS, 0), np.zeros(self.vocab_size, dtype=np.int64))
         paths = {split: self.out / file_name(split, number) for split in SPLITS}
         with ExitStack() as stack:
@@ -157,7 +158,7 @@ def _encode_in_processes(job: Job, pieces: list[range], workers: int, show: Tick
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-                # Without its lock, which a worker that was killed may have taken along.
+                # Read without the lock: a worker that was killed may still hold it.
                 show(*totals.get_obj())
         except BaseException:
             stop.set()
@@ -165,16 +166,16 @@ def _encode_in_processes(job: Job, pieces: list[range], workers: int, show: Tick
             raise
 
 
-# Of a worker process: what `_start_worker` made for all its pieces.
+# State of a worker process, created by `_start_worker` and shared by all its pieces.
 _worker: tuple[_Encoder, Any, Any]
 
 
 def _start_worker(job: Job, totals: Any, stop: Any) -> None:
     global _worker
-    # The parent alone answers Ctrl-C, through `stop`; if it is killed, its workers must not write on into
-    # a folder that the next run takes over.
+    # Only the parent handles Ctrl-C, and stops the workers through `stop`. If the parent is killed, its
+    # workers must not keep writing to a folder that the next run takes over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Of Hugging Face's tokenizers: a worker is one of as many as there are cores.
+    # Hugging Face's tokenizers would start threads, but there is already one worker per core.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = (_Encoder(job), totals, stop)

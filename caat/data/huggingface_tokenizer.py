@@ -1,4 +1,4 @@
-"""Hugging Face's `tokenizer.json`, read by the package `tokenizers`: fast, and nothing in it is executed."""
+"""Hugging Face's `tokenizer.json`, loaded with the package `tokenizers`, which executes no code from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from caat.storage.records import read_record
 
 REMEDY = "give the tokenizer.json of a Hugging Face model, or a SentencePiece model"
 SETTINGS = "tokenizer_config.json"
-# Where a model folder names the begin and the end of a document, best first: the last one by number.
+# Files of a model folder that name the begin and end tokens, in order of preference. The last one names
+# them by number.
 NAMED_IN = (SETTINGS, "special_tokens_map.json", "config.json")
 
 
 class HuggingFaceTokenizer:
-    """A :class:`~caat.data.tokenizer.Tokenizer`: pieces from ``path``, begin and end from files beside it.
+    """A :class:`~caat.data.tokenizer.Tokenizer` from ``path``; files next to it name the begin and end tokens.
 
     The text of a special token, such as ``<|endoftext|>``, becomes that token, as in `transformers`. Raises
-    ``ValueError`` if the file is missing or corrupt, or no begin or end is named.
+    ``ValueError`` if the file is missing or corrupt, or if no begin or end token is named.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,9 +31,9 @@ class HuggingFaceTokenizer:
             raise ValueError(f"the tokenizer {path} cannot be read (no such file): {REMEDY}")
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises nothing narrower
+        except Exception as error:  # the package raises plain Exception
             raise ValueError(f"{path} is not a tokenizer.json ({error}): {REMEDY}") from error
-        # Settings of whoever saved the file: they would cut documents short without a word.
+        # Whoever saved the file may have set these; they would silently truncate documents.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self._size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -51,7 +52,7 @@ class HuggingFaceTokenizer:
         return self._eos
 
     def begin_and_end(self) -> tuple[str, str]:
-        """The tokens :meth:`bos_id` and :meth:`eos_id` by name."""
+        """Return the tokens :meth:`bos_id` and :meth:`eos_id` by name."""
         tokens = {number: token for token, number in self.tokenizer.get_vocab(with_added_tokens=True).items()}
         return tokens[self._bos], tokens[self._eos]
 
@@ -66,7 +67,7 @@ class HuggingFaceTokenizer:
         return [np.array([self._bos, *each.ids, self._eos], dtype=np.int32) for each in encoded]
 
     def _special(self, path: Path, name: str) -> int:
-        """The number of the token that begins or ends a document."""
+        """Return the number of the token that begins or ends a document."""
         file, token = named_token(path, name)
         if token is not None:
             number = self.tokenizer.token_to_id(token)
@@ -84,7 +85,7 @@ class HuggingFaceTokenizer:
 
 
 def named_token(path: Path, name: str) -> tuple[str, str | None]:
-    """The file beside the tokenizer ``path`` that names its "bos" or "eos" token, and the token, if any."""
+    """Return the file next to ``path`` that names its "bos" or "eos" token, and the token or None."""
     for file in NAMED_IN[:2]:
         token = read_settings(path.with_name(file)).get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -96,11 +97,11 @@ def named_token(path: Path, name: str) -> tuple[str, str | None]:
 
 
 def huggingface_files(path: Path) -> dict[str, bytes]:
-    """tokenizer.json, and the settings that `transformers` reads beside it, which name begin and end."""
+    """Return tokenizer.json and the settings file that `transformers` reads, which names begin and end."""
     tokenizer = HuggingFaceTokenizer(path)
-    # It takes tokenizer.json as it is; LlamaTokenizer puts rules of its own in place of the file's.
+    # This class uses tokenizer.json unchanged; LlamaTokenizer would override its rules.
     settings = {**read_settings(path.with_name(SETTINGS)), "tokenizer_class": "PreTrainedTokenizerFast"}
-    # Code of others: `transformers` would ask its user to run it.
+    # Third-party code, which `transformers` would ask the user to run.
     settings.pop("auto_map", None)
     settings["bos_token"], settings["eos_token"] = tokenizer.begin_and_end()
     return {
@@ -110,5 +111,5 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; empty if there is no such file."""
+    """Return the JSON object in ``path``, empty if there is no such file."""
     return read_record(path, dict[str, Any]) if path.is_file() else {}

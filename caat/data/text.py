@@ -1,4 +1,4 @@
-"""Where text comes from: what ``data.path`` means, and the documents behind it."""
+"""Sources of text: resolve ``data.path`` and load its documents."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from conf.data import DataConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# File extension -> the kind of file, for `caat.data.reading`.
+# File extension -> kind of file, as in `caat.data.reading`.
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".xz", ".zst")
 KNOWN = f"{', '.join(READERS)} (text and json also as {', '.join(COMPRESSED)})"
-# Documents read between two openings of a memory map.
+# Documents read before the memory map is reopened.
 REOPEN_AFTER = 16_384
-# What Hugging Face's datasets leave beside the text.
+# Metadata files that Hugging Face's datasets store next to the text.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Seconds within which the Hugging Face hub has to answer that it has a dataset.
+# Timeout in seconds for asking the Hugging Face hub about a dataset.
 ANSWERS_WITHIN = 10
 
 
 @dataclass(frozen=True)
 class Source:
-    """What ``data.path`` names. ``kind``: quickstart, hub, prepared (``files`` is its folder) or a reader."""
+    """A resolved ``data.path``. ``kind``: quickstart, hub, prepared (``files`` is its folder) or a reader."""
 
     kind: str
     stem: str
@@ -43,9 +43,9 @@ class Source:
 
 
 def check_source(config: DataConfig) -> Source:
-    """What ``config.path`` names, checked as far as costs milliseconds; no network, no heavy import.
+    """Resolve ``config.path`` and check it within milliseconds, without network or heavy imports.
 
-    Raises ``ValueError`` for a path or tokenizer that does not exist, is empty or is of an unknown kind.
+    Raises ``ValueError`` if the path or tokenizer does not exist, is empty or is of an unknown kind.
     """
     source = _find(config)
     if config.tokenizer is not None:
@@ -60,13 +60,13 @@ def check_source(config: DataConfig) -> Source:
 
 
 def load_documents(config: DataConfig, cache: Path) -> Dataset:
-    """The documents as a memory-mapped dataset with one column, ``text``.
+    """Load the documents as a memory-mapped dataset with one column, ``text``.
 
-    Text files give a document per paragraph (blank lines between), the other kinds one per row.
-    ``cache`` takes the memory-mapped copy of local files; a Hugging Face dataset stays in that library's
-    own cache. The quick-start text is fetched into ``config.dir``.
+    Text files hold one document per paragraph (separated by blank lines), the other kinds one per row.
+    The memory-mapped copy of local files is written to ``cache``; a Hugging Face dataset stays in that
+    library's own cache. The quick-start text is downloaded to ``config.dir``.
 
-    Raises ``ValueError`` if there is nothing to read, it cannot be read, or it has no such text column.
+    Raises ``ValueError`` if there is no text, it cannot be read, or the text column does not exist.
     """
     source = check_source(config)
     assert source.kind != "prepared", "a prepared folder holds tokens, not documents"
@@ -81,24 +81,24 @@ def load_documents(config: DataConfig, cache: Path) -> Dataset:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether ``folder`` looks like one that `caat tokenize` made."""
+    """Return whether ``folder`` looks like output of `caat tokenize`."""
     return (folder / "index.json").is_file() and any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def batches(documents: Dataset, rows: range, size: int) -> Iterator[list[str]]:
-    """The texts of ``rows``, ``size`` at a time, in memory that does not grow with their number.
+    """Yield the texts of ``rows``, ``size`` at a time, in constant memory.
 
-    The memory map is opened anew now and then: pages that were read count as resident while it is open.
+    The memory map is reopened regularly: pages that were read count as resident while it is open.
     """
     for first in range(rows.start, rows.stop, REOPEN_AFTER):
-        # A round trip through pickle is how a dataset opens its files again; nothing here is from outside.
+        # A dataset reopens its files when it is unpickled. This pickle holds no external data.
         opened = pickle.loads(pickle.dumps(documents)).with_format("arrow")
         last = min(first + REOPEN_AFTER, rows.stop)
         for start in range(first, last, size):
             texts = opened[start : min(start + size, last)]["text"]
             try:
                 yield texts.to_pylist()
-            except UnicodeDecodeError as error:  # of a Hugging Face dataset: files were checked
+            except UnicodeDecodeError as error:  # only in a Hugging Face dataset: local files were checked
                 raise ValueError(
                     f"rows {start + 1:,} to {start + len(texts):,} of the dataset hold bytes that are not "
                     f"UTF-8 ({error}): mend or remove them"
@@ -121,7 +121,7 @@ def _find(config: DataConfig) -> Source:
     if glob.has_magic(str(path)):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         return _local(config, "files", [file for file in files if file.is_file()])
-    # The ending of a file (of any kind, wiki.csv) or a folder that is here: nobody means a dataset.
+    # A file extension (even an unsupported one, wiki.csv) or an existing parent folder: not a hub dataset.
     like_a_file = _reader(path) or mimetypes.guess_type(path.name) != (None, None) or path.parent.is_dir()
     if like_a_file or not HUB_NAME.fullmatch(config.path):
         raise ValueError(
@@ -132,13 +132,13 @@ def _find(config: DataConfig) -> Source:
 
 
 def _is_aside(file: Path, folder: Path) -> bool:
-    """Whether ``file`` is hidden (``._a.jsonl``, ``.ipynb_checkpoints/``) or describes a dataset."""
+    """Return whether ``file`` is hidden (``._a.jsonl``, ``.ipynb_checkpoints/``) or dataset metadata."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return hidden or file.name in DESCRIPTIONS
 
 
 def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
-    """The source that ``files`` make up; those of an unknown extension and empty ones are left aside."""
+    """Build the source from ``files``, ignoring empty files and those with an unknown extension."""
     files = [file for file in files if _reader(file)]
     if not files:
         raise ValueError(f"data.path={config.path} names no text file: known extensions are {KNOWN}")
@@ -209,9 +209,9 @@ def _from_hub(config: DataConfig) -> Dataset:
 
 
 def _answers(name: str) -> bool:
-    """Whether the hub can be reached; asked once, where `datasets` tries for half a minute.
+    """Return whether the hub can be reached. Asks once, whereas `datasets` retries for half a minute.
 
-    Raises an error of huggingface_hub's if it has no such dataset, or not for us.
+    Raises an error of huggingface_hub if the dataset does not exist or access is denied.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -222,14 +222,14 @@ def _answers(name: str) -> bool:
         HfApi().dataset_info(name, timeout=ANSWERS_WITHIN)
     except HfHubHTTPError:
         raise
-    except Exception:  # of whichever library it makes its requests with
+    except Exception:  # network errors of whichever HTTP library huggingface_hub uses
         return False
     return True
 
 
 @contextmanager
 def _only_cached(unless: bool) -> Iterator[None]:
-    """Let `datasets` take what it has kept, and ask nobody."""
+    """Restrict `datasets` to its cache, without network access, unless ``unless`` holds."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -241,7 +241,7 @@ def _only_cached(unless: bool) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what went wrong underneath."""
+    """Return the first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")

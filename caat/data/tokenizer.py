@@ -1,4 +1,4 @@
-"""Tokenizers: SentencePiece models, trained here with Llama's conventions, and Hugging Face's files."""
+"""Tokenizers: SentencePiece models, trained here with Llama's conventions, and Hugging Face tokenizers."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-# In a prepared folder and in a checkpoint: a SentencePiece model, or a file of Hugging Face `tokenizers`.
+# File names in a prepared folder and in a checkpoint: SentencePiece model, Hugging Face `tokenizers` file.
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-# <unk>, <s>, </s> and one piece for every byte.
+# Pieces that every vocabulary needs: <unk>, <s>, </s> and one for each byte.
 SMALLEST = 3 + 256
 
 
 class Tokenizer(Protocol):
-    """Between text and token numbers; method names are SentencePiece's."""
+    """Converts between text and token numbers; method names are those of SentencePiece."""
 
     def encode(self, text: str) -> list[int]:
-        """No begin or end of a document is added."""
+        """Encode ``text`` without adding begin or end tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Begin and end of a document are left out."""
+        """Decode ``ids``, skipping begin and end tokens."""
 
     def bos_id(self) -> int: ...
 
     def eos_id(self) -> int: ...
 
     def vocab_size(self) -> int:
-        """One more than the largest token number."""
+        """Return the largest token number plus one."""
 
     def id_to_piece(self, number: int) -> str:
-        """A token as the tokenizer spells it, with a sign of its own for a space."""
+        """Return a token as the tokenizer spells it, with a special character for a space."""
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Many at a time, on one thread: int32, each with its begin and end."""
+        """Encode many documents on one thread, as int32, each with its begin and end token."""
 
 
 def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
     """Train a tokenizer of exactly ``vocab_size`` pieces on ``lines`` and write it to ``out``.
 
-    Every text can be encoded, and decodes to itself: characters outside the vocabulary become bytes,
-    nothing is normalised (the one exception is U+2581, SentencePiece's own sign for a space, which
+    Every text can be encoded and decodes to itself: characters outside the vocabulary become bytes, and
+    nothing is normalised (the only exception is U+2581, SentencePiece's character for a space, which
     decodes to a space). Numbers are split into digits. unk=0, bos=1, eos=2, no padding piece.
-    All of ``lines`` is held in memory: the caller bounds it.
+    All of ``lines`` is held in memory; the caller must limit its size.
 
     Raises ``ValueError`` if ``vocab_size`` does not fit the text.
     """
@@ -73,7 +73,7 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            # Longer lines would be skipped without a word.
+            # SentencePiece silently skips longer lines.
             max_sentence_length=1 << 30,
             minloglevel=2,
         )
@@ -85,9 +85,9 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in ``path``: Hugging Face's if its name ends in .json, else a SentencePiece model.
+    """Load the tokenizer in ``path``: a Hugging Face one if its name ends in .json, else SentencePiece.
 
-    Raises ``ValueError`` if it is missing, corrupt or has no piece for the begin or the end of a document.
+    Raises ``ValueError`` if it is missing, corrupt or has no begin or end token.
     """
     if path.suffix == ".json":
         from caat.data.huggingface_tokenizer import HuggingFaceTokenizer
@@ -99,7 +99,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def find_tokenizer(folder: Path) -> Path:
-    """The tokenizer of a checkpoint or a prepared folder; raises ``ValueError`` if it has none."""
+    """Return the tokenizer file of a checkpoint or prepared folder. Raise ``ValueError`` if it has none."""
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -107,9 +107,9 @@ def find_tokenizer(folder: Path) -> Path:
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes]:
-    """What a folder needs to hold of the tokenizer in ``path``: contents by file name.
+    """Return the files that make up the tokenizer in ``path``, as contents by file name.
 
-    Raises ``ValueError`` as :func:`load_tokenizer` for a Hugging Face file.
+    Raises ``ValueError`` like :func:`load_tokenizer` for a Hugging Face file.
     """
     if path.suffix == ".json":
         from caat.data.huggingface_tokenizer import huggingface_files
@@ -119,7 +119,7 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
 
 
 def _remedy(vocab_size: int, message: str) -> str:
-    """A message of SentencePiece in the words of our settings."""
+    """Translate an error message of SentencePiece into the terms of our settings."""
     if "too high" in message:
         largest = re.search(r"<= (\d+)", message)
         return (
