@@ -20,7 +20,7 @@ NAMED_IN = (SETTINGS, "special_tokens_map.json", "config.json")
 
 
 class HuggingFaceTokenizer:
-    """A :class:`~caat.data.tokenizer.Tokenizer` from ``path``; files next to it name the begin and end tokens.
+    """A :class:`~caat.data.tokenizer.Tokenizer` from ``path``, with begin and end named by files next to it.
 
     The text of a special token, such as ``<|endoftext|>``, becomes that token, as in `transformers`. Raises
     ``ValueError`` if the file is missing or corrupt, or if no begin or end token is named.
