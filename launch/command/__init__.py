@@ -1,1 +1,1 @@
-"""What every command does alike: processes, errors and exit statuses, results, the terminal."""
+"""What all commands share: processes, errors and exit statuses, results, the terminal."""

@@ -1,4 +1,4 @@
-"""What is installed on this machine beside what caat needs, and who is logged in."""
+"""Optional packages on this machine, and the Weights & Biases login."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from importlib.util import find_spec
 
 
 def installed(module: str) -> bool:
-    """Whether the top-level ``module`` can be imported; it is not."""
+    """Return whether the top-level ``module`` can be imported, without importing it."""
     return find_spec(module) is not None
 
 
 def wandb_login() -> bool:
-    """Whether wandb knows of an account on this machine. Asks no server."""
+    """Return whether wandb has an account on this machine. Does not contact a server."""
     import wandb
 
     return wandb.login(prompt=False, verify=False)

@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console that tables are printed to."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ WIDE = 160
 
 
 def console() -> Console:
-    """Of standard output: as wide as the terminal, and wide enough for any table in a file or a pipe."""
+    """Return the console of standard output: as wide as the terminal, or `WIDE` in a file or a pipe."""
     return Console() if sys.stdout.isatty() else Console(width=WIDE)

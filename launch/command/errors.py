@@ -1,4 +1,4 @@
-"""How a user's mistake ends a command: one line on stderr and exit status 2, never a traceback."""
+"""Error handling of commands: a user's mistake gives one line on stderr and exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NOT_FINITE = 3
 DRIFTED = 4
 HUNG = 5
 NOT_SAVED = 6
-# Stopped by a signal, and saved: the same command goes on from there with resume=auto. As in sysexits.h:
-# "temporary failure, try again later".
+# Stopped by a signal after saving: the same command resumes with resume=auto. As in sysexits.h: "temporary
+# failure, try again later".
 STOPPED = 75
 INTERRUPTED = 130
 REASONS = {
@@ -36,12 +36,12 @@ REASONS = {
     INTERRUPTED: "interrupted",
 }
 OURS = ("caat", "conf", "eval", "launch", "layers")
-# What rank 0 gets to report a mistake that all ranks see, before another one does.
+# How long other ranks wait for rank 0 to report a mistake that all ranks see.
 PATIENCE_SECONDS = 10.0
 
 
 def reason(status: int) -> str:
-    """Why a run ended with the exit status ``status``, in words."""
+    """Return why a run ended with the exit status ``status``, in words."""
     if status in REASONS:
         return REASONS[status]
     if status - 128 in signal.valid_signals():
@@ -53,14 +53,14 @@ def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"  # real-time ones have none
+        return f"signal {number}"  # real-time signals have no name
 
 
 def fail(message: str) -> NoReturn:
     """Print ``caat: error: message`` as one line and exit with status 2.
 
-    All ranks of a run see most mistakes, and one of them is to report it: rank 0. The others wait, since
-    torchrun stops all ranks as soon as one has exited, and report what rank 0 turned out not to see.
+    All ranks of a run see most mistakes, and only rank 0 should report them. The others wait, because
+    torchrun stops all ranks as soon as one exits, and then report what rank 0 did not see.
     """
     if not is_first_rank():
         sleep(PATIENCE_SECONDS)
@@ -70,7 +70,7 @@ def fail(message: str) -> NoReturn:
 
 
 def announce(argv: Sequence[str]) -> None:
-    """Say that training is on its way: what it imports, and its text, take their time."""
+    """Print that training is starting: its imports and its text take time."""
     shows = any(text.startswith("-") and text not in ("-m", "--multirun") for text in argv)
     if not shows and is_first_rank():
         print("caat: starting: reading the settings", file=sys.stderr, flush=True)
@@ -78,10 +78,10 @@ def announce(argv: Sequence[str]) -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Within it, a ``ValueError`` that our code raises ends in `fail`, and so does a full disk.
+    """Within this context, call `fail` for a ``ValueError`` that our code raises and for a full disk.
 
-    One that a library raises is our mistake, not the user's, and keeps its traceback. What the terminal has
-    no character for is printed as an escape: no work is lost for want of it.
+    A ``ValueError`` that a library raises is our mistake, not the user's, and keeps its traceback. Characters
+    that the terminal cannot show are printed as escapes, so that they do not fail the command.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -99,13 +99,13 @@ def user_errors() -> Iterator[None]:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        # As in `caat plan | head`; what is left of our output has to go somewhere.
+        # As in `caat plan | head`. Python flushes the rest of our output at exit: send it to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if not (full := no_room(error)):
             raise
-        # A file that is written to does not say its name.
+        # Errors of write() do not name the file.
         fail(f"{full.strerror} ({full.filename or 'df shows where'}): make room")
     except KeyboardInterrupt:
         with suppress(OSError):
@@ -115,10 +115,10 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def only_warned(what: str) -> Iterator[None]:
-    """Within it, whatever is raised is a warning: the model is trained and saved, ``what`` comes on top."""
+    """Within this context, turn errors into warnings: the model is saved already, ``what`` is an extra."""
     try:
         yield
-    # Plots, reports and disks fail in ways of their own.
+    # Plots, reports and disks can fail in many ways.
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"caat: WARNING: {what} could not be made ({text})", file=sys.stderr, flush=True)
@@ -132,7 +132,7 @@ def _check_folder() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether it was our output that broke, and not another pipe or a connection."""
+    """Return whether our output is what broke, and not another pipe or a connection."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     return bool(output.poll(0))
@@ -140,7 +140,7 @@ def _reader_is_gone() -> bool:
 
 def _raised_by_us(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    # "python -m launch.pretrain" names its module __main__, and says in the spec what it is.
+    # "python -m launch.pretrain" names its module __main__; its real name is in the spec.
     scope = frames[-1].f_globals
     name = scope["__spec__"].name if scope.get("__spec__") else scope["__name__"]
     return name.split(".")[0] in OURS

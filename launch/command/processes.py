@@ -1,4 +1,4 @@
-"""Several processes of a verb on this node, started and watched by torchrun's own agent."""
+"""Worker processes of a verb on this node, started and monitored by torchrun's agent."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from caat.machine import available_cores
 from launch.command.errors import STOPPED, USER_ERROR, signal_name
 
 ELASTIC = "torch.distributed.elastic"
-# Slurm warns with SIGUSR1: the workers are to hear of it too.
+# Slurm warns with SIGUSR1, which has to reach the workers too.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-# What the workers get to save and end after a signal, before they are killed: whatever a step takes. Who does
-# not want to wait presses Ctrl-C again.
+# How long workers may take to save and exit after a signal before they are killed: more than any step takes.
+# A user who does not want to wait presses Ctrl-C again.
 SHUTDOWN_SECONDS = 86400
 
 
 class Stopped(SystemExit):
-    """A signal ended the processes, and is to end this one: with the status that a shell would report."""
+    """Raised after a signal ended the workers, to end this process with the status a shell would report."""
 
 
 def run_workers(module: str, arguments: Sequence[str], processes: int, max_restarts: int = 0) -> int:
-    """``python -m module arguments`` in ``processes`` processes; 0, or the status of the first to fail.
+    """Run ``python -m module arguments`` in ``processes`` workers; return 0 or the first failure's status.
 
-    If one fails, all of them are ended and started again, ``max_restarts`` times. Signals reach the workers,
-    which get `SHUTDOWN_SECONDS` to end; then :class:`Stopped` is raised.
+    If one fails, all are stopped and restarted, up to ``max_restarts`` times. Signals are forwarded to the
+    workers, which have `SHUTDOWN_SECONDS` to exit; then :class:`Stopped` is raised.
     """
-    # Here and not by a torchrun of its own, which would bury the worker's traceback under two others.
+    # The agent runs in this process: a separate torchrun would bury the worker's traceback under two others.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # What becomes of the processes we say ourselves; each has a level of its own.
+    # We report failures ourselves. Setting the parent's level is not enough: each logger has its own.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith(ELASTIC)]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     environment = dict(os.environ)
@@ -47,7 +47,7 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
     try:
         run(parse_args([*options, "-m", module, *arguments]))
     except ChildFailedError as error:
-        # Of those that ended at about the same time, one that was killed did not end because of another.
+        # Among workers that ended at about the same time, a killed one did not fail because of another.
         rank, failure = min(
             error.failures.items(),
             key=lambda item: (item[1].exitcode != -signal.SIGKILL, item[1].timestamp),
@@ -61,10 +61,10 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
         print(f"caat: stopped by {signal.Signals(number).name}", file=sys.stderr)
         raise Stopped(128 + number) from None
     finally:
-        # torch leaves its own, which would raise SignalException wherever this process is by then.
+        # torch leaves its handlers installed, which would raise SignalException anywhere in later code.
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        # The next run of a sweep may have other processes.
+        # The next run of a sweep may use a different number of processes.
         os.environ.clear()
         os.environ.update(environment)
     return 0
@@ -72,7 +72,7 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within it, the signals that end workers raise :class:`Stopped` here while none are running."""
+    """Within this context, signals that end workers raise :class:`Stopped` here while none are running."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         raise Stopped(128 + number)
@@ -86,22 +86,22 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def worker_environment(processes: int) -> dict[str, str]:
-    """What ``processes`` workers on this node are to have in their environment beside what is in ours."""
+    """Return the variables that ``processes`` workers on this node need in addition to our environment."""
     default = {
         "OMP_NUM_THREADS": str(max(1, available_cores() // processes)),
         "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in _heard()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
     }
     return {name: os.environ.get(name, value) for name, value in default.items()} | {
-        # Workers import what this process imports, whatever folder it was started in: "-m" alone would look
-        # for launch and conf in that folder first.
+        # Workers must import the same modules as this process: "-m" alone would look for launch and conf in
+        # the current folder first.
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path)),
     }
 
 
 def _heard() -> list[signal.Signals]:
-    """What nohup, say, has told this process to ignore stays ignored."""
+    """Return the signals to handle. Those that are ignored, for instance under nohup, stay ignored."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 

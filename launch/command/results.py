@@ -1,4 +1,4 @@
-"""The JSON file that a verb leaves: its place is checked before the work, written after it, printed last."""
+"""The JSON file that a verb writes: its path is checked before the work starts and printed last."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def result_file(where: str | Path) -> Path:
-    """``where`` as a file that can be written; nothing is made yet.
+    """Return ``where`` as the path of a file that can be written, without creating it.
 
-    Raises ``ValueError`` if it is a folder, or lies where this user may not write.
+    Raises ``ValueError`` if it is a folder or if this user may not write there.
     """
     path = Path(where).expanduser()
     there = next(up for up in (path, *path.parents) if up.exists())
@@ -27,7 +27,7 @@ def result_file(where: str | Path) -> Path:
 
 
 def _refused(there: Path) -> str | None:
-    """Why nothing can be written to this file or into this folder; permissions alone do not tell."""
+    """Return why this file or folder cannot be written, if so. Tries it: permissions alone do not tell."""
     try:
         if there.is_file():
             there.open("ab").close()

@@ -1,4 +1,4 @@
-"""A trained model as the verbs use it: its checkpoint, checked before any process starts, then on a mesh."""
+"""A trained model for the verbs: its checkpoint is checked before any process starts, then loaded."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def processes_of(launch: ProcessesConfig) -> int:
-    """Processes that the verb runs on: the launcher's, or those to be started."""
+    """Return how many processes the verb runs on: the launcher's, or those to be started."""
     return world_size() if launched() else launch.processes
 
 
 def find_trained(
     checkpoint: str, launch: ProcessesConfig, replicas: bool = False
 ) -> tuple[Path, Architecture]:
-    """The checkpoint folder meant, and what is in it.
+    """Return the folder that ``checkpoint`` refers to, and its architecture.
 
-    Raises ``ValueError`` if there is none, or the processes do not divide its shards; with ``replicas``
-    they may, several times over.
+    Raises ``ValueError`` if there is none, or if the processes do not divide its shards. With ``replicas``,
+    several replicas of the model may share the processes, and the number is not checked.
     """
     folder, world = find(checkpoint), processes_of(launch)
     architecture = read_architecture(folder)
@@ -46,7 +46,7 @@ def find_trained(
 
 
 def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
-    """The checkpoint's tokenizer; raises ``ValueError`` if it is missing, damaged or another model's."""
+    """Return the checkpoint's tokenizer. Raises ``ValueError`` if it is missing, damaged or of another model."""
     path = checked_tokenizer(folder)
     tokenizer = load_tokenizer(path)
     pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
@@ -59,9 +59,9 @@ def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
 
 
 def ran_in_processes(module: str, argv: Sequence[str], launch: ProcessesConfig) -> bool:
-    """Start ``module`` in the processes asked for, if that is more than this one, and wait for them.
+    """Run ``module`` in ``launch.processes`` processes, if that is more than one, and wait for them.
 
-    False: this process is to do the work. Exits with the status of the first process that failed.
+    Returns False if this process has to do the work. Exits with the status of the first process to fail.
     """
     if launched() or launch.processes == 1:
         return False
@@ -72,7 +72,7 @@ def ran_in_processes(module: str, argv: Sequence[str], launch: ProcessesConfig) 
 
 @contextmanager
 def on_mesh(folder: Path, launch: ProcessesConfig, precision: str) -> Iterator[GPT]:
-    """The checkpoint's model on all processes, which leave their world together when the block is left."""
+    """Load the checkpoint's model on all processes; end their process group when the context exits."""
     from caat.supervision.device import stop_process_group
     from eval.open import open_model
 
@@ -82,13 +82,13 @@ def on_mesh(folder: Path, launch: ProcessesConfig, precision: str) -> Iterator[G
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run folder of the checkpoint ``folder``; None of one that no run wrote."""
+    """Return the run folder of the checkpoint ``folder``; None if no run wrote it."""
     checkpoints = folder.resolve().parent
     return checkpoints.parent if checkpoints.name == "checkpoints" else None
 
 
 def result_path(folder: Path, out: str | None, name: str) -> Path:
-    """``out``, or the file ``name`` in the run folder of the checkpoint ``folder``, else in ``folder``.
+    """Return ``out``, or the path of ``name`` in the run folder of checkpoint ``folder``, else in ``folder``.
 
     Raises ``ValueError`` if it cannot be written.
     """

@@ -1,1 +1,1 @@
-"""The life of one training run: composed, checked, started, resumed, trained, summarised."""
+"""The life of one training run: compose, check, start, resume, train, summarise."""

@@ -1,4 +1,4 @@
-"""What a configuration has to agree in with the checkpoint that it starts from, and ranks with each other."""
+"""Checks that a configuration matches the checkpoint it starts from, and that ranks match each other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from conf.schema import Config
 if TYPE_CHECKING:
     from caat.supervision.control import Control
 
-# Of a model, what is not in the function. The padding of the vocabulary is, where channels are private.
+# Fields that do not affect the model's output. With private channels, the padded vocabulary size does.
 NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
-# Settings, by how their names begin, that may be others on another host: places, and what rank 0 alone does.
+# Prefixes of settings that may differ between hosts: paths, and what only rank 0 uses.
 OF_A_HOST = ("run.", "launch.", "data.", "tracker.", "resume", "initialize", "eval.tasks")
 
 
 def check_model(config: Config, found: Architecture, where: object, remedy: str) -> None:
-    """Raise ``ValueError`` unless the model is the one ``found`` in ``where``, apart from its shards."""
+    """Raise ``ValueError`` unless the model matches ``found`` in ``where``; the shard count may differ."""
     for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
         ours, theirs = getattr(config.model, name), getattr(found.model, name)
         require(
@@ -33,7 +33,7 @@ def check_model(config: Config, found: Architecture, where: object, remedy: str)
 
 
 def check_private(config: Config, found: Architecture, where: object) -> None:
-    """Raise ``ValueError`` unless private channels would be those that ``found`` was trained with."""
+    """Raise ``ValueError`` unless the private channels match those that ``found`` was trained with."""
     shards = config.parallel.tensor
     require(
         shards == found.shards,
@@ -41,7 +41,7 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
         f"sync.ratio={found.ratio}: with private channels another number of shards is another model. Give "
         f"parallel.tensor={found.shards}, on any number of processes",
     )
-    # Each slice of the vocabulary is read from the stream of its own shard.
+    # Each shard computes its slice of the logits from its own stream.
     ours, theirs = config.model.padded_vocab(shards), found.model.padded_vocab(shards)
     require(
         ours == theirs or found.plain,
@@ -57,10 +57,10 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
 
 
 def check_ranks(config: Config, text: str, control: Control) -> None:
-    """Raise ``ValueError`` on all ranks if one was started with other settings or other text. Collective.
+    """Raise ``ValueError`` on all ranks if their settings or their texts differ. Collective.
 
-    ``text`` is the fingerprint of this rank's text. Nothing later would show a difference: replicas average
-    their gradients, whatever each was trained on.
+    ``text`` is the fingerprint of this rank's text. No later check would notice a difference: replicas
+    average their gradients, whatever each one was trained on.
     """
     own = {name: str(attrgetter(name)(config)) for name in SETTINGS if not name.startswith(OF_A_HOST)}
     own["the text"] = text

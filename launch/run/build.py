@@ -1,4 +1,4 @@
-"""The parts of a run on this rank, made from its configuration and, where it goes on, from a checkpoint."""
+"""Builds the parts of a run on this rank from its configuration and, if it resumes, from a checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count
 
-# More than these teach a model its text by heart.
+# With more passes than this, a model memorises its text.
 MANY_PASSES = 20
 
 
@@ -52,9 +52,9 @@ def build_run(
     request: StopRequest,
     watchdog: Watchdog,
 ) -> Training:
-    """The run in ``folder``, ready for its next step. Collective.
+    """Build the run in ``folder``, ready for its next step. Collective.
 
-    Raises :class:`~launch.run.checkpoint.DamagedError` on all ranks if no checkpoint is good to start from.
+    Raises :class:`~launch.run.checkpoint.DamagedError` on all ranks if no intact checkpoint can be used.
     """
     c = config.train
     processes = config.parallel.tensor_processes(dist.get_world_size())
@@ -71,7 +71,7 @@ def build_run(
     tensors = full_tensors(model)
     watchdog.beat("loading the optimizer state")
     if initial is not None and c.precision == "bf16":
-        # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
+        # DeepSpeed copied its master weights from the model, where they are already rounded to bfloat16.
         load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial, watchdog.tick)
     state = _restore(engine, tensors, source, watchdog) or State(
         0, 0, 0, c.sequence, config.seed, start.text, 0
@@ -108,7 +108,7 @@ def build_run(
 
 
 def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None, watchdog: Watchdog) -> GPT:
-    """The model with random initial weights, or those of the checkpoint ``source``."""
+    """Return the model with random initial weights, or with those of the checkpoint ``source``."""
     ratio = config.sync.ratio_of(1)
     arguments = (config.sync.scale(mesh.shards), config.train.activation_checkpointing)
     model = GPT.empty(config.model, mesh, ratio, *arguments, device=device)
@@ -127,11 +127,11 @@ def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None
 def _restore(
     engine: Engine, tensors: Sequence[FullTensors], source: Path | None, watchdog: Watchdog
 ) -> State | None:
-    """Optimizer and random state of the checkpoint; the weights are in the model already."""
+    """Restore optimizer and random state from ``source``; the model already has its weights."""
     if source is None:
         return None
     state, _ = read_state(source)
-    # In float32 the master weights are the model's; in bfloat16 the model's are rounded.
+    # In float32 the model's weights are the master weights; in bfloat16 the model's are rounded.
     kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
     load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source, watchdog.tick)
     engine.adam_steps = state.adam_steps
@@ -142,7 +142,7 @@ def _restore(
 def _batches(
     config: Config, tokens: Path, mesh: Mesh, device: torch.device, position: int
 ) -> tuple[Loader, Callable]:
-    """This replica's part of the text: the loader of training, and what gives the held-out batches."""
+    """Return this replica's training loader, and a function that returns its held-out batches."""
     c = config.train
     place = {"data_rank": mesh.data_rank, "data_size": mesh.data_size}
     training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
@@ -195,7 +195,7 @@ def _saver(
 def _benchmarks(
     config: Config, engine: Engine, model: GPT, tokens: Path, watchdog: Watchdog
 ) -> Callable[[int], dict[str, float]] | None:
-    """What runs the benchmarks of ``eval.tasks`` after a step; none if they are not asked for."""
+    """Return a function that runs the benchmarks of ``eval.tasks`` after a step; None if there are none."""
     if config.eval.every == 0:
         return None
     from eval.quality.in_training import run_benchmarks
@@ -217,7 +217,7 @@ def _benchmarks(
 
 def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
     tracker = config.tracker
-    # Nobody looks at samples without a tracker.
+    # Only trackers show samples.
     shown = tracker.samples if tracker.tensorboard or tracker.wandb != "none" else 0
     return Output(
         open_trackers(config, folder, (state.step, state.tokens)),
@@ -227,7 +227,7 @@ def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
 
 
 def _introduce(run: Training, folder: Path, *, source: Path | None, initial: Path | None) -> None:
-    """Say what runs, and what it starts from."""
+    """Print what runs and what it starts from."""
     run.say(_opening(run, folder))
     if source is not None:
         run.say(f"resumed from {source} at step {run.state.step}, {run.state.tokens:,} tokens")
@@ -236,7 +236,7 @@ def _introduce(run: Training, folder: Path, *, source: Path | None, initial: Pat
 
 
 def _opening(run: Training, folder: Path) -> str:
-    """What runs, in a few lines."""
+    """Describe the run in a few lines."""
     config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
     tokens = len(run.loader.shards)
     passes = c.steps * c.global_batch * c.sequence / tokens

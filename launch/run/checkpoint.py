@@ -1,4 +1,4 @@
-"""The checkpoint that all ranks start from, to go on or for its weights: with all its checksums."""
+"""Chooses and verifies the checkpoint that all ranks resume from or take their initial weights from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from launch.run.resume import checkpoints_to_try
 
 
 class DamagedError(Exception):
-    """There is no checkpoint that the run may start from."""
+    """No intact checkpoint can be used to start the run."""
 
 
 def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Watchdog) -> Path | None:
-    """Verify what the run may resume from, best first; ``None``: it starts from the beginning. Collective.
+    """Return the best intact checkpoint to resume from; None: train from the start. Collective.
 
-    In the run's own folder the chosen one becomes the latest, and later ones are set aside. Raises
-    :class:`DamagedError` on all ranks if all are damaged, or one is and ``checkpoint.on_damage`` says stop.
+    If the checkpoint is in the run's own folder, it becomes the latest and later ones are set aside. Raises
+    :class:`DamagedError` on all ranks if all are damaged, or if one is and ``checkpoint.on_damage=stop``.
     """
     candidates = control.gather([str(path) for path in checkpoints_to_try(config, run)])[0]
     for candidate in map(Path, candidates):
@@ -50,10 +50,10 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
 
 
 def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path | None:
-    """The verified checkpoint of ``initialize``, if any. Collective; raises :class:`DamagedError`."""
+    """Return the verified checkpoint of ``initialize``, if set. Collective; raises :class:`DamagedError`."""
     if config.initialize is None:
         return None
-    # Of a run that is still training, each rank by itself may find another one.
+    # If that run is still training, each rank could find a different latest checkpoint.
     checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
     watchdog.beat(f"verifying {checkpoint}")
     if problems := damage(checkpoint, control, tick=watchdog.tick):
@@ -65,5 +65,5 @@ def _make_latest(checkpoint: Path, run: Path, control: Control) -> None:
     if control.rank == 0 and checkpoint.parent.resolve() == (run / "checkpoints").resolve():
         for aside in roll_back(checkpoint.parent, checkpoint):
             print(f"caat: set aside, as later than what the run resumes from: {aside}", file=sys.stderr)
-    # Nobody saves before this is done.
+    # No rank may save before this is done.
     control.gather(None)

@@ -1,6 +1,6 @@
-"""From what the user typed to the checked configuration of `caat pretrain`.
+"""Turns the command line of `caat pretrain` into a checked configuration.
 
-Every mistake is a ``ValueError`` of one line: what was given, the rule, the remedy.
+Every mistake raises a one-line ``ValueError`` with the value, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from launch.run.warmup import shorten_warmup
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
+    """Return the configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
 
-    What they leave open is as in the file of ``config=FILE``, or in the run that ``resume=auto`` continues. A
-    warm-up that is not among them fits the steps. Raises ``ValueError`` for an unknown setting or option,
-    one of Hydra's own, a wrong type, bad syntax, or a value out of range.
+    Other settings come from the file of ``config=FILE``, or from the run that ``resume=auto`` continues. A
+    warm-up that is not set is shortened to fit the steps. Raises ``ValueError`` for an unknown setting or
+    option, one of Hydra's own, a wrong type, bad syntax, or a value out of range.
     """
     given, overrides = take_file(overrides)
     with initialise():
@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
 
 def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> None:
-    """Set what is ``found`` in a file and not ``given`` on the command line."""
+    """Apply the settings ``found`` in a file that are not ``given`` on the command line."""
     for name, value in found.settings.items():
         if name in given:
             continue
@@ -71,7 +71,7 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
             OmegaConf.update(config, name, literal(value), merge=False)
         except OmegaConfBaseException as error:
             raise ValueError(f"{found.path}: {name}={typed(value)} is not {SETTINGS[name].rule}") from error
-    # The file may be another's, and so the account that it names.
+    # The file, and the account that it names, may belong to someone else.
     require(
         found.path is None or config.tracker.wandb != "online" or "tracker.wandb" in given,
         f"{found.path} sends its metrics to Weights & Biases: give tracker=wandb to do so, or tracker=none",
@@ -79,7 +79,7 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
 
 
 def _replacing(parsed: Sequence[Override]) -> list[str]:
-    """The overrides, but a schedule of the ratio takes the place of an experiment's: Hydra mixes them."""
+    """Return the overrides, with a ratio schedule replacing an experiment's: Hydra would merge the two."""
     found = []
     for override in parsed:
         if override.key_or_group == "sync.ratio" and isinstance(override.value(), dict):

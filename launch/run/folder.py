@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration and what it ran on, written before anything else."""
+"""The folder of one run: its configuration and environment, written before anything else."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ PACKAGES = (
 
 
 def open_run_folder(config: Config) -> Path:
-    """A new run's folder, or that of the run that ``resume`` continues: claimed, and ``starting``.
+    """Create a new run's folder, or reopen the one that ``resume`` continues; claim it as ``starting``.
 
-    Raises ``ValueError``, also if another job has claimed it.
+    Raises ``ValueError`` if that fails or if another job has claimed the folder.
     """
     if continues(config):
         folder = Path(str(config.run.dir)).expanduser()
@@ -60,12 +60,12 @@ def open_run_folder(config: Config) -> Path:
 
 
 def create_run_folder(config: Config) -> Path:
-    """Make the folder of a new run, with ``config.yaml`` and ``environment.json``, and return its path.
+    """Create the folder of a new run, with ``config.yaml`` and ``environment.json``, and return its path.
 
-    It is ``run.dir``, or ``outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>`` with a number appended if
-    that is taken; of two runs that start at once, each gets its own.
+    The path is ``run.dir``, or ``outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>`` with a number
+    appended if that is taken. Two runs that start at once get different folders.
 
-    Raises ``ValueError`` if it cannot be made, or ``run.dir`` holds something.
+    Raises ``ValueError`` if the folder cannot be created, or if ``run.dir`` is not empty.
     """
     folder = _given_folder(config.run.dir) if config.run.dir else _new_folder(config)
     with _writing(folder):
@@ -80,10 +80,10 @@ def create_run_folder(config: Config) -> Path:
 
 
 def reopen_run_folder(config: Config, folder: Path) -> Path:
-    """Go on in the folder of an earlier run: its configuration is now ``config``.
+    """Continue in the folder of an earlier run and save ``config`` as its configuration.
 
-    The environment of each start is kept: ``environment-2.json`` and on. Raises ``ValueError`` if a folder
-    stands where a file belongs.
+    The environment of each start is kept: ``environment-2.json`` and so on. Raises ``ValueError`` if a
+    folder has the name of a file that the run writes.
     """
     aside = folder / "config.yaml.tmp"
     for path in (aside, *(folder / name for name in ("metrics.jsonl", "status.json", "summary.json"))):
@@ -97,10 +97,10 @@ def reopen_run_folder(config: Config, folder: Path) -> Path:
 
 
 def leave_finished(config: Config, folder: Path | None = None) -> None:
-    """Of a run that has done all its steps; it may have been killed just before it could say so.
+    """Mark a run that has done all its steps as finished, and print what is left to do.
 
-    Without ``folder``, which is claimed, it is ``run.dir``. Raises ``ValueError`` if another job is at its
-    last figures.
+    The run may have been killed just before it could do so. ``folder`` is claimed already; without it, this
+    claims ``run.dir``. Raises ``ValueError`` if another job is still writing the final figures.
     """
     if folder is None:
         folder = Path(str(config.run.dir)).expanduser()
@@ -115,7 +115,7 @@ def leave_finished(config: Config, folder: Path | None = None) -> None:
 
 
 def describe_environment() -> dict[str, Any]:
-    """What a reader needs to repeat the run. No environment variables: they hold secrets."""
+    """Return what a reader needs to repeat the run. Omits environment variables: they may hold secrets."""
     source = Path(str(caat.__file__)).parents[1]
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -126,13 +126,13 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        # Of caat itself if it runs from a checkout, else of the project it is used in.
+        # The checkout that caat runs from, if any, else that of the project using it.
         "git": _git(source, top=True) or _git(Path.cwd()),
     }
 
 
 def claim(folder: Path) -> None:
-    """Keep other jobs out of the run folder until this process ends, however it ends."""
+    """Lock the run folder against other jobs until this process ends, however it ends."""
     lock = FileLock(folder / ".lock", is_singleton=True)
     try:
         lock.acquire(timeout=0)
@@ -143,8 +143,8 @@ def claim(folder: Path) -> None:
     except OSError as error:
         raise ValueError(f"run.dir={folder} cannot be written ({error.strerror})") from error
     except NotImplementedError:
-        return  # file systems of some clusters have no locks
-    # Also keeps the lock from being collected.
+        return  # some clusters' file systems have no locks
+    # Also keeps the lock from being garbage-collected.
     atexit.register(lock.release)
 
 
@@ -198,11 +198,14 @@ def _version(package: str) -> str | None:
 
 
 def _git(folder: Path, top: bool = False) -> dict[str, Any] | None:
-    """Revision of the checkout that ``folder`` is in (``top``: is the top of), and whether it was changed."""
+    """Return the revision of the checkout that contains ``folder``, and whether it is dirty.
+
+    ``top``: only if ``folder`` is the checkout's root.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        # Paths are bytes, whatever the locale's encoding.
+        # Git prints paths as bytes, in any encoding.
         return os.fsdecode(
             subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
         ).strip()

@@ -1,4 +1,4 @@
-"""The command that goes on with a run."""
+"""The command that resumes a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conf.reading.options import FOLDERS
 
 
 def command_to_go_on(settings: Sequence[str], folder: Path) -> str:
-    """It can be given to a shell as it is; ``settings`` are those that the run was started with."""
+    """Return the shell command that resumes the run in ``folder``, which was started with ``settings``."""
     replaced = ("resume=", "run.dir=")
     kept = [text for text in settings if not (is_hydras(text) or text.startswith(replaced))]
     own = [word for each in FOLDERS[1:] for word in ("--config-dir", str(each))]
@@ -20,13 +20,13 @@ def command_to_go_on(settings: Sequence[str], folder: Path) -> str:
 
 
 def how_to_go_on(settings: Sequence[str], folder: Path, torchrun: bool = False) -> str:
-    """The line that says so after a stop; ``torchrun``, or a launcher like it, started the processes."""
+    """Return the line printed after a stop. ``torchrun``: a launcher like it started the processes."""
     if torchrun:
         return f"go on: the same torchrun command, with run.dir={quoted(folder)} resume=auto"
     return f"go on: {command_to_go_on(settings, folder)}"
 
 
 def quoted(path: Path) -> str:
-    """As a value for Hydra, which takes some signs for syntax."""
+    """Quote ``path`` as a value for Hydra, which reads some characters as syntax."""
     text = str(path)
     return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"

@@ -1,4 +1,4 @@
-"""A new run from given weights: what it takes over from their checkpoint, and what has to agree."""
+"""A new run from existing weights: what it takes from their checkpoint, and what must match it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from launch.run.agreement import check_model, check_private
 
 
 def initial_checkpoint(path: str) -> Path:
-    """The checkpoint that ``initialize=path`` means; raises ``ValueError`` if there is none."""
+    """Return the checkpoint that ``initialize=path`` refers to; raise ``ValueError`` if there is none."""
     return find(path, "initialize")
 
 
 def adopt(config: DictConfig, given: Collection[str]) -> None:
-    """Take what is not ``given`` of the model, and the tokenizer, from the checkpoint of ``initialize``.
+    """Take model settings that are not ``given``, and the tokenizer, from the checkpoint of ``initialize``.
 
-    ``given`` names settings and groups on the command line: the group ``model`` stands for all of a model.
+    ``given`` names settings and groups on the command line; the group ``model`` covers all model settings.
     """
     if config.initialize is None:
         return
@@ -48,7 +48,7 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
 
 
 def check_initial(config: Config, tokens: Path | None = None) -> None:
-    """Raise ``ValueError`` unless the run can start from ``initialize``; with ``tokens``, if prepared."""
+    """Raise ``ValueError`` unless the run can start from ``initialize``; ``tokens``: the prepared text."""
     if config.initialize is None:
         return
     checkpoint = initial_checkpoint(config.initialize)

@@ -1,4 +1,4 @@
-"""A run on this machine: what comes before its processes, and the processes."""
+"""Sets up a run on this machine and trains it in worker processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ BEFORE_TRAINING = "interrupted before training began"
 
 
 def set_up(config: Config) -> Start | None:
-    """All that comes before the first process: checks, data, run folder. Raises ``ValueError``.
+    """Prepare everything before the first process starts: checks, data, run folder. Raises ``ValueError``.
 
-    None if all steps of the run are done: its folder goes on to say what it was trained with.
+    Returns None if all steps of the run are done; its folder keeps the configuration it was trained with.
     """
     check_device(config)
     validate(config, config.launch.processes)
@@ -35,10 +35,10 @@ def set_up(config: Config) -> Start | None:
 
 
 def run_in_processes(start: Start, launch: LaunchConfig) -> int:
-    """Train the run of ``start``, which has a folder, on processes of its own; returns the exit status.
+    """Train the run of ``start``, which has a folder, in worker processes and return the exit status.
 
-    A signal to this process reaches them, and raises :class:`Stopped`: with the status `STOPPED` if they
-    saved before they ended, 0 if they finished.
+    A signal to this process is forwarded to the workers and raises :class:`Stopped`: with the status
+    `STOPPED` if they saved before they ended, 0 if they finished.
     """
     folder = start.folder
     assert folder is not None
@@ -50,7 +50,7 @@ def run_in_processes(start: Start, launch: LaunchConfig) -> int:
     except Stopped:
         ended = read_status(folder)
         if ended == "finished":
-            raise Stopped(0) from None  # the signal came when all was done but the last figures
+            raise Stopped(0) from None  # only the final figures were missing when the signal came
         if ended == "starting":
             write_status(folder, "failed", BEFORE_TRAINING)
         elif ended == "running":
@@ -60,7 +60,7 @@ def run_in_processes(start: Start, launch: LaunchConfig) -> int:
         raise Stopped(STOPPED) from None
     if status:
         if read_status(folder) in ("starting", "running"):
-            # Killed, it could not say so itself.
+            # A killed worker could not write its status.
             write_status(folder, "failed", reason(status))
         print(f"what was written is in {folder}", file=sys.stderr)
     return status
@@ -68,7 +68,7 @@ def run_in_processes(start: Start, launch: LaunchConfig) -> int:
 
 @contextmanager
 def interrupts_kept(folder: Path) -> Iterator[None]:
-    """Ctrl-C before training began is the status of the run in ``folder`` as well."""
+    """Record Ctrl-C before training starts in the status of the run in ``folder``."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Where a run continues from, decided and checked before any process starts. Reads JSON files only."""
+"""Decides where a run resumes from and checks it, before any process starts. Reads JSON files only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launch.run.agreement import check_model, check_private
 
 
 def check_restartable(config: Config) -> None:
-    """Raise ``ValueError`` if torchrun is to restart processes that would not find their run again."""
+    """Raise ``ValueError`` if torchrun may restart processes that could not find their run again."""
     require(
         config.run.dir is not None or not may_restart(),
         "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
@@ -34,7 +34,7 @@ def check_restartable(config: Config) -> None:
 
 
 def continues(config: Config, folder: Path | None = None) -> bool:
-    """Whether the run goes on in a folder that an earlier start of it made: ``folder``, or ``run.dir``."""
+    """Return whether the run continues in a folder of an earlier start: ``folder``, or ``run.dir``."""
     run = folder or given_folder(config)
     if run is None or not (run / "config.yaml").is_file():
         return False
@@ -45,10 +45,10 @@ def continues(config: Config, folder: Path | None = None) -> bool:
 
 
 def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]:
-    """Checkpoints to resume from, best first; none: train from the start.
+    """Return the checkpoints to resume from, best first; empty: train from the start.
 
-    The first may be gone, if `latest` names it: to whoever reads it, it is damaged. Raises ``ValueError`` if
-    ``resume`` names a path without one, or a run has saved some and has none.
+    The first one may be missing if `latest` names it; the reader then treats it as damaged. Raises
+    ``ValueError`` if the path of ``resume`` has none, or if a run has saved some and none is left.
     """
     run = folder or given_folder(config)
     if run is not None and (restarted() or config.resume == "auto"):
@@ -67,9 +67,9 @@ def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]
 
 
 def check_resume(config: Config, folder: Path | None = None) -> State | None:
-    """The state that the run would continue from, if any; raises ``ValueError`` unless it can.
+    """Return the state that the run would resume from, if any; raise ``ValueError`` if it cannot.
 
-    Contents of large files are not looked at here: the processes verify those together.
+    The contents of large files are not read here: the workers verify them together.
     """
     problem = ""
     candidates = checkpoints_to_try(config, folder)
@@ -92,7 +92,7 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
 
 
 def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) -> State | None:
-    """:func:`check_resume`, and whether the prepared ``tokens`` are what was trained on until then."""
+    """Do :func:`check_resume`, and check that the state was trained on the prepared ``tokens``."""
     state = check_resume(config, folder)
     if state is None:
         return None
@@ -114,7 +114,7 @@ def _check_architecture(config: Config, found: Architecture, checkpoint: Path, s
         f"another function: give sync.ratio={found.ratio} up to there, or start a new run from its weights "
         "with initialize=... instead of resume",
     )
-    # At ratio 1 any shards compute the same.
+    # At ratio 1 every shard count computes the same function.
     if ratio < 1:
         check_private(config, found, checkpoint)
 
@@ -136,7 +136,7 @@ def _check_state(config: Config, state: State, checkpoint: Path) -> None:
 
 
 def _of_run(run: Path) -> list[Path]:
-    """:func:`_from_latest`; raises ``ValueError`` if the run has saved some, and all of them are gone."""
+    """Return :func:`_from_latest`; raise ``ValueError`` if the run has saved some and all are gone."""
     checkpoints = run / "checkpoints"
     remedy = "put its checkpoints back, or give a new run.dir=... to train from the start"
     require(
@@ -152,7 +152,7 @@ def _of_run(run: Path) -> list[Path]:
 
 
 def _from_latest(checkpoints: Path) -> list[Path]:
-    """What `latest` names, then older ones; if that is gone or it names nothing, all others."""
+    """Return what `latest` names, then older ones; if that is missing or unset, all others."""
     whole, newest = whole_checkpoints(checkpoints), named_latest(checkpoints)
     if newest is None:
         return whole

@@ -1,4 +1,4 @@
-"""The configuration of `caat pretrain` and Hydra's help, without training."""
+"""Prints the configuration of `caat pretrain` or Hydra's help, without training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from launch.run.compose import compose
 
 SHOW_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 SHOW_FLAGS |= {"--shell-completion", "-sc"}
-# Of no use without one of those.
+# The added flags are valid only with a show flag.
 FLAGS = SHOW_FLAGS | {"--resolve", "--package", "-p"}
 
 
 def show(argv: list[str]) -> int:
-    """Print what ``argv``, which has one of `SHOW_FLAGS`, asks for, and return the exit status.
+    """Print what the show flag in ``argv`` asks for and return the exit status.
 
-    `--cfg job` is ours: what would be trained, with all that is taken over from checkpoints and experiments.
-    Raises ``ValueError`` for a mistake in its settings.
+    We handle `--cfg job` ourselves, to show what would be trained, including what comes from checkpoints and
+    experiments. Raises ``ValueError`` for a mistake in its settings.
     """
     if (job := _settings_of_job(argv)) is not None:
         print(OmegaConf.to_yaml(OmegaConf.structured(compose(job))), end="")
@@ -42,8 +42,8 @@ def show(argv: list[str]) -> int:
 
 
 def _settings_of_job(argv: list[str]) -> list[str] | None:
-    """What comes with `--cfg job`, if that is all that is asked."""
-    # Ours is always resolved.
+    """Return the settings next to `--cfg job`; None if it is missing or another flag is given."""
+    # Our output is always resolved.
     given = [text for text in argv if text != "--resolve"]
     words = [word for text in given for word in (text.split("=", 1) if text.startswith("--cfg=") else [text])]
     for number, pair in enumerate(pairwise(words)):

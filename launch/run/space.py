@@ -1,4 +1,4 @@
-"""Whether a checkpoint of a run can be written, asked before the run is trained."""
+"""Checks that a run's checkpoints can be written, before the run is trained."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from launch.run.resume import given_folder
 
 
 def check_space(config: Config, folder: Path | None = None) -> None:
-    """Raise ``ValueError`` unless one more checkpoint fits beside those there are, which go only after it.
+    """Raise ``ValueError`` unless one more checkpoint fits: old ones are removed only after a new one.
 
-    ``folder``, ``run.dir`` or the folder of all runs says where.
+    Looks at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
     """
     checkpoints = (folder or given_folder(config) or Path("outputs")) / "checkpoints"
     there, need, free = nearest_folder(checkpoints), checkpoint_bytes(config.model), free_bytes(checkpoints)
     remedy = "give run.dir=... on another disk"
     require(os.access(there, os.W_OK | os.X_OK), f"{there}, for {checkpoints}, is not writable: {remedy}")
-    # What a save that was killed has left is removed by the next one.
+    # The next save removes what a killed save left behind.
     files = (file for left in leftovers(checkpoints) for file in left.rglob("*") if file.is_file())
     require(
         free is None or need <= free + sum(file.stat().st_size for file in files),

@@ -1,4 +1,4 @@
-"""What a run starts from: decided once, before its processes start, and verified by each of them."""
+"""The start of a run: decided once, before its processes start, and verified by each of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from launch.run.validate import check_data
 
 @dataclass(frozen=True)
 class Start:
-    """The prepared text and the steps that are done.
+    """The prepared text and the number of steps already done.
 
     ``text`` and ``settings`` are fingerprints of the text in ``tokens`` and of the configuration. ``folder``
-    is the run folder; None: the first rank still has to make it.
+    is the run folder; None if the first rank still has to create it.
     """
 
     tokens: Path
@@ -34,16 +34,16 @@ class Start:
     folder: Path | None = None
 
     def to_argument(self) -> str:
-        """For the command line of a worker."""
+        """Return the start as an argument for a worker's command line."""
         return json.dumps(asdict(self), default=str)
 
     @staticmethod
     def from_argument(text: str) -> Start:
-        """What :meth:`to_argument` wrote."""
+        """Parse what :meth:`to_argument` returned."""
         return parse_record(text, Start, "the start of the run")
 
     def verify(self, config: Config) -> None:
-        """Raise ``ValueError`` unless this is the start of ``config``, and its text is still the same."""
+        """Raise ``ValueError`` unless this is the start of ``config`` and its text has not changed."""
         require(
             self.settings == fingerprint(config),
             f"the settings in {self.folder} changed while the run was starting: start it again",
@@ -55,9 +55,9 @@ class Start:
 
 
 def make_start(config: Config, folder: Path | None = None) -> Start:
-    """Prepare the text if it is not there, and check all that depends on it.
+    """Prepare the text if it is missing, and check everything that depends on it.
 
-    ``folder`` is the run folder if it exists already. Raises ``ValueError`` for what the user can mend.
+    ``folder`` is the run folder if it exists already. Raises ``ValueError`` for a mistake of the user.
     """
     tokens = prepare(config.data)
     check_tokens(tokens)
@@ -72,5 +72,5 @@ def make_start(config: Config, folder: Path | None = None) -> Start:
 
 
 def fingerprint(config: Config) -> str:
-    """The same for equal settings."""
+    """Return a hash of the settings."""
     return sha256(config_text(config).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The end of a run: a table for the terminal, summary.json and loss.png in the run folder."""
+"""The results of a run: a table for the terminal, summary.json and loss.png in the run folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from conf.schema import Config
 from conf.sync import wire_format
 from launch.command.errors import only_warned
 
-# Of the records of steps, what the figures are made of.
+# The fields of a step's record that the figures need.
 MEASURED = {"loss", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds"}
 
 
 def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
-    """Validation loss, in nats per token, of two models that look at nothing, on the same targets.
+    """Return the validation loss, in nats per token, of two models without context on the same targets.
 
-    ``uniform``: every piece alike. ``unigram``: the training text's piece frequencies, plus one each.
+    ``uniform``: all pieces equally likely. ``unigram``: piece counts of the training text, plus one each.
     """
     held_out = TokenShards(tokens, "validation")
     counts = read_unigram(tokens, held_out.vocab_size).astype(np.float64) + 1
@@ -41,13 +41,13 @@ def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
 
 
 def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float], folder: Path) -> dict:
-    """Print and write what the run came to; ``record`` is its last step's, ``base`` its :func:`baselines`."""
-    # Benchmarks are lines of their own; on a disk that was full for a while, some steps or all are missing.
+    """Print and write the results of a run: ``record`` of its last step, ``base`` from :func:`baselines`."""
+    # Benchmarks have separate lines. If the disk was full for a while, some steps or all are missing.
     logged = read_records(folder / "metrics.jsonl")
     records = [each for each in logged if each.keys() >= MEASURED] or [record]
     sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
     full = full_sync_bytes(config, mesh, record["ratio"], sent)
-    # The first steps warm caches up.
+    # The first steps warm up caches.
     rates = [r["tokens_per_second"] for r in records[2:] or records]
     summary = {
         "validation_loss": record["validation_loss"],
@@ -74,9 +74,9 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
 
 
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
-    """Bytes of full synchronisation, of a step that ``sent`` these at ``ratio``.
+    """Return the bytes that full synchronisation would send in a step that ``sent`` these at ``ratio``.
 
-    That is with full messages inside the layers, and all activations sent in their own type.
+    Full synchronisation sends full messages inside the layers, and all activations in their own type.
     """
     if mesh.processes == 1:
         return dict(sent)

@@ -1,4 +1,4 @@
-"""Prepared tokens are verified before a run starts: all files once, by those who are there."""
+"""Verifies prepared tokens before a run starts; the ranks of a node share the files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from caat.parallel.world import is_first_rank, local_rank, local_world_size
 
 
 def check_tokens(folder: Path) -> None:
-    """Hold the files of ``folder`` against their checksums; under torchrun each rank of a node its share.
+    """Check the files of ``folder`` against their checksums; under torchrun, this rank's share of them.
 
-    Raises ``ValueError`` if one is damaged. Says so if there are no checksums.
+    Raises ``ValueError`` if one is damaged. Prints a note if there are no checksums.
     """
-    # One: a rank that does not know how many there are checks all files.
+    # A rank that does not know its local world size checks all files.
     shares = local_world_size(unknown=1)
     if not check_content(folder, local_rank(), shares) and is_first_rank():
         print(

@@ -1,4 +1,4 @@
-"""A training run on this rank, from the first collective to the figures that it leaves."""
+"""A training run on this rank, from the first collective to the final figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from launch.run.checkpoint import DamagedError
 from launch.run.start import Start
 from launch.run.summary import baselines, summarise
 
-# Raised on all ranks at the same step; each says in its message what happened.
+# Errors raised on all ranks at the same step, whose message says what happened; and their exit statuses.
 ENDINGS: dict[type[Exception], int] = {
     NonFiniteError: NOT_FINITE,
     DriftError: DRIFTED,
@@ -44,21 +44,21 @@ def train_run(
     request: StopRequest,
     watchdog: Watchdog,
 ) -> None:
-    """Train the run of ``start`` into its ``folder``. Collective.
+    """Train the run of ``start`` in its ``folder``. Collective.
 
-    Raises one of :data:`ENDINGS`, on all ranks at the same step, if training stops early; its status is
-    written then as well. Raises ``ValueError`` on all ranks if they were not started alike.
+    If training stops early, writes the status and raises one of :data:`ENDINGS` on all ranks at the same
+    step. Raises ``ValueError`` on all ranks if their settings or texts differ.
     """
     control, c = Control(), config.train
     check_ranks(config, start.text, control)
     run = build_run(config, start, folder, device=device, control=control, request=request, watchdog=watchdog)
-    # For the figures at the end, for which the text may no longer be there.
+    # The final figures need these, and by then the text may be gone.
     base = baselines(start.tokens, c.sequence, c.eval_sequences)
     forecast = outlook(_step_seconds(config, device, control), c.steps - run.state.step)
     if run.output:
         write_status(folder, "running")
     summary: dict = {}
-    # Empty where the worker tells how the run ended, since another rank may know better why.
+    # Empty after other errors: the worker records those, because another rank may know the cause.
     status, why = "", ""
     try:
         run.say(forecast)
@@ -74,7 +74,7 @@ def train_run(
         raise
     except tuple(ENDINGS) as error:
         status, why = "failed", str(error)
-        # What was being saved when the run had to end is good.
+        # A save that is still being written is good: finish it.
         run.saver.finish()
         raise
     finally:
@@ -87,15 +87,15 @@ def train_run(
 
 
 def _step_seconds(config: Config, device: torch.device, control: Control) -> float:
-    """How long a step takes at the rate of matrix products on the slowest rank. Collective."""
+    """Estimate the seconds of a step from the rate of matrix products on the slowest rank. Collective."""
     c = config.train
     work = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence / dist.get_world_size()
-    # Control knows whole numbers.
+    # Control exchanges whole numbers.
     return control.maximum(round(1e6 * work / product_rate(device, c.precision)))[0] / 1e6
 
 
 def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:
-    """Give the trackers the last figures, and what they were asked to keep of a run that finished."""
+    """Close the trackers with the final figures; hand them the artifacts of a finished run if asked to."""
     if config.tracker.artifacts and summary:
         from launch.report import write_report
 

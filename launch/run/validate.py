@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run before its processes start, beyond the schema's own rules."""
+"""Finds mistakes in a run before its processes start, beyond the schema's own rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launch.run.resume import check_resume, continues
 
 
 def validate(config: Config, world: int) -> None:
-    """Raise ``ValueError`` for all that can be known to be wrong before ``world`` processes start."""
+    """Raise ``ValueError`` for any mistake that can be found before ``world`` processes start."""
     config.check_layout(world)
     folder = prepared_folder(config.data)
     if (folder / "index.json").is_file():
@@ -39,21 +39,21 @@ def validate(config: Config, world: int) -> None:
 
 
 def check_device(config: Config) -> None:
-    """Raise ``ValueError`` unless each process started here can have the device that was asked for."""
+    """Raise ``ValueError`` unless each process started here can use the requested device."""
     c = config.launch
     if c.device == "cuda" or c.backend == "nccl":
-        # Only now: importing torch takes seconds.
+        # Imported late: importing torch takes seconds.
         from caat.supervision.device import choose_device
 
         choose_device(c.device, 0, c.processes, c.backend)
 
 
 def check_data(config: Config, folder: Path) -> None:
-    """Raise ``ValueError`` unless the prepared tokens in ``folder`` suit the model and the sequence."""
+    """Raise ``ValueError`` unless the prepared tokens in ``folder`` fit the model and sequence length."""
     index = read_index(folder)
     _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
     given, used = config.data.tokenizer, find_tokenizer(folder)
-    # Of initialize= the tokenizer is taken over, and held against the text by check_initial.
+    # initialize= takes over the checkpoint's tokenizer, and check_initial compares it with the text's.
     require(
         given is None
         or config.initialize is not None
@@ -70,7 +70,7 @@ def check_data(config: Config, folder: Path) -> None:
             "which the last is only a target: lower train.sequence or give more text"
             + (" (or raise data.validation)" if split == "validation" else ""),
         )
-    # Only the figures at the end need it: that is no time to find out.
+    # Only the final figures need the counts: check them before training, not after.
     counts = read_unigram(folder, index.vocab_size)
     require(
         counts.sum() == index.tokens("train"),
@@ -98,7 +98,7 @@ def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
 
 
 def _check_tracker(config: Config) -> None:
-    """Raise ``ValueError`` unless the trackers chosen can be used here."""
+    """Raise ``ValueError`` unless the chosen trackers can be used here."""
     require(
         not config.tracker.tensorboard or installed("tensorboard"),
         "tracker=tensorboard needs TensorBoard: pip install tensorboard, or leave it out",
@@ -111,7 +111,7 @@ def _check_tracker(config: Config) -> None:
 
 
 def _check_run_folder(config: Config) -> None:
-    """Raise ``ValueError`` unless the run folder can be written, and is new or empty or to be continued."""
+    """Raise ``ValueError`` unless the run folder is writable and is new, empty or to be continued."""
     name = config.run.dir
     folder = Path(name or "outputs").expanduser()
     what = f"run.dir={name}" if name else f"the folder of runs {folder.absolute()}"

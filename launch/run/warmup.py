@@ -1,4 +1,4 @@
-"""A warm-up that nobody asked for fits the steps."""
+"""Shortens a default warm-up to fit the number of steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conf.schema import Config
 
 
 def shorten_warmup(config: Config) -> None:
-    """Where the model's own ``optim.warmup_steps`` is longer than the run, take a tenth of the steps."""
+    """If the model's own ``optim.warmup_steps`` does not fit into the run, use a tenth of the steps."""
     steps, own = config.train.steps, config.optim.warmup_steps
     room = steps - config.optim.decay(steps)
     if 0 <= room < own:
@@ -20,7 +20,7 @@ def shorten_warmup(config: Config) -> None:
 
 @cache
 def _note(own: int, shorter: int, steps: int) -> None:
-    """Once for all runs of a sweep."""
+    """Print the note once for all runs of a sweep."""
     if is_first_rank():
         print(
             f"note: optim.warmup_steps is {shorter} and not the model's {own}, for train.steps={steps}",

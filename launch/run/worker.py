@@ -1,4 +1,4 @@
-"""One process of a training run: its checks, its process group, and how it ends."""
+"""One process of a training run: its checks, its process group, and its exit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from launch.run.resume import check_resume, given_folder
 from launch.run.start import Start, make_start
 from launch.run.trainer import ENDINGS, train_run
 
-# What another rank that failed first gets to say so, before this one reports that it lost the connection.
+# How long a rank that lost a connection waits for the rank that failed first to report its error.
 LOST_CONNECTION_SECONDS = 3.0
 
 
@@ -38,13 +38,13 @@ def work(
     folder: Path | None = None,
     settings: Sequence[str] | None = None,
 ) -> None:
-    """Train as this rank of the world (or as a world of one); every rank of a run calls it alike.
+    """Train as this rank of the world (or as a world of one); every rank of a run makes the same call.
 
-    ``start`` is what the process that started this one decided; None: this rank finds it, for the run in
-    ``folder``, or, None, one whose folder the first rank makes. ``settings`` are those that the user gave,
-    for the command that goes on after a stop; None: whoever started this process tells it. Raises
-    ``ValueError`` for what the user can mend, before the process group starts. Exits with one of the
-    statuses in ``launch.command.errors`` if training stopped early.
+    ``start`` was decided by the parent process. If None, this rank makes it, for the run in ``folder`` or,
+    if that is None too, for a new folder that the first rank creates. ``settings`` are the user's, for the
+    resume command printed after a stop; if None, the parent prints it. Raises ``ValueError`` for a mistake
+    of the user before the process group starts. Exits with a status of ``launch.command.errors`` if training
+    stops early.
     """
     world = world_size()
     config.check_layout(world)
@@ -59,7 +59,7 @@ def work(
 
     known = start.folder or given_folder(config)
     if restarted() and known is not None and read_status(known) == "stopped":
-        # To torchrun a process that was told to stop, and saved, is one that died.
+        # torchrun takes a process that saved and stopped on a signal for one that died, and restarts it.
         sys.exit(STOPPED)
     with StopRequest(is_first_rank()) as request:
         if start.folder is not None:
@@ -82,7 +82,7 @@ def work(
         except Exception as error:
             _fail(error, watchdog)
             raise
-        # All ranks come here or none does: after any other error the others may still be in a collective.
+        # All ranks get here or none does: after any other error, others may still be in a collective.
         stop_process_group()
         watchdog.stop()
     if status:
@@ -90,7 +90,7 @@ def work(
 
 
 def _verified(config: Config, start: Start | None, folder: Path | None) -> Start:
-    """``start``, if it still holds, or this rank's own."""
+    """Return ``start`` once verified, or one that this rank makes."""
     if start is None:
         return make_start(config, folder)
     start.verify(config)
@@ -102,7 +102,7 @@ def _verified(config: Config, start: Start | None, folder: Path | None) -> Start
 
 @contextmanager
 def _failures_kept(run: Path) -> Iterator[None]:
-    """A failure before training began is the status of ``run`` as well."""
+    """Record a failure before training starts in the status of ``run``."""
     try:
         yield
     except tuple(ENDINGS) as error:
@@ -112,9 +112,9 @@ def _failures_kept(run: Path) -> Iterator[None]:
 
 
 def _fail(error: Exception, watchdog: Watchdog) -> None:
-    """End this process, so that the first rank to fail is the one that is heard; returns in a world of one.
+    """End this process so that the first rank to fail is the one that reports; return in a world of one.
 
-    A mistake of the user is raised by all ranks, and reported by the launcher.
+    Also returns for a mistake of the user: all ranks raise it, and the launcher reports it.
     """
     if dist.get_world_size() == 1 or isinstance(error, ValueError):
         if dist.get_rank() == 0:
@@ -123,7 +123,7 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
         return
     lost_connection = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
     if lost_connection:
-        # By itself it says nothing: the rank at the other end of it is gone, and may have said why.
+        # A lost connection is not the cause: the rank at its other end is gone, and may have reported why.
         why = f"rank {dist.get_rank()} lost the connection to another rank"
         if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
             print(f"caat: error: {why}", file=sys.stderr)
@@ -133,12 +133,12 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
         print(f"caat: error: rank {dist.get_rank()}: {error}", file=sys.stderr)
         watchdog.record(f"rank {dist.get_rank()}: {error}")
     sys.stderr.flush()
-    # Not sys.exit: gloo's threads and the one of a save in flight would be waited for.
+    # sys.exit would wait for gloo's threads and for the thread of a save in flight.
     os._exit(1)
 
 
 def _agree_on(folder: Path | None, config: Config) -> Path:
-    """The first rank makes the run folder if there is none yet; all ranks learn its name."""
+    """Return the run folder on all ranks; the first rank creates it if there is none yet."""
     names = [None if folder is None else str(folder)]
     if folder is None and dist.get_rank() == 0:
         names = [str(open_run_folder(config))]
@@ -150,7 +150,7 @@ def _agree_on(folder: Path | None, config: Config) -> Path:
 def _set_determinism(config: Config) -> None:
     torch.manual_seed(config.seed)
     if config.train.deterministic:
-        # cuBLAS needs it set before its first use to be repeatable.
+        # cuBLAS is deterministic only if this is set before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

@@ -1,6 +1,6 @@
-"""`caat pretrain -m`: a run for every combination of the values given, here or as a Slurm job array.
+"""`caat pretrain -m`: one run for every combination of values, on this machine or as a Slurm job array.
 
-All runs lie in one folder, which the same command finds again: finished ones are left alone, others go on.
+All runs are in one folder, which the same command finds again: it skips finished runs and resumes others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from launch.sweep.slurm import queued, submit
 
 
 def sweep(argv: Sequence[str]) -> int:
-    """Bring every run of ``argv`` (without ``-m``) to its end, and return the exit status: 1 if one did not.
+    """Train every run of ``argv`` (without ``-m``) to its end and return the exit status: 1 if one did not.
 
-    A signal stops the run that is being trained as it stops any run, and no other is started. Raises
-    ``ValueError`` for a mistake in any of the runs before the first one starts.
+    A signal stops the current run in the usual way, and no other run is started. Raises ``ValueError`` for a
+    mistake in any of the runs before the first one starts.
     """
     if launched():
         raise ValueError("-m starts the processes of each run itself: leave torchrun out")

@@ -1,4 +1,4 @@
-"""The runs of a sweep, one after another, each in processes of its own: nothing of one reaches the next."""
+"""Trains the runs of a sweep one after another, each in new processes, so that runs share no state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.sweep.run import Run
 
 
 def train(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
-    """Train each of ``runs`` and keep what became of it; a run that fails does not keep others from theirs.
+    """Train each of ``runs`` and record its outcome; if one fails, the others are still trained.
 
     Raises :class:`Stopped` if a signal came.
     """
@@ -41,10 +41,10 @@ def _train(run: Run) -> tuple[str, str]:
     except ValueError as error:
         return "failed", f"{reason(USER_ERROR)}: {error}"
     except Exception as error:
-        # Such as a full disk: others may have better luck.
+        # For instance a full disk: the other runs may still succeed.
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error}"
     if status == STOPPED:
-        # A process of this run was told to stop, and not the sweep.
+        # The signal went to a process of this run, not to the sweep.
         return "stopped", reason(status)
     return ("failed", read_why(run.folder) or reason(status)) if status else ("finished", "")

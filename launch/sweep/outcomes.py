@@ -1,4 +1,4 @@
-"""What became of the runs of a sweep: a table on the terminal and sweep.json in its folder."""
+"""The outcomes of a sweep's runs: a table on the terminal and sweep.json in its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Outcome:
     folder: str
     status: str
     why: str
-    # The command that goes on with this run alone.
+    # The command that resumes this run alone.
     resume: str
 
     @classmethod
@@ -32,14 +32,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a run's summary.json, what the table shows."""
+    """The fields of a run's summary.json that the table shows."""
 
     validation_loss: float | None
 
 
 def report(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """Print the table, how to go on with what is not finished and to compare the rest, and the path of
-    sweep.json."""
+    """Print the table, the commands to resume and to compare runs, and the path of sweep.json."""
     width = max(len("run"), *(len(outcome.run) for outcome in outcomes))
     losses = [_validation_loss(outcome) for outcome in outcomes]
     print(f"\n{'run':<{width}}  {'status':<15}  {'loss':>7}  why")
@@ -62,7 +61,7 @@ def report(folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _validation_loss(outcome: Outcome) -> float | None:
-    """Of a finished run; None where its figures are missing, damaged or not finite."""
+    """Return the loss of a finished run; None if its figures are missing, damaged or not finite."""
     if not outcome.status.startswith("finished"):
         return None
     try:

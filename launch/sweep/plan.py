@@ -1,4 +1,4 @@
-"""From the overrides of a sweep to its runs, each with its folder and a checked configuration."""
+"""Turns the overrides of a sweep into its runs, each with a folder and a checked configuration."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from launch.run.validate import check_device, validate
 from launch.sweep.run import Run
 from launch.sweep.slurm import SlurmOptions
 
-# What does not name a sweep: it makes no other runs.
+# Prefixes of settings that are not part of a sweep's name: they do not change its runs.
 NOT_NAMED = (*DEPLOYMENT, "hydra")
 QUOTES = "\"'"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs and their common folder; ``slurm`` if that is to train them."""
+    """All runs and their common folder; ``slurm`` is set if Slurm trains them."""
 
     folder: Path
     runs: list[Run]
@@ -39,12 +39,12 @@ class Sweep:
 
 
 def plan_sweep(overrides: Sequence[str]) -> Sweep:
-    """The runs that ``overrides`` describe. Raises ``ValueError`` for a mistake in any of them."""
+    """Return the sweep that ``overrides`` describe. Raises ``ValueError`` for a mistake in any run."""
     file, overrides = take_file(overrides)
     with initialise():
         parse_overrides(overrides)
         parsed = parse_overrides([*swept_by_experiment(overrides), *overrides])
-        # The last one given counts.
+        # The last override of a key wins.
         last = {override.key_or_group: override for override in parsed}
         fixed = [override for override in last.values() if not override.is_sweep_override()]
         varying = {key for key, override in last.items() if override.is_sweep_override()}
@@ -74,7 +74,7 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         config.run.dir, config.resume = str(folder / name), "auto"
         if slurm is None:
             check_device(config)
-        # What is finished is left alone, whether its checkpoints are still there or not.
+        # Finished runs are left alone, even if their checkpoints are gone.
         if read_status(folder / name) != "finished":
             validate(config, config.launch.processes * (slurm.nodes if slurm else 1))
         runs.append(Run(name, [*file, *combination], config))
@@ -100,14 +100,14 @@ def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
 
 
 def swept_by_experiment(overrides: Sequence[str]) -> list[str]:
-    """What an experiment sweeps over by itself, in ``hydra.sweeper.params``; within :func:`initialise`."""
+    """Return an experiment's ``hydra.sweeper.params`` as overrides. Call within :func:`initialise`."""
     single = [text for text in overrides if text.startswith("experiment=") and "," not in text]
     config = hydra_config(single, return_hydra_config=True)
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
 def _folder(shared: DictConfig, fixed: Sequence[str], model: str) -> Path:
-    """``hydra.sweep.dir``; else one that follows from what all runs share, so that more values may come."""
+    """Return ``hydra.sweep.dir``, else a name from what all runs share, so that values can be added later."""
     if shared.hydra.sweep.dir:
         return Path(shared.hydra.sweep.dir).expanduser()
     named = sorted(text for text in fixed if not text.lstrip("+").startswith(NOT_NAMED))
@@ -116,7 +116,7 @@ def _folder(shared: DictConfig, fixed: Sequence[str], model: str) -> Path:
 
 
 def _name(combination: Sequence[str], varying: set[str]) -> str:
-    """What varies, such as ``seed-1_sync.ratio-0.5``: neither "=" nor "," nor "/" is in it."""
+    """Return a name from what varies, such as ``seed-1_sync.ratio-0.5``, without "=", "," or "/"."""
     given = sorted(text.lstrip("+").partition("=")[::2] for text in combination)
     parts = [f"{key}-{value.strip(QUOTES)}" for key, value in given if key in varying]
     return re.sub(r"[^\w.+-]+", "-", "_".join(parts))

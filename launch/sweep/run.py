@@ -16,7 +16,7 @@ from conf.schema import Config
 
 @dataclass(frozen=True)
 class Run:
-    """One combination: ``name`` tells what varies; ``overrides`` are all that ``config`` comes from."""
+    """One combination of values: ``name`` says what varies; ``config`` is composed from ``overrides``."""
 
     name: str
     overrides: list[str]
@@ -27,7 +27,7 @@ class Run:
         return Path(str(self.config.run.dir))
 
     def finished(self) -> bool:
-        """Whether nothing is left to do. Raises ``ValueError`` if what is finished there is another run."""
+        """Return whether the run is finished. Raises ``ValueError`` if its folder holds a different one."""
         if read_status(self.folder) != "finished":
             return False
         there = read_config(self.folder / "config.yaml")

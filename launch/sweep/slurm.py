@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SCRIPTS = Path(str(launch.__file__)).parents[1] / "slurm"
-# In a run folder: the job that is to train the run, as <array>_<task>.
+# File in a run folder that names the job that trains the run, as <array>_<task>.
 JOB = "slurm_job"
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What sbatch is told: a long option and its value each; ``at_once`` tasks run at a time (None: all)."""
+    """Long options of sbatch with their values; ``at_once`` tasks run at a time (None: all)."""
 
     options: Mapping[str, str]
     at_once: int | None
 
     @classmethod
     def of(cls, hydra: DictConfig) -> SlurmOptions | None:
-        """From ``hydra.launcher``; None if the runs are to be trained here. Raises ``ValueError``."""
+        """Read ``hydra.launcher``; None if the runs are trained on this machine. Raises ``ValueError``."""
         launcher = hydra.runtime.choices["hydra/launcher"]
         if launcher == "basic":
             return None
@@ -57,7 +57,7 @@ class SlurmOptions:
 
 
 def queued(runs: Sequence[Run]) -> dict[str, str]:
-    """Names of the ``runs`` that a job trains or is to train, and that job."""
+    """Return the job of each of ``runs`` that is queued or running, by the run's name."""
     jobs = {run.name: (run.folder / JOB) for run in runs}
     jobs_told = {name: path.read_text().strip() for name, path in jobs.items() if path.is_file()}
     if not jobs_told:
@@ -67,11 +67,11 @@ def queued(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Queue ``runs`` as one array. Raises ``ValueError`` with what sbatch says if it does not take them."""
+    """Queue ``runs`` as one job array. Raises ``ValueError`` with sbatch's message if it refuses."""
     if not runs:
         return
     folders = [open_run_folder(run.config).resolve() for run in runs]
-    # A list that no later submission touches: tasks that wait are to find their run in it.
+    # A new list for each submission: waiting tasks of an earlier one still read theirs.
     tasks = next(path for number in count(1) if not (path := folder / f"tasks-{number}.txt").exists())
     launches = [run.config.launch for run in runs]
     lines = [
@@ -94,7 +94,7 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
 
 
 def _call(*command: str) -> str:
-    # sbatch hands its environment on to the job, which is to use the same installation of caat.
+    # sbatch passes its environment to the job, which must use the same installation of caat.
     environment = {**os.environ, "SCRIPTS": str(SCRIPTS), "PYTHON": sys.executable}
     try:
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
