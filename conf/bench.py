@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from conf.checks import require, require_choice, require_positive
+from conf.field import setting
 from conf.gpus import Gpu, gpu_named
 from conf.model import ModelConfig
 from conf.processes import ParallelConfig
 from conf.sync import WIRE_FORMATS
-from conf.units import delay_seconds, rate_bytes
+from conf.units import check_link, delay_seconds, rate_bytes
 
 
 @dataclass
 class ShapeConfig:
     """A model made for measuring: its sizes, and those of its input."""
 
-    # Transformer blocks.
-    layers: int = 4
-    # Channels of the residual stream.
-    hidden: int = 512
-    # Channels inside the MLP.
-    ffn: int = 1408
-    # Heads of attention, as many of keys and values.
-    heads: int = 8
-    # Tokens of a sequence.
-    sequence: int = 256
-    # Sequences a step.
-    batch: int = 4
+    layers: int = setting(4, "Number of transformer blocks.")
+    hidden: int = setting(512, "Number of channels of the residual stream.")
+    ffn: int = setting(1408, "Number of channels inside the MLP.")
+    heads: int = setting(8, "Number of attention heads, and of key and value heads.")
+    sequence: int = setting(256, "Tokens per sequence.")
+    batch: int = setting(4, "Sequences per step.")
 
     def model(self, vocab_size: int) -> ModelConfig:
         return ModelConfig(
@@ -47,22 +41,14 @@ class ShapeConfig:
 class BenchShardsConfig(ShapeConfig):
     """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
 
-    # N.
-    shards: int = 8
-    # Also with train.compile, which takes a while to begin with.
-    compile: bool = False
-    # Entries of the vocabulary.
-    vocab_size: int = 4096
-    # fp32 or bf16.
-    precision: str = "fp32"
-    # auto, cpu or cuda.
-    device: str = "cpu"
-    # Steps of each variant; the median counts.
-    rounds: int = 10
-    # Where the JSON goes; default: outputs/bench-shards-<time>.json.
-    out: str | None = None
-    # Used by the command itself: print the peak memory of one variant.
-    memory_of: int | None = None
+    shards: int = setting(8, "Number of shards (N).")
+    compile: bool = setting(False, "Also measure with train.compile, which takes a while to start.")
+    vocab_size: int = setting(4096, "Number of entries of the vocabulary.")
+    precision: str = setting("fp32", "Numeric format: fp32 or bf16.")
+    device: str = setting("cpu", "Device: auto, cpu or cuda.")
+    rounds: int = setting(10, "Steps of each variant; the median counts.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-shards-<time>.json.")
+    memory_of: int | None = setting(None, "Print the peak memory of one variant. Used by the command itself.")
 
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
@@ -74,14 +60,10 @@ class BenchShardsConfig(ShapeConfig):
 class BenchTokenizeConfig:
     """`caat bench tokenize`: speed against bare SentencePiece, memory against the size of the corpus."""
 
-    # Pieces of the tokenizer.
-    vocab_size: int = 4096
-    # Copies of the quick-start text (5 MB each) to tokenise.
-    copies: int = 20
-    # Times that each is run; the median counts.
-    rounds: int = 3
-    # Where the JSON goes; default: outputs/bench-tokenize-<time>.json.
-    out: str | None = None
+    vocab_size: int = setting(4096, "Number of pieces of the tokenizer.")
+    copies: int = setting(20, "Number of copies of the quick-start text (5 MB each) to tokenise.")
+    rounds: int = setting(3, "Number of times to run each; the median counts.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-tokenize-<time>.json.")
 
     def __post_init__(self) -> None:
         require_positive(vocab_size=self.vocab_size, copies=self.copies, rounds=self.rounds)
@@ -95,22 +77,20 @@ class BenchCheckpointConfig(ShapeConfig):
     hidden: int = 768
     ffn: int = 2048
     batch: int = 1
-    # Entries of the vocabulary.
-    vocab_size: int = 4096
-    # N.
-    shards: int = 8
-    # P; it divides N.
-    processes: int = 1
-    # Of each process; default: all cores, shared by the processes.
-    threads: int | None = None
-    # Pairs of an interval with a save and one without.
-    rounds: int = 8
-    # The interval is so many times what a save takes when training waits for it.
-    interval: float = 10.0
-    # Where the checkpoints go for a while: the disk that is measured.
-    folder: str = "outputs"
-    # Where the JSON goes; default: outputs/bench-checkpoint-<time>.json.
-    out: str | None = None
+    vocab_size: int = setting(4096, "Number of entries of the vocabulary.")
+    shards: int = setting(8, "Number of shards (N).")
+    processes: int = setting(1, "Number of processes (P), a divisor of shards.")
+    threads: int | None = setting(
+        None,
+        "Threads of each process. Default: all cores, shared by the processes.",
+    )
+    rounds: int = setting(8, "Number of pairs of an interval with a save and one without.")
+    interval: float = setting(
+        10.0,
+        "Length of an interval, as a multiple of the time that a save takes when training waits for it.",
+    )
+    folder: str = setting("outputs", "Folder for the temporary checkpoints, on the disk to measure.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-checkpoint-<time>.json.")
 
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence, shards=self.shards)
@@ -127,24 +107,18 @@ class BenchMfuConfig:
     """`caat bench mfu`: a training step in one process, by shard count, as a share of the device's peak."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    # N, one row each.
-    shards: list[int] = field(default_factory=lambda: [1, 8])
-    # As sync.ratio.
-    ratio: float = 0.5
-    # Sequences of model.sequence tokens a step.
-    micro_batch: int = 4
-    # As train.compile.
-    compile: bool = False
-    # fp32 or bf16.
-    precision: str = "bf16"
-    # auto, cpu or cuda.
-    device: str = "auto"
-    # Dense peak of the device; default: known for common GPUs, else no MFU is shown.
-    peak_tflops: float | None = None
-    # Steps of each row; the median counts.
-    rounds: int = 10
-    # Where the JSON goes; default: outputs/bench-mfu-<time>.json.
-    out: str | None = None
+    shards: list[int] = setting([1, 8], "Numbers of shards (N) to measure, one row each.")
+    ratio: float = setting(0.5, "Value of sync.ratio.")
+    micro_batch: int = setting(4, "Sequences of model.sequence tokens per step.")
+    compile: bool = setting(False, "Value of train.compile.")
+    precision: str = setting("bf16", "Numeric format: fp32 or bf16.")
+    device: str = setting("auto", "Device: auto, cpu or cuda.")
+    peak_tflops: float | None = setting(
+        None,
+        "Dense peak of the device in TFLOP/s. Default: known for common GPUs, else no MFU is shown.",
+    )
+    rounds: int = setting(10, "Steps of each row; the median counts.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-mfu-<time>.json.")
 
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, micro_batch=self.micro_batch, peak_tflops=self.peak_tflops or 1)
@@ -158,20 +132,23 @@ class BenchMfuConfig:
 class BenchStackConfig(ShapeConfig):
     """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
 
-    # fp32 or bf16.
-    precision: str = "fp32"
-    # P, with as many shards.
-    processes: int = 2
-    # Fractions of the channels to synchronise, beside full synchronisation.
-    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
-    # As sync.wire_dtype, beside auto: one more row for each ratio, overlapped. [int8], [int8,bfloat16].
-    wire_dtypes: list[str] = field(default_factory=list)
-    # Steps of each variant, in turns; the median counts.
-    rounds: int = 15
-    # auto, cpu or cuda.
-    device: str = "auto"
-    # Where the JSON goes, the plot beside it; default: outputs/bench-<benchmark>-<time>.json.
-    out: str | None = None
+    precision: str = setting("fp32", "Numeric format: fp32 or bf16.")
+    processes: int = setting(2, "Number of processes (P), and of shards.")
+    ratios: list[float] = setting(
+        [1.0, 0.5, 0.25],
+        "Fractions of the channels to synchronise, in addition to full synchronisation.",
+    )
+    wire_dtypes: list[str] = setting(
+        [],
+        "Values of sync.wire_dtype to measure in addition to auto, such as [int8] or [int8,bfloat16]: "
+        "one more row for each ratio, overlapped.",
+    )
+    rounds: int = setting(15, "Steps of each variant, in turns; the median counts.")
+    device: str = setting("auto", "Device: auto, cpu or cuda.")
+    out: str | None = setting(
+        None,
+        "Path of the JSON; the plot is written beside it. Default: outputs/bench-<benchmark>-<time>.json.",
+    )
 
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence)
@@ -206,26 +183,19 @@ class BenchProfileConfig(BenchStackConfig):
     rounds: int = 5
 
 
-def check_link(rate: str, delay: str, burst: str) -> None:
-    """Raise ``ValueError`` unless all are as tc writes them."""
-    rate_bytes(rate)
-    delay_seconds(delay)
-    require(
-        re.fullmatch(r"\d+(\.\d+)?[kmg]?b", burst) is not None,
-        f"burst={burst} is not a size of tc: write 128kb or 1mb",
-    )
-
-
 @dataclass
 class BenchLinkConfig(BenchStackConfig):
     """`caat bench link`: the same between network namespaces joined by a shaped link (root, ip and tc)."""
 
-    # One rate or several, as tc writes them: 1gbit, or 100mbit,1gbit,10gbit.
-    rate: str = "1gbit"
-    # One-way delay, as tc writes it: 0ms, 1ms, ...
-    delay: str = "0ms"
-    # What may pass at once above the rate. Small, or short messages never meet the rate.
-    burst: str = "128kb"
+    rate: str = setting(
+        "1gbit",
+        "Rate of the link, or several, as tc writes them: 1gbit, or 100mbit,1gbit,10gbit.",
+    )
+    delay: str = setting("0ms", "One-way delay, as tc writes it: 0ms, 1ms, ...")
+    burst: str = setting(
+        "128kb",
+        "Bytes that may pass at once above the rate. Keep it small, or short messages never meet the rate.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,13 +213,14 @@ class BenchPeersConfig(BenchStackConfig):
     linears (if installed: the extra "peers"), DeepSpeed AutoTP and DeepSpeed-Domino (needs two sequences,
     and two heads a process), beside ours at ratio 1 and below."""
 
-    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5])
-    # Over a shaped link of this rate, as in `caat bench link`; default: this machine's own network.
-    rate: str | None = None
-    # One way.
-    delay: str = "0ms"
-    # What may pass at once above the rate.
-    burst: str = "128kb"
+    ratios: list[float] = setting([1.0, 0.5])
+    rate: str | None = setting(
+        None,
+        "Rate of a shaped link to measure over, as in `caat bench link`. Default: this machine's own "
+        "network.",
+    )
+    delay: str = setting("0ms", "One-way delay of the shaped link.")
+    burst: str = setting("128kb", "Bytes that may pass at once above the rate.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,9 +237,8 @@ class BenchGenerateConfig(BenchPeersConfig):
     """`caat bench generate`: time to the first token of `batch` prompts of `sequence` tokens, and new tokens
     per second, by ratio, beside full synchronisation in Megatron's form and no communication at all."""
 
-    ratios: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
-    # Tokens of each prompt's continuation.
-    new_tokens: int = 16
+    ratios: list[float] = setting([1.0, 0.5, 0.25])
+    new_tokens: int = setting(16, "Tokens in the continuation of each prompt.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -287,24 +257,34 @@ class BenchPredictConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    # Fractions of the channels to synchronise, beside full synchronisation.
-    ratios: list[float] = field(default_factory=lambda: [0.75, 0.5, 0.25, 0.0])
-    # What the processes compute on, as in `caat plan`: a100, h100, h200, b200, mi300x, 4090 and others.
-    gpu: str = "h100"
-    # Between any two processes, each way, as 400gbit; default: between two nodes of such GPUs.
-    link: str | None = None
-    # One way.
-    delay: str = "5us"
-    # What a process sustains in arithmetic alone, in TFLOP/s; default: 40 % of the GPU's peak.
-    tflops: float | None = None
-    # Sequences of model.sequence tokens a pass.
-    micro_batch: int = 1
-    # Of the activations: bf16 or fp32.
-    precision: str = "bf16"
-    # As sync.wire_dtype. What rounding takes is not predicted.
-    wire_dtype: str = "auto"
-    # Where the JSON goes, the plot beside it; default: outputs/bench-predict-<time>.json.
-    out: str | None = None
+    ratios: list[float] = setting(
+        [0.75, 0.5, 0.25, 0.0],
+        "Fractions of the channels to synchronise, in addition to full synchronisation.",
+    )
+    gpu: str = setting(
+        "h100",
+        "GPU of each process, as in `caat plan`: a100, h100, h200, b200, mi300x, 4090 and others.",
+    )
+    link: str | None = setting(
+        None,
+        "Rate between any two processes, each way, such as 400gbit. Default: the rate between two nodes "
+        "of such GPUs.",
+    )
+    delay: str = setting("5us", "One-way delay of the link.")
+    tflops: float | None = setting(
+        None,
+        "TFLOP/s that a process sustains in arithmetic alone. Default: 40 % of the GPU's peak.",
+    )
+    micro_batch: int = setting(1, "Sequences of model.sequence tokens per pass.")
+    precision: str = setting("bf16", "Numeric format of the activations: bf16 or fp32.")
+    wire_dtype: str = setting(
+        "auto",
+        "Value of sync.wire_dtype. The time that rounding takes is not predicted.",
+    )
+    out: str | None = setting(
+        None,
+        "Path of the JSON; the plot is written beside it. Default: outputs/bench-predict-<time>.json.",
+    )
 
     def __post_init__(self) -> None:
         rate_bytes(self.hardware.link, "link")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.checks import require_positive
+from conf.field import setting
 from conf.sync import checked_ratio
 
 
 @dataclass
 class ConvertParallel:
-    # N: shards to cut a Hugging Face model into. A checkpoint of caat brings its own.
-    tensor: int | None = None
+    tensor: int | None = setting(
+        None,
+        "Number of shards (N) to cut a Hugging Face model into. A checkpoint of caat brings its own.",
+    )
 
     def __post_init__(self) -> None:
         if self.tensor is not None:
@@ -20,8 +23,11 @@ class ConvertParallel:
 
 @dataclass
 class ConvertSync:
-    # Fraction of the channels to synchronise; default: 1, at which the function is the Hugging Face model's.
-    ratio: float | None = None
+    ratio: float | None = setting(
+        None,
+        "Fraction of the channels to synchronise. Default: 1, where the function is that of the Hugging "
+        "Face model.",
+    )
 
     def __post_init__(self) -> None:
         if self.ratio is not None:
@@ -32,9 +38,10 @@ class ConvertSync:
 class ConvertConfig:
     """`caat convert`: a Hugging Face Llama to a checkpoint of caat, or such a checkpoint to Hugging Face."""
 
-    # A Hugging Face folder, or a run or checkpoint of caat: what it is decides what it becomes.
-    from_: str = "???"
-    # The folder to write, new or empty.
-    to: str = "???"
+    from_: str = setting(
+        "???",
+        "Hugging Face folder, or run or checkpoint of caat. The one is converted to the other.",
+    )
+    to: str = setting("???", "Folder to write, new or empty.")
     parallel: ConvertParallel = field(default_factory=ConvertParallel)
     sync: ConvertSync = field(default_factory=ConvertSync)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from conf.field import setting
+
 
 @dataclass
 class DashboardConfig:
@@ -11,13 +13,14 @@ class DashboardConfig:
 
     Needs the extra "dashboard" and `wandb login`; dry_run=true needs neither."""
 
-    # As in tracker.project.
-    project: str = "caat"
-    # The team or user that the project is of; default: the account's own.
-    entity: str | None = None
-    # Another name makes another dashboard.
-    name: str = "caat: loss against communication"
-    # Show what would be made, and ask for nothing.
-    dry_run: bool = False
-    # Where the description goes as JSON; default: outputs/dashboard.json.
-    out: str | None = None
+    project: str = setting("caat", "Project in Weights & Biases, as in tracker.project.")
+    entity: str | None = setting(
+        None,
+        "Team or user that the project belongs to. Default: the account's own.",
+    )
+    name: str = setting(
+        "caat: loss against communication",
+        "Name of the dashboard. Another name makes another dashboard.",
+    )
+    dry_run: bool = setting(False, "Show what would be made, and contact nobody.")
+    out: str | None = setting(None, "Path of the JSON with the description. Default: outputs/dashboard.json.")

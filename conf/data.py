@@ -5,32 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conf.checks import require, require_positive
+from conf.field import setting
 
 
 @dataclass
 class DataConfig:
     """Text in, token shards out. Prepared once per distinct setting, under ``dir``."""
 
-    # A text, jsonl or parquet file, a folder or glob of them, a folder made by `caat tokenize`,
-    # or the name of a Hugging Face dataset. Default: the quick-start text (Wikipedia introductions).
-    path: str | None = None
-    # Of a Hugging Face dataset: its configuration and split.
-    subset: str | None = None
-    # Its split.
-    split: str = "train"
-    # The column that holds the text in jsonl, parquet and Hugging Face data.
-    text_field: str = "text"
-    # A SentencePiece model or the tokenizer.json of a Hugging Face model, with the files beside it;
-    # default: a SentencePiece model of `vocab_size` pieces is trained on the text.
-    tokenizer: str | None = None
-    # Pieces of the tokenizer that is trained; caat pretrain takes model.vocab_size.
-    vocab_size: int = 32000
-    # Fraction of the documents, chosen by a hash of their text, that is held out for validation.
-    validation: float = 0.01
-    # Where prepared token shards are kept.
-    dir: str = "data"
-    # Processes that tokenise; default: one per core.
-    workers: int | None = None
+    path: str | None = setting(
+        None,
+        "Text to train on: a text, jsonl or parquet file, a folder or glob of them, a folder made by "
+        "`caat tokenize`, or the name of a Hugging Face dataset. Default: the quick-start text "
+        "(Wikipedia introductions).",
+    )
+    subset: str | None = setting(None, "Configuration of a Hugging Face dataset.")
+    split: str = setting("train", "Split of a Hugging Face dataset.")
+    text_field: str = setting("text", "Column that holds the text in jsonl, parquet and Hugging Face data.")
+    tokenizer: str | None = setting(
+        None,
+        "SentencePiece model, or the tokenizer.json of a Hugging Face model with the files beside it. "
+        "Default: train a SentencePiece model of `vocab_size` pieces on the text.",
+    )
+    vocab_size: int = setting(
+        32000,
+        "Number of pieces of a tokenizer that is trained. caat pretrain takes model.vocab_size.",
+    )
+    validation: float = setting(
+        0.01,
+        "Fraction of the documents to hold out for validation, chosen by a hash of their text.",
+    )
+    dir: str = setting("data", "Folder for prepared token shards.")
+    workers: int | None = setting(None, "Number of processes that tokenise. Default: one per core.")
 
     def __post_init__(self) -> None:
         require_positive(data__vocab_size=self.vocab_size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from conf.field import setting
 
 
 @dataclass
@@ -11,9 +13,6 @@ class DoctorConfig:
 
     Under torchrun the link is measured between its ranks, else between two processes of this machine."""
 
-    # Whether to measure the link (a few seconds).
-    link: bool = True
-    # Messages to measure it with, in KiB.
-    sizes: list[int] = field(default_factory=lambda: [4, 64, 1024, 16384])
-    # Where the JSON goes; default: outputs/doctor-<time>.json.
-    out: str | None = None
+    link: bool = setting(True, "Measure the link, which takes a few seconds.")
+    sizes: list[int] = setting([4, 64, 1024, 16384], "Sizes of the messages to measure it with, in KiB.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/doctor-<time>.json.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.checks import require, require_choice, require_positive
+from conf.field import setting
 from conf.processes import ProcessesConfig
 
 
@@ -12,27 +13,36 @@ from conf.processes import ProcessesConfig
 class EvaluateConfig:
     """`caat evaluate`: benchmarks of lm-eval on a trained model."""
 
-    # A run folder (its latest checkpoint) or a checkpoint folder.
-    checkpoint: str = "???"
-    # Names of lm-eval's tasks, separated by commas; `paper`: the seven of the CAAT-Net paper; or a folder of
-    # task files (YAML).
-    tasks: str = "paper"
-    # Only the first so many documents of each task.
-    limit: int | None = None
-    # Examples in front of each question; default: as the task says.
-    num_fewshot: int | None = None
-    # Begin every context with the begin-of-text token. lm-eval's Hugging Face model does so only where the
-    # tokenizer adds it, which a SentencePiece model alone does not.
-    add_bos: bool = False
-    # Sequences per forward pass; 0: as many as fit, by their length.
-    batch: int = 0
-    # fp32, fp64 or bf16.
-    precision: str = "fp32"
-    # Send the scores to the run's Weights & Biases as well, if that was online: a run folder that comes from
-    # somebody else names their account.
-    track_online: bool = False
-    # The result's path; default: evaluation.json in the run folder, or beside the weights.
-    out: str | None = None
+    checkpoint: str = setting(
+        "???",
+        "Run folder, of which the latest checkpoint is used, or checkpoint folder.",
+    )
+    tasks: str = setting(
+        "paper",
+        "Names of lm-eval tasks, separated by commas; `paper`, the seven of the CAAT-Net paper; or a "
+        "folder of task files (YAML).",
+    )
+    limit: int | None = setting(None, "Number of documents to use from the start of each task. Default: all.")
+    num_fewshot: int | None = setting(
+        None,
+        "Number of examples in front of each question. Default: as the task says.",
+    )
+    add_bos: bool = setting(
+        False,
+        "Begin every context with the begin-of-text token. lm-eval's Hugging Face model does so only if "
+        "the tokenizer adds it, which a SentencePiece model alone does not.",
+    )
+    batch: int = setting(0, "Sequences per forward pass. 0: as many as fit, by their length.")
+    precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
+    track_online: bool = setting(
+        False,
+        "Also send the scores to the run's Weights & Biases, if that was online. Check first: a run "
+        "folder from somebody else names their account.",
+    )
+    out: str | None = setting(
+        None,
+        "Path of the result. Default: evaluation.json in the run folder, or beside the weights.",
+    )
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     @property

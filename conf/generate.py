@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.checks import check_seed, require, require_choice, require_positive
+from conf.field import setting
 from conf.processes import ProcessesConfig
 
 
@@ -12,18 +13,24 @@ from conf.processes import ProcessesConfig
 class SamplingConfig:
     """How a text is continued."""
 
-    # Ends there if neither the end-of-text token nor a stop string comes first.
-    max_new_tokens: int = 128
-    # Divides the logits; 0: always the most likely token.
-    temperature: float = 0.0
-    # Draw among so many of the most likely tokens; 0: among all.
-    top_k: int = 0
-    # Draw among the fewest most likely tokens whose probabilities reach this sum.
-    top_p: float = 1.0
-    # Texts that end the continuation, such as ["\n\n"]; they are not in the result.
-    stop: list[str] = field(default_factory=list)
-    # Of what is drawn.
-    seed: int = 1
+    max_new_tokens: int = setting(
+        128,
+        "Maximum number of new tokens. The end-of-text token or a stop string ends the continuation earlier.",
+    )
+    temperature: float = setting(
+        0.0,
+        "Number that the logits are divided by. 0: always take the most likely token.",
+    )
+    top_k: int = setting(0, "Draw among this many of the most likely tokens. 0: draw among all.")
+    top_p: float = setting(
+        1.0,
+        "Draw among the fewest most likely tokens whose probabilities reach this sum.",
+    )
+    stop: list[str] = setting(
+        [],
+        'Strings that end the continuation, such as ["\\n\\n"]. They are not in the result.',
+    )
+    seed: int = setting(1, "Seed of the draws.")
 
     def __post_init__(self) -> None:
         require_positive(max_new_tokens=self.max_new_tokens)
@@ -49,18 +56,21 @@ class SamplingConfig:
 class GenerateConfig(SamplingConfig):
     """`caat generate`: texts continued by a trained model."""
 
-    # A run folder (its latest checkpoint) or a checkpoint folder.
-    checkpoint: str = "???"
-    # The text to continue; an empty one begins a new document.
-    prompt: str | None = None
-    # A file with several, each line a JSON string: "Once upon a time".
-    prompts: str | None = None
-    # The result's path; default: generations.json in the run folder, or beside the weights.
-    out: str | None = None
-    # fp32, fp64 or bf16.
-    precision: str = "fp32"
-    # Prompts that are continued together.
-    batch: int = 8
+    checkpoint: str = setting(
+        "???",
+        "Run folder, of which the latest checkpoint is used, or checkpoint folder.",
+    )
+    prompt: str | None = setting(None, "Text to continue. An empty one begins a new document.")
+    prompts: str | None = setting(
+        None,
+        'File with several prompts, each line a JSON string: "Once upon a time".',
+    )
+    out: str | None = setting(
+        None,
+        "Path of the result. Default: generations.json in the run folder, or beside the weights.",
+    )
+    precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
+    batch: int = setting(8, "Number of prompts to continue together.")
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     def __post_init__(self) -> None:

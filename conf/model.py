@@ -5,36 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conf.checks import require, require_positive
+from conf.field import setting
 
 
 @dataclass
 class ModelConfig:
     """A Llama-style GPT: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no bias."""
 
-    # What it is called in names of folders and in reports.
-    name: str = "tiny"
-    # Transformer blocks, each of attention and MLP.
-    layers: int = 4
-    # Channels of the residual stream.
-    hidden: int = 256
-    # Channels inside the MLP (SwiGLU); parallel.tensor divides it.
-    ffn: int = 704
-    # Heads of attention, of hidden / heads channels each; parallel.tensor divides them.
-    heads: int = 8
-    # Heads of keys and values; fewer than heads is grouped-query attention. parallel.tensor divides them.
-    kv_heads: int = 8
-    # Longest sequence the model is meant for (positions are rotary, so nothing is learned per position).
-    sequence: int = 256
-    # Entries of the vocabulary, and pieces of a tokenizer that is trained; another may have fewer.
-    vocab_size: int = 4096
-    # Rows of the embedding and the head after padding; default: the next multiple of parallel.tensor.
-    padded_vocab_size: int | None = None
-    # Base of the wavelengths of the rotary positions.
-    rope_base: float = 10000.0
-    # Added to the mean square in RMSNorm.
-    norm_eps: float = 1e-5
-    # Normal(0, init_std); the two projections that write to the residual use init_std / sqrt(2 * layers).
-    init_std: float = 0.02
+    name: str = setting("tiny", "Name of the model in folder names and reports.")
+    layers: int = setting(4, "Number of transformer blocks, each with attention and an MLP.")
+    hidden: int = setting(256, "Number of channels of the residual stream.")
+    ffn: int = setting(704, "Number of channels inside the MLP (SwiGLU). parallel.tensor must divide it.")
+    heads: int = setting(
+        8,
+        "Number of attention heads, each with hidden / heads channels. parallel.tensor must divide it.",
+    )
+    kv_heads: int = setting(
+        8,
+        "Number of key and value heads. Fewer than heads is grouped-query attention. parallel.tensor "
+        "must divide it.",
+    )
+    sequence: int = setting(
+        256,
+        "Longest sequence that the model is meant for, in tokens. Positions are rotary, so nothing is "
+        "learned per position.",
+    )
+    vocab_size: int = setting(
+        4096,
+        "Number of entries of the vocabulary. A tokenizer that is trained has as many pieces; another "
+        "one may have fewer.",
+    )
+    padded_vocab_size: int | None = setting(
+        None,
+        "Number of rows of the embedding and the head after padding. Default: the next multiple of "
+        "parallel.tensor.",
+    )
+    rope_base: float = setting(10000.0, "Base of the wavelengths of the rotary positions.")
+    norm_eps: float = setting(1e-5, "Constant added to the mean square in RMSNorm.")
+    init_std: float = setting(
+        0.02,
+        "Standard deviation of the normally distributed initial weights. The two projections that write "
+        "to the residual stream use init_std / sqrt(2 * layers).",
+    )
 
     def __post_init__(self) -> None:
         require_positive(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from conf.checks import require, require_positive
+from conf.field import setting
 from conf.gpus import Gpu, gpu_named
 from conf.units import delay_seconds, memory_bytes, rate_bytes
 
@@ -16,33 +17,39 @@ class PlanConfig:
 
     Takes the settings of `caat pretrain` (model=, sync.*, parallel.*, zero.stage, train.*) and these."""
 
-    # Machines.
-    nodes: int = 1
-    # GPUs of a node, one process each.
-    gpus: int = 8
-    # What they are: a100, h100, h200, b200, mi300x, l40s, 4090 and others; a wrong name lists all.
-    gpu: str = "h100"
-    # Memory of a GPU, as 80gb; default: that of gpu.
-    memory: str | None = None
-    # Share of it that is not planned with: CUDA itself, NCCL's buffers, fragments.
-    spare: float = 0.1
-    # Between two nodes, for each GPU, each way, as tc writes rates: 400gbit; default: that of gpu.
-    link: str | None = None
-    # Between two GPUs of a node; default: that of gpu.
-    node_link: str | None = None
-    # One way.
-    delay: str = "5us"
-    # What a GPU sustains in arithmetic alone, in TFLOP/s (caat bench mfu measures it); default: 40 % of the
-    # peak.
-    tflops: float | None = None
-    # Its dense bf16 peak, for MFU, where train.peak_tflops is not given; default: that of gpu.
-    peak_tflops: float | None = None
-    # Ratios to compare, beside sync.ratio.
-    ratios: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25, 0.0])
-    # Tokens to train on; default: train.steps of them.
-    tokens: float | None = None
-    # Where the JSON goes; default: outputs/plan-<time>.json.
-    out: str | None = None
+    nodes: int = setting(1, "Number of nodes.")
+    gpus: int = setting(8, "Number of GPUs per node, one process each.")
+    gpu: str = setting(
+        "h100",
+        "GPU: a100, h100, h200, b200, mi300x, l40s, 4090 and others. A wrong name lists all.",
+    )
+    memory: str | None = setting(None, "Memory of a GPU, such as 80gb. Default: that of gpu.")
+    spare: float = setting(
+        0.1,
+        "Fraction of the memory that the plan leaves free for CUDA itself, NCCL's buffers and fragmentation.",
+    )
+    link: str | None = setting(
+        None,
+        "Rate between two nodes, for each GPU, each way, as tc writes rates: 400gbit. Default: that of gpu.",
+    )
+    node_link: str | None = setting(None, "Rate between two GPUs of a node. Default: that of gpu.")
+    delay: str = setting("5us", "One-way delay of the links.")
+    tflops: float | None = setting(
+        None,
+        "TFLOP/s that a GPU sustains in arithmetic alone; caat bench mfu measures it. Default: 40 % of "
+        "the peak.",
+    )
+    peak_tflops: float | None = setting(
+        None,
+        "Dense bf16 peak of a GPU in TFLOP/s, for MFU, if train.peak_tflops is not given. Default: that "
+        "of gpu.",
+    )
+    ratios: list[float] = setting(
+        [1.0, 0.75, 0.5, 0.25, 0.0],
+        "Ratios to compare, in addition to sync.ratio.",
+    )
+    tokens: float | None = setting(None, "Number of tokens to train on. Default: those of train.steps.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/plan-<time>.json.")
 
     def __post_init__(self) -> None:
         amounts = {"tflops": self.tflops, "peak_tflops": self.peak_tflops, "tokens": self.tokens}

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from math import gcd
 
 from conf.checks import require, require_choice, require_positive
+from conf.field import setting
 
 
 @dataclass
 class ParallelConfig:
     """Shards are architecture (N), processes are deployment (P divides N)."""
 
-    # N: shards of the model. With sync.ratio below 1, another N is another model.
-    tensor: int = 8
-    # P: processes that share one replica; default as many as the world offers and N allows.
-    processes: int | None = None
+    tensor: int = setting(
+        8,
+        "Number of shards of the model (N). With sync.ratio below 1, another N is another model.",
+    )
+    processes: int | None = setting(
+        None,
+        "Number of processes that share a replica (P). Default: as many as the world offers and N allows.",
+    )
 
     def __post_init__(self) -> None:
         require_positive(parallel__tensor=self.tensor)
@@ -42,13 +47,20 @@ class ParallelConfig:
 class ProcessesConfig:
     """Who does the work."""
 
-    # Processes to start on this node. 1 works in the calling process. Ignored under torchrun.
-    processes: int = 1
-    # auto takes CUDA where every process of this node can have a GPU of its own, else the CPU.
-    device: str = "auto"
-    # auto sends over NCCL on GPUs and over gloo on CPUs. gloo lets several processes share a GPU: for trying
-    # things out, since its messages go through the host.
-    backend: str = "auto"
+    processes: int = setting(
+        1,
+        "Number of processes to start on this node. 1 works in the calling process. Ignored under torchrun.",
+    )
+    device: str = setting(
+        "auto",
+        "Device: auto, cpu or cuda. auto takes CUDA if every process of this node can have its own GPU, "
+        "else the CPU.",
+    )
+    backend: str = setting(
+        "auto",
+        "Communication backend: auto, nccl or gloo. auto is NCCL on GPUs and gloo on CPUs. With gloo, "
+        "several processes can share a GPU, which is meant for trials: messages go through the host.",
+    )
 
     def __post_init__(self) -> None:
         require_positive(launch__processes=self.processes)
@@ -64,10 +76,14 @@ class ProcessesConfig:
 class LaunchConfig(ProcessesConfig):
     """Who trains, and what becomes of those that hang or die."""
 
-    # A run in which no process gets on, by as much as a layer, for so long is ended, and who hangs is named.
-    hang_seconds: float = 600.0
-    # After a process died: start all of them again from the last checkpoint, so many times.
-    max_restarts: int = 0
+    hang_seconds: float = setting(
+        600.0,
+        "End the run, and name the processes that hang, if no process gets on by even a layer for this long.",
+    )
+    max_restarts: int = setting(
+        0,
+        "Number of times to restart all processes from the last checkpoint after one has died.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,104 +11,64 @@ from dataclasses import dataclass, field
 
 from conf.checks import check_seed, require, require_choice, require_positive
 from conf.data import DataConfig
+from conf.field import setting
 from conf.model import ModelConfig
+from conf.optim import OptimConfig
 from conf.processes import LaunchConfig, ParallelConfig
 from conf.sync import SyncConfig
-
-
-@dataclass
-class ZeroConfig:
-    """DeepSpeed ZeRO cuts over data parallelism: 1 optimizer state, 2 and gradients, 3 and weights."""
-
-    # 0 cuts nothing; in bf16, stage 1 takes its place.
-    stage: int = 1
-
-    def __post_init__(self) -> None:
-        require(self.stage in (0, 1, 2, 3), f"zero.stage={self.stage} is not known: choose 0, 1, 2 or 3")
-
-
-@dataclass
-class OptimConfig:
-    """AdamW. Weight decay acts on matrices, embeddings and head included, never on norm weights."""
-
-    # Learning rate after the warm-up, before it falls.
-    lr: float = 1e-3
-    # What it falls to.
-    min_lr: float = 1e-4
-    # Decay of AdamW's means of the gradient and of its square.
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    # Added to the root of the mean square.
-    eps: float = 1e-8
-    # Share of a weight, times the learning rate, that each step takes off.
-    weight_decay: float = 0.1
-    # Largest global gradient norm; 0 switches clipping off.
-    clip: float = 1.0
-    # Warm-up is linear in all: then cosine or linear to min_lr, constant, or
-    # wsd (warm-up, stable, decay: constant until the last `decay_steps`, then linear to min_lr).
-    schedule: str = "cosine"
-    # Steps over which the learning rate rises from 0.
-    warmup_steps: int = 20
-    # Steps of wsd's decay; default: a tenth of all.
-    decay_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        require_positive(optim__lr=self.lr, optim__eps=self.eps)
-        require(
-            0.0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr} is outside [0, optim.lr={self.lr}]"
-        )
-        require(
-            len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas),
-            f"optim.betas={list(self.betas)} must be two numbers in [0, 1)",
-        )
-        for name in ("weight_decay", "clip", "warmup_steps"):
-            value = getattr(self, name)
-            require(value >= 0, f"optim.{name}={value} must not be negative")
-        require_choice("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
-        if self.decay_steps is not None:
-            require_positive(optim__decay_steps=self.decay_steps)
-            require(
-                self.schedule == "wsd",
-                f"optim.decay_steps={self.decay_steps} means nothing to optim.schedule={self.schedule}: "
-                "leave it out, or give optim.schedule=wsd",
-            )
-
-    def decay(self, steps: int) -> int:
-        """The last of ``steps`` steps, over which wsd falls; 0 of other schedules. Default a tenth."""
-        return (self.decay_steps or max(1, steps // 10)) if self.schedule == "wsd" else 0
+from conf.tracker import TrackerConfig
+from conf.zero import ZeroConfig
 
 
 @dataclass
 class TrainConfig:
-    # Optimizer steps.
-    steps: int = 100
-    # Tokens of a sequence; at most model.sequence.
-    sequence: int = 256
-    # Sequences per process and forward pass; gradient accumulation follows from global_batch.
-    micro_batch: int = 4
-    # Sequences per optimizer step over all data-parallel replicas.
-    global_batch: int = 16
-    # bf16 (float32 master weights and optimizer state) or fp32.
-    precision: str = "bf16"
-    # Recompute in backward: none, full (every block; collectives are kept, never repeated),
-    # selective (attention core and SwiGLU: large to store, cheap to repeat).
-    activation_checkpointing: str = "none"
-    # torch.compile what lies between the GEMMs (attention with its rotary embedding, SwiGLU): faster steps,
-    # tens of seconds at the start; needs a C++ compiler.
-    compile: bool = False
-    # Validate every so many steps (0: only at the end) on `eval_sequences` held-out sequences.
-    eval_every: int = 50
-    # Held-out sequences that a validation reads.
-    eval_sequences: int = 64
-    # Steps between two lines of a log; metrics.jsonl has every step.
-    log_every: int = 10
-    # Same bits on every run: deterministic kernels only. Costs speed on a GPU.
-    deterministic: bool = False
-    # Stop after so many steps in a row were skipped for a non-finite loss or gradient.
-    max_skipped: int = 10
-    # Compare what must be the same on several processes every so many steps; 0: never.
-    check_replicas_every: int = 100
-    # The device's peak in TFLOP/s for MFU, where the device is not in our table.
-    peak_tflops: float | None = None
+    steps: int = setting(100, "Number of optimizer steps.")
+    sequence: int = setting(256, "Tokens per sequence, at most model.sequence.")
+    micro_batch: int = setting(
+        4,
+        "Sequences per replica and forward pass. The number of gradient accumulation steps follows from "
+        "global_batch.",
+    )
+    global_batch: int = setting(16, "Sequences per optimizer step, over all data-parallel replicas.")
+    precision: str = setting(
+        "bf16",
+        "Numeric format: bf16 (with float32 master weights and optimizer state) or fp32.",
+    )
+    activation_checkpointing: str = setting(
+        "none",
+        "What to recompute in the backward pass: none, full (every block; collectives are kept, never "
+        "repeated) or selective (attention core and SwiGLU: large to store, cheap to repeat).",
+    )
+    compile: bool = setting(
+        False,
+        "Compile the code between the matrix multiplications (attention with its rotary embedding, "
+        "SwiGLU) with torch.compile. Steps are faster, but the start takes tens of seconds longer. "
+        "Needs a C++ compiler.",
+    )
+    eval_every: int = setting(
+        50,
+        "Number of steps between two validations on `eval_sequences` held-out sequences. 0: validate "
+        "only at the end.",
+    )
+    eval_sequences: int = setting(64, "Number of held-out sequences per validation.")
+    log_every: int = setting(10, "Number of steps between two log lines. metrics.jsonl has every step.")
+    deterministic: bool = setting(
+        False,
+        "Use deterministic kernels only, so that every run gives the same bits. Slower on a GPU.",
+    )
+    max_skipped: int = setting(
+        10,
+        "Stop after this many consecutive steps were skipped for a non-finite loss or gradient.",
+    )
+    check_replicas_every: int = setting(
+        100,
+        "Number of steps between two checks that replicated tensors are the same on all their "
+        "processes. 0: never check.",
+    )
+    peak_tflops: float | None = setting(
+        None,
+        "Peak of the device in TFLOP/s, for MFU. Needed only if the device is not in caat's table.",
+    )
 
     def __post_init__(self) -> None:
         require_positive(
@@ -150,22 +110,37 @@ class TrainConfig:
 class CheckpointConfig:
     """Saved by time, every so many steps, at the end, and on Ctrl-C, SIGTERM and SIGUSR1."""
 
-    # Save when so many minutes have gone by since the last save, later where saving would take more than 3 %
-    # of the time; 0: not by time.
-    minutes: float = 30.0
-    # Save every so many steps as well; 0: by time, at the end, when told to stop, and before benchmarks.
-    every: int = 0
-    # Write beside training, from a copy in host memory; else training waits until the files are on disk.
-    asynchronous: bool = True
-    # Keep so many of the last checkpoints and delete older ones; 0: keep all. Default: of those saved by time
-    # the last two, and all others.
-    keep: int | None = None
-    # Of the older ones, keep those whose step is a multiple of this; 0: none.
-    keep_every: int = 0
-    # When a checkpoint cannot be written, as on a full disk: warn and train on, or stop.
-    on_failure: str = "warn"
-    # When the checkpoint to resume from is damaged: take the previous one, with a warning, or stop.
-    on_damage: str = "previous"
+    minutes: float = setting(
+        30.0,
+        "Save when this many minutes have passed since the last save, or later if saving would take "
+        "more than 3 % of the time. 0: do not save by time.",
+    )
+    every: int = setting(
+        0,
+        "Also save whenever this many steps have been done. 0: save only by time, at the end, when told "
+        "to stop, and before benchmarks.",
+    )
+    asynchronous: bool = setting(
+        True,
+        "Write checkpoints in the background, from a copy in host memory. If false, training waits "
+        "until the files are on disk.",
+    )
+    keep: int | None = setting(
+        None,
+        "Number of recent checkpoints to keep; older ones are deleted. 0: keep all. Default: keep the "
+        "last two of those saved by time, and all others.",
+    )
+    keep_every: int = setting(0, "Also keep the older checkpoints whose step is a multiple of this. 0: none.")
+    on_failure: str = setting(
+        "warn",
+        "What to do when a checkpoint cannot be written, for example because the disk is full: warn and "
+        "train on (warn), or stop.",
+    )
+    on_damage: str = setting(
+        "previous",
+        "What to do when the checkpoint to resume from is damaged: warn and take the one before it "
+        "(previous), or stop.",
+    )
 
     def __post_init__(self) -> None:
         require(self.minutes >= 0, f"checkpoint.minutes={self.minutes} must not be negative (0: not by time)")
@@ -185,12 +160,16 @@ class CheckpointConfig:
 class EvalConfig:
     """Benchmarks of lm-eval while training; validation loss is another matter (train.eval_every)."""
 
-    # Run them every so many steps and at the end; 0: never.
-    every: int = 0
-    # Task names of lm-eval, `paper` (the seven of the CAAT-Net paper), folders of task files.
-    tasks: list[str] = field(default_factory=lambda: ["paper"])
-    # Only the first so many documents of each task.
-    limit: int | None = None
+    every: int = setting(
+        0,
+        "Number of steps between two runs of the benchmarks, which then also run at the end. 0: never "
+        "run them.",
+    )
+    tasks: list[str] = setting(
+        ["paper"],
+        "Names of lm-eval tasks, `paper` (the seven of the CAAT-Net paper), or folders of task files.",
+    )
+    limit: int | None = setting(None, "Number of documents to use from the start of each task. Default: all.")
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"eval.every={self.every} must not be negative (0: never)")
@@ -207,39 +186,11 @@ class EvalConfig:
 
 
 @dataclass
-class TrackerConfig:
-    """Besides metrics.jsonl, which is always written; several at once with tracker=[wandb,tensorboard]."""
-
-    # Weights & Biases: none, online, or offline (synchronised later with `wandb sync`).
-    wandb: str = "none"
-    # Event files in the run folder, for TensorBoard.
-    tensorboard: bool = False
-    # Project of Weights & Biases.
-    project: str = "caat"
-    # What the run is called; default: its folder.
-    name: str | None = None
-    # What it is shown with; default: the sweep that it is of, else the model.
-    group: str | None = None
-    # Beside ratio-<sync.ratio> and N-<parallel.tensor>.
-    tags: list[str] = field(default_factory=list)
-    # Held-out sequences shown at each validation, with the loss of every token; 0: none.
-    samples: int = 4
-    # Send the last checkpoint and the run's report along when it has finished (Weights & Biases).
-    artifacts: bool = False
-
-    def __post_init__(self) -> None:
-        require_choice("tracker.wandb", self.wandb, ("none", "online", "offline"))
-        require(self.samples >= 0, f"tracker.samples={self.samples} must not be negative (0: none)")
-        require(
-            not self.artifacts or self.wandb != "none",
-            "tracker.artifacts=true needs Weights & Biases: give tracker=wandb or tracker=wandb_offline",
-        )
-
-
-@dataclass
 class RunConfig:
-    # The run folder; default: outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>.
-    dir: str | None = None
+    dir: str | None = setting(
+        None,
+        "Run folder. Default: outputs/<date>-<time>-<model>-n<N>-r<ratio>-s<seed>.",
+    )
 
 
 @dataclass
@@ -258,14 +209,18 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    # Of the initial weights and of the order of the text.
-    seed: int = 1
-    # never; auto: from the last checkpoint in run.dir, from the start if there is none; or the path of a
-    # checkpoint or a run.
-    resume: str = "never"
-    # Start from the weights of this checkpoint, or of a run's latest, instead of random ones: step 0, no
-    # optimizer state. Its model and tokenizer are taken over; N and sync.ratio may be others.
-    initialize: str | None = None
+    seed: int = setting(1, "Seed of the initial weights and of the order of the text.")
+    resume: str = setting(
+        "never",
+        "Where to resume from: never, auto (the last checkpoint in run.dir, or the start if there is "
+        "none), or the path of a checkpoint or a run.",
+    )
+    initialize: str | None = setting(
+        None,
+        "Checkpoint to start from, or run whose latest checkpoint to start from, instead of random "
+        "weights. Training starts at step 0 without optimizer state. The model and the tokenizer are "
+        "those of the checkpoint; parallel.tensor and sync.ratio may differ.",
+    )
 
     def __post_init__(self) -> None:
         # Hydra builds the schema before the YAML is merged; only a finished config is checked further.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.checks import require_choice, require_positive
+from conf.field import setting
 from conf.processes import ProcessesConfig
 
 
@@ -12,16 +13,18 @@ from conf.processes import ProcessesConfig
 class ScoreConfig:
     """`caat score`: the log-probability of every next token."""
 
-    # A run folder (its latest checkpoint) or a checkpoint folder.
-    checkpoint: str = "???"
-    # A .npy file of token numbers, [length] or [batch, length].
-    tokens: str = "???"
-    # The result's path, without extension (.json and .npy are written); default: scores in the run folder.
-    out: str | None = None
-    # fp32, fp64 or bf16.
-    precision: str = "fp32"
-    # Sequences per forward pass.
-    batch: int = 8
+    checkpoint: str = setting(
+        "???",
+        "Run folder, of which the latest checkpoint is used, or checkpoint folder.",
+    )
+    tokens: str = setting("???", "File of token numbers (.npy), [length] or [batch, length].")
+    out: str | None = setting(
+        None,
+        "Path of the result without its extension; .json and .npy are written. Default: scores in the "
+        "run folder.",
+    )
+    precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
+    batch: int = setting(8, "Sequences per forward pass.")
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 from conf.checks import require, require_choice
+from conf.field import setting
 from conf.partition import paper_scale
 
 # Beside each token's 8-bit integers there is their scale, a float32.
@@ -36,20 +37,28 @@ WIRE_FORMATS = {
 class SyncConfig:
     """Partial synchronisation of the residual stream (CAAT-Net, arXiv 2506.19645)."""
 
-    # Fraction of the hidden channels that every shard shares: 1 is Megatron's tensor parallelism. Or a
-    # schedule, from how many steps on which fraction: {0:1,1000:0.5}.
-    ratio: Any = 0.5
-    # Factor on the private channels. sqrt: the paper's, sqrt(parallel.tensor), the variance of a sum of N
-    # terms; models were better without it (docs/ablation.md).
-    private_scale: Any = 1.0
-    # Arithmetic goes on while sums are on their way; the result is the same.
-    overlap: bool = True
-    # The type that travels: auto is that of the activations (train.precision). int8 halves the bytes of
-    # bfloat16: each process rounds what it sends, and the sum, to 8-bit integers with one scale a token.
-    wire_dtype: str = "auto"
-    # The type that sums are made in, rounded once: auto is float32. bfloat16 with a bfloat16 wire is a
-    # plain all-reduce, which rounds after every addition.
-    sum_dtype: str = "auto"
+    ratio: Any = setting(
+        0.5,
+        "Fraction of the hidden channels that all shards share. 1 is Megatron's tensor parallelism. A "
+        "schedule gives the fraction from a number of steps on: {0:1,1000:0.5}.",
+    )
+    private_scale: Any = setting(
+        1.0,
+        "Factor on the private channels. sqrt is the paper's sqrt(parallel.tensor), which gives the "
+        "variance of a sum of N terms; models were better without it (docs/ablation.md).",
+    )
+    overlap: bool = setting(True, "Compute while sums are in flight. The result is the same.")
+    wire_dtype: str = setting(
+        "auto",
+        "Type that is sent. auto is the type of the activations (train.precision). int8 halves the "
+        "bytes of bfloat16: each process rounds what it sends, and the sum, to 8-bit integers with one "
+        "scale per token.",
+    )
+    sum_dtype: str = setting(
+        "auto",
+        "Type that sums are made in before they are rounded once. auto is float32. bfloat16 with a "
+        "bfloat16 wire is a plain all-reduce, which rounds after every addition.",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.ratio, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.data import DataConfig
+from conf.field import setting
 
 
 @dataclass
@@ -12,5 +13,7 @@ class TokenizeConfig:
     """`caat tokenize`: text to token shards in `out`."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    # The folder to write; default: the one `caat pretrain` would use for the same settings.
-    out: str | None = None
+    out: str | None = setting(
+        None,
+        "Folder to write. Default: the one that `caat pretrain` would use for the same settings.",
+    )

@@ -30,3 +30,13 @@ def memory_bytes(text: str) -> int:
     require(match is not None, f"memory={text} is not a size: write 80gb or 512mb")
     assert match is not None
     return int(float(match[1]) * {"mb": 2**20, "gb": 2**30, "tb": 2**40}[match[2]])
+
+
+def check_link(rate: str, delay: str, burst: str) -> None:
+    """Raise ``ValueError`` unless all are as tc writes them."""
+    rate_bytes(rate)
+    delay_seconds(delay)
+    require(
+        re.fullmatch(r"\d+(\.\d+)?[kmg]?b", burst) is not None,
+        f"burst={burst} is not a size of tc: write 128kb or 1mb",
+    )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
 from caat.training.fragments import Fragment, adam_steps, fragments, set_adam_steps
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].
 See = Callable[[Tensor, Tensor, Tensor], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 
 
 def learning_rate(step: int, steps: int, c: OptimConfig) -> float:

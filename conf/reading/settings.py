@@ -6,12 +6,13 @@ import inspect
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from conf.checks import require
+from conf.field import default_of, descriptions
 
 KINDS = {
     int: "a whole number",
@@ -102,7 +103,7 @@ def field_types(schema: type) -> dict[str, Any]:
 def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
     """Every setting of ``schema`` and the schemas in it, by dotted name."""
     found: dict[str, Setting] = {}
-    kinds, descriptions = field_types(schema), _descriptions(schema)
+    kinds, described = field_types(schema), descriptions(schema)
     # What a schema takes from another comes after its own.
     own = inspect.get_annotations(schema)
     for field in sorted(fields(schema), key=lambda field: field.name not in own):
@@ -112,8 +113,7 @@ def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
             continue
         # A field cannot have the name of a keyword: from_ is the setting "from".
         name = place.removesuffix("_")
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        found[name] = Setting(name, place, kind, default, descriptions.get(field.name, ""))
+        found[name] = Setting(name, place, kind, default_of(field), described.get(field.name, ""))
     return found
 
 
@@ -128,29 +128,3 @@ def print_settings(schema: type, settings: Iterable[Setting], groups: Mapping[st
         print(f"\n  {setting.name}={setting.shown}")
         if setting.description:
             print(f"      {setting.description}")
-
-
-def _descriptions(schema: type) -> dict[str, str]:
-    """The comment above each field in the source of the schema and of those that it extends."""
-    found: dict[str, str] = {}
-    for each in reversed(schema.__mro__):
-        if is_dataclass(each):
-            found |= _comments(each)
-    return found
-
-
-def _comments(schema: type) -> dict[str, str]:
-    try:
-        source = inspect.getsource(schema)
-    except OSError:
-        return {}
-    found: dict[str, str] = {}
-    comment: list[str] = []
-    for line in source.splitlines():
-        if match := re.match(r"    # ?(.*)", line):
-            comment.append(match[1])
-            continue
-        if (match := re.match(r"    (\w+): ", line)) and comment:
-            found[match[1]] = " ".join(comment)
-        comment = []
-    return found

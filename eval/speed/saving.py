@@ -26,7 +26,8 @@ from caat.training.checkpoint.state import State
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from conf.bench import BenchCheckpointConfig
-from conf.schema import CheckpointConfig, OptimConfig
+from conf.optim import OptimConfig
+from conf.schema import CheckpointConfig
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights, parameter_count

@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install lm-eval"
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.training.engine import Engine
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 from eval.open import load_model
 from eval.quality.evaluate import evaluate, flat
 from eval.quality.in_training import run_benchmarks

@@ -210,7 +210,7 @@ def test_a_setting_named_like_a_keyword(capsys):
         load_verb(ConvertConfig, ["to=b"])
     with pytest.raises(SystemExit):
         load_verb(ConvertConfig, ["--help"])
-    assert "  from=required\n      A Hugging Face folder" in capsys.readouterr().out
+    assert "  from=required\n      Hugging Face folder" in capsys.readouterr().out
 
 
 def test_the_help_of_a_verb_lists_its_settings(capsys):
@@ -220,5 +220,4 @@ def test_the_help_of_a_verb_lists_its_settings(capsys):
     assert not end.value.code
     assert "data: one of fineweb_edu, quickstart" in printed
     assert "data.vocab_size=32000" in printed
-    # The comment above the field.
-    assert "Where prepared token shards are kept." in printed
+    assert "Folder for prepared token shards." in printed

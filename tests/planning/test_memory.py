@@ -20,8 +20,8 @@ from caat.planning.traffic import data_messages, data_seconds, data_wait, tensor
 from caat.planning.zero import holding
 from caat.training.engine import Engine
 from conf.model import ModelConfig
+from conf.optim import OptimConfig
 from conf.reading.saved import save_config
-from conf.schema import OptimConfig
 from launch.run.compose import compose
 from launch.run.summary import full_sync_bytes
 from layers.gpt import GPT

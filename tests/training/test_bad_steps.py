@@ -7,7 +7,7 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.training.engine import Engine
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 from tests.models import batch, build
 from tests.training.test_engine import master_weight
 

@@ -24,8 +24,9 @@ from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
+from conf.optim import OptimConfig
 from conf.partition import shared_channels
-from conf.schema import CheckpointConfig, OptimConfig
+from conf.schema import CheckpointConfig
 from eval.open import load_model
 from eval.quality.score import next_token_log_probabilities
 from layers.full_tensors import full_tensors

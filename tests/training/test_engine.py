@@ -11,8 +11,8 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.wire import Wire
 from caat.training.engine import Engine
 from conf.model import ModelConfig
+from conf.optim import OptimConfig
 from conf.partition import shared_channels
-from conf.schema import OptimConfig
 from layers.weights import gpt_weights
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import random_weights, rounded_to_int8, token_losses

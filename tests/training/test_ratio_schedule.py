@@ -23,8 +23,9 @@ from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from caat.training.loop import Supervision, Training, train
 from caat.training.output import Output
+from conf.optim import OptimConfig
 from conf.processes import ParallelConfig
-from conf.schema import CheckpointConfig, Config, OptimConfig, TrainConfig
+from conf.schema import CheckpointConfig, Config, TrainConfig
 from conf.sync import SyncConfig
 from layers.full_tensors import full_tensors
 from tests.data.conftest import write_shards

@@ -14,7 +14,7 @@ from caat.training.checkpoint.state import read_state
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from caat.training.schedule import learning_rate
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 from layers.full_tensors import full_tensors
 from tests.models import batch, build
 from tests.training.test_checkpoint import differing, saver, state, whole_state

@@ -16,7 +16,8 @@ from caat.training.checkpoint.state import State
 from caat.training.engine import Engine
 from caat.training.memory import peak_resident_bytes
 from conf.model import ModelConfig
-from conf.schema import CheckpointConfig, OptimConfig
+from conf.optim import OptimConfig
+from conf.schema import CheckpointConfig
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
 from layers.weights import initial_weights

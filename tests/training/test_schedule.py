@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caat.training.schedule import learning_rate
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 
 
 def rates(steps: int, **settings) -> list[float]:

@@ -24,7 +24,7 @@ from caat.training.checkpoint import saver as saving
 from caat.training.checkpoint.saver import SaveError
 from caat.training.engine import Engine
 from caat.training.trackers import JsonLines
-from conf.schema import OptimConfig
+from conf.optim import OptimConfig
 from tests.models import batch, build
 from tests.training.test_checkpoint import saver, start, state
 

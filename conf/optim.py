@@ -1,0 +1,59 @@
+"""The optimizer and the course of its learning rate: `optim.*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.checks import require, require_choice, require_positive
+from conf.field import setting
+
+
+@dataclass
+class OptimConfig:
+    """AdamW. Weight decay acts on matrices, embeddings and head included, never on norm weights."""
+
+    lr: float = setting(1e-3, "Peak learning rate, reached at the end of the warm-up.")
+    min_lr: float = setting(1e-4, "Learning rate at the end of the decay.")
+    betas: list[float] = setting(
+        [0.9, 0.95],
+        "Decay rates of AdamW's running means of the gradient and of its square.",
+    )
+    eps: float = setting(1e-8, "Constant added to the square root of the mean squared gradient.")
+    weight_decay: float = setting(
+        0.1,
+        "Fraction of a weight, times the learning rate, that each step subtracts.",
+    )
+    clip: float = setting(1.0, "Maximum global norm of the gradient. 0 turns clipping off.")
+    schedule: str = setting(
+        "cosine",
+        "Course of the learning rate after the linear warm-up: cosine or linear (decay to min_lr), "
+        "constant, or wsd (warm-up, stable, decay: constant until the last `decay_steps`, then linear "
+        "to min_lr).",
+    )
+    warmup_steps: int = setting(20, "Number of steps over which the learning rate rises from 0.")
+    decay_steps: int | None = setting(None, "Number of decay steps of wsd. Default: a tenth of all steps.")
+
+    def __post_init__(self) -> None:
+        require_positive(optim__lr=self.lr, optim__eps=self.eps)
+        require(
+            0.0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr} is outside [0, optim.lr={self.lr}]"
+        )
+        require(
+            len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas),
+            f"optim.betas={list(self.betas)} must be two numbers in [0, 1)",
+        )
+        for name in ("weight_decay", "clip", "warmup_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name}={value} must not be negative")
+        require_choice("optim.schedule", self.schedule, ("cosine", "linear", "constant", "wsd"))
+        if self.decay_steps is not None:
+            require_positive(optim__decay_steps=self.decay_steps)
+            require(
+                self.schedule == "wsd",
+                f"optim.decay_steps={self.decay_steps} means nothing to optim.schedule={self.schedule}: "
+                "leave it out, or give optim.schedule=wsd",
+            )
+
+    def decay(self, steps: int) -> int:
+        """The last of ``steps`` steps, over which wsd falls; 0 of other schedules. Default a tenth."""
+        return (self.decay_steps or max(1, steps // 10)) if self.schedule == "wsd" else 0

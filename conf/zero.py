@@ -1,0 +1,22 @@
+"""DeepSpeed ZeRO: `zero.*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.checks import require
+from conf.field import setting
+
+
+@dataclass
+class ZeroConfig:
+    """DeepSpeed ZeRO cuts over data parallelism: 1 optimizer state, 2 and gradients, 3 and weights."""
+
+    stage: int = setting(
+        1,
+        "Stage of DeepSpeed ZeRO. 0 partitions nothing, 1 the optimizer state, 2 also the gradients, 3 "
+        "also the weights. In bf16, stage 0 runs as stage 1.",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.stage in (0, 1, 2, 3), f"zero.stage={self.stage} is not known: choose 0, 1, 2 or 3")
