@@ -266,9 +266,7 @@ class BenchPredictConfig:
         "GPU of each process, as in `caat plan`: a100, h100, h200, b200, mi300x, 4090 and others.",
     )
     link: str | None = setting(
-        None,
-        "Rate between any two processes, each way, such as 400gbit. Default: the rate between two nodes "
-        "of such GPUs.",
+        None, "Rate between any two processes, each way, such as 400gbit. Default: that between two nodes."
     )
     delay: str = setting("5us", "One-way delay of the link.")
     tflops: float | None = setting(

@@ -46,7 +46,7 @@ def find_trained(
 
 
 def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
-    """Return the checkpoint's tokenizer. Raises ``ValueError`` if it is missing, damaged or of another model."""
+    """Return the checkpoint's tokenizer; raises ``ValueError`` if missing, damaged or another model's."""
     path = checked_tokenizer(folder)
     tokenizer = load_tokenizer(path)
     pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
