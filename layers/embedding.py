@@ -6,20 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caat.parallel.autograd import sum_forward
 from caat.parallel.mesh import Mesh
 from layers.sharding import Sharding
-
-
-class _SumForward(torch.autograd.Function):
-    """All-reduce forward, identity backward (Megatron's *g*)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, mesh: Mesh) -> Tensor:  # type: ignore[override]
-        return mesh.tensor.all_reduce(x.clone(), "forward", "embedding")
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        return gradient, None
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -47,4 +36,4 @@ class VocabParallelEmbedding(nn.Module):
         x = F.embedding(local.masked_fill(elsewhere, 0), self.weight).masked_fill(
             elsewhere.unsqueeze(-1), 0.0
         )
-        return _SumForward.apply(x, self.mesh)
+        return sum_forward(x, self.mesh.tensor, "embedding")

@@ -129,9 +129,7 @@ class GPT(nn.Module):
     def _run(self, block: nn.Module, *arguments: Any) -> Arriving:
         if not (self.checkpoint_blocks and self.training):
             return block(*arguments)
-        return checkpoint(
-            block, *arguments, use_reentrant=False, context_fn=self.mesh.tensor.checkpoint_contexts
-        )
+        return checkpoint(block, *arguments, use_reentrant=False, context_fn=self.mesh.tape.contexts)
 
     def compile_cores(self) -> None:
         """Have torch.compile fuse what lies between the GEMMs: norms, residuals, rotary, SwiGLU, loss.

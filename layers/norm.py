@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from caat.parallel.collectives import sum_gradient
+from caat.parallel.autograd import sum_gradient
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import Arriving, Stream
 

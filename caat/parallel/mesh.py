@@ -9,7 +9,8 @@ import torch.distributed as dist
 from caat.parallel.collectives import Collectives
 from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first, wake_gloo_first
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
+from caat.parallel.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Mesh:
     data_size: int = 1
     tensor: Collectives = field(default_factory=lambda: Collectives(1, None))
     data_group: dist.ProcessGroup | None = None
+    tape: Tape = field(default_factory=Tape)
 
     @staticmethod
-    def create(shards: int, processes: int, wire: Wire | None = None) -> Mesh:
+    def create(shards: int, processes: int, options: SumOptions | None = None) -> Mesh:
         """Build the groups over the initialised world; every rank must call it with the same arguments.
 
         Raises ``ValueError`` unless ``processes`` divides both ``shards`` and the world.
@@ -40,10 +42,10 @@ class Mesh:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
         # new_group is collective over the world: every rank makes every group and keeps its own.
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
-        options = sums_first(dist.get_backend(), PATIENCE)
-        tensor_groups = [dist.new_group(ranks, PATIENCE, pg_options=options) for ranks in rows]
+        pg_options = sums_first(dist.get_backend(), PATIENCE)
+        tensor_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in rows]
         columns = map(list, zip(*rows, strict=True))
-        data_groups = [dist.new_group(ranks, PATIENCE, pg_options=options) for ranks in columns]
+        data_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in columns]
         wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
         return Mesh(
@@ -52,7 +54,7 @@ class Mesh:
             tensor_rank,
             data_rank,
             world // processes,
-            Collectives(processes, tensor_groups[data_rank], wire),
+            Collectives(processes, tensor_groups[data_rank], options),
             data_groups[tensor_rank],
         )
 

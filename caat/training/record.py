@@ -31,6 +31,7 @@ class Recorder:
     def record(self, taken: TakenStep, state: State, *, ratio: float, learning_rate: float) -> dict[str, Any]:
         """The step ``taken``, after which training stands at ``state``."""
         tflops = self._tflop / taken.seconds
+        sent = self._mesh.tensor.ledger.totals("forward", "backward")
         return {
             "step": state.step,
             "tokens": state.tokens,
@@ -45,7 +46,7 @@ class Recorder:
             "memory_gib": memory_gib(self._device),
             "data_wait_seconds": taken.waited,
             "skipped_steps": state.skipped,
-            **{f"tensor_parallel_{name}": n for name, n in self._mesh.tensor.totals().items()},
+            **{f"tensor_parallel_{name}": n for name, n in sent.items()},
         }
 
 

@@ -1,7 +1,7 @@
 import torch
 from torch import distributed, nn
 
-from caat.parallel.collectives import sum_gradient
+from caat.parallel.autograd import sum_gradient
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import enter
 from layers import ColumnParallelLinear, RowParallelLinear, vocab_parallel_cross_entropy

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from caat.parallel.wire import to_wire
 from caat.supervision.device import PRECISIONS
 from conf.bench import BenchStackConfig
 from conf.partition import shared_channels
@@ -51,9 +52,9 @@ def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
     variant.step()
     if variant.messages is None:
         return {"bytes_forward": None, "bytes_backward": None, "bytes_ends": None}
-    variant.messages.reset()
+    variant.messages.ledger.reset()
     variant.step()
-    sent = variant.messages.sent
+    sent = variant.messages.ledger.sent
     inside = {f"bytes_{way}": sent[way, "sync"] for way in ("forward", "backward")}
     return {**inside, "bytes_ends": sum(sent.values()) - sum(inside.values())}
 
@@ -61,18 +62,18 @@ def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
 def _alone(variant: Variant, size: dict[str, int | None]) -> str:
     """Name of the run of a variant's messages alone; others may send the same."""
     assert variant.messages is not None
-    return f"alone {variant.messages.wire.dtype} {size['bytes_forward']}"
+    return f"alone {variant.messages.options.wire_dtype} {size['bytes_forward']}"
 
 
 def _messages_alone(variant: Variant, config: BenchStackConfig, device: torch.device) -> Callable[[], None]:
     """All sums inside the layers in the last step, one after another, with nothing to compute between."""
     messages = variant.messages
     assert messages is not None
-    inside = [key for key in messages.calls if key[1] == "sync"]
-    count, size = sum(messages.calls[key] for key in inside), sum(messages.sent[key] for key in inside)
+    inside = messages.ledger.totals("sync")
+    count, size = inside["calls_sync"], inside["bytes_sync"]
     channels = shared_channels(config.hidden, variant.ratio, config.processes)
     token = torch.zeros(1, channels, device=device, dtype=PRECISIONS[config.precision])
-    message = token.repeat(size // count // messages.wire.message(token).nbytes, 1)
+    message = token.repeat(size // count // to_wire(token, messages.options.wire_dtype).nbytes, 1)
 
     def run() -> None:
         for _ in range(count):

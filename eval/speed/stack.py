@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from caat.parallel.collectives import Collectives
+from caat.parallel.autograd import sum_forward, sum_gradient
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import enter
 from conf.model import ModelConfig
@@ -56,31 +56,6 @@ class OurStack(nn.Module):
         return out.square().mean()
 
 
-class _SumForward(torch.autograd.Function):
-    """Megatron's *g*: all-reduce forward, identity backward."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, collectives: Collectives) -> Tensor:  # type: ignore[override]
-        return collectives.all_reduce(x, "forward", "sync")
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        return gradient, None
-
-
-class _SumBackward(torch.autograd.Function):
-    """Megatron's *f*: identity forward, all-reduce of the gradient in its own type backward."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, collectives: Collectives, purpose: str = "sync") -> Tensor:  # type: ignore[override]
-        ctx.collectives, ctx.purpose = collectives, purpose
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override]
-        return ctx.collectives.all_reduce(gradient, "backward", ctx.purpose), None, None
-
-
 class ColumnLinear(nn.Module):
     """Megatron's *f*, then a plain linear of this process's outputs."""
 
@@ -90,7 +65,7 @@ class ColumnLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs // mesh.processes, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(_SumBackward.apply(x, self.collectives, self.purpose), self.weight)
+        return F.linear(sum_gradient(x, self.collectives, self.purpose, wide=False), self.weight)
 
 
 class RowLinear(nn.Module):
@@ -102,7 +77,7 @@ class RowLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs // mesh.processes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _SumForward.apply(F.linear(x, self.weight), self.collectives)
+        return sum_forward(F.linear(x, self.weight), self.collectives, "sync")
 
 
 class PlainBlock(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import WIRE_DTYPES, Wire
+from caat.parallel.sums import SumOptions
+from caat.parallel.wire import WIRE_DTYPES
 from caat.supervision.device import PRECISIONS
 from conf.bench import BenchGenerateConfig, BenchStackConfig
 from eval.speed.peer_stacks import autotp_stack, domino_stack, megatron_core_stack, torch_stack
@@ -44,8 +45,12 @@ def network_variants(
     group, make = dist.new_group(), make_step or _step
     variants = [_plain(config, device, "none", None, make), _plain(config, device, "full", group, make)]
     for ratio in config.ratios:
-        variants.append(_ours(config, device, "none", ratio, make, group=None, wire=Wire(overlap=False)))
-        variants.append(_ours(config, device, "partial", ratio, make, group=group, wire=Wire(overlap=False)))
+        variants.append(
+            _ours(config, device, "none", ratio, make, group=None, options=SumOptions(overlap=False))
+        )
+        variants.append(
+            _ours(config, device, "partial", ratio, make, group=group, options=SumOptions(overlap=False))
+        )
         variants += _overlapped(config, device, ratio, group, make)
     return variants
 
@@ -101,23 +106,34 @@ def _check_same(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor,
             raise ArithmeticError(f"the {what} of {name} is off from ours by {off:.1e} of it")
 
 
-def _mesh(config: BenchStackConfig, group: dist.ProcessGroup | None, wire: Wire | None = None) -> Mesh:
+def _mesh(
+    config: BenchStackConfig, group: dist.ProcessGroup | None, options: SumOptions | None = None
+) -> Mesh:
     """P shards on P processes; without a ``group`` nothing is sent."""
-    messages = Collectives(config.processes if group else 1, group, wire)
+    messages = Collectives(config.processes if group else 1, group, options)
     return Mesh(config.processes, config.processes, dist.get_rank(), tensor=messages)
 
 
 def _ours(
-    config: BenchStackConfig, device, mode: str, ratio: float, make_step: MakeStep, *, group, wire: Wire
+    config: BenchStackConfig,
+    device,
+    mode: str,
+    ratio: float,
+    make_step: MakeStep,
+    *,
+    group,
+    options: SumOptions,
 ) -> Variant:
-    mesh = _mesh(config, group, wire)
+    mesh = _mesh(config, group, options)
     return Variant(mode, ratio, make_step(config, device, _our_stack(config, mesh, ratio)), mesh.tensor)
 
 
 def _overlapped(config: BenchStackConfig, device, ratio: float, group, make_step: MakeStep) -> list[Variant]:
-    wires = {"overlap": Wire()} | {f"overlap, {name}": Wire(WIRE_DTYPES[name]) for name in config.wire_dtypes}
+    named = {f"overlap, {name}": SumOptions(WIRE_DTYPES[name]) for name in config.wire_dtypes}
+    wires = {"overlap": SumOptions()} | named
     return [
-        _ours(config, device, mode, ratio, make_step, group=group, wire=wire) for mode, wire in wires.items()
+        _ours(config, device, mode, ratio, make_step, group=group, options=options)
+        for mode, options in wires.items()
     ]
 
 

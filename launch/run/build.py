@@ -13,7 +13,7 @@ from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StopRequest
@@ -58,7 +58,7 @@ def build_run(
     """
     c = config.train
     processes = config.parallel.tensor_processes(dist.get_world_size())
-    mesh = Mesh.create(config.parallel.tensor, processes, Wire.of(config.sync))
+    mesh = Mesh.create(config.parallel.tensor, processes, SumOptions.of(config.sync))
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)

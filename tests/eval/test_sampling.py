@@ -33,7 +33,7 @@ def draws(processes: int, settings: SamplingConfig, count: int) -> tuple[torch.T
     mesh = mesh_of(processes)
     sampler = Sampler(settings, VOCABULARY, mesh, range(ROWS))
     drawn = torch.stack([sampler(local(mesh, seed)) for seed in range(count)])
-    return drawn, {**mesh.tensor.calls, "bytes": sum(mesh.tensor.sent.values())}
+    return drawn, {**mesh.tensor.ledger.calls, "bytes": sum(mesh.tensor.ledger.sent.values())}
 
 
 def plain_distribution(row: torch.Tensor, settings: SamplingConfig) -> torch.Tensor:

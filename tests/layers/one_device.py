@@ -15,19 +15,20 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from caat.parallel.background import Background
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Background, Wire
+from caat.parallel.sums import SumOptions
 from layers.gpt import GPT
 from tests.models import SMALL
 
 SHARDS = 8
 WIRES = {
-    "auto": Wire(),
-    "sums in bfloat16": Wire(sum_dtype=torch.bfloat16),
-    "float32": Wire(torch.float32),
-    "int8": Wire(torch.int8),
-    "waiting": Wire(overlap=False),
+    "auto": SumOptions(),
+    "sums in bfloat16": SumOptions(sum_dtype=torch.bfloat16),
+    "float32": SumOptions(torch.float32),
+    "int8": SumOptions(torch.int8),
+    "waiting": SumOptions(overlap=False),
 }
 # Angles are float64 for their digits, scales of 8-bit integers for theirs: one number per token each.
 FLOAT64_NUMBERS = SMALL.sequence * SMALL.head_dim
@@ -47,10 +48,10 @@ class OneDevice(TorchDispatchMode):
         return out
 
 
-def check(processes: int, ratio: float, dtype: torch.dtype, wire: Wire, checkpointing: str) -> None:
+def check(processes: int, ratio: float, dtype: torch.dtype, options: SumOptions, checkpointing: str) -> None:
     mesh = Mesh(SHARDS)
     if processes > 1:
-        mesh = Mesh(SHARDS, processes, 3, tensor=Collectives(processes, dist.group.WORLD, wire))
+        mesh = Mesh(SHARDS, processes, 3, tensor=Collectives(processes, dist.group.WORLD, options))
     model = GPT.empty(SMALL, mesh, ratio, 1.0, checkpointing, device="meta", dtype=dtype)
     text = torch.zeros(2, SMALL.sequence + 1, dtype=torch.long, device="meta")
     with OneDevice():

@@ -91,7 +91,7 @@ def bytes_sent(ratio: float) -> tuple[int, int]:
     cache = KVCache(SMALL, model.mesh, torch.zeros(2, dtype=torch.long), 8, torch.float64)
     with torch.no_grad():
         model(texts()[:2, :8], cache=cache)
-    sent = model.mesh.tensor.sent
+    sent = model.mesh.tensor.ledger.sent
     return sent["forward", "sync"], sum(sent.values())
 
 

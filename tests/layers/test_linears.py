@@ -7,7 +7,7 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import enter
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from layers import ColumnParallelLinear, RMSNorm, RowParallelLinear, vocab_parallel_cross_entropy
 
 
@@ -65,7 +65,7 @@ def test_bad_sizes_are_named():
 
 def norms_that_sum_their_own_gradients(overlap: bool):
     """The gradients of a model whose norms' sums are due while those of the layers are under way."""
-    mesh = Mesh.create(4, 4, Wire(torch.bfloat16, overlap=overlap))
+    mesh = Mesh.create(4, 4, SumOptions(torch.bfloat16, overlap=overlap))
     torch.manual_seed(1)
     norms = [RMSNorm(64, mesh) for _ in range(3)]
     ups = [ColumnParallelLinear(64, 256, mesh) for _ in norms]

@@ -26,7 +26,7 @@ def measure(shards: int, processes: int, ratio: float, checkpointing: str):
     tokens, targets = batch()
     loss = model(tokens, targets).mean()
     loss.backward()
-    counts = dict(mesh.tensor.calls), dict(mesh.tensor.sent)
+    counts = dict(mesh.tensor.ledger.calls), dict(mesh.tensor.ledger.sent)
     gradients = gathered(model, {name: p.grad for name, p in model.named_parameters()})
     after_blocks = []
     for block in model.blocks:

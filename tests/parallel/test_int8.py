@@ -10,12 +10,12 @@ from torch import Tensor
 from caat.parallel.collectives import Collectives
 from caat.parallel.int8 import pack, unpack
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from conf.partition import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import loss_and_gradients, random_weights, rounded_to_int8
 
-INT8 = Wire(torch.int8)
+INT8 = SumOptions(torch.int8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -70,7 +70,7 @@ def summed(dtype: torch.dtype):
         x = parts(world, tokens, channels)[rank].to(dtype).view(1, tokens, channels)
         collectives.start_sum(x, "forward", "sync")()
         results.append(x)
-    return results, dict(collectives.sent)
+    return results, dict(collectives.ledger.sent)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,13 +90,13 @@ def test_sums_between_processes(ranks, world, dtype):
         assert all(torch.equal(got, results[index]) for results, _ in by_rank)
 
 
-def model_gradients(ratio: float, checkpointing: str, wire: Wire):
+def model_gradients(ratio: float, checkpointing: str, options: SumOptions):
     world = dist.get_world_size()
-    model = build(Mesh.create(world, world, wire), ratio, checkpointing)
+    model = build(Mesh.create(world, world, options), ratio, checkpointing)
     loss = model(*batch()).mean()
     loss.backward()
     gradients = gathered(model, {name: p.grad for name, p in model.named_parameters()})
-    return loss.detach(), gradients, dict(model.mesh.tensor.sent)
+    return loss.detach(), gradients, dict(model.mesh.tensor.ledger.sent)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import enter
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from layers.linear import RowParallelLinear
 from tests.models import SMALL, batch, build
 
@@ -101,8 +101,8 @@ def test_one_copy_per_synchronisation(ranks):
     assert ranks(2).run(copies, 0.5)[0] == ["clone", "cat", "cat"]
 
 
-def gradients(wire: Wire, processes: int, checkpointing: str, dtype: torch.dtype, ratio: float):
-    mesh = Mesh.create(4, processes, wire)
+def gradients(options: SumOptions, processes: int, checkpointing: str, dtype: torch.dtype, ratio: float):
+    mesh = Mesh.create(4, processes, options)
     model = build(mesh, ratio, checkpointing, dtype=dtype)
     tokens, targets = batch()
     loss = model(tokens, targets).mean()
@@ -127,16 +127,16 @@ def test_overlap_changes_no_bit(ranks, checkpointing, processes, dtype, ratio, s
     pool = ranks(processes)
     model = processes, checkpointing, dtype, ratio
     for on, off in zip(
-        pool.run(gradients, Wire(sent, overlap=True), *model),
-        pool.run(gradients, Wire(sent, overlap=False), *model),
+        pool.run(gradients, SumOptions(sent, overlap=True), *model),
+        pool.run(gradients, SumOptions(sent, overlap=False), *model),
         strict=True,
     ):
         assert torch.equal(on[0], off[0])
         assert all(torch.equal(gradient, off[1][name]) for name, gradient in on[1].items())
 
 
-def gradient_of_a_view(wire: Wire, dtype: torch.dtype):
-    mesh = Mesh.create(4, 4, wire)
+def gradient_of_a_view(options: SumOptions, dtype: torch.dtype):
+    mesh = Mesh.create(4, 4, options)
     x = torch.ones(3, 8, dtype=dtype, requires_grad=True) * 1
     view = x.view(-1)
     before = view.grad_fn.name()
@@ -145,18 +145,18 @@ def gradient_of_a_view(wire: Wire, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(
-    ("wire", "dtype"),
+    ("options", "dtype"),
     [
-        (Wire(), torch.float32),
-        (Wire(), torch.bfloat16),
-        (Wire(dtype=torch.bfloat16), torch.float32),
-        (Wire(dtype=torch.int8), torch.float32),
+        (SumOptions(), torch.float32),
+        (SumOptions(), torch.bfloat16),
+        (SumOptions(wire_dtype=torch.bfloat16), torch.float32),
+        (SumOptions(wire_dtype=torch.int8), torch.float32),
     ],
     ids=["all-reduce", "by slices", "narrower", "int8"],
 )
-def test_autograd_does_not_see_a_sum(ranks, wire, dtype):
+def test_autograd_does_not_see_a_sum(ranks, options, dtype):
     """It writes where views already are: autograd would make copies of their gradients, at the wrong time."""
-    for before, after, value in ranks(4).run(gradient_of_a_view, wire, dtype):
+    for before, after, value in ranks(4).run(gradient_of_a_view, options, dtype):
         assert value == 4
         assert after == before
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions, sum_by_slices
 from conf.sync import SyncConfig
 
 
@@ -23,15 +23,15 @@ def terms(world: int, size: int) -> list[torch.Tensor]:
     ]
 
 
-def summed(sizes: list[int], wire: Wire):
+def summed(sizes: list[int], options: SumOptions):
     rank, world = dist.get_rank(), dist.get_world_size()
-    collectives = Collectives(world, None, wire)
+    collectives = Collectives(world, None, options)
     results = []
     for size in sizes:
         message = terms(world, size)[rank].clone()
         collectives.start_sum(message, "forward", "sync")()
         results.append(message)
-    return results, dict(collectives.sent)
+    return results, dict(collectives.ledger.sent)
 
 
 def sliced(sizes: list[int]):
@@ -39,7 +39,7 @@ def sliced(sizes: list[int]):
     results = []
     for size in sizes:
         message = terms(world, size)[rank].clone()
-        Wire().sum_by_slices(message, None)
+        sum_by_slices(message, None, torch.float32)
         results.append(message)
     return results
 
@@ -59,7 +59,7 @@ SIZES = [1, 2, 7, 4096, 4099]
 def test_two_processes_equal_a_float32_all_reduce_bit_for_bit(ranks):
     pool = ranks(2)
     want = pool.run(float32_all_reduce, SIZES)
-    (default, sent), _ = pool.run(summed, SIZES, Wire())
+    (default, sent), _ = pool.run(summed, SIZES, SumOptions())
     assert sent == {("forward", "sync"): 2 * sum(SIZES)}
     for got in (default, pool.run(sliced, SIZES)[1]):
         for ours, theirs in zip(got, want[0], strict=True):
@@ -69,8 +69,8 @@ def test_two_processes_equal_a_float32_all_reduce_bit_for_bit(ranks):
 def test_four_processes_round_once(ranks):
     """Within one rounding of the exact sum, where a plain bfloat16 all-reduce rounds three times."""
     pool = ranks(4)
-    results = pool.run(summed, SIZES, Wire())
-    plain = pool.run(summed, SIZES, Wire(sum_dtype=torch.bfloat16))
+    results = pool.run(summed, SIZES, SumOptions())
+    plain = pool.run(summed, SIZES, SumOptions(sum_dtype=torch.bfloat16))
     assert results[0][1] == plain[0][1] == {("forward", "sync"): 2 * sum(SIZES)}
     for index, size in enumerate(SIZES):
         exact = torch.stack(terms(4, size)).double().sum(0)
@@ -88,7 +88,7 @@ def test_four_processes_round_once(ranks):
 
 
 def test_a_wider_or_narrower_wire_is_counted_as_sent(ranks):
-    (results, sent), _ = ranks(2).run(summed, SIZES, Wire(dtype=torch.float32))
+    (results, sent), _ = ranks(2).run(summed, SIZES, SumOptions(wire_dtype=torch.float32))
     assert sent == {("forward", "sync"): 4 * sum(SIZES)}
     assert all(result.dtype is torch.bfloat16 for result in results)
 
@@ -96,17 +96,16 @@ def test_a_wider_or_narrower_wire_is_counted_as_sent(ranks):
 @pytest.mark.parametrize("world", [2, 4])
 def test_overlap_gives_the_same_bits(ranks, world):
     pool = ranks(world)
-    waited, _ = pool.run(summed, SIZES, Wire(overlap=False))[0]
-    hidden, _ = pool.run(summed, SIZES, Wire(overlap=True))[0]
+    waited, _ = pool.run(summed, SIZES, SumOptions(overlap=False))[0]
+    hidden, _ = pool.run(summed, SIZES, SumOptions(overlap=True))[0]
     assert all(torch.equal(a, b) for a, b in zip(waited, hidden, strict=True))
 
 
 def test_settings():
-    assert Wire.of(SyncConfig()) == Wire(None, torch.float32, True)
-    assert Wire.of(SyncConfig(wire_dtype="bfloat16", sum_dtype="bfloat16", overlap=False)) == Wire(
-        torch.bfloat16, torch.bfloat16, False
-    )
-    assert Wire.of(SyncConfig(wire_dtype="int8")) == Wire(torch.int8)
+    assert SumOptions.of(SyncConfig()) == SumOptions(None, torch.float32, True)
+    sync = SyncConfig(wire_dtype="bfloat16", sum_dtype="bfloat16", overlap=False)
+    assert SumOptions.of(sync) == SumOptions(torch.bfloat16, torch.bfloat16, False)
+    assert SumOptions.of(SyncConfig(wire_dtype="int8")) == SumOptions(torch.int8)
     SyncConfig(sum_dtype="bfloat16").check_types("bf16")
     SyncConfig(wire_dtype="int8", sum_dtype="float32").check_types("fp32")
     with pytest.raises(ValueError, match="sum_dtype=bfloat16 is narrower than the float32 that travels"):

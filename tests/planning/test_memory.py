@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from caat.planning.layouts import layout_of, needs, pass_of
 from caat.planning.memory import local_numbers, memory
 from caat.planning.prediction import Link
@@ -120,13 +120,13 @@ def counted_tensor_bytes(wire_dtype: str):
     config.train.micro_batch, config.train.global_batch = 2, 2
     config.train.sequence, config.train.precision = 9, "fp32"
 
-    def counted(ratio: float, wire: Wire) -> dict[str, int]:
-        mesh = Mesh.create(4, 2, wire)
+    def counted(ratio: float, options: SumOptions) -> dict[str, int]:
+        mesh = Mesh.create(4, 2, options)
         build(mesh, ratio, dtype=torch.float32)(*batch()).mean().backward()
-        total = mesh.tensor.totals()
+        total = mesh.tensor.ledger.totals("forward", "backward")
         return {way: total[f"bytes_{way}"] for way in ("forward", "backward")}
 
-    ours, full = counted(0.5, Wire.of(config.sync)), counted(1.0, Wire())
+    ours, full = counted(0.5, SumOptions.of(config.sync)), counted(1.0, SumOptions())
     planned = tensor_bytes(pass_of(config, layout_of(config, 2), 0.5), 1, config.sync.wire_format("fp32"))
     return sum(ours.values()), planned, full, full_sync_bytes(config, Mesh(4, 2), 0.5, ours)
 

@@ -7,7 +7,7 @@ from itertools import combinations, product
 import pytest
 import torch
 
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from tests.training.test_engine import check, train
 
 SETTINGS = {
@@ -42,7 +42,7 @@ def covering() -> list[tuple]:
 @pytest.mark.parametrize("case", covering(), ids=lambda case: "-".join(map(str, case)).replace("torch.", ""))
 def test_as_one_plain_process(ranks, case):
     processes, ratio, stage, precision, checkpointing, overlap, wire_dtype = case
-    wire = Wire(wire_dtype, overlap=overlap)
-    by_rank = ranks(WORLD).run(train, SHARDS, processes, ratio, stage, precision, checkpointing, wire)
+    options = SumOptions(wire_dtype, overlap=overlap)
+    by_rank = ranks(WORLD).run(train, SHARDS, processes, ratio, stage, precision, checkpointing, options)
     sent = wire_dtype if processes > 1 else None
     check(by_rank, SHARDS, ratio, WORLD // processes, str(case), precision, sent)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wire
+from caat.parallel.sums import SumOptions
 from caat.training.engine import Engine
 from conf.model import ModelConfig
 from conf.optim import OptimConfig
@@ -91,9 +91,9 @@ def train(
     stage: int,
     precision: str,
     checkpointing: str,
-    wire: Wire | None = None,
+    options: SumOptions | None = None,
 ):
-    mesh = Mesh.create(shards, processes, wire)
+    mesh = Mesh.create(shards, processes, options)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(mesh, ratio, checkpointing, dtype, config)
     engine = Engine(model, mesh, OPTIM, stage, precision, ACCUMULATION)
@@ -148,7 +148,7 @@ def test_float32_equals_one_plain_process(ranks, stage, world, shards, processes
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_8_bit_integers_on_the_wire(ranks, stage):
-    by_rank = ranks(4).run(train, NARROW, 2, 2, 0.5, stage, "fp32", "none", Wire(torch.int8))
+    by_rank = ranks(4).run(train, NARROW, 2, 2, 0.5, stage, "fp32", "none", SumOptions(torch.int8))
     check(by_rank, NARROW, 2, 0.5, 2, f"int8, stage {stage}", wire_dtype=torch.int8)
 
 

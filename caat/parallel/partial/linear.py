@@ -36,10 +36,10 @@ class _RowParallel(torch.autograd.Function):
         compiled: bool,
     ):  # type: ignore[override]
         k = len(weight) - x_private.shape[-1]
-        shared = mesh.tensor.kept()
+        shared = mesh.tape.kept()
         if shared is None:
             # The GEMM sums over the local shards, in its accumulator.
-            shared = mesh.tensor.keep(a @ weight[:k].T)
+            shared = mesh.tape.keep(a @ weight[:k].T)
             transfer.start(shared)
         of_shard, private_weight = _by_shard(a, mesh.local), _by_shard(weight[k:], mesh.local)
         square = None

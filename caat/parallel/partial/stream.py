@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from caat.parallel.background import Wait
 from caat.parallel.collectives import Collectives, Direction
 from caat.parallel.mesh import Mesh
-from caat.parallel.wire import Wait
 
 
 class Transfer:

@@ -1,0 +1,35 @@
+"""Counts of what a process puts into collectives."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor
+
+
+class Ledger:
+    """Calls and bytes since the last :meth:`reset`, both by ``(direction, purpose)``.
+
+    ``sent`` is the size of each message in bytes, in the type that travels.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, str]] = Counter()
+        self.sent: Counter[tuple[str, str]] = Counter()
+
+    def count(self, message: Tensor, direction: str, purpose: str) -> None:
+        """Add one call that sends ``message``."""
+        self.calls[direction, purpose] += 1
+        self.sent[direction, purpose] += message.numel() * message.element_size()
+
+    def totals(self, *names: str) -> dict[str, int]:
+        """``calls_NAME`` and ``bytes_NAME`` for each direction or purpose in ``names``."""
+        return {
+            f"{what}_{name}": sum(n for key, n in counter.items() if name in key)
+            for what, counter in (("calls", self.calls), ("bytes", self.sent))
+            for name in names
+        }
+
+    def reset(self) -> None:
+        self.calls.clear()
+        self.sent.clear()

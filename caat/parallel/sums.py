@@ -1,0 +1,70 @@
+"""How a message is summed over processes: by one all-reduce, or by slices in a wider type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from caat.parallel.int8 import pack, unpack
+from caat.parallel.wire import WIRE_DTYPES
+from conf.sync import SyncConfig
+
+# The name from torch 2.13 on, and before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@dataclass(frozen=True)
+class SumOptions:
+    """How activations are summed over processes.
+
+    They travel as ``wire_dtype`` (None: in their own type) and are added in ``sum_dtype`` or wider.
+    ``overlap``: arithmetic goes on while a sum is on its way; else every sum is waited for at once.
+    """
+
+    wire_dtype: torch.dtype | None = None
+    sum_dtype: torch.dtype = torch.float32
+    overlap: bool = True
+
+    @staticmethod
+    def of(sync: SyncConfig) -> SumOptions:
+        """As the settings say; ``auto`` sends activations in their own type and sums them in float32."""
+        wire_dtype = None if sync.wire_dtype == "auto" else WIRE_DTYPES[sync.wire_dtype]
+        return SumOptions(wire_dtype, WIRE_DTYPES.get(sync.sum_dtype, torch.float32), sync.overlap)
+
+
+def needs_slices(message: Tensor, processes: int, sum_dtype: torch.dtype) -> bool:
+    """Whether sums need a wider type than travels. A sum of two floats is rounded once in either."""
+    if message.dtype is torch.int8:
+        return True
+    return processes > 2 and torch.promote_types(message.dtype, sum_dtype) != message.dtype
+
+
+@torch.no_grad()  # the thread of a Background has gradients on, whatever its caller has
+def sum_by_slices(message: Tensor, group: dist.ProcessGroup | None, sum_dtype: torch.dtype) -> None:
+    """Replace the contiguous ``message`` by its sum over the processes, rounded once.
+
+    Each process gets one slice of everybody's message, adds it up in ``sum_dtype``, and the slices are
+    gathered: the value of an all-reduce in that type rounded at the end, for the bytes of a ring all-reduce
+    of ``message`` (2 (P - 1) / P of it per process; more with fewer tokens of 8-bit integers than processes).
+    """
+    processes = dist.get_world_size(group)
+    # A token of 8-bit integers is not cut: its scale is for all of it.
+    rows = message if message.dtype is torch.int8 else message.view(-1, 1)
+    slice_size = -(-len(rows) // processes)
+    padded = F.pad(rows, (0, 0, 0, slice_size * processes - len(rows)))
+    slices = torch.empty_like(padded)
+    dist.all_to_all_single(slices, padded, group=group)
+    total = _added(slices.unflatten(0, (processes, slice_size)), sum_dtype)
+    _all_gather(padded, total, group=group)
+    rows.copy_(padded[: len(rows)])
+
+
+def _added(slices: Tensor, sum_dtype: torch.dtype) -> Tensor:
+    """[P, ...] -> [...], in the type that travels."""
+    if slices.dtype is torch.int8:
+        return pack(unpack(slices).sum(0))
+    return slices.sum(0, dtype=sum_dtype).to(slices.dtype)
