@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: what was set, what was measured, how far each got."""
+"""Read run directories: their settings, their metrics and their status."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from conf.partition import shared_channels
 from conf.reading.saved import read_config
 from conf.schema import Config
 
-# The first steps warm caches up.
+# Number of first steps left out of medians: they warm up caches.
 WARM_UP = 2
-# What benchmarks are called in the metrics: eval/<task>/<metric>.
+# Prefix of benchmark scores in the metrics: eval/<task>/<metric>.
 SCORE = "eval/"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
+    """One run directory.
 
-    ``records`` are the lines of its metrics.jsonl that training wrote, by step; ``scores`` the last ones of
-    its benchmarks, by (task, metric), of a finished run those of its last step.
+    ``records`` are the lines of metrics.jsonl that training wrote, by step. ``scores`` are the latest
+    benchmark scores by (task, metric); for a finished run, only those of its last step.
     """
 
     folder: Path
@@ -42,19 +42,19 @@ class Run:
 
     @property
     def validation_loss(self) -> float | None:
-        """The last one, nats per token; None if there is none or it was not finite."""
+        """The last validation loss in nats per token; None if there is none or it was not finite."""
         return next((r["validation_loss"] for r in reversed(self.records) if "validation_loss" in r), None)
 
     @property
     def bytes_per_step(self) -> int | None:
-        """Tensor-parallel bytes that the first process puts into collectives, both directions."""
+        """Tensor-parallel bytes that the first process passes to collectives, forward and backward."""
         if not self.records:
             return None
         return sum(self.records[-1][f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward"))
 
     @property
     def synchronised(self) -> float:
-        """Share of the channels inside the layers that was synchronised, mean over the steps."""
+        """Fraction of the channels inside the layers that was synchronised, averaged over the steps."""
         c = self.config
         channels = [
             shared_channels(c.model.hidden, c.sync.ratio_of(r["step"]), c.parallel.tensor)
@@ -67,27 +67,27 @@ class Run:
         return self.records[-1]["tokens"] if self.records else 0
 
     def median(self, field: str) -> float | None:
-        """Of a field of the records, without the first steps; None where it was not measured."""
+        """Return the median of a field over the steady steps; None if it was not measured."""
         values = self.steady(field)
         return median(values) if values else None
 
     def steady(self, field: str) -> list[float]:
-        """A field of the records, without the first steps, where it was measured."""
+        """Return the measured values of a field, without the first steps."""
         return [r[field] for r in self.records[WARM_UP:] or self.records if r.get(field) is not None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A folder that looks like a run and cannot be read."""
+    """A folder that looks like a run but cannot be read."""
 
     folder: Path
     reason: str
 
 
 def find_runs(folders: list[str]) -> tuple[list[Run], list[Problem]]:
-    """Every run in or below ``folders``, each once, by path; and those that cannot be read.
+    """Find every run in or below ``folders``, each path once, and those that cannot be read.
 
-    Raises ``ValueError`` if one of ``folders`` is not there, or there is no run in all of them.
+    Raises ``ValueError`` if one of ``folders`` does not exist or no run can be read.
     """
     places: dict[Path, None] = {}
     for name in folders:
@@ -111,12 +111,12 @@ def find_runs(folders: list[str]) -> tuple[list[Run], list[Problem]]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Every setting by dotted name, as the user would give it."""
+    """Return every setting by its dotted name, as the user would give it."""
     found: dict[str, Any] = {}
 
     def flatten(values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():
-            # A ratio that changes, {0: 0.5, 1000: 1}, is one setting.
+            # A ratio schedule, {0: 0.5, 1000: 1}, is one setting.
             if isinstance(value, dict) and all(isinstance(name, str) for name in value):
                 flatten(value, f"{prefix}{key}.")
             else:
@@ -129,28 +129,28 @@ def settings(config: Config) -> dict[str, Any]:
 def _run_folders(top: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(top):
         if "config.yaml" in files:
-            # What lies deeper is the run's own; wandb keeps a config.yaml there too.
+            # Do not search inside a run: wandb keeps a config.yaml there too.
             below.clear()
             yield Path(folder)
         below.sort()
 
 
 def _read(folder: Path) -> Run:
-    """Raises ``ValueError`` if its configuration or metrics cannot be understood."""
+    """Read one run. Raise ``ValueError`` if its configuration or metrics cannot be parsed."""
     config = read_config(folder / "config.yaml")
     lines = _read_metrics(folder / "metrics.jsonl")
-    # `caat evaluate` adds a line of its own after training.
+    # `caat evaluate` appends lines without a loss after training.
     records = [line for line in lines if "loss" in line]
     path = folder / "status.json"
     status = (read_record(path, Status) if path.exists() else Status()).status
     if status == "finished":
-        # One that ended before its last benchmarks is not to be compared by those of an earlier step.
+        # If a run ended before its last benchmarks, scores of an earlier step must not take their place.
         lines = [line for line in lines if records and line["step"] == records[-1]["step"]]
     return Run(folder, config, status, records, _scores(lines))
 
 
 def _scores(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Of the latest step that has any, whatever was evaluated after it; of several lines the last."""
+    """Return the scores of the latest step that has any. If lines repeat a score, the last one counts."""
     last = max((line["step"] for line in lines if any(map(_is_score, line))), default=0)
     scores = {}
     for line in lines:
@@ -166,7 +166,7 @@ def _is_score(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Line:
-    """What every line of metrics.jsonl holds."""
+    """The fields that every line of metrics.jsonl holds."""
 
     step: Whole
     tokens: Whole
@@ -174,7 +174,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Record(Line):
-    """What a report takes from a line that training wrote; null: not a finite number, or not known."""
+    """The fields of a training line that reports use; null means not finite or not known."""
 
     loss: Finite | None
     step_seconds: Positive
@@ -186,9 +186,9 @@ class Record(Line):
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Its lines, by step; none if the run did not come that far.
+    """Return the lines of metrics.jsonl in order; none if the run did not get that far.
 
-    The last line of a killed run may be torn.
+    An incomplete last line, left by a run that was killed, is ignored.
     """
     try:
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What the runs say together: one row for each variant, its seeds taken together."""
+"""Statistics over runs: one row for each variant, aggregated over its seeds."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Sample:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds (n - 1 in the denominator); None of a single seed."""
+        """Standard deviation over the seeds (n - 1 in the denominator); None for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def interval(self) -> float | None:
-        """Half the 95 % confidence interval of the mean, by Student's t; None of a single seed."""
+        """Half the 95 % confidence interval of the mean, by Student's t; None for a single seed."""
         return (
             None if self.spread is None else t_95(len(self.values) - 1) * self.spread / sqrt(len(self.values))
         )
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Variant:
-    """Finished runs that differ in the seed alone. ``settings`` are those that other variants change."""
+    """Finished runs that differ only in the seed. ``settings`` are those in which variants differ."""
 
     settings: Mapping[str, Any]
     runs: Sequence[Run]
@@ -63,7 +63,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        # What is null was left to its default.
+        # A setting that is None was left at its default.
         others = [
             f"{name}={typed(value)}"
             for name, value in self.settings.items()
@@ -72,7 +72,7 @@ class Variant:
         return ", ".join([f"ratio {self.runs[0].config.sync.describe_ratio()}", *others])
 
     def by_seed(self, figure: Callable[[Run], float | None]) -> dict[int, float]:
-        """``figure`` for each seed that has it; of runs that repeat a seed, the mean."""
+        """Return ``figure`` for each seed that has it; for runs that repeat a seed, the mean."""
         found: dict[int, list[float]] = defaultdict(list)
         for run in self.runs:
             if (value := figure(run)) is not None:
@@ -80,13 +80,13 @@ class Variant:
         return {seed: mean(values) for seed, values in found.items()}
 
     def sample(self, figure: Callable[[Run], float | None]) -> Sample | None:
-        """``figure`` over the seeds that have it; None if none has."""
+        """Return the sample of ``figure`` over the seeds that have it; None if none has it."""
         values = self.by_seed(figure)
         return Sample(tuple(values.values())) if values else None
 
 
 def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Settings that all runs have in common, and those in which they differ with the values there are."""
+    """Return the settings that all runs share, and those in which they differ, with all their values."""
     values: dict[str, list[Any]] = defaultdict(list)
     for run in runs:
         for name, value in _compared_settings(run).items():
@@ -97,7 +97,7 @@ def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]
 
 
 def variants(runs: Iterable[Run]) -> list[Variant]:
-    """The finished runs by what was trained; ratios from 1 down, other settings in order."""
+    """Group the finished runs into variants, sorted by their other settings and then by falling ratio."""
     finished = [run for run in runs if run.finished and run.validation_loss is not None]
     differing = [name for name in compared(finished)[1] if name != SEED]
     groups: dict[tuple, list[Run]] = defaultdict(list)
@@ -113,11 +113,11 @@ def variants(runs: Iterable[Run]) -> list[Variant]:
 
 
 def baseline(variant: Variant, among: Sequence[Variant]) -> list[Variant]:
-    """Of ratio 1, the variants that ``variant`` is compared with; none for ratio 1 itself.
+    """Return the variants at ratio 1 that ``variant`` is compared with; none for ratio 1 itself.
 
-    All that matters where everything is synchronised is the same; of those that share a seed, the ones that
-    differ in the fewest settings: first in what is trained, then in where and how. What was rounded for its
-    way (``sync.wire_dtype``) is compared with what was not, if there is any.
+    They agree with ``variant`` in all settings that matter at ratio 1 and share a seed with it. Among them,
+    those with the fewest differences are chosen: first in what is trained, then in where and how. Variants
+    with the default ``sync.wire_dtype`` are preferred to those that round messages.
     """
     full = [v for v in among if v.full and _at_ratio_1(v) == _at_ratio_1(variant)]
     full = [v for v in full if v.runs[0].config.sync.wire_dtype == "auto"] or full
@@ -131,8 +131,10 @@ def baseline(variant: Variant, among: Sequence[Variant]) -> list[Variant]:
 def difference_to_full(
     variant: Variant, bases: Sequence[Variant], figure: Callable[[Run], float | None]
 ) -> Sample | None:
-    """``figure`` less that of ``bases`` with the same seed (their mean, of several), over the seeds that both
-    have; None if there is none."""
+    """Return ``figure`` minus that of ``bases`` (the mean, if there are several) for each common seed.
+
+    None if there is no common seed.
+    """
     base: dict[int, list[float]] = defaultdict(list)
     for other in bases:
         for seed, value in other.by_seed(figure).items():
@@ -143,7 +145,7 @@ def difference_to_full(
 
 
 def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One row for each metric of each benchmark; its figures are in the order of the variants."""
+    """Return one row for each metric of each benchmark, with figures in the order of the variants."""
     names = sorted({name for variant in among for run in variant.runs for name in run.scores})
     bases = [baseline(variant, among) for variant in among]
     rows = []
@@ -170,12 +172,12 @@ def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def t_95(freedom: int) -> float:
-    """97.5 % quantile of Student's t with ``freedom`` degrees of freedom."""
+    """Return the 97.5 % quantile of Student's t with ``freedom`` degrees of freedom."""
     return float(student_t.ppf(0.975, freedom))
 
 
 def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One row of plain figures for each variant: what the page, the Markdown and the JSON show."""
+    """Return one row of plain figures for each variant, as shown in the page, the Markdown and the JSON."""
     rows = []
     for variant in among:
         loss = variant.sample(lambda run: run.validation_loss)
@@ -213,7 +215,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def _middle_half(variant: Variant, field: str) -> tuple[float, float] | None:
-    """First and third quartile of a field over the steps of all runs; None where it was not measured."""
+    """Return the first and third quartile of a field over the steps of all runs; None if not measured."""
     values = [value for run in variant.runs for value in run.steady(field)]
     if not values:
         return None
@@ -226,7 +228,7 @@ def _compared_settings(run: Run) -> dict[str, Any]:
 
 
 def _others(variant: Variant) -> tuple:
-    """What tells a variant from others besides its ratio."""
+    """Return the settings other than the ratio that distinguish a variant."""
     return tuple((name, str(value)) for name, value in variant.settings.items() if name != RATIO)
 
 
@@ -235,11 +237,11 @@ def _trained(variant: Variant) -> tuple:
 
 
 def _at_ratio_1(variant: Variant) -> tuple:
-    """What matters where everything is synchronised: the number of shards does not."""
+    """Return the settings that matter at ratio 1, where the number of shards does not."""
     return tuple(pair for pair in _trained(variant) if not pair[0].startswith(("sync.", "parallel.")))
 
 
 def _distance(one: Variant, other: Variant) -> tuple[int, int]:
-    """Settings in which two variants differ, the ratio aside: of what is trained, and of where and how."""
+    """Count the differing settings, ratio aside: first those of what is trained, then of where and how."""
     trained = len(set(_trained(one)) - set(_trained(other)))
     return trained, len(set(_others(one)) - set(_others(other))) - trained

@@ -1,4 +1,4 @@
-"""status.json of a run folder: where the run is, and why it failed."""
+"""status.json of a run directory: the state of the run, and why it failed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from caat.storage.records import read_record
 
 
 def write_status(folder: Path, status: str, why: str = "") -> None:
-    """Keep where a run is: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``.
+    """Write the state of a run: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``.
 
-    Where it cannot be written this is a warning: it must not hide how the run ended.
+    If the file cannot be written, this only warns: it must not hide how the run ended.
     """
     path, aside = folder / "status.json", folder / ".status.tmp"
     text = json.dumps({"status": status, "why": why}) + "\n"
@@ -25,7 +25,7 @@ def write_status(folder: Path, status: str, why: str = "") -> None:
         with suppress(OSError):
             aside.unlink()
         try:
-            # A full disk still has room for a small file where one was before.
+            # On a full disk, overwriting the existing small file in place still works.
             with path.open("r+", encoding="utf-8") as file:
                 file.write(text)
                 file.truncate()
@@ -37,18 +37,18 @@ def write_status(folder: Path, status: str, why: str = "") -> None:
 
 
 def read_status(folder: Path) -> str:
-    """What :func:`write_status` wrote last; ``unknown`` if nothing, or the file is damaged."""
+    """Return the status written last by :func:`write_status`; ``unknown`` if missing or damaged."""
     return _read(folder).status
 
 
 def read_why(folder: Path) -> str:
-    """Why a run failed, as far as all of its processes knew; else empty."""
+    """Return why a run failed, as far as its processes knew; empty otherwise."""
     return _read(folder).why
 
 
 @dataclass(frozen=True)
 class Status:
-    """What status.json holds."""
+    """Content of status.json."""
 
     status: str = "unknown"
     why: str = ""

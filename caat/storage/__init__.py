@@ -1,1 +1,1 @@
-"""Files that must survive: written durably, checked by checksum and schema when they are read back."""
+"""Durable files: synced to disk when written, checked by checksum and schema when read back."""

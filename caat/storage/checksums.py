@@ -1,4 +1,4 @@
-"""Files held against their checksums, each by one of those who share the work."""
+"""Verify files against their checksums, with the files divided among the ranks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from xxhash import xxh3_128
 
-# One waits for the disk while others hash.
+# While one thread waits for the disk, others hash.
 HASHING_THREADS = 4
 HASHED_BYTES = 4 * 2**20
 
-# Called whenever a part of long work is done.
+# Called regularly to report progress of long work.
 Tick = Callable[[], None]
 
 
@@ -25,9 +25,9 @@ def wrong_files(
     world: int = 1,
     tick: Tick = lambda: None,
 ) -> list[str]:
-    """What is wrong with this rank's share of the files in ``folder``, a line each.
+    """Return the problems with this rank's share of the files in ``folder``, one line each.
 
-    ``checksums`` by file name are those of the file ``listed_in``. ``tick`` is called for every block read.
+    ``checksums`` by file name come from the file ``listed_in``. ``tick`` is called for every block read.
     """
     mine = _share(folder, list(checksums), rank, world)
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -36,7 +36,7 @@ def wrong_files(
 
 
 def _share(folder: Path, names: list[str], rank: int, world: int) -> list[str]:
-    """This rank's files to verify: the largest first, each to the rank with least to read so far."""
+    """Return this rank's files. The largest are assigned first, each to the rank with the least to read."""
     sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in names}
     loads = [0] * world
     mine = []

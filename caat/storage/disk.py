@@ -1,4 +1,4 @@
-"""Room on a disk, and how its lack is said: with the path, what is needed, and what is free."""
+"""Free disk space, and error messages about it that name the path, the bytes needed and the bytes free."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import errno
 import shutil
 from pathlib import Path
 
-# How a file system says that it is full, or that the user's part of it is.
+# Errors by which a file system reports that it is full or that a quota or size limit is reached.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def nearest_folder(path: Path) -> Path:
-    """``path``, or what is there of the folders that it is to lie in."""
+    """Return ``path`` if it is a folder, else the nearest of its parents that exists."""
     there = path.expanduser().resolve()
     return next(place for place in (there, *there.parents) if place.is_dir())
 
 
 def free_bytes(path: Path) -> int | None:
-    """What may still be written where ``path`` is or will be; None if its file system does not say."""
+    """Return the free bytes on the file system of ``path``, which need not exist. None if not reported."""
     usage = shutil.disk_usage(nearest_folder(path))
     return usage.free if usage.total else None
 
 
 def size_text(count: int) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes for people."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def disk_problem(error: OSError, where: Path, need: int) -> str:
-    """What went wrong while ``need`` bytes were written to ``where``."""
+    """Describe an error that occurred while writing ``need`` bytes to ``where``."""
     try:
         free = free_bytes(where)
     except OSError:
@@ -38,7 +38,7 @@ def disk_problem(error: OSError, where: Path, need: int) -> str:
 
 
 def no_room(error: BaseException | None) -> OSError | None:
-    """``error``, or what led to it, if that is a disk without room."""
+    """Return ``error``, or the error that caused it, if it reports a full disk, else None."""
     while error is not None and not (isinstance(error, OSError) and error.errno in FULL):
         error = error.__cause__ or error.__context__
     return error

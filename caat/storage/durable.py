@@ -1,4 +1,4 @@
-"""Small files and folders that survive a power cut once these functions have returned."""
+"""Write small files and folders that survive a power failure once these functions have returned."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from xxhash import xxh3_128
 
 
 def write_json(path: Path, values: dict[str, Any]) -> str:
-    """Write ``values``; returns the file's checksum."""
+    """Write ``values`` as JSON and return the file's checksum."""
     return write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write ``data``; returns its checksum."""
+    """Write ``data`` and return its checksum."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -25,7 +25,7 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
+    """Make the directory entries of ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

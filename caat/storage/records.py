@@ -1,7 +1,7 @@
-"""JSON that is read back, against a schema: what is damaged or foreign is one clear message.
+"""Read JSON files against a schema, with one clear message if the content is damaged or does not fit.
 
-A schema is a dataclass beside what it describes, checked strictly by pydantic: 2.0, "2" and true are no whole
-numbers, and a key that is missing, too large or of another type is named with its value.
+A schema is a dataclass, defined next to what it describes. Pydantic checks it strictly: 2.0, "2" and true
+are not integers, and the message names the first key that is missing, out of range or of the wrong type.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
-# Counts that may be 0; sizes of things that are there; numbers that arithmetic can go on with.
+# Counts, sizes (at least 1), finite numbers, positive finite numbers.
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# Long values are cut in messages.
+# Longest value shown in a message, in characters.
 SHOWN = 60
 
 
 def read_record(path: Path, schema: type[T]) -> T:
-    """What the JSON file ``path`` holds, as a ``schema``.
+    """Read the JSON file ``path`` as a ``schema``.
 
-    Raises ``ValueError`` naming the file and the first key that is not as ``schema`` has it.
+    Raises ``ValueError`` naming the file and the first key that does not fit ``schema``.
     """
     try:
         content = path.read_bytes()
@@ -36,7 +36,7 @@ def read_record(path: Path, schema: type[T]) -> T:
 
 
 def parse_record(content: bytes | str, schema: type[T], name: object) -> T:
-    """As :func:`read_record`, for the ``content`` of something called ``name``."""
+    """Like :func:`read_record`, for ``content`` that messages call ``name``."""
     try:
         return _adapter(schema).validate_json(content, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -50,7 +50,7 @@ def _adapter(schema: type) -> TypeAdapter:
 
 
 def _problem(error: Any) -> str:
-    """What is wrong, as the end of a sentence that begins with the file's name."""
+    """Describe the problem in words that continue a sentence starting with the file's name."""
     rule = error["msg"].removeprefix("Input should be ")
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "json_invalid":

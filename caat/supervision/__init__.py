@@ -1,1 +1,1 @@
-"""What looks after a run: who agrees, who asks it to stop, and who notices when it hangs or drifts."""
+"""Supervision of a run: agreement between ranks, stop signals, detection of hangs and replica drift."""

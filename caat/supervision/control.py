@@ -1,4 +1,4 @@
-"""What all ranks decide together: small messages beside training, over gloo whatever the device."""
+"""Small collectives with which all ranks make decisions, always over gloo, whatever the device."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from caat.parallel.patience import PATIENCE
 
 
 class Control:
-    """A group of all ranks, or a lone process. Every rank makes it and calls every method, in one thread."""
+    """A group of all ranks, or a single process.
+
+    Creating it and calling its methods is collective: every rank does so, from one thread.
+    """
 
     def __init__(self) -> None:
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         self.group = dist.new_group(timeout=PATIENCE, backend="gloo") if self.world > 1 else None
 
     def maximum(self, *values: int) -> list[int]:
-        """Of each value over all ranks."""
+        """Return the maximum over all ranks of each value."""
         if self.group is None:
             return list(values)
         message = torch.tensor(values)
@@ -26,7 +29,7 @@ class Control:
         return message.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The small ``value`` of every rank, by rank, on all ranks."""
+        """Return the ``value`` of every rank, in rank order, on all ranks. Values should be small."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world

@@ -1,4 +1,4 @@
-"""Which device this process computes on, and the process group over it."""
+"""Choose the device of this process and set up the process group."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from caat.parallel.priority import sums_first
 from caat.parallel.world import be_alone, launched, master, use_gpu
 from caat.supervision.meeting import meet
 
-# What is computed with, by the name that the user gives.
+# Compute types by the name that the user gives.
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
 def choose_device(
     requested: str, local_rank: int, local_processes: int, backend: str = "auto"
 ) -> torch.device:
-    """``auto`` is CUDA where each of this node's processes can have a GPU of its own, else the CPU.
+    """Return the device to compute on; ``auto`` means CUDA if each process of this node gets its own GPU.
 
-    With the ``gloo`` backend the processes share the GPUs that there are. Raises ``ValueError`` if ``cuda``
-    or ``nccl`` is asked for and there are too few GPUs.
+    Otherwise ``auto`` means the CPU. With the ``gloo`` backend processes may share GPUs. Raises
+    ``ValueError`` if ``cuda`` or ``nccl`` is requested and there are too few GPUs.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     enough = gpus >= (1 if backend == "gloo" else local_processes)
@@ -49,11 +49,11 @@ def choose_device(
 
 
 def start_process_group(device: torch.device, timeout: timedelta = PATIENCE, backend: str = "auto") -> None:
-    """Join the world that torchrun describes in the environment, or be a world of one.
+    """Join the process group that torchrun describes in the environment, or create one of size 1.
 
-    ``backend`` ``auto`` is NCCL for a CUDA ``device`` and gloo for the CPU.
+    ``backend`` ``auto`` means NCCL for a CUDA ``device`` and gloo for the CPU.
     """
-    # DeepSpeed looks for an accelerator of its own when imported: it must agree with us.
+    # DeepSpeed selects an accelerator when it is imported, which must be the same as ours.
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -61,7 +61,7 @@ def start_process_group(device: torch.device, timeout: timedelta = PATIENCE, bac
         backend = "nccl" if device.type == "cuda" else "gloo"
     if launched():
         store, rank, world = next(rendezvous("env://", timeout=timeout))
-        # After a restart torchrun gives the same store again, in which the addresses of dead processes are.
+        # After a restart torchrun reuses the store, which still holds the addresses of dead processes.
         store = dist.PrefixStore(meet(store, rank, world, timeout), store)
     else:
         be_alone()
@@ -80,7 +80,7 @@ def start_process_group(device: torch.device, timeout: timedelta = PATIENCE, bac
 
 
 def side_store() -> dist.Store | None:
-    """A connection of its own to the store that the ranks met by, for a thread; None for a world of one."""
+    """Open a second connection to the rendezvous store, for use by a thread. None if the world size is 1."""
     if dist.get_world_size() == 1:
         return None
     store = dist.TCPStore(*master(), is_master=False, timeout=timedelta(seconds=30))
@@ -90,8 +90,8 @@ def side_store() -> dist.Store | None:
 
 
 def stop_process_group() -> None:
-    """Leave the world, together with all other ranks."""
-    # Gloo's threads need the interpreter once more after a message has arrived, to let go of its tensor. A
-    # process that ends right then is aborted; the barrier gives them the time.
+    """Destroy the process group. Collective."""
+    # After a message has arrived, gloo's threads need the interpreter once more to release its tensor. A
+    # process that exits at that moment is aborted. The barrier gives the threads time to finish.
     dist.barrier()
     dist.destroy_process_group()

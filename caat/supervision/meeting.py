@@ -1,4 +1,4 @@
-"""How the ranks of one start find each other through a store that those of an earlier start used too."""
+"""Rendezvous of the ranks of one start through a store that still holds keys of earlier starts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from time import monotonic, sleep
 
 import torch.distributed as dist
 
-# Between two looks at who has come.
+# Interval between two checks for new ranks.
 POLL_SECONDS = 0.02
-# Ranks of another node may still prepare their text; one that never came is to be known all the same.
+# Name the missing ranks after this time: they may still be preparing data, or may have failed to start.
 TELL_SECONDS = 60.0
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
-    """A name that the first rank gives to all that are alive now; raises ``RuntimeError`` if not all come.
+    """Agree on a name for this start, chosen by the first rank. Raise ``RuntimeError`` if a rank is missing.
 
-    Each rank asks with a word of its own, so that no answer is an old one. The restarts that torchrun counts
-    would not do as a name: each node counts those of its own processes.
+    Each rank asks with a random word, so that it cannot mistake an old answer for a new one. torchrun's
+    restart count cannot serve as the name, because each node counts only the restarts of its own processes.
     """
     if rank > 0:
         word = secrets.token_hex(8)

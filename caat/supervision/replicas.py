@@ -1,4 +1,4 @@
-"""What must be the same on several ranks is the same: checked at intervals, before a fault spreads."""
+"""Check at intervals that tensors replicated over ranks are identical, before a fault spreads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import Arriving
 from caat.supervision.control import Control
 
-# Sharded parameters are large and equal over replicas only: a few of them each time, in turn.
+# Sharded parameters are large and equal only between replicas: each check covers a few of them, in turn.
 SHARDED_EACH_TIME = 2
 
 
 class DriftError(RuntimeError):
-    """Copies of a tensor differ between ranks: memory, a message or a kernel went wrong."""
+    """Copies of a tensor differ between ranks, due to faulty memory, a corrupt message or a faulty kernel."""
 
 
 class ReplicaGuard:
-    """Compares checksums over ranks every ``every`` steps (0: never); :meth:`after` raises `DriftError`.
+    """Compares checksums between ranks every ``every`` steps (0: never); :meth:`after` raises `DriftError`.
 
-    Compared are all replicated parameters over all ranks, some of the sharded ones over the replicas, and
-    the shared channels that leave ``block`` over the processes of a replica.
+    It compares all replicated parameters between all ranks, some of the sharded parameters between
+    replicas, and the shared channels of the output of ``block`` between the processes of a replica.
     """
 
     def __init__(self, model: nn.Module, block: nn.Module, mesh: Mesh, control: Control, every: int) -> None:
@@ -39,19 +39,19 @@ class ReplicaGuard:
         block.register_forward_hook(self._look)
 
     def before(self, step: int) -> None:
-        """Ahead of a step: note the shared channels of its first forward pass if it is to be checked."""
+        """Called before a step: have its first forward pass record the shared channels if a check is due."""
         self._looking = self._due(step)
         self._leaving = None
 
     def after(self, step: int) -> None:
-        """After a step; collective."""
+        """Called after a step: compare if it is due. Collective."""
         if not self._due(step):
             return
         some = [self._sharded[(self._turn + i) % len(self._sharded)] for i in range(SHARDED_EACH_TIME)]
         self._turn += SHARDED_EACH_TIME
         everywhere = {name: checksum(p) for name, p in self._replicated if _is_here(p)}
         by_shard = {name: checksum(p) for name, p in some if _is_here(p)}
-        # Only now: when the stream left the block, its sum was still on its way.
+        # Add the two only now: when the block returned, the all-reduce was still in flight.
         leaving, self._leaving = self._leaving, None
         shared = None if leaving is None else checksum(leaving[0] + leaving[1])
         every_rank = self._control.gather((everywhere, by_shard, shared))
@@ -88,7 +88,7 @@ class ReplicaGuard:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Of the bits of ``tensor``, the same in any order of summation."""
+    """Sum the bits of ``tensor`` as integers, so that the order of summation does not matter."""
     bits = tensor.detach().contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
     return int(bits.sum(dtype=torch.int64))
 
@@ -102,5 +102,8 @@ def _compare(name: str, sums: dict[int, int | None]) -> list[str]:
 
 
 def _is_here(parameter: Tensor) -> bool:
-    """At ZeRO stage 3 large parameters are cut over the replicas: there is no second copy to compare."""
+    """Return whether this rank holds the parameter.
+
+    At ZeRO stage 3 large parameters are partitioned over the replicas: there is no second copy to compare.
+    """
     return parameter.numel() > 0

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, SIGUSR1 and Ctrl-C end the run after the step that is going on."""
+"""Stop signals: SIGTERM, SIGUSR1 and Ctrl-C end the run after the current step."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from types import FrameType
 
 from caat.parallel.world import launched_by_torchrun
 
-# Slurm sends SIGUSR1 ahead of the time limit if asked to, and SIGTERM on preemption.
+# Slurm sends SIGUSR1 before the time limit (with --signal) and SIGTERM on preemption.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 INTERRUPTED_STATUS = 130
 
 
 class StopRequest:
-    """Within it, a stop signal does no more than set :attr:`number`; the loop looks at it after each step.
+    """Context manager in which a stop signal only sets :attr:`number`, which the loop reads after each step.
 
-    Ctrl-C ends this process at once if it is the second one, or if there is nothing to save, as long as
-    :attr:`training` is not set. That does not wait for the main thread, which may be computing, or waiting
-    for another rank. ``first``: this is the rank that speaks for all.
+    A second Ctrl-C ends this process at once, and so does the first one while :attr:`training` is not set,
+    because then there is nothing to save. This does not wait for the main thread, which may be computing
+    or waiting for another rank. ``first``: this rank prints and records on behalf of all.
     """
 
     def __init__(self, first: bool = True) -> None:
         self.number = 0
         self.training = False
-        # Told why the run ended.
+        # Called with the reason for which the run ended.
         self.record: Callable[[str], None] = lambda why: None
         self._first, self._interrupts = first, 0
 
@@ -54,10 +54,10 @@ class StopRequest:
         self.number = number
 
     def _listen(self) -> None:
-        """Hear of a signal when it comes, not when the main thread has time for it."""
+        """Handle signals when they arrive, even while the main thread is busy."""
         while byte := os.read(self._pipe[0], 1):
             number = byte[0]
-            # torchrun makes SIGTERM of a second Ctrl-C.
+            # torchrun sends SIGTERM at a second Ctrl-C.
             if number == signal.SIGINT or (number == signal.SIGTERM and self._interrupts):
                 self._interrupts += 1
                 if not self.training:
@@ -80,14 +80,14 @@ class StopRequest:
 
 
 def _limit() -> str:
-    """Of a torchrun that was not told to leave its processes the time to save."""
+    """Return a warning if torchrun's default shutdown timeout may be too short for saving."""
     if not launched_by_torchrun() or "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in os.environ:
         return ""
     return ". torchrun kills in 30 s: start it with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 for longer steps"
 
 
 class StoppedBySignal(Exception):
-    """The run was told to stop, and did so at the same step on all ranks, its state saved."""
+    """The run stopped on a signal, at the same step on all ranks, and saved its state."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")

@@ -1,4 +1,4 @@
-"""A thread on every rank that ends a run which hangs or has failed elsewhere, and says who and where."""
+"""A thread on every rank that ends the run if it hangs or another rank fails, and reports which and where."""
 
 from __future__ import annotations
 
@@ -27,37 +27,38 @@ D = TypeVar("D")
 ROOT = Path(__file__).parents[2]
 OURS = tuple(str(ROOT / package) for package in ("caat", "layers", "launch", "eval"))
 POLL_SECONDS = 0.5
-# What other ranks get to report where they are before they count as frozen.
+# Time for other ranks to report where they are, before they count as frozen.
 REPORT_SECONDS = 5.0
-# The failed rank is to be the first that its launcher sees ending.
+# Delay before the other ranks exit, so that the launcher sees the failed rank exit first.
 LATER_SECONDS = 2.0
 FAILED = "failed"
 HUNG_STATUS = 5
 
 
 class Watchdog:
-    """:meth:`beat` and :meth:`tick` say that this rank gets on.
+    """Ends the run with status 5 if no rank makes progress for ``seconds``.
 
-    If no rank does for ``seconds``, the run ends with status 5: one that waits for a rank that works is no
-    hang. ``store`` is shared by the ranks; ``None`` for a world of one. It is on the first rank's host: where
-    the network is down, a call of it does not return, and none may keep this rank from ending.
+    The main thread reports progress by :meth:`beat` and :meth:`tick`. A rank that waits for another one that
+    is still making progress does not hang. ``store`` is shared by the ranks, ``None`` if the world size is
+    1. It runs on the first rank's host: if the network is down, calls to it do not return, so no call may
+    keep this rank from exiting.
     """
 
     def __init__(self, store: dist.Store | None, rank: int, world: int, seconds: float) -> None:
         self._store, self._rank, self._world, self._seconds = store, rank, world, seconds
-        # Beats, which are the same on all ranks, tell who is behind; ticks only that a rank gets on.
+        # All ranks count the same beats, so these show which rank is behind. Ticks only show progress.
         self._beats, self._ticks, self._doing = 0, 0, "starting"
-        # Changes whenever some rank has got on.
+        # Changes whenever any rank has made progress.
         self._anywhere = 0
         self._resting = False
-        # Told why the run ended, by the rank that says so.
+        # Called with the reason for which the run ended, on the rank that reports it.
         self.record: Callable[[str], None] = lambda why: None
         self._main = threading.main_thread().ident
-        # Benchmarks silence what the whole process prints.
+        # Kept because benchmarks redirect sys.stderr of the whole process.
         self._stderr = sys.stderr
         self._stopped = threading.Event()
         self._put(f"process/{rank}", {"host": socket.gethostname(), "pid": os.getpid()})
-        # By rank, as far as they are known.
+        # Host and pid by rank, once they are known.
         self._processes: dict[int, dict] = {}
         self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
         if store is not None:
@@ -66,29 +67,29 @@ class Watchdog:
             thread.start()
 
     def beat(self, doing: str) -> None:
-        """What the main thread does from now on; all ranks say the same in the same order. Costs nothing."""
+        """Declare what the main thread does next. All ranks make the same calls in the same order. Cheap."""
         self._beats, self._doing = self._beats + 1, doing
         self.tick()
 
     def tick(self, *_: object) -> None:
-        """What is being done gets on, whichever thread does it. Takes anything, to be used as a hook."""
+        """Report progress, from any thread. Accepts any arguments, so that it can serve as a hook."""
         self._ticks += 1
 
     def rest(self) -> None:
-        """Training is over: what is left to do may take any time, but failures elsewhere are still heard."""
+        """Stop the hang timer after training; failures of other ranks still end this process."""
         self._doing, self._resting = "closing the run", True
 
     def stop(self) -> None:
-        """Stop watching. Called by the main thread before the process ends."""
+        """Stop watching. The main thread calls this before the process exits."""
         self._stopped.set()
-        # A thread that Python ends while it asks the store takes the whole process down with it.
+        # If the interpreter exits while a thread is inside a store call, the whole process crashes.
         for thread in self._threads:
             thread.join()
 
     def claim_failure(self, cause: str, wait: float = 0.0) -> bool:
-        """Whether this rank is the first to fail; another one gets ``wait`` seconds to come before it.
+        """Return whether this rank is the first to fail, after giving others ``wait`` seconds to claim it.
 
-        Where the store cannot be reached, nobody else can be heard.
+        Returns True if the store cannot be reached.
         """
         self._stopped.set()
         store, ours = self._store, f"rank {self._rank}: {cause}"
@@ -107,7 +108,7 @@ class Watchdog:
         seen, still = (-1, -1), 0.0
         while not self._stopped.wait(POLL_SECONDS):
             now = (self._ticks, self._anywhere)
-            # Counted, not read from a clock: that one goes on while the whole job is suspended.
+            # Counted in polls: a clock would keep running while the whole job is suspended.
             still = 0.0 if now != seen or self._resting else still + POLL_SECONDS
             seen = now
             if still > self._seconds:
@@ -117,10 +118,10 @@ class Watchdog:
                     os._exit(HUNG_STATUS)
 
     def _listen(self) -> None:
-        """End this process when another rank has failed; tell the others, and hear, who gets on."""
+        """Exchange progress with the other ranks, and end this process when one of them has failed."""
         assert self._store is not None
         told = 0
-        # Without the store there is nobody to hear: the process that kept it is gone, and this run with it.
+        # If the store is gone, so is the process that hosted it: this run is ending anyway.
         with suppress(dist.DistError):
             keys = [f"process/{rank}" for rank in range(self._world)]
             while not self._stopped.wait(POLL_SECONDS):
@@ -130,15 +131,15 @@ class Watchdog:
                 ticks = self._ticks
                 self._anywhere = self._store.add("progress", int(ticks != told))
                 told = ticks
-                # Learnt while all is well: with the network gone it would be too late.
+                # Read this early: once the network is down, it cannot be read any more.
                 if not self._processes and self._store.check(keys):
                     self._processes = {
                         rank: json.loads(self._store.get(key)) for rank, key in enumerate(keys)
                     }
 
     def _report(self) -> None:
-        """Tell where this rank is, hear where the others are, and end those that are frozen."""
-        # The ear would end this process with the status of a rank that another one's failure ends.
+        """Exchange reports of where each rank is, print the diagnosis, and kill frozen ranks."""
+        # Stop the listener: it would end this process with status 1 once another rank claims the failure.
         self._stopped.set()
         place = where(sys._current_frames().get(self._main or 0))
         own = {"beats": self._beats, "doing": self._doing, **place}
@@ -148,21 +149,21 @@ class Watchdog:
         text = diagnosis(reports, self._world, self._seconds, hosts)
         first = self._rank == min(reports) and self.claim_failure(text)
         if first:
-            # With nobody to read it, this process is to end all the same.
+            # This process must exit even if stderr is closed.
             with suppress(OSError):
                 print(f"caat: error: {text}", file=self._stderr, flush=True)
             _within(REPORT_SECONDS, lambda: self.record(text), None)
-        # Once one rank is gone, the collectives that others wait in fail, and they with another status.
+        # The first exit makes the collectives of the other ranks fail, with another status: exit in order.
         time.sleep(LATER_SECONDS if first else 2 * LATER_SECONDS)
         for rank in set(range(self._world)) - set(reports):
             self._kill(rank)
         elsewhere = hosts.get(0, socket.gethostname()) != socket.gethostname()
         if heard is None and elsewhere and launched_by_torchrun():
-            # torchrun asks the first host as well, and waits a quarter of an hour for the answer.
+            # torchrun also contacts the first host, and would wait a quarter of an hour for an answer.
             os.kill(os.getppid(), signal.SIGKILL)
 
     def _exchange(self, own: dict) -> dict[int, dict]:
-        """Reports by rank, of those that give one in time."""
+        """Return the reports by rank of the ranks that answer in time."""
         if self._store is None:
             return {self._rank: own}
         self._put(f"stall/{self._rank}", own)
@@ -175,7 +176,7 @@ class Watchdog:
         }
 
     def _kill(self, rank: int) -> None:
-        """A frozen process of this host: it would keep its launcher waiting."""
+        """Kill a frozen process on this host, which would keep its launcher waiting."""
         process = self._processes.get(rank)
         if process is not None and process["host"] == socket.gethostname():
             with suppress(ProcessLookupError):
@@ -187,9 +188,9 @@ class Watchdog:
 
 
 def tick_in(model: nn.Module, tick: Callable[..., None]) -> None:
-    """Call ``tick`` as ``model`` computes: before each of its ``blocks``, and at the gradient of each weight.
+    """Call ``tick`` as ``model`` computes: before each of its ``blocks`` and at the gradient of each weight.
 
-    So a single forward and backward pass may take longer than what counts as a hang.
+    This allows a single forward and backward pass to take longer than the time that counts as a hang.
     """
     for block in model.blocks:  # type: ignore[union-attr]
         block.register_forward_pre_hook(tick)
@@ -198,7 +199,10 @@ def tick_in(model: nn.Module, tick: Callable[..., None]) -> None:
 
 
 def _within(seconds: float, work: Callable[[], T], otherwise: D) -> T | D:
-    """What ``work()`` returns, or ``otherwise`` if it fails or takes longer; then it is left behind."""
+    """Return the result of ``work()``, or ``otherwise`` if it fails or takes longer than ``seconds``.
+
+    A call that takes longer is abandoned in its thread.
+    """
     results: list[T] = []
 
     def run() -> None:
@@ -212,7 +216,7 @@ def _within(seconds: float, work: Callable[[], T], otherwise: D) -> T | D:
 
 
 def where(frame: FrameType | None) -> dict[str, str]:
-    """Our innermost function on the stack of ``frame``, and the collective that it waits in, if any."""
+    """Return our innermost function on the stack of ``frame``, and the collective it waits in, if any."""
     at, collective = "unknown", ""
     for entry in traceback.extract_stack(frame) if frame else []:
         if entry.filename.startswith(OURS):
@@ -224,9 +228,9 @@ def where(frame: FrameType | None) -> dict[str, str]:
 
 
 def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float, hosts: Mapping[int, str]) -> str:
-    """Who hangs, and what the others wait for, from what each rank told.
+    """Describe which ranks hang and what the others wait for, from the reports by rank.
 
-    One that told nothing is frozen or, if there are several ``hosts`` (by rank), may be cut off.
+    A rank without a report is frozen or, if ``hosts`` (by rank) names several hosts, may be unreachable.
     """
     several = len(set(hosts.values())) > 1
     names = [f"rank {rank} on {hosts[rank]}" if several else f"rank {rank}" for rank in range(world)]
