@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from caat.parallel.autograd import sum_forward
 from caat.parallel.mesh import Mesh
-from layers.sharding import Sharding
+from caat.parallel.sharding import Sharding
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -21,12 +21,12 @@ class VocabParallelEmbedding(nn.Module):
 
     def __init__(self, padded_vocab: int, hidden: int, mesh: Mesh) -> None:
         super().__init__()
-        self.sharding = Sharding(0, (padded_vocab,))
-        self.sharding.check(mesh.shards, "padded_vocab")
+        self.sharding = Sharding(0, (padded_vocab,), mesh.shards)
+        self.sharding.check("padded_vocab")
         self.mesh = mesh
         # Of the full table, as the linears': the same seed on every process gives one consistent model.
         full = torch.randn(padded_vocab, hidden)
-        self.weight = nn.Parameter(self.sharding.cut([full], mesh.shards, mesh.local_shards))
+        self.weight = nn.Parameter(self.sharding.cut([full], mesh.local_shards))
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.mesh.processes == 1:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import Arriving, enter
+from caat.parallel.sharding import Sharding
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.attention import Attention
@@ -21,7 +21,6 @@ from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.mlp import MLP
 from layers.norm import Normed, RMSNorm, norm_weights
-from layers.sharding import Sharding
 from layers.weights import FullWeights, Weight, gpt_weights
 
 
@@ -81,14 +80,8 @@ class GPT(nn.Module):
         Nothing but one full matrix at a time is held beside the local shards.
         """
         for weight in gpt_weights(self.config):
-            parts = [full(name, shape) for name, shape in zip(weight.names, weight.shapes, strict=True)]
-            parameter = self.get_parameter(weight.parameter).detach()
-            sharding = self.sharding_of(weight)
-            if sharding is None:
-                parameter.copy_(parts[0])
-            else:
-                padded, mesh = _padded(parts, sharding), self.mesh
-                parameter.copy_(sharding.cut(padded, mesh.shards, mesh.local_shards))
+            tensors = weight.full_tensors(self.sharding_of(weight))
+            tensors.fill(self.get_parameter(weight.parameter).detach(), self.mesh.local_shards, full)
         return self
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -147,9 +140,3 @@ class GPT(nn.Module):
         """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""
         module = self.get_submodule(weight.parameter.removesuffix(".weight"))
         return getattr(module, "sharding", None)
-
-
-def _padded(parts: list[Tensor], sharding: Sharding) -> list[Tensor]:
-    """Full vocabulary matrices get zero rows up to the padded vocabulary."""
-    missing = [size - part.shape[sharding.dim] for size, part in zip(sharding.sizes, parts, strict=True)]
-    return [F.pad(part, (0, 0, 0, rows)) if rows else part for part, rows in zip(parts, missing, strict=True)]

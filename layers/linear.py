@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.partial.stream import Arriving, Stream
+from caat.parallel.sharding import Sharding
 from conf.partition import shared_channels
 from layers.norm import Normed
-from layers.sharding import Sharding
 
 
 def initial_shards(sharding: Sharding, shapes: list[tuple[int, int]], mesh: Mesh) -> nn.Parameter:
@@ -30,7 +30,7 @@ def initial_shards(sharding: Sharding, shapes: list[tuple[int, int]], mesh: Mesh
     Drawn from torch's default generator, so the same seed on every process gives one consistent model.
     """
     full = [nn.Linear(inputs, outputs, bias=False).weight.detach() for outputs, inputs in shapes]
-    return nn.Parameter(sharding.cut(full, mesh.shards, mesh.local_shards))
+    return nn.Parameter(sharding.cut(full, mesh.local_shards))
 
 
 class ColumnParallelLinear(nn.Module):
@@ -44,8 +44,8 @@ class ColumnParallelLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int | Sequence[int], mesh: Mesh) -> None:
         super().__init__()
         sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
-        self.sharding = Sharding(0, sizes)
-        self.sharding.check(mesh.shards, "out_features")
+        self.sharding = Sharding(0, sizes, mesh.shards)
+        self.sharding.check("out_features")
         self.in_features = in_features
         # Set by GPT.compile_cores: the pointwise work around the GEMM is compiled.
         self.compiled = False
@@ -88,8 +88,8 @@ class RowParallelLinear(nn.Module):
         private_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.sharding = Sharding(1, (in_features,))
-        self.sharding.check(mesh.shards, "in_features")
+        self.sharding = Sharding(1, (in_features,), mesh.shards)
+        self.sharding.check("in_features")
         self.mesh = mesh
         self.out_features = out_features
         self.set_ratio(ratio)

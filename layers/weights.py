@@ -10,6 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from caat.parallel.sharding import FullTensors, Sharding
 from conf.model import ModelConfig
 
 # full(name, shape) -> the whole, unpadded tensor of that Hugging Face name.
@@ -25,6 +26,10 @@ class Weight:
     shapes: tuple[tuple[int, ...], ...]
     # Standard deviation at the start; None for norm weights, which start at one.
     std: float | None
+
+    def full_tensors(self, sharding: Sharding | None) -> FullTensors:
+        """The full tensors, cut by ``sharding``; None: not cut."""
+        return FullTensors(self.parameter, self.names, self.shapes, sharding)
 
 
 def gpt_weights(c: ModelConfig) -> Iterator[Weight]:

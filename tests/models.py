@@ -7,10 +7,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import Sharding
 from conf.model import ModelConfig
 from conf.partition import paper_scale
 from layers import GPT
-from layers.sharding import Sharding
 from layers.weights import gpt_weights
 from tests.reference import random_weights
 

@@ -131,7 +131,7 @@ class SavingBenchmark:
     def _load(self, checkpoint: Path) -> None:
         assert damage(checkpoint, self.control) == []
         load_weights(self.model, self.tensors, self.mesh.local_shards, checkpoint)
-        load_state(self.engine.fragments(), KINDS[1:], self.tensors, self.mesh.local_shards, checkpoint)
+        load_state(self.engine.fragments(), KINDS[1:], self.tensors, self.mesh, checkpoint)
 
     def _read(self, checkpoint: Path) -> None:
         """This rank's share of the bytes into memory, once."""

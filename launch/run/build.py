@@ -13,6 +13,7 @@ from caat.data.loader import Loader, validation_batches
 from caat.data.shards import TokenShards
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import FullTensors
 from caat.parallel.sums import SumOptions
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
@@ -22,7 +23,6 @@ from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.reading import load_state, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
-from caat.training.checkpoint.tensors import FullTensors
 from caat.training.engine import Engine
 from caat.training.fragments import KINDS
 from caat.training.loop import Supervision, Training
@@ -72,7 +72,7 @@ def build_run(
     watchdog.beat("loading the optimizer state")
     if initial is not None and c.precision == "bf16":
         # DeepSpeed copied its master weights from the model, where they are already rounded to bfloat16.
-        load_state(engine.fragments(), KINDS[:1], tensors, mesh.local_shards, initial, watchdog.tick)
+        load_state(engine.fragments(), KINDS[:1], tensors, mesh, initial, watchdog.tick)
     state = _restore(engine, tensors, source, watchdog) or State(
         0, 0, 0, c.sequence, config.seed, start.text, 0
     )
@@ -133,7 +133,7 @@ def _restore(
     state, _ = read_state(source)
     # In float32 the model's weights are the master weights; in bfloat16 the model's are rounded.
     kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
-    load_state(engine.fragments(), kinds, tensors, engine.mesh.local_shards, source, watchdog.tick)
+    load_state(engine.fragments(), kinds, tensors, engine.mesh, source, watchdog.tick)
     engine.adam_steps = state.adam_steps
     set_random_state(state.random)
     return state

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import load_tokenizer, tokenizer_files
+from caat.parallel.sharding import FullTensors
 from caat.storage.durable import write_bytes, write_json
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
 from caat.training.checkpoint.folder import written_aside
 from caat.training.checkpoint.reading import Tensors
 from caat.training.checkpoint.state import write_checksums
-from caat.training.checkpoint.tensors import FullTensors
 from conf.checks import require
 from conf.model import ModelConfig
 from conf.partition import shared_channels
@@ -165,4 +165,4 @@ def _head_is_embedding(tensors: Tensors, model: ModelConfig) -> bool:
 
 
 def _full_tensors(model: ModelConfig) -> list[FullTensors]:
-    return [FullTensors(each.parameter, each.names, each.shapes, 1, None, ()) for each in gpt_weights(model)]
+    return [each.full_tensors(None) for each in gpt_weights(model)]

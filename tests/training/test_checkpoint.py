@@ -91,7 +91,7 @@ def whole_state(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
     held, mesh = engine.fragments(), engine.mesh
 
     def local(each, kind: str) -> torch.Tensor:
-        fragment, shape = held[each.parameter], each.local_shape(mesh.local)
+        fragment, shape = held[each.parameter], each.local_shape(mesh.processes)
         total = torch.zeros(torch.Size(shape).numel())
         if fragment.size and (engine.stage > 0 or mesh.data_rank == 0):
             total.narrow(0, fragment.start, fragment.size).copy_(fragment.values[kind])
@@ -119,7 +119,7 @@ def load(folder: Path, shards: int, processes: int, ratio: float, stage: int, pr
     model = build(mesh, ratio, dtype=torch.float32)
     load_weights(model, full_tensors(model), mesh.local_shards, folder)
     engine = Engine(model, mesh, OptimConfig(), stage, precision, 1)
-    load_state(engine.fragments(), KINDS, full_tensors(model), mesh.local_shards, folder)
+    load_state(engine.fragments(), KINDS, full_tensors(model), mesh, folder)
     engine.adam_steps = read_state(folder)[0].adam_steps
     return whole_state(engine), engine.adam_steps
 

@@ -97,7 +97,7 @@ def run(
     engine = Engine(model, mesh, config.optim, stage, precision, 4 // mesh.data_size)
     if source is not None:
         kinds = KINDS if precision == "bf16" else KINDS[1:]
-        load_state(engine.fragments(), kinds, tensors, mesh.local_shards, source)
+        load_state(engine.fragments(), kinds, tensors, mesh, source)
         start = read_state(source)[0]
         engine.adam_steps = start.adam_steps
     place = {"data_rank": mesh.data_rank, "data_size": mesh.data_size}

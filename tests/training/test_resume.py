@@ -63,7 +63,7 @@ def resumed(folder: Path, shards: int, processes: int, ratio: float, stage: int,
     load_weights(model, tensors, mesh.local_shards, folder)
     engine = engine_on(mesh, model, stage, precision)
     kinds = KINDS if precision == "bf16" else KINDS[1:]
-    load_state(engine.fragments(), kinds, tensors, mesh.local_shards, folder)
+    load_state(engine.fragments(), kinds, tensors, mesh, folder)
     done = read_state(folder)[0]
     engine.adam_steps = done.adam_steps
     return steps(engine, done.step + 1, STEPS), whole_state(engine)

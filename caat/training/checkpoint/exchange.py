@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import FullTensors
 from caat.supervision.control import Control
 from caat.training.checkpoint.files import File
-from caat.training.checkpoint.tensors import FullTensors
 
 # held(parameter, kind) -> this rank's fragment, flat float32 on the CPU.
 Held = Callable[[str, str], Tensor]
@@ -66,8 +66,8 @@ class Exchange:
 
     def allocate(self) -> None:
         """Room for the largest parameter that this rank writes: in a round, others wait for who fails."""
-        sizes = [prod(turn.tensors.local_shape(self.mesh.local)) for turn in self._mine]
-        several = any(turn.tensors.dim is not None for turn in self._mine)
+        sizes = [prod(turn.tensors.local_shape(self.mesh.processes)) for turn in self._mine]
+        several = any(turn.tensors.sharding is not None for turn in self._mine)
         count = self.mesh.processes if several else 1
         self._buffers = [torch.empty(max(sizes, default=0)) for _ in range(count)]
 
@@ -80,8 +80,8 @@ class Exchange:
         for turn in turns:
             parameter = turn.tensors.parameter
             if turn.file.writer == me:
-                processes = 1 if turn.tensors.dim is None else self.mesh.processes
-                shape = turn.tensors.local_shape(self.mesh.local)
+                processes = 1 if turn.tensors.sharding is None else self.mesh.processes
+                shape = turn.tensors.local_shape(self.mesh.processes)
                 buffers = [buffer[: prod(shape)] for buffer in self._buffers[:processes]]
                 mine = turn, [buffer.view(shape) for buffer in buffers]
             for piece in self._pieces(turn):
@@ -104,7 +104,7 @@ class Exchange:
         found: dict[tuple[int, int], Piece] = {}
         for rank in sorted(range(self.control.world), key=lambda rank: self._distance(rank, turn)):
             start, size = self._ranges[rank][turn.tensors.parameter]
-            tensor_rank = 0 if turn.tensors.dim is None else rank % self.mesh.processes
+            tensor_rank = 0 if turn.tensors.sharding is None else rank % self.mesh.processes
             if size:
                 found.setdefault((tensor_rank, start), Piece(rank, tensor_rank, start, size))
         return [found[place] for place in sorted(found)]

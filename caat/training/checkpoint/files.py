@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 from xxhash import xxh3_128
 
+from caat.parallel.sharding import FullTensors
 from caat.storage.durable import write_json
-from caat.training.checkpoint.tensors import FullTensors
 
 # File names before ".safetensors", by kind of tensor. All use the same Hugging Face names inside.
 STEMS = {"weight": "model", "exp_avg": "optimizer.exp_avg", "exp_avg_sq": "optimizer.exp_avg_sq"}

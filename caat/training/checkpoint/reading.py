@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import FullTensors, Sliceable
 from caat.storage.checksums import Tick, wrong_files
 from caat.storage.records import read_record
 from caat.supervision.control import Control
 from caat.training.checkpoint.files import STEMS, index_name
 from caat.training.checkpoint.state import read_checksums
-from caat.training.checkpoint.tensors import FullTensors
 from caat.training.fragments import Fragment
 from conf.checks import require
 
@@ -63,9 +64,10 @@ class Tensors:
         """The tensor, of whatever shape."""
         return self._open(self._where[name]).get_tensor(name)
 
-    def part(self, name: str, where: tuple[slice, ...]) -> Tensor:
-        """The slice ``where`` of the tensor; no more of it is read."""
-        return self._open(self._where[name]).get_slice(name)[where]
+    def slices(self, name: str, shape: tuple[int, ...]) -> Sliceable:
+        """The tensor, of this shape; only the slices that are asked for are read."""
+        self.check(name, shape)
+        return self._open(self._where[name]).get_slice(name)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` unless the tensor is there, with this shape."""
@@ -129,8 +131,7 @@ def load_weights(
         not extra, f"{folder} has a tensor {min(extra, default='')} too many: it belongs to another model"
     )
     for each in tensors:
-        _check(each, file)
-        each.read(which, file.part, model.get_parameter(each.parameter).detach())
+        each.fill(model.get_parameter(each.parameter).detach(), which, file.slices)
         tick()
 
 
@@ -138,11 +139,11 @@ def load_state(
     fragments: dict[str, Fragment],
     kinds: Sequence[str],
     tensors: Sequence[FullTensors],
-    which: range,
+    mesh: Mesh,
     folder: Path,
     tick: Tick = lambda: None,
 ) -> None:
-    """Fill this rank's part of the optimizer state of these ``kinds``, of the shards ``which``.
+    """Fill this rank's part of the optimizer state of these ``kinds``.
 
     ``tick`` is called for every parameter.
     """
@@ -153,16 +154,10 @@ def load_state(
             fragment = fragments[each.parameter]
             if fragment.size == 0:
                 continue
-            _check(each, file)
-            shape, values = each.local_shape(len(which)), fragment.values[kind]
+            shape, values = each.local_shape(mesh.processes), fragment.values[kind]
             if fragment.size == prod(shape):
-                each.read(which, file.part, values.view(shape))
+                each.fill(values.view(shape), mesh.local_shards, file.slices)
                 continue
             whole = torch.empty(shape)
-            each.read(which, file.part, whole)
+            each.fill(whole, mesh.local_shards, file.slices)
             values.copy_(whole.view(-1).narrow(0, fragment.start, fragment.size))
-
-
-def _check(tensors: FullTensors, file: Tensors) -> None:
-    for name, shape in zip(tensors.names, tensors.shapes, strict=True):
-        file.check(name, shape)

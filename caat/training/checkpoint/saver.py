@@ -17,6 +17,7 @@ from torch import Tensor
 
 from caat.data.tokenizer import tokenizer_files
 from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import FullTensors
 from caat.storage.disk import disk_problem
 from caat.storage.durable import write_bytes, write_json
 from caat.supervision.control import Control
@@ -26,7 +27,6 @@ from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
 from caat.training.checkpoint.pace import Pace
 from caat.training.checkpoint.state import State, write_state
-from caat.training.checkpoint.tensors import FullTensors
 from caat.training.fragments import Fragment
 from conf.schema import CheckpointConfig
 
