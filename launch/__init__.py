@@ -6,11 +6,11 @@ import sys
 
 from caat.parallel.world import launched_by_torchrun
 
-# In a process of torchrun's, Ctrl-C while Python still imports would be a traceback of each rank.
+# Under torchrun, Ctrl-C during imports would print a traceback from every rank.
 if launched_by_torchrun() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# A stream that is closed, as by `>&-`: a file opened later would take its number, and what is printed.
+# If a standard stream is closed (`>&-`), a file opened later would get its number, and the output with it.
 for number, name in enumerate(("stdin", "stdout", "stderr")):
     if getattr(sys, name) is None:
         try:

@@ -1,4 +1,4 @@
-"""The command `caat`: finds the verb and leaves the rest to it."""
+"""The command `caat`: finds the verb and runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERBS = {
 
 
 def main() -> int:
-    """Run the verb on the command line and return its exit status."""
+    """Run the verb given on the command line and return its exit status."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())

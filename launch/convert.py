@@ -1,4 +1,4 @@
-"""`caat convert`: between Hugging Face folders and checkpoints of caat."""
+"""`caat convert`: converts between Hugging Face folders and checkpoints of caat."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from conf.reading.verb import load_verb
 
 
 def main(argv: list[str]) -> None:
-    """Write what ``argv`` (``from=... to=...``) describes, print what it is, and the path of conversion.json.
+    """Convert as ``argv`` (``from=... to=...``) says; print a summary and the path of conversion.json.
 
-    Raises ``ValueError`` before anything is written for a model that cannot be converted, and if it cannot be
-    written: then nothing is left.
+    Raises ``ValueError`` for a model that cannot be converted, before anything is written, and if writing
+    fails; then no files are left.
     """
     config = load_verb(ConvertConfig, argv)
     to = Path(config.to).expanduser().resolve()
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether ``folder`` is a run or a checkpoint, and not a Hugging Face folder."""
+    """Return whether ``folder`` is a run or a checkpoint, and not a Hugging Face folder."""
     from layers.huggingface.llama import read_kind
 
     if not (folder / "config.json").is_file():

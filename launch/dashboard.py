@@ -1,4 +1,4 @@
-"""`caat dashboard`: a Weights & Biases workspace made from code, so that every project gets the same one."""
+"""`caat dashboard`: creates a Weights & Biases workspace from code, the same one for every project."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ X, GROUP = "tokens", "sync.ratio"
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: ``kind`` is line (of ``metric`` by trained tokens), bar or scatter (of final values)."""
+    """One plot: ``kind`` is line (``metric`` by trained tokens), bar or scatter (final values)."""
 
     kind: str
     title: str
     metric: str
-    # Of a scatter.
+    # The x axis of a scatter plot.
     against: str = X
 
 
@@ -51,7 +51,7 @@ SECTIONS = {
 
 
 def main(argv: list[str]) -> None:
-    """Make the workspace and print its address; raises ``ValueError`` if wandb is not ready for it."""
+    """Create the workspace and print its address; raise ``ValueError`` if wandb is not set up for it."""
     config = load_verb(DashboardConfig, argv)
     out = result_file(config.out or "outputs/dashboard.json")
     if not config.dry_run:
@@ -78,14 +78,14 @@ def main(argv: list[str]) -> None:
 
 
 def describe(config: DashboardConfig) -> dict[str, Any]:
-    """The dashboard in plain values."""
+    """Return the dashboard as plain values."""
     sections = {name: [asdict(panel) for panel in panels] for name, panels in SECTIONS.items()}
     place = {"entity": config.entity, "project": config.project, "name": config.name}
     return place | {"grouped_by": GROUP, "sections": sections}
 
 
 def make_workspace(config: DashboardConfig) -> Any:
-    """The workspace as wandb-workspaces has it, not saved yet."""
+    """Return the workspace as an object of wandb-workspaces, not saved yet."""
     import wandb
     import wandb_workspaces.workspaces as ws
 

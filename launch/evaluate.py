@@ -1,4 +1,4 @@
-"""`caat evaluate`: benchmarks of lm-eval on a trained model, in one process or several."""
+"""`caat evaluate`: runs lm-eval benchmarks on a trained model, in one process or several."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Run ``tasks`` on the checkpoint; print a table, write JSON, and add to the run's metrics.
+    """Run ``tasks`` on the checkpoint; print a table, write JSON, and add the results to the run's metrics.
 
     The file's path is the last line. Raises ``ValueError`` for a wrong checkpoint, task or setting, before
     any process starts.
@@ -55,7 +55,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
     from eval.quality.evaluate import evaluate
     from eval.quality.lm_eval_model import CaatLM
 
-    # Bound to the terminal: what lm-eval prints meanwhile is not shown.
+    # Bind the bar to the terminal now: evaluate() redirects stdout to hide what lm-eval prints.
     bar = Progress(console=Console(file=sys.stdout), disable=not is_first_rank())
     with on_mesh(folder, config.launch, config.precision) as model, bar:
         line = bar.add_task("requests", total=None)
@@ -87,7 +87,7 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
                 table.add_row(task, metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}")
     console().print(table)
     try:
-        # Of a part, or with other contexts, they are not to be compared with those of other runs.
+        # Results of a part of the documents, or with other contexts, are not comparable between runs.
         if not config.asked_otherwise:
             _track(folder, results, config.track_online)
     except ValueError as error:
@@ -96,7 +96,7 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
 
 
 def _track(folder: Path, results: Results, online: bool) -> None:
-    """Add to the metrics of the run that the checkpoint is of, if it is of one."""
+    """Add the results to the metrics of the checkpoint's run, if it has one."""
     from caat.training.trackers import open_trackers
     from eval.quality.evaluate import flat
 

@@ -1,4 +1,4 @@
-"""`caat generate`: texts continued by a trained model, in one process or several."""
+"""`caat generate`: continues texts with a trained model, in one process or several."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Continue ``prompt``, shown as it is made, or each of ``prompts``; write all as JSON.
+    """Continue ``prompt``, printed as it is generated, or each of ``prompts``; write the results as JSON.
 
     The file's path is the last line. Raises ``ValueError`` for a wrong checkpoint, prompt, number of
     processes or setting, before any process starts.
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """The texts to continue; raises ``ValueError`` if the file is missing or is not as it has to be."""
+    """Return the texts to continue; raise ``ValueError`` if the file is missing or malformed."""
     if config.prompts is None:
         return [str(config.prompt)]
     path = Path(config.prompts).expanduser()
@@ -127,7 +127,7 @@ def _generate(
                         print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
             seconds = perf_counter() - started
     finally:
-        # Also of a batch that was interrupted, or that nobody reads to its end.
+        # Also write what there is after an interrupt, or when the reader of our output is gone.
         if is_first_rank() and texts:
             results = [
                 {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}

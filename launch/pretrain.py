@@ -1,4 +1,4 @@
-"""`caat pretrain`: train a model. By hand or under torchrun, on one process or many, one run or a sweep."""
+"""`caat pretrain`: trains a model, started directly or by torchrun, as one run or a sweep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launch.run.resume import check_restartable, check_resume
 from launch.run.start import Start
 from launch.run.validate import validate
 
-# Importing torch takes seconds: nothing here does before the configuration is known to be right.
+# Importing torch takes seconds, so nothing here imports it until the configuration has been checked.
 
 SWEEP_FLAGS = {"-m", "--multirun"}
 
@@ -30,7 +30,8 @@ SWEEP_FLAGS = {"-m", "--multirun"}
 def main(argv: list[str] | None = None) -> int:
     """Train what ``argv`` describes and return the exit status.
 
-    A user's mistake is one line on stderr and exit status 2, before any process starts or file is written.
+    A mistake of the user gives one line on stderr and exit status 2, before any process starts or any file is
+    written.
     """
     argv = sys.argv[1:] if argv is None else argv
     with user_errors():
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if argv[:1] == ["--run-folder"]:
-        # A worker: its parent has made the folder and holds it.
+        # This is a worker: its parent has created the folder and holds its lock.
         config = read_config(Path(argv[1]) / "config.yaml")
         return _work(config, Start.from_argument(argv[2]))
     if argv[:1] == ["--queued-run"]:
@@ -59,7 +60,7 @@ def _main(argv: list[str]) -> int:
     if start is None:
         return 0
     assert start.folder is not None
-    # A process that dies cannot start itself again.
+    # Train in this process unless restarts are wanted: a dead process cannot restart itself.
     if config.launch.processes == 1 and config.launch.max_restarts == 0:
         with interrupts_kept(start.folder):
             return _work(config, start, settings=argv)
@@ -75,7 +76,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _queued(folder: Path) -> int:
-    """Train the run in ``folder`` as a rank of a job that was queued for it."""
+    """Train the run in ``folder`` as a rank of a Slurm job queued for it."""
     config = read_config(folder / "config.yaml")
     if is_first_rank():
         claim(folder)
@@ -103,7 +104,7 @@ def _with_flags(flags: set[str], argv: list[str]) -> int:
 
 
 def _note_experiment(argv: list[str]) -> None:
-    """Say on stderr if the experiment asked for is a sweep, of which this trains one run."""
+    """Print a note on stderr if the experiment is a sweep, of which this command trains only one run."""
     given = {text.partition("=")[0] for text in argv}
     if "experiment" not in given or not is_first_rank():
         return

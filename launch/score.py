@@ -1,4 +1,4 @@
-"""`caat score`: the log-probability of every next token, from a checkpoint, in one process or several."""
+"""`caat score`: computes the log-probability of every next token, in one process or several."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def main(argv: list[str]) -> None:
     """Print and write log p(next token), in nats, for each sequence of ``tokens``.
 
     ``<out>.npy`` holds float64 [batch, length - 1] ([length - 1] for a single sequence), ``<out>.json`` the
-    same with the mean and the perplexity; its path is the last line. Raises ``ValueError`` for a wrong
-    checkpoint, token file or number of processes, before any process starts.
+    same with the mean and the perplexity. The path of the JSON file is the last line. Raises ``ValueError``
+    for a wrong checkpoint, token file or number of processes, before any process starts.
     """
     config = load_verb(ScoreConfig, argv)
     tokens = read_tokens(config.tokens)
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_tokens(path: str) -> np.ndarray:
-    """Whole numbers [batch, length] or [length]; raises ``ValueError`` for anything else."""
+    """Return whole numbers [batch, length] or [length]; raise ``ValueError`` for anything else."""
     try:
         tokens = map_array(Path(path).expanduser())
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`caat tokenize`: text to a folder of token shards, ahead of a run or for another machine."""
+"""`caat tokenize`: turns text into a folder of token shards, before a run or for another machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from launch.run.tokens import check_tokens
 
 
 def main(argv: list[str]) -> None:
-    """Prepare what ``argv`` (``data.path=... out=...``) describes and print what came of it.
+    """Prepare the text that ``argv`` (``data.path=... out=...``) describes and print statistics.
 
-    The folder's path is the last line. Raises ``ValueError`` as :func:`caat.data.corpus.prepare`, and
-    if what was prepared before is damaged.
+    The folder's path is the last line. Raises the same ``ValueError`` as :func:`caat.data.corpus.prepare`,
+    and one if previously prepared tokens are damaged.
     """
     config = load_verb(TokenizeConfig, argv)
     out = Path(config.out).expanduser() if config.out else None

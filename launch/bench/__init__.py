@@ -1,4 +1,4 @@
-"""`caat bench WHAT`: measurements, each a table, a JSON file and ratios taken in one run."""
+"""`caat bench WHAT`: benchmarks, each with a table and a JSON file; ratios are measured within one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BENCHMARKS = {
 
 
 def main(argv: list[str]) -> None:
-    """Run the benchmark that ``argv`` begins with; raises ``ValueError`` if it is unknown."""
+    """Run the benchmark that ``argv`` starts with; raise ``ValueError`` if it is unknown."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: caat bench WHAT [setting=value ...]   (caat bench WHAT --help for its settings)\n")
         for name, text in BENCHMARKS.items():

@@ -1,4 +1,4 @@
-"""`caat bench checkpoint`: what a save costs training, and what loading costs beside reading the bytes."""
+"""`caat bench checkpoint`: the cost of a save during training, and of loading against reading the bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`caat bench generate`: what partial synchronisation saves when a model reads a prompt and continues it."""
+"""`caat bench generate`: what partial synchronisation saves in prefill and decoding."""
 
 from __future__ import annotations
 

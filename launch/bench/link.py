@@ -1,4 +1,4 @@
-"""`caat bench link`: a slow network that anyone can reproduce, between hosts on this machine."""
+"""`caat bench link`: step time over a slow network, emulated between network namespaces on this machine."""
 
 from __future__ import annotations
 

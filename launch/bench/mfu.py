@@ -1,4 +1,4 @@
-"""`caat bench mfu`: how much of the device's peak a training step in one process reaches, by shard count."""
+"""`caat bench mfu`: the share of the device's peak that a training step in one process reaches, by shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
             tokens_per_second=tokens / median(seconds),
             tflops=tflops,
             mfu=tflops / peak if peak else None,
-            # On a CPU it would be the peak of all rows so far.
+            # On a CPU this would be the peak over all rows so far.
             memory_gib=memory_gib(device) if device.type == "cuda" else None,
         )
     report.finish(
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[float]:
-    """Of each step: forward, backward, AdamW."""
+    """Return the seconds of each step: forward, backward, AdamW."""
     dtype = PRECISIONS[config.precision]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

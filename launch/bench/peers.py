@@ -1,4 +1,4 @@
-"""`caat bench peers`: the same stack in torch's and megatron-core's tensor parallelism, beside ours."""
+"""`caat bench peers`: the same stack with the tensor parallelism of torch, megatron-core and DeepSpeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the benchmarks, drawn from the rows of their reports."""
+"""Plots of the benchmarks, drawn from the rows of their reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHER = "#8172b3"
 
 
 def plot_steps(rows: list[dict], title: str, path: Path) -> None:
-    """A bar a row: what is computed, and the communication that is left exposed."""
+    """Plot one bar per row: computation, and the communication that stays exposed."""
     figure, axes = _figure(4.6)
     limit = next(row["step_ms"] for row in rows if row["mode"] == "none")
     shown = [row for row in rows if row["mode"] != "none"]
@@ -51,7 +51,7 @@ def plot_steps(rows: list[dict], title: str, path: Path) -> None:
 
 
 def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
-    """Step time of full synchronisation by each other mode's, against the rate of the link."""
+    """Plot the speed-up of each mode over full synchronisation against the rate of the link."""
     figure, axes = _figure(4.2)
     rates = list(dict.fromkeys(row["rate"] for row in rows))
     full = {row["rate"]: row for row in rows if row["mode"] == "full"}

@@ -1,4 +1,4 @@
-"""`caat bench predict`: what partial synchronisation would save on a machine that one does not have."""
+"""`caat bench predict`: what partial synchronisation would save on another machine, by formula."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     )
     rows = [("none", 1.0), ("full", 1.0)]
     rows += [(mode, ratio) for ratio in config.ratios for mode in ("partial", "overlap")]
-    # Megatron sends activations in their own type.
+    # Megatron sends activations in their own dtype.
     wires = {row: own if row[0] == "full" else ours for row in rows}
     flops_per_second = hardware.tflops * 1e12
     steps = {

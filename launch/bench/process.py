@@ -1,7 +1,7 @@
 """One process of a communication benchmark.
 
-``python -m launch.bench.process KIND SCHEMA SETTINGS OUT`` on each of the P processes; the first one writes
-``OUT``. ``SCHEMA`` is a class of :mod:`conf.bench`, ``SETTINGS`` its values.
+Each of the P processes runs ``python -m launch.bench.process KIND SCHEMA SETTINGS OUT``; the first one
+writes ``OUT``. ``SCHEMA`` is a class of :mod:`conf.bench`, ``SETTINGS`` a JSON file of its values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`caat bench profile`: what a step spends on GEMMs, copies and the rest, and what it keeps for backward."""
+"""`caat bench profile`: the time of GEMMs, copies and the rest in a step, and memory saved for backward."""
 
 from __future__ import annotations
 

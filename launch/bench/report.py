@@ -1,4 +1,4 @@
-"""How every benchmark ends: a table in the terminal, JSON on disk."""
+"""The result of a benchmark: a table in the terminal, JSON on disk."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MIB = 2**20
 
 
 class Column(NamedTuple):
-    """How the table shows a figure: under which title, divided by what."""
+    """A column of the table: its title, and the unit that figures are divided by."""
 
     title: str
     unit: float = 1.0
 
 
 class Report:
-    """Rows of figures. Made before anything is measured: it looks whether the result can be written."""
+    """Rows of figures. Create it before measuring: it checks that the result can be written."""
 
     def __init__(self, name: str, out: str | None, columns: Mapping[str, Column] | None = None) -> None:
-        """``columns``: what the table shows, by the name of the figure; default all, under their names.
+        """``columns``: columns of the table by name of the figure; default all, with their names as titles.
 
-        ``out``: the JSON file, default ``outputs/bench-<name>-<time>.json``. Raises ``ValueError`` if it
+        ``out``: the JSON file, by default ``outputs/bench-<name>-<time>.json``. Raises ``ValueError`` if it
         cannot be written.
         """
         self.name, self.columns = name, columns
@@ -43,9 +43,9 @@ class Report:
         self.rows.append(figures)
 
     def finish(self, heading: str, plot: Plot | None = None) -> None:
-        """Write the JSON, print the table under ``heading``, print the path last.
+        """Write the JSON, print the table under ``heading``, and print the path last.
 
-        ``plot(rows, heading, path)`` draws the picture beside it.
+        ``plot(rows, heading, path)`` writes a plot next to the JSON file.
         """
         table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         columns = self.columns or {name: Column(name) for name in self.rows[0]}

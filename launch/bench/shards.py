@@ -1,4 +1,4 @@
-"""`caat bench shards`: what the shard axis costs in one process, against the same model in plain torch."""
+"""`caat bench shards`: the cost of the shard axis in one process, against the same model in plain torch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
 
 
 def _measure_memory(argv: list[str], variant: int) -> int:
-    """Peak bytes of the variant in a process of its own, so that no other variant is in the figure."""
+    """Return the peak bytes of the variant, measured in a new process so that it excludes other variants."""
     command = [sys.executable, "-m", "launch.bench.shards", *argv, f"memory_of={variant}"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

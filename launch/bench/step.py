@@ -1,4 +1,4 @@
-"""`caat bench step`: what partial synchronisation saves on this machine and its own network."""
+"""`caat bench step`: what partial synchronisation saves on this machine's own network."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
 
 
 def measured_link(rows: list[dict], config: BenchStackConfig) -> Link:
-    """The rate at which this network carries the largest messages, and the delay that the smallest show."""
-    # Other types on the wire also cost the arithmetic of rounding.
+    """Return the rate of this network, from the largest messages, and its delay, from the smallest."""
+    # Other wire dtypes also cost the arithmetic of conversion.
     plain = [row for row in rows if row["bytes_forward"] and ", " not in row["mode"]]
     sent = sorted({(row["bytes_forward"], row["communication_ms"]) for row in plain})
     messages, processes = 4 * config.layers, config.processes
@@ -52,7 +52,7 @@ def measured_link(rows: list[dict], config: BenchStackConfig) -> Link:
 
 
 def with_prediction(rows: list[dict], config: BenchStackConfig, link: Link) -> list[dict]:
-    """``rows`` with what stays hidden, and the closed formula's step beside the measured one."""
+    """Return ``rows`` with the hidden communication, and with the step time that the formula predicts."""
     shape = config.shape
     tokens = config.batch * config.sequence
     limit_ms = next(row["step_ms"] for row in rows if row["mode"] == "none")

@@ -1,7 +1,7 @@
 """`caat bench tokenize`: our tokenising against bare SentencePiece on the same text, and its memory.
 
-Each measurement is a process of its own. Both sides read the same jsonl file and encode on one core; ours
-also makes and writes the token shards. Memory is the peak of the largest process, for a small and a
+Each measurement runs in a separate process. Both sides read the same jsonl file and encode on one core;
+ours also builds and writes the token shards. Memory is the peak of the largest process, for a small and a
 large corpus of the same documents.
 """
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
 
 
 def _repeat(text: Path, path: Path, copies: int) -> None:
-    """``copies`` of the documents, numbered so that no two are the same."""
+    """Write ``copies`` of the documents, numbered so that no two are the same."""
     lines = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
     with path.open("w", encoding="utf-8") as file:
         for copy in range(copies):

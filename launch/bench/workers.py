@@ -1,4 +1,4 @@
-"""Runs the measuring processes of a communication benchmark: on this machine, or on hosts made on it."""
+"""Runs the processes of a communication benchmark: on this machine, or on emulated hosts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PORT = 29511
 
 
 def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
-    """``config.processes`` processes that measure ``kind``; the rows that the first of them wrote."""
+    """Measure ``kind`` in ``config.processes`` processes; return the rows that the first one wrote."""
     return _rows(kind, config, lambda arguments: run_workers(MODULE, arguments, config.processes))
 
 
 def run_on_hosts(hosts: Sequence[Host], kind: str, config: BenchStackConfig) -> list[dict]:
-    """One process on each host; the rows that the first of them wrote."""
+    """Measure ``kind`` in one process on each host; return the rows that the first one wrote."""
     return _rows(kind, config, lambda arguments: _run_on_hosts(hosts, arguments))
 
 
 def _rows(kind: str, config: BenchStackConfig, run: Callable[[list[str]], int]) -> list[dict]:
-    """What ``run`` measured, given its arguments; exits with its status if that is not 0."""
+    """Return what ``run`` measured, given its arguments; exit with its status if that is not 0."""
     with tempfile.TemporaryDirectory() as folder:
         settings, rows = Path(folder) / "settings.json", Path(folder) / "rows.json"
         settings.write_text(json.dumps(asdict(config)))
@@ -51,7 +51,7 @@ def _run_on_hosts(hosts: Sequence[Host], arguments: list[str]) -> int:
         for rank, host in enumerate(hosts)
     ]
     try:
-        # Not until all have ended: if one fails, the others wait for it for ever.
+        # Stop at the first failure: the other processes would wait forever for the failed one.
         while None in (ended := [process.poll() for process in processes]) and not any(ended):
             time.sleep(0.1)
     finally:
@@ -69,6 +69,6 @@ def _place(rank: int, hosts: Sequence[Host]) -> dict[str, str]:
     return {
         **variables(rank, len(hosts), hosts[0].address, PORT),
         "GLOO_SOCKET_IFNAME": hosts[rank].interface,
-        # The namespaces have no name service, which torch would say for every connection.
+        # The namespaces have no name service; torch would warn about it for every connection.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }

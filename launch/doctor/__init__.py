@@ -1,4 +1,4 @@
-"""`caat doctor`: what this machine can do, in one screen, and what to install or set for the rest."""
+"""`caat doctor`: shows in one screen what this machine can do, and what to install or set for the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKS = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[red]!![/]"}
 
 
 def main(argv: list[str]) -> None:
-    """Print what was found and write it as JSON; raises ``ValueError`` for a wrong setting only."""
+    """Print the findings and write them as JSON; raise ``ValueError`` only for a wrong setting."""
     config = load_verb(DoctorConfig, argv)
     if config.out is not None:
         result_file(config.out)

@@ -1,4 +1,4 @@
-"""Seconds of an all-reduce between ranks, by the size of the message: ``python -m launch.doctor.link``."""
+"""Measures an all-reduce between ranks by message size: ``python -m launch.doctor.link``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 60
 
 
 def measure_ranks(sizes: Sequence[int]) -> dict:
-    """On every rank of torchrun's world alike: seconds by size in bytes, the rate and the delay they show."""
+    """Return seconds by size in bytes, and the rate and delay they imply. Collective over all ranks."""
     device = choose_device("auto", local_rank(), local_world_size(unknown=world_size()))
     start_process_group(device)
     rows = [{"bytes": size, "seconds": _seconds(size, device)} for size in sizes]
@@ -42,7 +42,7 @@ def measure_ranks(sizes: Sequence[int]) -> dict:
 
 
 def measure_here(sizes: Sequence[int]) -> dict:
-    """The same between two processes that are started for it. Raises ``ValueError`` if they fail."""
+    """Measure the same between two processes started for it. Raises ``ValueError`` if they fail."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "link.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -54,7 +54,7 @@ def measure_here(sizes: Sequence[int]) -> dict:
         try:
             lines = torchrun.communicate(timeout=TIMEOUT_SECONDS)[1].strip().splitlines()
         except BaseException:
-            # Not killed: it has processes of its own to end.
+            # terminate(), not kill(): torchrun has to end its workers.
             torchrun.terminate()
             torchrun.communicate()
             raise
@@ -64,21 +64,21 @@ def measure_here(sizes: Sequence[int]) -> dict:
 
 
 def fit(rows: Sequence[dict], processes: int) -> dict[str, float]:
-    """Rate (bytes/s each way) and delay (s one way) of a ring that takes as long as the largest and smallest.
+    """Return rate (bytes/s each way) and delay (s one way) of a ring that fits the largest and smallest.
 
     t(n) = 2 (P - 1) delay + 2 (P - 1) / P · n / rate, as in :mod:`caat.planning.prediction`.
     """
     small, large = rows[0], rows[-1]
     steps = 2 * (processes - 1)
     more = large["bytes"] - small["bytes"], large["seconds"] - small["seconds"]
-    # Noise can make the smaller message the slower one: then all of the time is put down to the rate.
+    # Noise can make the smaller message the slower one: then attribute all of the time to the rate.
     per_byte = more[1] / more[0] if min(more) > 0 else large["seconds"] / large["bytes"]
     delay = max(0.0, small["seconds"] - small["bytes"] * per_byte) / steps
     return {"bytes_per_second": steps / processes / per_byte, "delay_seconds": delay}
 
 
 def _seconds(size: int, device: torch.device) -> float:
-    """Median of some rounds; all ranks stop after the same one."""
+    """Return the median of some rounds; all ranks stop after the same round."""
     message = torch.zeros(size // 4, device=device)
     seconds: list[float] = []
     begun = time.perf_counter()

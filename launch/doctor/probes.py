@@ -1,4 +1,4 @@
-"""Each probe looks at one part of the machine and says what is there, and what to do about what is not."""
+"""The probes of `caat doctor`: each examines one part of the machine and names remedies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from caat.machine import available_cores, processor
 from launch.command.available import installed, wandb_login
 
 GIB = 2**30
-# Below these, training is likely to fail.
+# With less than this, training is likely to fail.
 LITTLE_DISK, LITTLE_SHARED = 20 * GIB, GIB
-# Module, package, what it is for, and how to get it.
+# Module, package, purpose, and how to install it.
 OPTIONAL = (
     ("tensorboard", "tensorboard", "tracker=tensorboard", "pip install tensorboard"),
     ("wandb_workspaces", "wandb-workspaces", "caat dashboard", "pip install wandb-workspaces"),
@@ -39,13 +39,13 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Everything but the link; a probe that fails is a finding of its own."""
+    """Yield all findings except the link's; a probe that fails gives a finding too."""
     for probe in (_machine, _gpus, _backends, _packages, _optional, _trackers, _slurm, _network_tools, _disk):
         yield from guarded(probe, probe.__name__.strip("_").replace("_", " "))
 
 
 def guarded(probe: Callable[[], Iterator[Finding]], what: str) -> Iterator[Finding]:
-    """What ``probe`` finds; what it raises is a finding too: a doctor does not faint."""
+    """Yield the findings of ``probe``; if it raises, yield the error as a finding."""
     try:
         yield from probe()
     except Exception as error:
@@ -102,7 +102,7 @@ def _backends() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """The versions that the package asks for are those it is tested with and above."""
+    """Yield whether installed packages satisfy the lower bounds that the caat package declares."""
     good = []
     try:
         requirements = requires("caat") or []
@@ -188,7 +188,7 @@ def _disk() -> Iterator[Finding]:
 
 
 def _memory() -> tuple[int, int]:
-    """All of it and what is free, in bytes; a container's limit counts."""
+    """Return total and free memory in bytes, within a container's limit."""
     text = Path("/proc/meminfo").read_text()
     total, free = (
         int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
@@ -201,5 +201,5 @@ def _memory() -> tuple[int, int]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Of a version, for comparing."""
+    """Return a version as numbers, for comparison."""
     return tuple(int(number) for number in re.findall(r"\d+", text.split("+")[0])[:3])

@@ -1,4 +1,4 @@
-"""`caat plan`: what a run would need of a cluster that one may not have yet."""
+"""`caat plan`: the memory, traffic and time of a run on a given cluster, by formula."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from layers.weights import parameter_count
 
 
 def main(argv: list[str]) -> None:
-    """Print the plan and write it as JSON; raises ``ValueError`` for settings that do not go together."""
+    """Print the plan and write it as JSON; raise ``ValueError`` for settings that do not go together."""
     own = settings_of(PlanConfig)
     asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
     plan = load_verb(PlanConfig, asked)
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
-    """All that is printed, in bytes and seconds."""
+    """Return everything that is printed, in bytes and seconds."""
     machine = Machine.of(plan)
     config.check_layout(machine.world)
     layout = layout_of(config, machine.world)
@@ -73,7 +73,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
 def _by_ratio(
     plan: PlanConfig, config: Config, layout: Layout, machine: Machine, steps: float
 ) -> list[dict[str, Any]]:
-    """Time and bytes of a step at each ratio, and the days that ``steps`` of them take."""
+    """Return time and bytes of a step at each ratio, and the days that ``steps`` of them take."""
     c = config.train
     accumulation = accumulation_of(config, layout)
     numbers = local_numbers(config.model, config.parallel.tensor, layout.processes)

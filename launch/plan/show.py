@@ -1,4 +1,4 @@
-"""A plan in the terminal."""
+"""Prints a plan in the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOMENTS = {
 
 
 def show(plan: dict[str, Any]) -> None:
-    """What runs, memory by part, a step by ratio, and what fits."""
+    """Print the run, its memory by part, a step by ratio, and the layouts that fit."""
     out = console()
     layout, wire = plan["layout"], plan["wire_dtype"]
     sent = "" if wire == "auto" else f", {wire} on the wire"
@@ -84,7 +84,7 @@ def _steps(plan: dict[str, Any]) -> Table:
 def _layouts(plan: dict[str, Any]) -> Table:
     title = "Largest micro-batch that fits by checkpointing; step and days of the best, by ratio"
     columns = "processes", "replicas", "ZeRO", "none", "selective", "full"
-    # A schedule's words are too many for a column.
+    # A schedule's description is too long for a column.
     asked = plan["ratio"] if len(plan["ratio"]) < 6 else "asked"
     ratios = {"asked": asked} if _is_full(plan) else {"ratio_1": "1", "asked": asked}
     times = [text for ratio in ratios.values() for text in (f"{ratio}: s", "days")]
@@ -115,7 +115,7 @@ def _fastest(plan: dict[str, Any]) -> str:
 
 
 def _is_full(plan: dict[str, Any]) -> bool:
-    """Whether what was asked for is what it is compared with."""
+    """Return whether the plan is for full synchronisation, the baseline itself."""
     return (plan["ratio"], plan["wire_dtype"]) == ("1", "auto")
 
 

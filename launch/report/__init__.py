@@ -1,4 +1,4 @@
-"""`caat report FOLDER...`: what any set of runs says together, as a page, Markdown and JSON."""
+"""`caat report FOLDER...`: compares any set of runs in an HTML page, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ USAGE = "usage: caat report FOLDER... [setting=value ...]\n"
 
 
 def main(argv: list[str]) -> None:
-    """Read every run in or below the folders of ``argv`` and write the report.
+    """Read every run in or below the folders in ``argv`` and write the report.
 
     Raises ``ValueError`` if no folder is given or no run is found.
     """
     if "--help" in argv or "-h" in argv:
         print(USAGE)
         load_verb(ReportConfig, ["--help"])
-    # A folder of a sweep may have "=" in its name.
+    # A sweep's folder may have "=" in its name.
     folders = [text for text in argv if "=" not in text or os.path.exists(os.path.expanduser(text))]
     for folder in folders:
         check_path(folder, "folder")
@@ -48,10 +48,10 @@ def main(argv: list[str]) -> None:
 def write_report(
     folders: Sequence[str], out: str | None = None, title: str | None = None
 ) -> tuple[Contents, list[Path]]:
-    """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; what is in them, and where.
+    """Write ``report.html``, ``report.md`` and ``report.json`` to ``out``; return contents and paths.
 
-    ``out`` is by default the only folder given, or the one in which all of them lie. Raises ``ValueError`` as
-    :func:`caat.runs.reading.find_runs`, or if nothing can be written there.
+    ``out`` defaults to the only folder given, or to the folder that contains all of them. Raises the same
+    ``ValueError`` as :func:`caat.runs.reading.find_runs`, and one if ``out`` is not writable.
     """
     from caat.runs.reading import find_runs
     from caat.runs.statistics import compared, scores, table, variants
@@ -81,7 +81,7 @@ def write_report(
 
 
 def _common(folders: Sequence[str]) -> Path:
-    """The deepest one that all lie in, or are."""
+    """Return the deepest folder that contains all ``folders`` or is one of them."""
     paths = [Path(folder).expanduser().resolve() for folder in folders]
     first = paths[0]
     return next(up for up in (first, *first.parents) if all(up in (p, *p.parents) for p in paths))

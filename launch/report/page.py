@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else, as Markdown, and as JSON."""
+"""A report as a self-contained HTML page, as Markdown, and as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a report says."""
+    """The contents of a report."""
 
     title: str
     rows: Sequence[Mapping[str, Any]]
@@ -37,8 +37,10 @@ class Contents:
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Titles and texts of the table; a column that would be empty is left out, as is that of what a row is
-    compared with where only one variant has ratio 1."""
+    """Return titles and texts of the table, without empty columns.
+
+    The column "compared with" is left out if only one variant has ratio 1.
+    """
     bases = {base for row in rows for base in row["compared_with"]}
     several = len(bases) > 1
     columns = {
@@ -63,7 +65,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
 
 
 def score_cells(contents: Contents) -> tuple[list[str], list[list[str]]]:
-    """Titles and texts of the benchmarks' table: a column for each variant, in brackets "vs ratio 1"."""
+    """Return titles and texts of the benchmark table: a column per variant, "vs ratio 1" in brackets."""
     texts = []
     for row in contents.scores:
         texts.append([f"{row['task']}, {row['metric']}", *(_score(figure) for figure in row["figures"])])
@@ -71,7 +73,7 @@ def score_cells(contents: Contents) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(contents: Contents) -> str:
-    """The table, what differs, and what did not finish."""
+    """Return the report as Markdown: the table, the settings that differ, and unfinished runs."""
     lines = [f"# {contents.title}", ""]
     if contents.rows:
         titles, texts = cells(contents.rows)
@@ -91,7 +93,7 @@ def markdown(contents: Contents) -> str:
 
 
 def as_json(contents: Contents) -> dict[str, Any]:
-    """The same for a program."""
+    """Return the report as plain values."""
     return {
         "title": contents.title,
         "rows": list(contents.rows),
@@ -103,7 +105,7 @@ def as_json(contents: Contents) -> dict[str, Any]:
 
 
 def html(contents: Contents, pictures: Mapping[str, str]) -> str:
-    """The page. It asks for nothing from outside."""
+    """Return the HTML page. It loads nothing from outside."""
     parts = [f"<h1>{escape(contents.title)}</h1>"]
     if contents.rows:
         parts.append(_table(*cells(contents.rows)))

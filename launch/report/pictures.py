@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG that stands in a page and takes its colours of text from there."""
+"""The plots of a report, as SVG elements that take their text colour from the page around them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from caat.runs.statistics import Variant
 
-# Lines and text: replaced by the page's own colour, so that a dark page is as readable as a light one.
+# Placeholder for lines and text, replaced by the page's text colour so that dark pages are readable too.
 INK = "#010203"
 # Readable on white and on black (Okabe and Ito's palette, without its yellow and black).
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8172b3", "#7f7f7f")
 SHAPES = "osD^v"
-# Inches: of a picture, and the height of a line of text.
+# Inches: the width of a plot and the height of a line of text.
 WIDTH, LINE = 4.4, 0.18
 MIB = 2**20
 
 
 def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """SVG elements by caption; ``rows`` are the table of the same ``variants``."""
+    """Return SVG elements by caption; ``rows`` is the table of the same ``variants``."""
     labels = [_wrapped(variant.label, 44) for variant in variants]
     legend = sum(label.count("\n") + 1 for label in labels)
     one = " Open markers: one seed." if any(len(row["seeds"]) == 1 for row in rows) else ""
@@ -51,7 +51,7 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
 
 
 def _curves(axes: Axes, variants: Sequence[Variant], labels: Sequence[str]) -> None:
-    """Training loss as a running mean, validation loss with its range over the seeds."""
+    """Plot the training loss as a running mean and the validation loss with its range over the seeds."""
     for number, (variant, label) in enumerate(zip(variants, labels, strict=True)):
         marker = _marker(number, len(variant.seeds))
         tokens, losses = _by_tokens(variant, "loss")
@@ -85,7 +85,7 @@ def _losses(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
         seconds, (low, high) = row["step_seconds"], row["step_seconds_middle_half"]
-        # A median of few runs may lie outside what all their steps have in the middle.
+        # With few runs, the median over runs may lie outside the middle half of all their steps.
         around = [[max(0.0, seconds - low)], [max(0.0, high - seconds)]]
         axes.barh(place, seconds, xerr=around, color=_colour(place), ecolor=INK, capsize=4, height=0.6)
     _name(axes, rows)
@@ -93,7 +93,7 @@ def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
-    """Against bytes, or, where all shards were in one process, the share of the channels."""
+    """Plot loss against bytes, or against the share of channels if all shards were in one process."""
     counted = all(row["bytes_per_step"] for row in rows)
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         sent = row["bytes_per_step"] / MIB if counted else row["synchronised"]
@@ -115,27 +115,27 @@ def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]
 
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """The variants from above down, as in the table."""
+    """Label the variants from top to bottom, as in the table."""
     axes.set_yticks(range(len(rows)), [_wrapped(row["label"], 22) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
 
 
 def _legend(axes: Axes) -> None:
-    """Below the axes, where there is room for long names."""
+    """Draw the legend below the axes, where there is room for long names."""
     figure = axes.figure
     figure.legend(loc="outside lower left", frameon=False, fontsize=9, labelcolor=INK, labelspacing=0.3)
 
 
 def _marker(number: int, seeds: int) -> dict[str, Any]:
-    """Colour and shape of a variant; open where it is of one seed."""
+    """Return colour and shape of a variant's marker; it is open for a single seed."""
     colour = _colour(number)
     shape = SHAPES[number // len(COLOURS) % len(SHAPES)]
     return {"color": colour, "marker": shape, "mfc": colour if seeds > 1 else "none"}
 
 
 def _validation(variant: Variant) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Tokens, mean, least and most of the validation losses that all seeds measured there."""
+    """Return tokens, and mean, minimum and maximum loss, where all seeds have a validation loss."""
     each = [
         {r["tokens"]: r["validation_loss"] for r in run.records if r.get("validation_loss") is not None}
         for run in variant.runs
@@ -146,7 +146,7 @@ def _validation(variant: Variant) -> tuple[list[int], list[float], list[float], 
 
 
 def _by_tokens(variant: Variant, field: str) -> tuple[list[int], list[float]]:
-    """Mean over the seeds of a field of the records, where any has it."""
+    """Return tokens, and the mean of a field over the seeds whose records have it."""
     found: dict[int, list[float]] = {}
     for run in variant.runs:
         for record in run.records:
@@ -156,12 +156,12 @@ def _by_tokens(variant: Variant, field: str) -> tuple[list[int], list[float]]:
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Over the last ``window`` values."""
+    """Return the mean over the last ``window`` values, at each value."""
     return [mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
 
 
 def _wrapped(label: str, width: int) -> str:
-    """In lines of ``width`` characters, without what matplotlib would read as a formula."""
+    """Wrap ``label`` to ``width`` characters and escape what matplotlib would read as a formula."""
     return "\n".join(wrap(label, width)).replace("$", r"\$")
 
 
@@ -170,8 +170,11 @@ def _colour(number: int) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], lines: int, axes_height: float = 2.7) -> str:
-    """What ``draw`` draws, as one <svg> element without a declaration, of ``axes_height`` inches and room for
-    so many ``lines`` of text. As wide as a phone, so that the text has its size there."""
+    """Return what ``draw`` draws as one <svg> element without an XML declaration.
+
+    The height is ``axes_height`` inches plus room for ``lines`` lines of text. The width is that of a phone,
+    so that text is not scaled down there.
+    """
     style: Any = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
@@ -203,6 +206,6 @@ def _svg(draw: Callable[[Axes], None], lines: int, axes_height: float = 2.7) -> 
 
 
 def numbered(svg: str, number: int) -> str:
-    """``svg`` with names of its own: several in one page must not share any."""
+    """Make the ids in ``svg`` unique: several plots in one page must not share any."""
     svg = re.sub(r'\bid="', f'id="picture{number}-', svg)
     return re.sub(r'(url\(|href=")#', rf"\g<1>#picture{number}-", svg)

@@ -1,4 +1,4 @@
-"""How a report looks, on a screen of any width, light or dark."""
+"""The style sheet of a report, for screens of any width, light or dark."""
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #8881; }

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from launch.report.page import Contents, cells, score_cells
 
-# A row that is too long for the terminal goes on in its next line: no figure is cut off.
+# Let the terminal wrap long rows, so that no figure is cut off.
 UNLIMITED = 10_000
 
 
 def show(contents: Contents) -> None:
-    """Print the tables, and what did not finish or cannot be read, a line each."""
+    """Print the tables, and one line for each run that did not finish or cannot be read."""
     out = Console(width=UNLIMITED)
     if contents.rows:
         out.print(_table(contents.title, *cells(contents.rows)))
@@ -34,7 +34,7 @@ def show(contents: Contents) -> None:
 
 
 def _table(title: str, titles: Sequence[str], texts: Sequence[Sequence[str]]) -> Table:
-    # As text: what is in brackets is not to be read as a style.
+    # Text() keeps rich from reading brackets as a style.
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, name in enumerate(titles):
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
