@@ -1,4 +1,4 @@
-"""nn.Modules of a partially synchronised GPT; the linears work in other models too (docs/linears.md)."""
+"""nn.Modules of a partially synchronised GPT. The linears can be used in other models (docs/linears.md)."""
 
 from layers.attention import Attention
 from layers.block import Block

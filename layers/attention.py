@@ -1,4 +1,4 @@
-"""Grouped-query causal self-attention, heads cut over the shards."""
+"""Grouped-query causal self-attention with heads split over the shards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, scaled
 from layers.rotary import Angles, rotate
 
-# cuDNN is left out where each token brings another length: it builds a plan for each, which on an H100 takes
-# 78 ms where the token itself takes 12.
+# Backends for generation, where every token has a new sequence length. cuDNN is excluded: it builds a plan
+# for each length, which takes 78 ms on an H100, while the token itself takes 12 ms.
 ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -53,10 +53,10 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         rstd: Tensor | None = None,
     ) -> Tensor:
-        """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all between the two GEMMs, all local.
+        """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all work between the two GEMMs, all local.
 
-        ``rstd`` [batch, seq, r]: a factor that ``qkv`` still lacks. Heads of different shards never meet:
-        those of the r shards are simply more heads.
+        ``rstd`` [batch, seq, r] is a factor that ``qkv`` is still to be multiplied by. Heads are independent,
+        so those of the r shards are computed like the heads of one larger layer.
         """
         parts = [self.heads, self.kv_heads, self.kv_heads]
         heads = qkv.unflatten(-1, (-1, sum(parts), self.head_dim))
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> Tensor:
-    """Causal attention [batch, heads, seq, head_dim], over what is in the cache as well."""
+    """Causal attention [batch, heads, seq, head_dim] over the cached tokens, if any, and the new ones."""
     grouped = q.shape[1] != k.shape[1]
     if cache is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)

@@ -1,4 +1,4 @@
-"""One transformer layer, and a pass through all of them."""
+"""A transformer block, and the loop over all blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from layers.rotary import Angles, rotary_angles
 
 
 class Block(nn.Module):
-    """Pre-norm attention, then MLP, each added to the stream: two partial synchronisations each way."""
+    """Pre-norm attention, then MLP, each added to the stream: two partial synchronisations per direction."""
 
     def __init__(
         self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float, recompute: bool
@@ -49,9 +49,9 @@ def run_blocks(
     places: Places,
     run: Callable[..., Arriving] = lambda block, *arguments: block(*arguments),
 ) -> Stream | Arriving:
-    """The stream ``x`` through all ``blocks``; ``gammas`` are the weights of two norms a block.
+    """Pass the stream ``x`` through all ``blocks``; ``gammas`` holds the weights of the two norms per block.
 
-    ``run(block, *arguments)`` calls each of them, to recompute it in the backward pass, say.
+    ``run(block, *arguments)`` calls a block; it may wrap the call, for example for activation checkpointing.
     """
     for block, *norms, layer in zip(blocks, gammas[0::2], gammas[1::2], places.layers, strict=True):
         x = run(block, x, *norms, places.angles, layer)
@@ -59,14 +59,14 @@ def run_blocks(
 
 
 class Places(NamedTuple):
-    """The rotary angles of the tokens of a pass, and each layer's part of the cache before them."""
+    """The rotary angles of the tokens of a forward pass, and each layer's cache of the tokens before them."""
 
     angles: Angles
     layers: Sequence[LayerCache | None]
 
 
 def places_of(x: Tensor, config: ModelConfig, cache: KVCache | None) -> Places:
-    """The places of the tokens ``x`` [batch, seq, ...], which continue ``cache``."""
+    """Return the places of the tokens ``x`` [batch, seq, ...], which continue ``cache``."""
     positions: Tensor = torch.arange(x.shape[1], device=x.device)
     layers: Sequence[LayerCache | None] = [None] * config.layers
     if cache is not None:

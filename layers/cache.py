@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a model has read: what generation does not compute again."""
+"""KV cache: keys and values of past tokens, so that generation does not recompute them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from conf.model import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """What one layer reads and writes of a :class:`KVCache` in one forward pass."""
+    """One layer's view of a :class:`KVCache` for one forward pass."""
 
     keys: Tensor
     values: Tensor
-    # Tokens that are in the cache already.
+    # Number of tokens in the cache before this pass.
     length: int
-    # Which keys a new token sees, [batch, 1, new, length + new]; None: all before it.
+    # Keys that each new token attends to, [batch, 1, new, length + new]; None: itself and all before it.
     mask: Tensor | None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep those of the new tokens [batch, heads, new, head_dim]; returns those of all tokens."""
+        """Store keys and values of new tokens [batch, heads, new, head_dim]; return those of all tokens."""
         stop = self.length + keys.shape[2]
         self.keys[:, :, self.length : stop] = keys
         self.values[:, :, self.length : stop] = values
@@ -30,11 +30,11 @@ class LayerCache(NamedTuple):
 
 
 class KVCache:
-    """Room for ``capacity`` tokens of each text of a batch, in all layers, for the shards of this process.
+    """Cache of ``capacity`` tokens for each sequence of a batch, in all layers, for the local shards.
 
-    Heads are cut over the shards, and so is the cache: [batch, KV heads of the local shards, capacity,
-    head_dim] a layer. Shorter texts are padded on the left by ``padding`` [batch] columns, which nothing
-    sees; a token's rotary position counts from the first column behind them.
+    Like the heads, the cache is split over the shards: [batch, KV heads of the local shards, capacity,
+    head_dim] per layer. Shorter sequences are padded on the left by ``padding`` [batch] columns, which no
+    token attends to; rotary positions count from the first column after the padding.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class KVCache:
         self.length = 0
 
     def extend(self, new: int) -> tuple[Tensor, list[LayerCache]]:
-        """Go on by ``new`` tokens: their rotary positions [batch, new], and the cache of every layer."""
+        """Extend by ``new`` tokens; return their rotary positions [batch, new] and each layer's cache."""
         positions = self._columns(self.length, new) - self._padding[:, None]
         mask = self._mask(new) if self._padded or (self.length > 0 and new > 1) else None
         pairs = zip(self._keys, self._values, strict=True)
@@ -59,7 +59,7 @@ class KVCache:
     def _mask(self, new: int) -> Tensor:
         query = self._columns(self.length, new)[:, None]
         key = self._columns(0, self.length + new)
-        # A padding column sees itself: with nothing to see it would be nan.
+        # A padding column attends to itself: with no key at all, softmax would give nan.
         visible = (key <= query) & ((key >= self._padding[:, None, None]) | (key == query))
         return visible.unsqueeze(1)
 

@@ -12,10 +12,10 @@ from caat.parallel.sharding import Sharding
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Rows of the table are cut over the shards: [batch, seq] -> [batch, seq, hidden], the same everywhere.
+    """Embedding with table rows split over the shards: [batch, seq] -> [batch, seq, hidden], replicated.
 
-    Weight [local vocabulary, hidden]. Tokens must be in [0, padded vocabulary): another is an error on one
-    process, and a vector of zeros on several. Raises ``ValueError`` if N does not divide the (padded)
+    Weight [local vocabulary, hidden]. Tokens must be in [0, padded vocabulary): others raise an error on one
+    process and give a vector of zeros on several. Raises ``ValueError`` if N does not divide the (padded)
     vocabulary.
     """
 

@@ -1,4 +1,4 @@
-"""The full tensors of a GPT as checkpoints hold them."""
+"""The full tensors of a GPT, as stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from layers.weights import gpt_weights
 
 
 def full_tensors(model: GPT) -> list[FullTensors]:
-    """By Hugging Face name, each with how the model's layers cut it."""
+    """Return the full tensors by Hugging Face name, each with how the model's layers shard it."""
     return [weight.full_tensors(model.sharding_of(weight)) for weight in gpt_weights(model.config)]

@@ -27,8 +27,8 @@ from layers.weights import FullWeights, Weight, gpt_weights
 class GPT(nn.Module):
     """Token numbers and targets [batch, seq] -> loss of every token [batch, seq].
 
-    Without targets: this process's slice of the logits [batch, seq, local vocabulary]; with a cache, which
-    the tokens continue, of the last token alone [batch, 1, local vocabulary].
+    Without targets it returns this process's slice of the logits [batch, seq, local vocabulary]. With a
+    cache, which the tokens continue, it returns those of the last token only [batch, 1, local vocabulary].
 
     The number of shards ``mesh.shards`` and ``ratio`` are part of the architecture; the number of
     processes is not. Raises ``ValueError`` if the shards do not divide heads, KV heads, FFN or vocabulary.
@@ -69,15 +69,15 @@ class GPT(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> GPT:
-        """A model whose weights are still to be filled in."""
+        """Return a model with uninitialised weights, to be set by :meth:`fill`."""
         with torch.device("meta"):
             model = GPT(config, mesh, ratio, private_scale, activation_checkpointing)
         return model.to(dtype).to_empty(device=device)
 
     def fill(self, full: FullWeights) -> GPT:
-        """Set the weights from the full ones, ``full(name, shape)``, cut as this process needs them.
+        """Set the weights to this process's shards of the full ones, ``full(name, shape)``.
 
-        Nothing but one full matrix at a time is held beside the local shards.
+        In addition to the local shards, only the full matrices of one parameter are in memory at a time.
         """
         for weight in gpt_weights(self.config):
             tensors = weight.full_tensors(self.sharding_of(weight))
@@ -96,8 +96,8 @@ class GPT(nn.Module):
     def set_ratio(self, ratio: float) -> None:
         """Synchronise this fraction of the channels from the next forward pass on.
 
-        No weight changes: the ratio only says which channels are summed over the shards, and every forward
-        pass starts from an embedding that is the same on all of them.
+        No weight changes: the ratio only determines which channels are summed over the shards, and every
+        forward pass starts from an embedding that is the same on all shards.
         """
         self.ratio = ratio
         self.shared_channels = shared_channels(self.config.hidden, ratio, self.mesh.shards)
@@ -107,7 +107,7 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
-        # First, so that backward the sum of their gradients is the last, and no other has to wait for it.
+        # Created first, so that the all-reduce of their gradients comes last in backward and delays no other.
         gammas = norm_weights(self, self.mesh)
         embedded = self.embedding(tokens)
         x = run_blocks(
@@ -125,9 +125,9 @@ class GPT(nn.Module):
         return checkpoint(block, *arguments, use_reentrant=False, context_fn=self.mesh.tape.contexts)
 
     def compile_cores(self) -> None:
-        """Have torch.compile fuse what lies between the GEMMs: norms, residuals, rotary, SwiGLU, loss.
+        """Fuse the work between the GEMMs with torch.compile: norms, residuals, rotary, SwiGLU, loss.
 
-        The GEMMs with their sums stay as they are: what hides a transfer is in their order.
+        The GEMMs and their all-reduces are not compiled: their order is what hides communication.
         """
         self.compiled = True
         for part in self.blocks.modules():
@@ -137,6 +137,6 @@ class GPT(nn.Module):
                 part.compiled = True
 
     def sharding_of(self, weight: Weight) -> Sharding | None:
-        """How ``weight`` is cut over the shards, as its layer declares it; None: replicated."""
+        """Return how ``weight`` is sharded, as declared by its layer; None: replicated."""
         module = self.get_submodule(weight.parameter.removesuffix(".weight"))
         return getattr(module, "sharding", None)

@@ -1,13 +1,13 @@
-"""Column- and row-parallel linears; the r shards of a process lie side by side.
+"""Column- and row-parallel linears. A process stores its r shards side by side in one weight.
 
-Shapes, with r local shards of N (out_local = out · r / N, in_local alike):
+Shapes, with r local shards of N (out_local = out · r / N, and in_local likewise):
 
 | layer  | weight          | forward                          | input gradient            |
 |--------|-----------------|----------------------------------|---------------------------|
 | column | [out_local, in] | [r, ..., in] -> [..., out_local] | local, no all-reduce      |
 | row    | [out, in_local] | [..., in_local] -> stream of out | shared part: one all-reduce |
 
-Weight gradients are local in both.
+Weight gradients are local in both layers.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from layers.norm import Normed
 
 
 def initial_shards(sharding: Sharding, shapes: list[tuple[int, int]], mesh: Mesh) -> nn.Parameter:
-    """``nn.Linear``'s initialisation of the full matrices, then this process's shards of them.
+    """Initialise the full matrices like ``nn.Linear`` and return this process's shards of them.
 
-    Drawn from torch's default generator, so the same seed on every process gives one consistent model.
+    The numbers come from torch's default generator: with the same seed, all processes draw the same matrices.
     """
     full = [nn.Linear(inputs, outputs, bias=False).weight.detach() for outputs, inputs in shapes]
     return nn.Parameter(sharding.cut(full, mesh.local_shards))
 
 
 class ColumnParallelLinear(nn.Module):
-    """Bias-free linear whose output features are cut over the shards: [r, ..., in] -> [..., out_local].
+    """Bias-free linear with output features split over the shards: [r, ..., in] -> [..., out_local].
 
-    Each local shard brings its own input. ``out_features`` may be several numbers: projections of the same
-    input fused into one GEMM (q, k, v), each cut on its own; shard i's output holds its slice of each.
-    Raises ``ValueError`` if N does not divide an output size.
+    Each local shard has its own input. ``out_features`` may be several numbers, for projections of the same
+    input fused into one GEMM (q, k, v): each is split separately, and shard i's output holds its slice of
+    each. Raises ``ValueError`` if N does not divide an output size.
     """
 
     def __init__(self, in_features: int, out_features: int | Sequence[int], mesh: Mesh) -> None:
@@ -47,7 +47,7 @@ class ColumnParallelLinear(nn.Module):
         self.sharding = Sharding(0, sizes, mesh.shards)
         self.sharding.check("out_features")
         self.in_features = in_features
-        # Set by GPT.compile_cores: the pointwise work around the GEMM is compiled.
+        # Set by GPT.compile_cores: compile the pointwise work around the GEMM.
         self.compiled = False
         self.weight = initial_shards(self.sharding, [(size, in_features) for size in sizes], mesh)
 
@@ -55,14 +55,14 @@ class ColumnParallelLinear(nn.Module):
         return column_parallel(x, self.weight)
 
     def after_norm(self, x: Normed) -> tuple[Stream, Tensor]:
-        """The norm and the product in one step: the stream to go on with, and [..., out_local]."""
+        """Apply the norm and the linear in one step; return the residual stream and [..., out_local]."""
         stream, y, _ = norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
         return stream, y
 
     def unscaled_after_norm(self, x: Normed) -> tuple[Stream, Tensor, Tensor | None]:
-        """As :meth:`after_norm`, but a compiled layer leaves a factor [..., r], 1 / rms, to the next kernel.
+        """Like :meth:`after_norm`, but if compiled, leave the factor 1 / rms [..., r] to the next kernel.
 
-        The third result is that factor, or None if the product has it already.
+        The third result is that factor, or None if the product already includes it.
         """
         return norm_column_parallel(x.stream, x.weight, self.weight, x.eps, self.compiled)
 
@@ -71,10 +71,10 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """Bias-free linear whose input features are cut over the shards, then partial synchronisation.
+    """Bias-free linear with input features split over the shards, followed by partial synchronisation.
 
-    ([..., in_local], stream) -> the :class:`~caat.parallel.partial.stream.Stream` with the product added, of
-    which ``.stack()`` is the plain form. The first ``ratio * out_features`` channels are summed over all N
+    ([..., in_local], stream) -> the :class:`~caat.parallel.partial.stream.Stream` with the product added;
+    its ``.stack()`` is a plain tensor. The first ``ratio * out_features`` channels are summed over all N
     shards; the others stay private, times ``private_scale`` (the paper's sqrt(N) gives them the variance of
     a sum of N terms). Raises ``ValueError`` for a ratio outside [0, 1] or if N does not divide the input.
     """
@@ -94,21 +94,21 @@ class RowParallelLinear(nn.Module):
         self.out_features = out_features
         self.set_ratio(ratio)
         self.private_scale = private_scale
-        # As in ColumnParallelLinear.
+        # See ColumnParallelLinear.
         self.compiled = False
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
     def forward(self, a: Tensor, x: Stream) -> Stream:
-        """``a`` [..., in_local], added to the residual stream ``x``: the sum is part of the GEMM.
+        """Add the product of ``a`` [..., in_local] to the residual stream ``x`` and wait for its sum.
 
-        Raises ``ValueError`` as :meth:`before_norm`.
+        Raises ``ValueError`` like :meth:`before_norm`.
         """
         return self.before_norm(a, x).settled()
 
     def before_norm(self, a: Tensor, x: Stream) -> Arriving:
-        """As :meth:`forward`, without waiting: for a norm and the column-parallel linear after it to read.
+        """Like :meth:`forward`, but leaves the sum in flight: the norm and linear that read the result wait.
 
-        Raises ``ValueError`` if ``x`` shares another number of channels than this layer synchronises.
+        Raises ``ValueError`` if ``x`` and this layer have different numbers of shared channels.
         """
         if x.shared.shape[-1] != self.shared_channels:
             raise ValueError(

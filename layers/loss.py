@@ -1,4 +1,4 @@
-"""Vocabulary-parallel cross-entropy: full logits never exist in one place, nor as a float32 copy."""
+"""Vocabulary-parallel cross-entropy, without gathering the logits or copying them to float32."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.partial.pointwise import fusable
 from caat.planning.activations import LOSS_CHUNK
 
-# A target that counts for nothing, as in torch.
+# Targets with this value are ignored, as in torch.
 IGNORED = -100
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """``logits`` [T, local vocabulary], of which the first ``real`` are entries -> the losses [T].
+    """``logits`` [T, local vocabulary] -> losses [T]. Only the first ``real`` columns are vocabulary entries.
 
-    Forward keeps the logits as they are and one float32 number per token; backward makes the gradient from
-    them, in the type of the logits.
+    Forward saves the logits unchanged and one float32 number per token. Backward computes the gradient from
+    these, in the type of the logits.
     """
 
     @staticmethod
@@ -33,7 +33,7 @@ class _CrossEntropy(torch.autograd.Function):
         log_total = local_total
         if mesh.processes > 1:
             largest = mesh.tensor.all_reduce(local_total.clone(), "forward", "loss", dist.ReduceOp.MAX)
-            # One message for both sums.
+            # Both sums travel in one message.
             both = torch.stack([(local_total - largest).exp_(), picked])
             total, picked = mesh.tensor.all_reduce(both, "forward", "loss")
             log_total = total.log() + largest
@@ -69,7 +69,7 @@ def logit_grad(out: Tensor, logits: Tensor, log_total: Tensor, index: Tensor, we
     size = logits.shape[-1]
     gradient = (_widened(logits) - log_total).exp_().mul_(weight)
     if torch.compiler.is_compiling():
-        # A scatter would be a pass of its own.
+        # A scatter would not fuse and need a separate pass over memory.
         at_target = torch.arange(size, device=logits.device) == index
         gradient = torch.where(at_target, gradient - weight, gradient)
     elif size:
@@ -83,14 +83,14 @@ def _widened(logits: Tensor) -> Tensor:
 
 
 def _row_slices(logits: Tensor, compiled: bool) -> list[slice]:
-    """Rows to be taken at a time: all where one kernel does it, else what a chunk allows."""
+    """Split the rows into chunks of limited size; a compiled kernel takes all rows at once."""
     tokens, size = logits.shape
     step = max(tokens, 1) if compiled else max(LOSS_CHUNK // size, 1)
     return [slice(first, first + step) for first in range(0, max(tokens, 1), step)]
 
 
 def mask_padding(logits: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
-    """This process's slice of the logits [..., local vocabulary], the least where it is only padding."""
+    """Set padding entries of the local logits [..., local vocabulary] to the smallest finite value."""
     size = logits.shape[-1]
     real = vocab_size - mesh.tensor_rank * size
     if real >= size:
@@ -102,11 +102,11 @@ def mask_padding(logits: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
 def vocab_parallel_cross_entropy(
     logits: Tensor, targets: Tensor, vocab_size: int, mesh: Mesh, compiled: bool = False
 ) -> Tensor:
-    """-log softmax(logits)[target] of every token, in float32 (float64 for float64 logits).
+    """Return -log softmax(logits)[target] of every token, in float32 (float64 for float64 logits).
 
-    ``logits`` [..., local vocabulary], the slices of the processes in rank order; ``targets`` [...]. Entries
-    at or past ``vocab_size`` are padding and get no probability. Where the target is -100 the loss is 0, as
-    is its gradient (a loss mask); all others must be in [0, vocab_size). Returns [...], the same on every
+    ``logits`` [..., local vocabulary] is this process's slice, in rank order; ``targets`` [...]. Entries at
+    or past ``vocab_size`` are padding and get no probability. Where the target is -100, loss and gradient
+    are 0 (a loss mask); all other targets must be in [0, vocab_size). Returns [...], the same on every
     process; backward needs no communication. ``compiled``: each pass over the logits is one kernel.
     """
     size = logits.shape[-1]

@@ -1,4 +1,4 @@
-"""SwiGLU MLP (arXiv 2002.05202), inner features cut over the shards."""
+"""SwiGLU MLP (arXiv 2002.05202) with inner features split over the shards."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class MLP(nn.Module):
         return self.down.before_norm(self.core(gate_up, rstd), x)
 
     def core(self, gate_up: Tensor, rstd: Tensor | None = None) -> Tensor:
-        """[batch, seq, r · 2c] -> [batch, seq, r · c]: all between the two GEMMs, all local.
+        """[batch, seq, r · 2c] -> [batch, seq, r · c]: all work between the two GEMMs, all local.
 
-        ``rstd`` [batch, seq, r]: a factor that ``gate_up`` still lacks.
+        ``rstd`` [batch, seq, r] is a factor that ``gate_up`` is still to be multiplied by.
         """
         return swiglu(gate_up, self.shards, rstd)
 
 
 def swiglu(gate_up: Tensor, shards: int, rstd: Tensor | None = None) -> Tensor:
-    """silu(gate) · up, each of r ``shards`` with its gate beside its up: [..., r · 2c] -> [..., r · c]."""
+    """Return silu(gate) · up; each of r ``shards`` has its gate next to its up: [..., r · 2c] -> [..., r · c]."""
     gate, up = (scaled(part, rstd) for part in gate_up.unflatten(-1, (shards, 2, -1)).unbind(-2))
     return (F.silu(gate) * up).flatten(-2)

@@ -1,4 +1,4 @@
-"""RMSNorm of a stream, each shard over what it sees itself."""
+"""RMSNorm of a stream: each shard normalises the shared channels together with its private ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from caat.parallel.partial.stream import Arriving, Stream
 
 
 class Normed(NamedTuple):
-    """A stream that the column-parallel layer reading it will normalise (one pass, nothing stored)."""
+    """A stream to be normalised by the column-parallel layer that reads it (one pass, nothing stored)."""
 
     stream: Stream | Arriving
     weight: Tensor
     eps: float
 
     def last(self) -> Normed:
-        """Of the last token alone, [..., 1, h]."""
+        """Keep only the last token, [..., 1, h]."""
         shared, private, _ = self.stream.settled()
         return self._replace(stream=Stream(shared[..., -1:, :], private[..., -1:, :]))
 
@@ -28,9 +28,9 @@ class Normed(NamedTuple):
 class RMSNorm(nn.Module):
     """x / rms(x) · weight on each shard (Zhang and Sennrich 2019), applied by the next column-parallel layer.
 
-    The weight is replicated and every shard sees another stream, so its gradient is summed over all
-    shards. ``forward(x, weight)`` takes a weight whose gradient is summed already: a model with many
-    norms sums them in one message (:func:`norm_weights`).
+    The weight is replicated but every shard has a different stream, so its gradient is summed over all
+    shards. ``forward(x, weight)`` takes a weight whose gradient is already summed elsewhere: a model with
+    many norms sums all of them in one message (:func:`norm_weights`).
     """
 
     def __init__(self, hidden: int, mesh: Mesh, eps: float = 1e-5) -> None:
@@ -45,10 +45,10 @@ class RMSNorm(nn.Module):
 
 
 def scaled(y: Tensor, rstd: Tensor | None) -> Tensor:
-    """The parts [..., r, *] of a product times the factor [..., r] that was left out of it, if any.
+    """Multiply ``y`` [..., r, *], a part of a product, by the factor [..., r] that was left out, if any.
 
-    For use on each part that a compiled kernel reads: of the product as a whole, torch.compile would store
-    the result.
+    Apply it to each part that a compiled kernel reads: applied to the whole product, torch.compile would
+    write the result to memory.
     """
     if rstd is None:
         return y
@@ -56,6 +56,6 @@ def scaled(y: Tensor, rstd: Tensor | None) -> Tensor:
 
 
 def norm_weights(model: nn.Module, mesh: Mesh) -> list[Tensor]:
-    """The weights of all norms of ``model``, in order; one message sums all their gradients."""
+    """Return the weights of all norms of ``model``, in order; one message sums all their gradients."""
     stacked = torch.stack([norm.weight for norm in model.modules() if isinstance(norm, RMSNorm)])
     return list(sum_gradient(stacked, mesh.tensor, "replicated").unbind())

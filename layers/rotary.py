@@ -10,7 +10,7 @@ Angles = tuple[Tensor, Tensor]
 
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Angles:
-    """Cosine and sine [..., 1, head_dim / 2] of position · base^(-2i / head_dim), ``positions`` [...].
+    """Return cosine and sine [..., 1, head_dim / 2] of position · base^(-2i / head_dim), ``positions`` [...].
 
     Computed in float64: in float32 the angle of position 100,000 is off by 0.004 rad.
     """
@@ -20,6 +20,6 @@ def rotary_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dt
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + d/2) of ``x`` [batch, length, heads, d] by the angles."""
+    """Rotate the pairs (i, i + d/2) of ``x`` [batch, length, heads, d] by the angles."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

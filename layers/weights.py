@@ -1,4 +1,4 @@
-"""What a GPT's parameters are made of: full tensors by their Hugging Face Llama names, and how they start."""
+"""The full tensors behind a GPT's parameters, by their Hugging Face Llama names, and their initialisation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from caat.parallel.sharding import FullTensors, Sharding
 from conf.model import ModelConfig
 
-# full(name, shape) -> the whole, unpadded tensor of that Hugging Face name.
+# full(name, shape) -> the complete, unpadded tensor of that Hugging Face name.
 FullWeights = Callable[[str, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter of :class:`layers.GPT` and the full tensors that its shards are cut from."""
+    """A parameter of :class:`layers.GPT` and the full tensors of which it holds shards."""
 
     parameter: str
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    # Standard deviation at the start; None for norm weights, which start at one.
+    # Standard deviation of the initialisation; None for norm weights, which are initialised to one.
     std: float | None
 
     def full_tensors(self, sharding: Sharding | None) -> FullTensors:
@@ -33,10 +33,10 @@ class Weight:
 
 
 def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
-    """Every parameter, in order; vocabulary without padding."""
+    """Yield every parameter, in order; vocabulary without padding."""
     vocab, square, norm = (c.vocab_size, c.hidden), (c.hidden, c.hidden), ((c.hidden,),)
     key_value, wide = (c.kv_heads * c.head_dim, c.hidden), (c.ffn, c.hidden)
-    # Two projections a layer write to the residual: its variance must not grow with depth (GPT-2).
+    # Two projections per layer write to the residual stream, whose variance must not grow with depth (GPT-2).
     output_std = c.init_std / sqrt(2 * c.layers)
 
     yield Weight("embedding.weight", ("model.embed_tokens.weight",), (vocab,), c.init_std)
@@ -64,9 +64,9 @@ def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
 
 
 def initial_weights(config: ModelConfig, seed: int) -> FullWeights:
-    """The start of training: each full matrix depends on the seed and its own name alone.
+    """Return the initialisation, in which each full matrix depends only on the seed and its name.
 
-    Hence the same model at every N and P, to the bit.
+    The model is therefore bit-identical at every N and P.
     """
     stds = {name: weight.std for weight in gpt_weights(config) for name in weight.names}
 
@@ -82,5 +82,5 @@ def initial_weights(config: ModelConfig, seed: int) -> FullWeights:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Trained numbers in the model, without padding."""
+    """Return the number of trained parameters, without padding."""
     return sum(torch.Size(shape).numel() for weight in gpt_weights(config) for shape in weight.shapes)

@@ -1,1 +1,1 @@
-"""The same models in Hugging Face's hands: Llama checkpoints read and written, and what runs all N shards."""
+"""Conversion from and to Hugging Face: Llama checkpoints, and model code that runs all N shards."""

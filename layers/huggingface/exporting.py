@@ -1,4 +1,4 @@
-"""A checkpoint of ours becomes a Hugging Face folder: its weights have the names and shapes already."""
+"""Export a checkpoint as a Hugging Face folder; its weights already have the right names and shapes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from conf.checks import require
 
 MODELING = Path(__file__).with_name("modeling_caat.py")
 AUTO_MAP = {"AutoConfig": "modeling_caat.CaatConfig", "AutoModelForCausalLM": "modeling_caat.CaatForCausalLM"}
-# In place of an activation. The folder calls itself a Llama, so that its tokenizer and configuration load
-# without a question about running code; this keeps a plain Llama, another function, from being built.
+# Written as the activation. The folder has model_type llama, so that its tokenizer and configuration load
+# without trust_remote_code. This invalid activation prevents a plain Llama, which computes another function,
+# from being built from it.
 NOT_PLAIN = "modeling_caat.py has it: load with trust_remote_code=True"
 BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint with all that an export needs."""
+    """A checkpoint with everything that an export needs."""
 
     folder: Path
     architecture: Architecture
@@ -40,7 +41,7 @@ class Trained:
 
     @property
     def files(self) -> list[Path]:
-        """Of the weights."""
+        """The weight files."""
         names = (name for name in self.checksums if name.startswith(f"{STEMS['weight']}"))
         return [self.folder / name for name in sorted(names)]
 
@@ -50,7 +51,7 @@ class Trained:
 
 
 def check_trained(folder: Path) -> Trained:
-    """The checkpoint ``folder``; raises ``ValueError`` if something of it is missing or damaged."""
+    """Read the checkpoint ``folder``. Raise ``ValueError`` if a file is missing or damaged."""
     tokenizer = as_huggingface(checked_tokenizer(folder))
     trained = Trained(folder, read_architecture(folder), read_checksums(folder), tokenizer)
     for name in trained.checksums:
@@ -65,10 +66,10 @@ def check_trained(folder: Path) -> Trained:
 def export_checkpoint(
     trained: Trained, to: Path, result: dict[str, Any], show: Callable[[int], None]
 ) -> None:
-    """Write ``trained`` as the Hugging Face folder ``to``, whole or not at all; ``result`` goes with it.
+    """Write ``trained`` as the Hugging Face folder ``to``, atomically, with ``result`` as conversion.json.
 
-    ``show`` is called with the bytes of every block copied. Raises ``ValueError`` for a file that does not
-    have its checksum or holds weights that are not finite, ``OSError`` if the disk says no.
+    ``show`` is called with the size of every block copied. Raises ``ValueError`` if a file does not match
+    its checksum or holds weights that are not finite, ``OSError`` if writing fails.
     """
     with written_aside(to) as aside:
         for path in trained.files:
@@ -100,7 +101,7 @@ def _check_finite(tensors: Tensors, folder: Path) -> None:
 
 
 def _copy(source: Path, to: Path, show: Callable[[int], None]) -> str:
-    """Returns the checksum of what was copied."""
+    """Copy a file and return the checksum of the bytes copied."""
     digest = xxh3_128()
     with source.open("rb") as reading, to.open("xb") as writing:
         while block := reading.read(BLOCK_BYTES):

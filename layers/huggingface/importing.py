@@ -1,4 +1,4 @@
-"""A Hugging Face Llama becomes a checkpoint of ours, one tensor in memory at a time."""
+"""Import a Hugging Face Llama as a checkpoint, holding one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from layers.weights import gpt_weights
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16")
-# Of older files: numbers that follow from the configuration.
+# Suffix of buffers in older files, which follow from the configuration.
 BUFFERS = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked model folder: all its tensors are there, with the shapes and types that they should have."""
+    """A checked model folder: all its tensors exist, with the expected shapes and types."""
 
     folder: Path
     architecture: Architecture
     tied: bool
-    # By config.json; a file that has another head all the same is not tied.
+    # According to config.json. ``tied`` is False if the files hold a different head all the same.
     flagged_tied: bool
     tokenizer: Path
     tensors: Tensors
 
     @property
     def bytes(self) -> int:
-        """Of the checkpoint's weights."""
+        """Size of the checkpoint's weights."""
         return sum(each.bytes for each in _full_tensors(self.architecture.model))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -54,9 +54,9 @@ class Source:
 
 
 def check_source(folder: Path, shards: int | None, ratio: float | None) -> Source:
-    """The model in ``folder``, to be cut into ``shards`` and synchronised at ``ratio`` (default 1).
+    """Check the model in ``folder``, to be split into ``shards`` and synchronised at ``ratio`` (default 1).
 
-    Raises ``ValueError`` for a model that is not ours to run, or a file that is not what config.json says.
+    Raises ``ValueError`` for an unsupported model or a file that does not match config.json.
     """
     flagged = False
     if read_kind(folder).exported:
@@ -88,9 +88,9 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
 
 
 def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Callable[[int], None]) -> None:
-    """Write ``source`` as the checkpoint ``to``, whole or not at all, with ``result`` as conversion.json.
+    """Write ``source`` as the checkpoint ``to``, atomically, with ``result`` as conversion.json.
 
-    ``show`` is called with the bytes of every tensor written. Raises ``OSError`` if the disk says no.
+    ``show`` is called with the size of every tensor written. Raises ``OSError`` if writing fails.
     """
     files = [
         file for file in plan_files(_full_tensors(source.architecture.model), 1) if file.kind == "weight"
@@ -118,7 +118,7 @@ def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Ca
 
 
 def _exported(folder: Path, shards: int | None, ratio: float | None) -> Architecture:
-    """Of what `caat convert` wrote for Hugging Face, and `transformers` may have saved again since."""
+    """Return the architecture of a folder that `caat convert` exported, even if `transformers` resaved it."""
     found = Architecture.parse(read_config(folder), folder / "config.json")
     for name, ours, theirs in (
         ("parallel.tensor", shards, found.shards),
@@ -133,7 +133,7 @@ def _exported(folder: Path, shards: int | None, ratio: float | None) -> Architec
 
 
 def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
-    """Raise ``ValueError`` unless the files hold the model's tensors and no others."""
+    """Open the tensors. Raise ``ValueError`` unless the files hold exactly the model's tensors."""
     require(
         any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
         f"{folder} holds pickled weights (.bin), which could run code when loaded: where you trust it, load "

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face Llama: what of it our models are, and what they are not."""
+"""Read config.json of a Hugging Face Llama and reject the settings that our models do not support."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conf.model import ModelConfig
 
 @dataclass(frozen=True)
 class Kind:
-    """What any config.json says of its model."""
+    """The fields of config.json that tell which kind of model it describes."""
 
     model_type: str = ""
     caat: Any = None
@@ -22,8 +22,8 @@ class Kind:
 
     @property
     def exported(self) -> bool:
-        """Whether `caat convert` wrote it for Hugging Face below ratio 1: with code of its own."""
-        # Once they had a model_type of their own.
+        """Whether `caat convert` exported it below ratio 1, together with model code."""
+        # Earlier versions exported model_type "caat".
         return self.model_type == "caat" or (self.caat is not None and self.auto_map is not None)
 
 
@@ -36,7 +36,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Llama:
-    """The keys that our models depend on, with the defaults of `transformers`, whose files leave them out."""
+    """The keys that our models depend on, with the defaults of `transformers`, which omits them in files."""
 
     num_hidden_layers: Size
     hidden_size: Size
@@ -60,7 +60,7 @@ class Llama:
 
 
 def read_config(folder: Path) -> bytes:
-    """The content of config.json in ``folder``; raises ``ValueError`` if there is none."""
+    """Return the content of config.json in ``folder``. Raise ``ValueError`` if it cannot be read."""
     path = folder / "config.json"
     try:
         return path.read_bytes()
@@ -72,12 +72,12 @@ def read_config(folder: Path) -> bytes:
 
 
 def read_kind(folder: Path) -> Kind:
-    """Raises ``ValueError`` as :func:`read_config`, and if config.json is no JSON object."""
+    """Read the kind of model. Raise ``ValueError`` like :func:`read_config` or if it is not a JSON object."""
     return parse_record(read_config(folder), Kind, folder / "config.json")
 
 
 def read_llama(folder: Path) -> Llama:
-    """Raises ``ValueError`` for the first key whose value our models do not have."""
+    """Read config.json. Raise ``ValueError`` for the first key with a value that is not supported."""
     path = folder / "config.json"
 
     def refuse_unless(fine: bool, key: str, value: Any, remedy: str) -> None:
@@ -133,7 +133,7 @@ def read_llama(folder: Path) -> Llama:
 
 
 def model_config(values: Llama, name: str) -> ModelConfig:
-    """Raises ``ValueError`` for sizes that do not fit together."""
+    """Convert to our configuration. Raise ``ValueError`` if the sizes do not fit together."""
     rope = values.rope_parameters or Rope()
     return ModelConfig(
         name=name,

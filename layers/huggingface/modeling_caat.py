@@ -1,10 +1,10 @@
 """A Llama with N tensor-parallel shards and a partially synchronised residual stream, all in one process.
 
-Copied into a model's folder by `caat convert`, to be loaded with
-`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Needs torch and transformers alone.
+`caat convert` copies this file into a model's folder. Load it with
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. It needs only torch and transformers.
 
-Every shard has a residual stream of its own: activations are [shards, batch, length, channels]. What
-attention and MLP add to it is summed over the shards in the first `shared_channels` channels; the others
+Every shard has its own residual stream: activations are [shards, batch, length, channels]. The outputs of
+attention and MLP are summed over the shards in the first `shared_channels` channels; the other channels
 stay private to their shard, times `private_scale` (CAAT-Net, arXiv 2506.19645).
 """
 
@@ -20,12 +20,12 @@ from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# The output's field for the cache is `past_key_values` before transformers 5.24 and `cache` from then on.
+# The output's field for the cache is `past_key_values` before transformers 5.24 and `cache` since.
 CACHE = next(
     each.name for each in fields(CausalLMOutputWithPast) if each.name in ("cache", "past_key_values")
 )
-# Arguments that change nothing here, and those of the loss. Any other one is refused: a cache or a mask under
-# a new name, left unread, would give other text without a word.
+# Arguments that have no effect here, and those of the loss. Any other argument is an error: silently ignoring
+# a cache or a mask under a new name would generate wrong text.
 KNOWN = {
     "cache_position",
     "return_dict",
@@ -37,56 +37,59 @@ KNOWN = {
 
 
 class CaatConfig(LlamaConfig):
-    """Llama's, and under ``caat`` the numbers that make it another function: shards, shared_channels, ...
+    """Llama's configuration plus, under ``caat``, the values specific to CAAT: shards, shared_channels, ...
 
-    The activation is SiLU, whatever ``hidden_act`` says: there it keeps a plain Llama from being built.
+    The activation is always SiLU; ``hidden_act`` holds an invalid value to prevent building a plain Llama.
     """
 
     model_type = "llama"
-    # Shards are part of the model: it cannot be cut in another way.
+    # The shards are part of the model: it cannot be split in another way.
     base_model_tp_plan = None
 
 
 def column_parallel(x: Tensor, linear: nn.Linear) -> Tensor:
-    """Each shard's own input by its rows of the weight: [N, b, s, in] -> [N, b, s, out / N]."""
+    """Multiply each shard's input by its rows of the weight: [N, b, s, in] -> [N, b, s, out / N]."""
     return torch.einsum("nbsi,noi->nbso", x, linear.weight.unflatten(0, (len(x), -1)))
 
 
 def row_parallel(x: Tensor, linear: nn.Linear, shared: int, scale: float) -> Tensor:
-    """Each shard's input by its columns of the weight, then the sum: [N, b, s, in / N] -> [N, b, s, out]."""
+    """Multiply each shard's input by its columns of the weight: [N, b, s, in / N] -> [N, b, s, out].
+
+    Only the first ``shared`` channels are summed over the shards; the others are multiplied by ``scale``.
+    """
     partial = torch.einsum("nbsi,oni->nbso", x, linear.weight.unflatten(1, (len(x), -1)))
     total = partial[..., :shared].sum(0, keepdim=True).expand(len(x), -1, -1, -1)
     return torch.cat([total, scale * partial[..., shared:]], -1)
 
 
 def rotary_angles(positions: Tensor, c: CaatConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [b, 1, s, head_dim / 2] for ``positions`` [b, s]."""
+    """Return cosine and sine [b, 1, s, head_dim / 2] for ``positions`` [b, s]."""
     exponent = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device=positions.device) / c.head_dim
     angles = positions[:, None, :, None] * c.rope_parameters["rope_theta"] ** -exponent
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + d / 2) of ``x`` [b, heads, s, d]."""
+    """Rotate the pairs (i, i + d / 2) of ``x`` [b, heads, s, d]."""
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def visible(rows: Tensor, keys: int, attention_mask: Tensor | None) -> Tensor:
-    """Which of ``keys`` cached tokens the tokens in places ``rows`` [s] see: bool [b or 1, 1, s, keys]."""
+    """Return which of ``keys`` cached tokens the tokens at ``rows`` [s] see: bool [b or 1, 1, s, keys]."""
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask
     columns = torch.arange(keys, device=rows.device)
     mask = (columns <= rows[:, None])[None, None]
     if attention_mask is not None:
         real = F.pad(attention_mask, (0, keys - attention_mask.shape[-1])).bool()
-        # Padding sees itself: with nothing to see, its attention would be nan, and spread.
+        # Padding attends to itself: with no key at all, softmax would give nan, which spreads.
         mask = mask & real[:, None, None] | (columns == rows[:, None])
     return mask
 
 
 class CaatNorm(nn.Module):
-    """RMSNorm, of every shard's own stream."""
+    """RMSNorm of each shard's stream."""
 
     def __init__(self, c: CaatConfig) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class CaatNorm(nn.Module):
 
 
 class CaatAttention(nn.Module):
-    """Causal grouped-query attention, heads cut over the shards."""
+    """Causal grouped-query attention with heads split over the shards."""
 
     def __init__(self, c: CaatConfig, layer: int) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ class CaatAttention(nn.Module):
         q, k, v = (self._heads(column_parallel(x, each)) for each in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            # Where they go, which a static cache has to be told before transformers 5.4.
+            # Before transformers 5.4 a static cache needs the positions to write to.
             k, v = cache.update(k, v, self.layer, {"cache_position": rows})
         mask = visible(rows, k.shape[-2], mask)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
@@ -123,12 +126,12 @@ class CaatAttention(nn.Module):
         return row_parallel(out, self.o_proj, self.shared, self.scale)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[N, b, s, heads / N · d] -> [b, heads, s, d]: heads of different shards never meet."""
+        """[N, b, s, heads / N · d] -> [b, heads, s, d]: heads of different shards do not interact."""
         return x.unflatten(-1, (-1, self.head_dim)).permute(1, 0, 3, 2, 4).flatten(1, 2)
 
 
 class CaatMLP(nn.Module):
-    """SwiGLU, inner features cut over the shards."""
+    """SwiGLU MLP with inner features split over the shards."""
 
     def __init__(self, c: CaatConfig) -> None:
         super().__init__()
@@ -158,7 +161,7 @@ class CaatLayer(nn.Module):
 
 
 class CaatStack(nn.Module):
-    """All between the token numbers and the head; parameters have Llama's names."""
+    """The model from token numbers up to the head; parameters have Llama's names."""
 
     def __init__(self, c: CaatConfig) -> None:
         super().__init__()
@@ -192,10 +195,10 @@ class CaatForCausalLM(PreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Token numbers [b, s] -> logits [b, s, vocabulary]; all arguments mean what they do for a Llama.
+        """Token numbers [b, s] -> logits [b, s, vocabulary]; arguments have the same meaning as for Llama.
 
-        ``cache`` and ``past_key_values`` are one thing, named by the version of transformers. Raises
-        ``TypeError`` for an argument that is not known.
+        ``cache`` and ``past_key_values`` are the same argument in different versions of transformers. Raises
+        ``TypeError`` for an unknown argument.
         """
         for name, value in kwargs.items():
             if name not in KNOWN and value is not None and value is not False:
@@ -222,7 +225,7 @@ class CaatForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def _head(self, x: Tensor) -> Tensor:
-        """Each shard's own final state by its slice of the vocabulary: [N, b, s, h] -> [b, s, vocabulary]."""
+        """Multiply each shard's final state by its vocabulary slice: [N, b, s, h] -> [b, s, vocabulary]."""
         slices = self.lm_head.weight.split(self.config.caat["padded_vocab_size"] // len(x))
-        # The last slices may hold padding alone, which is not stored.
+        # Padding is not stored: if the last slices are all padding, there are fewer slices than shards.
         return torch.cat([F.linear(state, rows) for state, rows in zip(x, slices, strict=False)], -1)

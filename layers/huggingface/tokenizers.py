@@ -1,4 +1,4 @@
-"""Which of the files in a Hugging Face folder is the model's tokenizer: the one that gives its numbers."""
+"""Choose the tokenizer file of a Hugging Face folder: the one that gives the model's token numbers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Settings:
-    """What of tokenizer_config.json makes a tokenizer another one."""
+    """The fields of tokenizer_config.json that change a tokenizer."""
 
     added_tokens_decoder: dict[str, AddedToken] = field(default_factory=dict)
 
 
 def choose_tokenizer(folder: Path) -> Path:
-    """The tokenizer that `transformers` uses: tokenizer.json, or the SentencePiece model of the same numbers.
+    """Return the tokenizer that `transformers` uses: tokenizer.json or an equivalent SentencePiece model.
 
-    Raises ``ValueError`` if there is none, it cannot be loaded, or files beside a SentencePiece model alone
-    make it another tokenizer.
+    Raises ``ValueError`` if there is none, if it cannot be loaded, or if the folder has no tokenizer.json and
+    files next to its SentencePiece model change the tokenizer.
     """
     path, fast = find_tokenizer(folder), folder / TOKENIZER_FILES[1]
     if path == fast:
@@ -44,7 +44,7 @@ def choose_tokenizer(folder: Path) -> Path:
     try:
         ours = load_sentencepiece(path)
     except ValueError:
-        return fast  # tiktoken's, as Llama 3 has it
+        return fast  # tokenizer.model is a tiktoken file, as in Llama 3
     same = (ours.vocab_size(), ours.bos_id(), ours.eos_id()) == (
         theirs.vocab_size(),
         theirs.bos_id(),
@@ -71,7 +71,7 @@ def _check_alone(tokenizer: SentencePieceTokenizer, path: Path) -> None:
 
 
 def _added(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Tokens that the files beside ``path`` add: the file, the number and the token."""
+    """Yield (file, number, token) for the tokens that files next to ``path`` add."""
     if path.with_name(SETTINGS).is_file():
         for number, token in read_record(path.with_name(SETTINGS), Settings).added_tokens_decoder.items():
             require(

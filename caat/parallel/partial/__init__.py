@@ -1,1 +1,1 @@
-"""Partial synchronisation: the residual stream of shared and private channels, and the GEMMs around a sum."""
+"""Partial synchronisation: a residual stream of shared and private channels, and the GEMMs around its sums."""

@@ -1,9 +1,19 @@
-"""The two GEMMs round a partial synchronisation, as autograd functions on plain tensors.
+"""The two GEMMs around a partial synchronisation, as autograd functions on plain tensors.
 
-A process keeps its r shards side by side: column-parallel weights [r · c, h], row-parallel weights
-[h, r · c], activations between them [..., r · c], as in a model that is not cut at all. What all shards
-share is then one plain GEMM; what is private is a batch of r, over views. Sizes below: T tokens, h hidden
-channels of which k are shared and m = h - k private, c local channels of one shard.
+A process stores its r shards side by side: column-parallel weights [r · c, h], row-parallel weights
+[h, r · c], activations between them [..., r · c], as in a model without tensor parallelism. The shared
+channels are then one plain GEMM, the private channels a batched GEMM over r views. Sizes below: T tokens, h
+hidden channels of which k are shared and m = h - k private, c local channels of one shard.
+
+Each row-parallel layer has one all-reduce in flight in each direction. The GEMMs are split into a shared and
+a private part, ordered so that arithmetic which does not depend on the sum runs while it is in flight:
+
+    forward     row-parallel: shared GEMM, start the sum
+                    in flight: private GEMM here, private GEMM of the next column-parallel layer
+                next column-parallel: wait, shared GEMM
+    backward    next column-parallel: shared input gradient, start its sum
+                    in flight: private input gradient and weight gradient there, private gradients here
+                row-parallel: wait, shared gradients
 """
 
 from __future__ import annotations
@@ -20,8 +30,9 @@ from caat.parallel.partial.stream import Arriving, Entry, Stream, Transfer
 class _RowParallel(torch.autograd.Function):
     """s = a W[:k]^T, to be summed over the processes;  z[k:] = x[k:] + scale · a W[k:]^T  (arXiv 2506.19645).
 
-    The GEMM is cut by output channel, so that the shared channels travel while the private ones are
-    computed. Backward, their gradient is on its way when this is called, behind all that is private.
+    The GEMM is split by output channel. Forward computes the shared channels first and starts their sum,
+    which is in flight while the private ones are computed. When autograd calls backward, the sum of the
+    shared gradient is already in flight, so backward computes everything private before it waits.
     """
 
     @staticmethod
@@ -38,13 +49,13 @@ class _RowParallel(torch.autograd.Function):
         k = len(weight) - x_private.shape[-1]
         shared = mesh.tape.kept()
         if shared is None:
-            # The GEMM sums over the local shards, in its accumulator.
+            # The GEMM sums over the local shards in its accumulator, so only the sum over processes is left.
             shared = mesh.tape.keep(a @ weight[:k].T)
             transfer.start(shared)
         of_shard, private_weight = _by_shard(a, mesh.local), _by_shard(weight[k:], mesh.local)
         square = None
         if compiled:
-            # The residual is added in the pass that takes the squares, which is there anyway.
+            # The compiled kernel that sums the squares for the norm adds the residual in the same pass.
             product = torch.empty_like(x_private, memory_format=torch.contiguous_format)
             _scaled_bmm(of_shard, private_weight.mT, scale, product)
             private, square = pointwise.add_residual(x_private, product, compiled=True)
@@ -63,6 +74,7 @@ class _RowParallel(torch.autograd.Function):
         _scaled_bmm(private_grad, _by_shard(weight[k:], shards), scale, _by_shard(a_grad, shards))
         _scaled_bmm(private_grad.mT, _by_shard(a, shards), scale, _by_shard(weight_grad[k:], shards))
 
+        # The sum started by _NormColumnParallel.backward. Only the two shared GEMMs below need it.
         ctx.transfer.wait()
         a_grad.addmm_(shared_grad, weight[:k])
         torch.mm(shared_grad.T, a, out=weight_grad[:k])
@@ -72,12 +84,12 @@ class _RowParallel(torch.autograd.Function):
 def row_parallel(
     a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh, *, compiled: bool = False
 ) -> Arriving:
-    """Row-parallel product, partial synchronisation of the shared channels, added to the stream ``x``.
+    """Row-parallel product with partial synchronisation of the shared channels, added to the stream ``x``.
 
-    ``a`` [..., r · c], ``weight`` [h, r · c], ``x`` of h channels. Shared channels get the sum over all N
-    shards, which may still be on its way, private ones their own shard's product times ``scale``. Backward
-    sums the shared gradient over the processes; the column-parallel layer before needs no all-reduce of
-    its own. ``compiled``: the pointwise work around the GEMMs is compiled.
+    ``a`` [..., r · c], ``weight`` [h, r · c], ``x`` with h channels. Shared channels get the sum over all N
+    shards, which may still be in flight on return; private channels get their own shard's product times
+    ``scale``. Backward sums the shared gradient over the processes, so the preceding column-parallel layer
+    needs no all-reduce. ``compiled``: the pointwise work around the GEMMs is compiled.
     """
     transfer = Transfer(mesh.tensor)
     arriving, private, square = _RowParallel.apply(
@@ -89,22 +101,24 @@ def row_parallel(
 class _NormColumnParallel(torch.autograd.Function):
     """y = (x · gamma) W^T, and rstd, one number per token and shard: rstd · y is the normalised product.
 
-    The GEMM is cut by input channel: the private ones are multiplied while the shared ones still travel,
-    as does their gradient, backward, while all that is left of this function is computed.
+    The GEMM is split by input channel. Forward multiplies the private channels while the sum of the shared
+    ones is in flight. Backward computes the shared gradient first and starts its sum, which is in flight
+    during the rest of backward.
 
-    gamma scales the channels themselves, but with r > 1 shards in one process it scales W for the private
-    ones: those are r streams, and W is the smaller by far (but for a few tokens, as where text is generated,
-    it is not). The normalised input is never made nor stored.
-    x itself is passed on to the residual, so that backward adds both its gradients in one pass.
+    Factoring rstd out makes this possible: it needs the shared channels, but it scales the finished product.
+    gamma scales the activations, except for private channels with r > 1 shards in a process, where it scales
+    W, which is much smaller than r streams (unless there are few tokens, as in generation). The normalised
+    input is never materialised. x itself is returned for the residual, so that backward adds both of its
+    gradients in one pass.
     """
 
     @staticmethod
     def forward(
         ctx,
-        shared: Tensor,  # the residual, as long as something is arriving
-        arriving: Tensor | None,
-        private: Tensor,
-        square: Tensor | None,  # sum(private²) [r, T, 1], where it is known
+        shared: Tensor,  # [T, k]; the residual alone if ``arriving`` is still to be added
+        arriving: Tensor | None,  # [T, k], the sum in flight
+        private: Tensor,  # [r, T, m]
+        square: Tensor | None,  # sum(private²) [r, T, 1] if already computed
         transfer: Transfer | None,
         entry: Entry | None,
         gamma: Tensor,
@@ -115,6 +129,7 @@ class _NormColumnParallel(torch.autograd.Function):
         shards, k = len(private), shared.shape[-1]
         y = shared.new_empty(len(shared), len(weight))
         of_shard = _by_shard(y, shards)
+        # The private part of y, while the shared sum is in flight.
         if shards == 1 and k < len(gamma):
             torch.mm(private[0] * gamma[k:], weight[:, k:].T, out=y)
         elif k < len(gamma):
@@ -126,6 +141,7 @@ class _NormColumnParallel(torch.autograd.Function):
         if square is None:
             square = pointwise.square_sum(private)
 
+        # The shared channels: everything below depends on the sum.
         if transfer is not None and arriving is not None:
             transfer.wait()
             shared, scaled, shared_square = pointwise.arrive(shared, arriving, gamma[:k], compiled=compiled)
@@ -145,13 +161,14 @@ class _NormColumnParallel(torch.autograd.Function):
         pull = rstd_grad * rstd**3 / gamma.numel()
         of_shard = _by_shard(y_grad, shards)
 
-        # The GEMM sums over the local shards: the shared channels have one gradient.
+        # Shared gradient first, so that its sum can start. The GEMM adds up the local shards' contributions.
         product = y_grad @ weight[:, :k]
         shared_grad = pointwise.scaled_input_grad(
             x_shared_grad, product, gamma[:k], shared, pull.sum(0), compiled=compiled
         )
         arriving_grad = None if ctx.transfer is None else ctx.transfer.start_backward(shared_grad)
 
+        # Everything from here on, and the private part of _RowParallel.backward, hides that sum.
         if shards == 1:
             product = (y_grad @ weight[:, k:]).unsqueeze(0)
             private_grad = pointwise.scaled_input_grad(
@@ -166,11 +183,12 @@ class _NormColumnParallel(torch.autograd.Function):
                 private_grad = torch.baddbmm(x_private_grad, of_shard, private_weight)
                 private_grad.addcmul_(private, pull.to(private.dtype), value=-1)
         if ctx.entry is not None:
+            # The first layer: the sum of the embedding's gradient is hidden by the weight gradient below.
             ctx.entry.start(shared_grad, private_grad)
 
         weight_grad = torch.empty_like(weight)
         if shards == 1:
-            # One GEMM is faster than two of half the width by more than putting its input together costs.
+            # One GEMM is faster than two narrower ones, even including the concatenation of its input.
             x = torch.cat([shared, private[0]], -1) if k < len(gamma) else shared
             torch.mm(y_grad.T, x, out=weight_grad)
         else:
@@ -181,7 +199,7 @@ class _NormColumnParallel(torch.autograd.Function):
 
 
 class _Scale(torch.autograd.Function):
-    """rstd · y, in the memory of y, where no compiled kernel after the product takes rstd in."""
+    """rstd · y, in place, for the case that no compiled kernel after the product applies rstd."""
 
     @staticmethod
     def forward(ctx, y: Tensor, rstd: Tensor) -> Tensor:  # type: ignore[override]
@@ -195,7 +213,7 @@ class _Scale(torch.autograd.Function):
         y, rstd = ctx.saved_tensors
         both = grad * y
         rstd_grad = _by_shard(both, len(rstd)).sum(-1, keepdim=True, dtype=rstd.dtype) / rstd
-        # The same memory again: a fresh tensor of this size costs as much as the product.
+        # Reuse the memory of ``both``: allocating a tensor of this size costs as much as the product.
         torch.mul(_by_shard(grad, len(rstd)), rstd, out=_by_shard(both, len(rstd)))
         return both, rstd_grad
 
@@ -205,17 +223,17 @@ def norm_column_parallel(
 ) -> tuple[Stream, Tensor, Tensor | None]:
     """RMSNorm of the stream on each shard, then the column-parallel product.
 
-    ``gamma`` [h], ``weight`` [r · c, h]. Returns ``x`` for the residual to go on with, the product
-    [..., r · c], and None or, where ``compiled``, the factor [..., r] by which the next kernel is still to
-    multiply it. Each shard normalises what it sees itself: the shared channels with its own private ones.
+    ``gamma`` [h], ``weight`` [r · c, h]. Returns the stream ``x`` for the residual, the product
+    [..., r · c], and None or, if ``compiled``, the factor [..., r] by which the next kernel must multiply the
+    product. Each shard normalises the shared channels together with its own private ones.
     """
     if x.private.shape[-2] == 1 and not torch.is_grad_enabled():
-        # One token each, as where text is generated: no arithmetic is long enough to hide a sum.
+        # One token per sequence, as in generation: there is too little arithmetic to hide a sum.
         x = x.settled()
         return x, column_parallel(F.rms_norm(x.stack(), gamma.shape, gamma, eps), weight), None
     private = x.private.flatten(1, -2)
     if nothing_private := private.shape[-1] == 0:
-        # Every shard sees the same: normalise once.
+        # All shards have the same stream: normalise it once.
         private = private[:1]
         if not x.travels:
             if compiled and isinstance(x, Arriving):
@@ -240,7 +258,7 @@ def norm_column_parallel(
 
 
 def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
-    """Each shard's own input [r, ..., in] by its rows of ``weight`` [r · c, in] -> [..., r · c]."""
+    """Multiply each shard's input [r, ..., in] by its rows of ``weight`` [r · c, in] -> [..., r · c]."""
     if len(x) == 1:
         return F.linear(x.squeeze(0), weight)
     y = torch.bmm(x.flatten(1, -2), weight.unflatten(0, (len(x), -1)).mT)
@@ -248,7 +266,7 @@ def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_shard(x: Tensor, shards: int) -> Tensor:
-    """[rows, r · c] as a view [r, rows, c]."""
+    """View [rows, r · c] as [r, rows, c]."""
     return x.unflatten(-1, (shards, -1)).movedim(1, 0)
 
 

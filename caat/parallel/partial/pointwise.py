@@ -1,4 +1,4 @@
-"""The pointwise work between the GEMMs of linear.py: one pass over memory each, once compiled.
+"""The pointwise work between the GEMMs of linear.py; each function, if compiled, is one pass over memory.
 
 Without ``compiled=True`` they run one operator at a time. Sizes as in linear.py: T tokens, c channels.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 def fusable(function: Callable) -> Callable:
-    """Give ``function`` a keyword ``compiled``: True runs it as the kernel that torch.compile makes of it.
+    """Add a keyword ``compiled`` to ``function``: if True, it runs as one kernel made by torch.compile.
 
-    Compiled at its first use: importing the compiler takes seconds.
+    Compilation happens at the first such call, because importing the compiler takes seconds.
     """
     kernel: Callable | None = None
 
@@ -33,40 +33,43 @@ def fusable(function: Callable) -> Callable:
 
 @fusable
 def add_residual(residual: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
-    """x = residual + product, both [..., T, c], in the memory of ``product``; and sum(x²) [..., T, 1]."""
+    """Return x = residual + product, both [..., T, c], written to ``product``, and sum(x²) [..., T, 1]."""
     x = product.add_(residual)
     return x, square_sum(x)
 
 
 @fusable
 def arrive(residual: Tensor, arriving: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x = residual + arriving, both [T, c]; x · gamma; and sum(x²) [T, 1]."""
+    """Return x = residual + arriving, both [T, c], x · gamma, and sum(x²) [T, 1]."""
     x = residual + arriving
     return x, x * gamma, square_sum(x)
 
 
 @fusable
 def add_norm(residual: Tensor, arriving: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x = residual + arriving, both [..., h], and RMSNorm(x) · gamma; autograd goes through."""
+    """Return x = residual + arriving, both [..., h], and RMSNorm(x) · gamma; differentiable."""
     x = residual + arriving
     return x, F.rms_norm(x, gamma.shape, gamma, eps)
 
 
 @fusable
 def input_grad(x_grad: Tensor, product: Tensor, x: Tensor, pull: Tensor) -> Tensor:
-    """x_grad + product - pull · x, all [..., T, c] but ``pull`` [..., T, 1]."""
+    """Return x_grad + product - pull · x, all [..., T, c] except ``pull`` [..., T, 1]."""
     return (x_grad + product).addcmul_(x, pull.to(x.dtype), value=-1)
 
 
 @fusable
 def scaled_input_grad(x_grad: Tensor, product: Tensor, gamma: Tensor, x: Tensor, pull: Tensor) -> Tensor:
-    """x_grad + product · gamma - pull · x, all [..., T, c] but ``gamma`` [c] and ``pull`` [..., T, 1]."""
+    """Return x_grad + product · gamma - pull · x, all [..., T, c] except ``gamma`` [c], ``pull`` [..., T, 1]."""
     return torch.addcmul(x_grad, product, gamma).addcmul_(x, pull.to(x.dtype), value=-1)
 
 
 @fusable
 def weight_grads(product: Tensor, weight: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of ``gamma`` [h] and ``weight`` [c, h], from that of weight · gamma, in its memory."""
+    """Return the gradients of ``gamma`` [h] and ``weight`` [c, h] from ``product``, that of weight · gamma.
+
+    Overwrites ``product``.
+    """
     gamma_grad = (product * weight).sum(0)
     return gamma_grad, product.mul_(gamma)
 

@@ -1,4 +1,4 @@
-"""The residual stream of a partially synchronised model: shared channels once, private ones per shard."""
+"""The residual stream of a partially synchronised model: shared channels once, private channels per shard."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from caat.parallel.mesh import Mesh
 
 
 class Transfer:
-    """A partial synchronisation on its way: the sum itself forward, later its gradient backward.
+    """A partial synchronisation in flight: the sum in forward, and later its gradient in backward.
 
-    Whatever is computed between :meth:`start` and :meth:`wait` hides it.
+    Arithmetic between :meth:`start` and :meth:`wait` hides it. Two layers share the object: forward, the
+    row-parallel layer starts the sum and the column-parallel layer after it waits; backward, the roles are
+    swapped.
     """
 
     def __init__(self, collectives: Collectives) -> None:
@@ -27,12 +29,15 @@ class Transfer:
         return self._collectives.processes > 1
 
     def start(self, x: Tensor, direction: Direction = "forward") -> None:
-        """Begin to sum ``x`` over the processes, in place."""
+        """Start summing ``x`` over the processes, in place."""
         assert self._wait is None, "a stream was read twice while its sum was on its way"
         self._wait = self._collectives.start_sum(x, direction, "sync")
 
     def start_backward(self, gradient: Tensor) -> Tensor:
-        """Begin to sum a copy and return it (``gradient`` itself if there is nobody to send it to)."""
+        """Start summing a copy of ``gradient`` and return it (``gradient`` itself on a single process).
+
+        A copy, because the gradient itself also flows on along the residual, before the sum arrives.
+        """
         if not self.travels:
             return gradient
         message = gradient.clone(memory_format=torch.contiguous_format)
@@ -40,7 +45,7 @@ class Transfer:
         return message
 
     def wait(self) -> None:
-        """Until the sum is there; at once if nothing is on its way."""
+        """Wait for the sum; return at once if none is in flight."""
         wait, self._wait = self._wait, None
         if wait is not None:
             wait()
@@ -49,14 +54,14 @@ class Transfer:
 class Stream(NamedTuple):
     """Activations of h channels on the r local shards, of which the first k are the same on every shard.
 
-    ``shared``  [..., k]         stored once, though every shard reads it: gradients of all local readers
-                                 add up here, and partial synchronisation sums them over the processes.
+    ``shared``  [..., k]         stored once and read by every shard: autograd adds the gradients of all
+                                 local readers, and partial synchronisation sums them over the processes.
     ``private`` [r, ..., h - k]  one per shard.
     """
 
     shared: Tensor
     private: Tensor
-    # Of a stream that nothing was added to yet.
+    # Set until the first layer has added to the stream.
     entry: Entry | None = None
 
     def settled(self) -> Stream:
@@ -64,35 +69,35 @@ class Stream(NamedTuple):
 
     @property
     def travels(self) -> bool:
-        """Whether another process waits for the gradient."""
+        """Whether the gradient is summed with other processes."""
         return self.entry is not None
 
     def stack(self) -> Tensor:
-        """The plain form [r, ..., h]: what each local shard sees."""
+        """Return each local shard's activations as a plain tensor [r, ..., h]."""
         shards = len(self.private)
         return torch.cat([self.shared.expand(shards, *self.shared.shape), self.private], dim=-1)
 
 
 class Arriving(NamedTuple):
-    """A stream whose last synchronisation is on its way; to be read once, by a norm or :meth:`settled`.
+    """A stream with its latest synchronisation in flight; read it once, by a norm or :meth:`settled`.
 
-    The shared channels are ``residual`` + ``sum``, both [..., k], once ``transfer`` is over.
+    The shared channels are ``residual`` + ``sum``, both [..., k], once ``transfer`` has completed.
     """
 
     residual: Tensor
     sum: Tensor
     private: Tensor
     transfer: Transfer
-    # sum(private²) [r, T, 1], where a compiled kernel took it on the way.
+    # sum(private²) [r, T, 1] if a compiled kernel has computed it.
     private_square: Tensor | None = None
 
     def settled(self) -> Stream:
-        """The stream, its last synchronisation waited for."""
+        """Wait for the latest synchronisation and return the stream."""
         return Stream(_Arrive.apply(self.residual, self.sum, self.transfer), self.private)
 
     @property
     def travels(self) -> bool:
-        """Whether another process takes part."""
+        """Whether the sum involves other processes."""
         return self.transfer.travels
 
 
@@ -109,7 +114,11 @@ class _Arrive(torch.autograd.Function):
 
 
 class Entry:
-    """The gradient of what a stream began with, to be summed over all shards: the first reader starts it."""
+    """The gradient of a stream's initial value, to be summed over all shards.
+
+    The backward pass of the first reader starts the sum, so that its weight gradient hides it;
+    ``_Enter.backward`` waits for it.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self._collectives = mesh.tensor
@@ -118,13 +127,13 @@ class Entry:
         self._wait: Wait | None = None
 
     def start(self, shared_grad: Tensor, private_grad: Tensor) -> None:
-        """Begin to sum the gradients of the shared [T, k] and of the private channels [r, T, h - k]."""
+        """Start summing the gradients of the shared [T, k] and of the private channels [r, T, h - k]."""
         self._from = [shared_grad.data_ptr(), private_grad.data_ptr()]
         self._message = torch.cat([shared_grad, private_grad.sum(0)], dim=-1)
         self._wait = self._collectives.start_sum(self._message, "backward", "embedding")
 
     def finish(self, shared_grad: Tensor, private_grad: Tensor) -> Tensor:
-        """The sum [T, h] over all shards."""
+        """Wait for the sum over all shards and return it, [T, h]."""
         if self._message is None:
             self.start(shared_grad, private_grad)
         assert self._from == [shared_grad.data_ptr(), private_grad.data_ptr()], "a stream was read twice"
