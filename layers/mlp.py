@@ -39,6 +39,6 @@ class MLP(nn.Module):
 
 
 def swiglu(gate_up: Tensor, shards: int, rstd: Tensor | None = None) -> Tensor:
-    """Return silu(gate) · up; each of r ``shards`` has its gate next to its up: [..., r · 2c] -> [..., r · c]."""
+    """Return silu(gate) · up, where each of r ``shards`` has gate and up: [..., r · 2c] -> [..., r · c]."""
     gate, up = (scaled(part, rstd) for part in gate_up.unflatten(-1, (shards, 2, -1)).unbind(-2))
     return (F.silu(gate) * up).flatten(-2)
