@@ -77,7 +77,7 @@ class GPT(nn.Module):
     def fill(self, full: FullWeights) -> GPT:
         """Set the weights to this process's shards of the full ones, ``full(name, shape)``.
 
-        In addition to the local shards, only the full matrices of one parameter are in memory at a time.
+        In addition to the local shards, only one full matrix is in memory at a time.
         """
         for weight in gpt_weights(self.config):
             tensors = weight.full_tensors(self.sharding_of(weight))

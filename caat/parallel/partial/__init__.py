@@ -1,1 +1,1 @@
-"""Partial synchronisation: a residual stream of shared and private channels, and the GEMMs around its sums."""
+"""Partial synchronisation: a residual stream of shared and private channels, and GEMMs that hide its sums."""

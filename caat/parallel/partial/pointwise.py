@@ -60,7 +60,7 @@ def input_grad(x_grad: Tensor, product: Tensor, x: Tensor, pull: Tensor) -> Tens
 
 @fusable
 def scaled_input_grad(x_grad: Tensor, product: Tensor, gamma: Tensor, x: Tensor, pull: Tensor) -> Tensor:
-    """Return x_grad + product · gamma - pull · x, all [..., T, c] except ``gamma`` [c], ``pull`` [..., T, 1]."""
+    """Return x_grad + product · gamma - pull · x, [..., T, c] but ``gamma`` [c] and ``pull`` [..., T, 1]."""
     return torch.addcmul(x_grad, product, gamma).addcmul_(x, pull.to(x.dtype), value=-1)
 
 
