@@ -1,1 +1,1 @@
-"""What is done with a trained model."""
+"""The uses of a trained model: generation, quality, speed."""

@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint, ready to be used, on a given mesh or on the processes of the world."""
+"""Loads a trained model from its checkpoint for inference, on a given mesh or on the world's processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from layers.gpt import GPT
 def load_model(
     folder: Path, mesh: Mesh, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> GPT:
-    """The checkpoint's model on this mesh, ready for inference.
+    """Load the checkpoint's model on this mesh, ready for inference.
 
-    Raises ``ValueError`` if the mesh has other shards than the model (where nothing is private the cut does
-    not matter and any N goes), or if a tensor is missing, damaged or of another shape.
+    Raises ``ValueError`` if the shard counts of mesh and model differ (a model without private channels
+    allows any count), or if a tensor is missing, damaged or of another shape.
     """
     architecture = read_architecture(folder)
     check_shards(architecture, mesh.shards)
@@ -37,7 +37,7 @@ def load_model(
 
 
 def check_shards(architecture: Architecture, shards: int) -> None:
-    """Raise ``ValueError`` if a model trained with other shards would be another function."""
+    """Raise ``ValueError`` if the model would be another function with this many ``shards``."""
     if shards != architecture.shards and not architecture.plain:
         raise ValueError(
             f"parallel.tensor={shards}, but the checkpoint was trained with {architecture.shards} shards at "
@@ -47,10 +47,11 @@ def check_shards(architecture: Architecture, shards: int) -> None:
 
 
 def open_model(folder: Path, device: str, precision: str, backend: str = "auto") -> GPT:
-    """The checkpoint's model in as few replicas as its shards allow; joins the world that torchrun describes.
+    """Open the checkpoint's model in as few replicas as its shards allow, on the world of the launcher.
 
-    Collective. Raises ``ValueError`` as :func:`load_model`, if ``device`` is not there, and if
-    a file does not have its checksum (weights without a state.json have none), or weights are not finite.
+    Collective. Raises the same ``ValueError`` as :func:`load_model`, and one if ``device`` is not available,
+    if a file does not match its checksum (weights without a state.json have none), or if weights are not
+    finite.
     """
     world = world_size()
     place = local_rank(), local_world_size(unknown=world)
@@ -61,14 +62,14 @@ def open_model(folder: Path, device: str, precision: str, backend: str = "auto")
     else:
         start_process_group(where, backend=backend)
         mesh = Mesh.create(shards, gcd(shards, world))
-    # Of a run that is still training, each rank may have found another one.
+    # If the run is still training, each rank may have found a different checkpoint.
     control = Control()
     folder = Path(control.gather(str(folder))[0])
     if (folder / "state.json").is_file() and (problems := damage(folder, control, optimizer=False)):
         raise ValueError(f"{folder} is damaged: {'; '.join(problems)}. Give another checkpoint")
     model = load_model(folder, mesh, where, PRECISIONS[precision])
     bad = [name for name, each in model.named_parameters() if not each.isfinite().all()]
-    # On all ranks at once: each holds its own shards.
+    # Each rank holds its own shards: gather, so that all ranks raise together.
     if found := sorted({name for names in control.gather(bad) for name in names}):
         raise ValueError(f"{folder}: {found[0]} holds nan or inf: give an earlier checkpoint")
     return model

@@ -1,1 +1,1 @@
-"""Text from a trained model: batches, sampling, when to stop."""
+"""Text generation: batches, sampling, stopping."""

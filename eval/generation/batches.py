@@ -1,4 +1,4 @@
-"""Rows of unequal length in as few forward passes as memory allows, shared by the replicas."""
+"""Batches rows of unequal length into as few forward passes as memory allows, shared by the replicas."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
 
-# Tokens of a forward pass, padding included, where nothing is said. On a GPU it is halved when memory runs
-# out; on a CPU more would not be faster.
+# Default tokens per forward pass, padding included. On a GPU this is halved when memory runs out; on a CPU
+# more would not be faster.
 AUTOMATIC = {"cuda": 32768, "cpu": 2048}
 
 Result = TypeVar("Result")
 
 
 class Batches:
-    """Runs work over rows, longest first, so that rows of a batch are about as long as each other.
+    """Runs work over rows, longest first, so that the rows of a batch have similar lengths.
 
-    ``size``: rows of a batch; 0: as many as ``tokens`` allow. ``watch(done, total)`` is called after each
+    ``size``: rows per batch; 0: as many as ``tokens`` allow. ``watch(done, total)`` is called after each
     batch. Every process of a replica runs the same batches; each replica takes its share of the rows.
-    ``alone``: no other process takes part in a forward pass (default: as the mesh has it).
+    ``alone``: no other process takes part in a forward pass (default: taken from the mesh).
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Batches:
         self.alone = mesh.processes == 1 if alone is None else alone
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Result]]) -> list[Result]:
-        """The result of every row, of ``work``, which gets the numbers of the rows of a batch. Collective."""
+        """Return the result of every row. ``work`` gets the row numbers of one batch. Collective."""
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
         mine = order[self.mesh.data_rank :: self.mesh.data_size]
         found: dict[int, Result] = {}
@@ -61,7 +61,7 @@ class Batches:
         return self.size or max(1, self.tokens // longest)
 
     def _shrink(self, rows: int, longest: int, error: torch.OutOfMemoryError) -> None:
-        """Half as much from now on, where no other process waits in a collective of the failed pass."""
+        """Halve later batches, if no other process is waiting in a collective of the failed pass."""
         if not self.alone or rows == 1:
             raise MemoryError(
                 f"out of memory in a batch of {rows} rows of up to {longest} tokens: give a smaller batch "

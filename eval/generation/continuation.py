@@ -1,4 +1,4 @@
-"""The text that a prompt is continued with, as its tokens arrive: where it ends, what of it is certain."""
+"""The continuation of a prompt as its tokens arrive: where it ends, and which part of it is final."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 
 from caat.data.tokenizer import Tokenizer
 
-# What decoding gives for bytes that are no whole character (yet).
+# Decoding returns this for bytes that are not a whole character (yet).
 INCOMPLETE = "\ufffd"
-# Tokens of the prompt that are decoded with its continuation: alone, a text would lose its first space.
+# Prompt tokens that are decoded with the continuation, which would lose its first space if decoded alone.
 CONTEXT = 4
 
 Ending = Literal["end of text", "stop", "length"]
 
 
 class Continuation:
-    """Of one prompt. It ends at the end-of-text token or a stop string, neither of which is in ``text``."""
+    """The continuation of one prompt up to the end-of-text token or a stop string; ``text`` excludes both."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
@@ -32,7 +32,7 @@ class Continuation:
         return self.ending is not None
 
     def add(self, token: int) -> str:
-        """Take the next token (none any more once ended); returns the text that is certain only now."""
+        """Add the next token (ignored after the end) and return the text that has become final."""
         if self.ended:
             return ""
         if token == self._tokenizer.eos_id():
@@ -47,14 +47,14 @@ class Continuation:
         return self._show(self._certain())
 
     def finish(self) -> str:
-        """No token follows; returns the text that was held back."""
+        """End the text, as no token follows, and return the part that was held back."""
         if self.ended:
             return ""
         self.ending = "length"
         return self._show(len(self.text))
 
     def _certain(self) -> int:
-        """Length of what no later token changes: no half character, no beginning of a stop string."""
+        """Return the length of text that no later token changes: no partial character or stop string."""
         whole = len(self.text.rstrip(INCOMPLETE))
         begun = [
             length

@@ -1,4 +1,4 @@
-"""Texts continued by a model, token by token, with a cache of what it has read."""
+"""Continues texts with a model, token by token, with a KV cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eval.generation.sampling import Sampler
 from layers.cache import KVCache
 from layers.gpt import GPT
 
-# Called with (tokens, cache=cache), gives this process's slice of the logits: a GPT, or what wraps one.
+# A GPT or a wrapper of one: called with (tokens, cache=cache), returns this process's slice of the logits.
 Forward = Callable[..., Tensor]
 
 
@@ -29,12 +29,12 @@ def generate(
     forward: Forward | None = None,
     numbers: Sequence[int] | None = None,
 ) -> list[Continuation]:
-    """Continue all ``prompts``, token numbers of any lengths, as one batch.
+    """Continue all ``prompts``, token ids of any length, as one batch.
 
-    ``show(number, text)`` gets each text's continuation piece by piece, as soon as it is certain. Every
-    process of a replica must call this alike; all get the same texts. ``forward`` is called in place of the
-    model, where something is wrapped round it. ``numbers`` are those of the prompts among all that there are:
-    what is drawn for a prompt depends on its number and not on the others of its batch.
+    ``show(number, text)`` receives each continuation piece by piece, as soon as it is final. Every process of
+    a replica must make the same call; all return the same texts. ``forward`` replaces the model if something
+    wraps it. ``numbers`` are the prompts' numbers among all prompts: the sampled tokens depend on a prompt's
+    number and not on the other prompts in its batch.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     sampler = Sampler(settings, model.config.vocab_size, model.mesh, numbers)
@@ -54,7 +54,7 @@ def generate(
 def _next_tokens(
     model: GPT, forward: Forward, prompts: Sequence[Sequence[int]], count: int, sampler: Sampler
 ) -> Iterator[Tensor]:
-    """Up to ``count`` times the next token of every text [batch]: first from the prompts, then one by one."""
+    """Yield the next token of every text [batch], up to ``count`` times. The first pass reads the prompts."""
     weight = model.norm.weight
     longest = max(map(len, prompts))
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=weight.device)

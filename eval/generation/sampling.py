@@ -1,4 +1,4 @@
-"""The next token, from logits whose vocabulary is cut over the processes: the same on every process."""
+"""Samples the next token from vocabulary-parallel logits, with the same result on every process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from conf.generate import SamplingConfig
 
 
 class Sampler:
-    """Draws the next token of every text of a batch, as the settings say.
+    """Samples the next token of every text in a batch.
 
-    Every process must make it with the same settings and call it as often as the others. Each text of the
-    batch draws from a generator of its own, of the seed and its number, however texts are batched.
+    Every process must create it with the same settings and call it equally often. Each text has a separate
+    random generator, seeded with the seed and the text's number, so batching does not change the samples.
     """
 
     def __init__(self, settings: SamplingConfig, vocab_size: int, mesh: Mesh, numbers: Sequence[int]) -> None:
@@ -28,7 +28,7 @@ class Sampler:
         self._generators = [_generator(settings.seed, number) for number in numbers]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Local logits [batch, local vocabulary], padding masked -> token numbers [batch]. Collective.
+        """Map local logits [batch, local vocabulary], padding masked, to token ids [batch]. Collective.
 
         Raises ``ValueError``, on all ranks, if the logits are not finite.
         """
@@ -45,22 +45,22 @@ class Sampler:
         drawn = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in self._generators])
         drawn = drawn.to(kept.device)
         place = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
-        # Rounding may leave what was drawn at the very end.
+        # Rounding may place the draw past the last token that was kept.
         place = place.minimum((kept > 0).sum(-1, keepdim=True) - 1)
         return tokens.gather(-1, place)[:, 0]
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
-    """No two of any seeds and numbers are alike, as seed + number would be."""
+    """Return the generator of one text. Hashes the pair: seed + number would collide between pairs."""
     (mixed,) = np.random.SeedSequence([seed % 2**64, number]).generate_state(1)
     return torch.Generator().manual_seed(int(mixed))
 
 
 def largest(logits: Tensor, count: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest of the whole vocabulary, largest first, and their token numbers: [batch, count].
+    """Return the ``count`` largest logits of the whole vocabulary, descending, and their ids: [batch, count].
 
-    One message of each process: the ``count`` largest of its slice with their numbers, or the slice if it
-    has no more. Values are float64. Collective.
+    Each process sends one message: the ``count`` largest of its slice with their ids, or the whole slice if
+    it is no larger. Values are float64. Collective.
     """
     size = logits.shape[-1]
     if count >= size:
@@ -68,7 +68,7 @@ def largest(logits: Tensor, count: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
         values, tokens = slices.movedim(0, 1).flatten(1).double().topk(count)
         return values, tokens
     values, tokens = logits.topk(count)
-    # Token numbers are exact in float64.
+    # Token ids are exact in float64.
     pairs = torch.stack([values.double(), (tokens + mesh.tensor_rank * size).double()])[None]
     pairs = mesh.tensor.all_gather(pairs, "forward", "sampling").movedim(0, 2).flatten(2)
     values, order = pairs[0].topk(count)
@@ -76,6 +76,6 @@ def largest(logits: Tensor, count: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Descending probabilities [batch, count], zero behind the fewest that reach ``top_p`` (1904.09751)."""
+    """Zero the descending probabilities [batch, count] after the fewest that reach ``top_p`` (1904.09751)."""
     before = probabilities.cumsum(-1) - probabilities
     return probabilities.masked_fill(before >= top_p, 0.0)

@@ -1,1 +1,1 @@
-"""How good a trained model is: log-probabilities, and the benchmarks of lm-eval."""
+"""The quality of a trained model: log-probabilities and lm-eval benchmarks."""

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-eval on a model: run, and what came of them."""
+"""Runs lm-eval benchmarks on a model and collects the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eval.quality.lm_eval_model import CaatLM
 from eval.quality.task_error import naming
 from eval.quality.tasks import Tasks
 
-# {task: {metric: value}}, a metric's standard error beside it as <metric>_stderr where it is known.
+# {task: {metric: value}}; a metric's standard error, if known, is <metric>_stderr.
 Results = dict[str, dict[str, float]]
 
 
@@ -32,19 +32,19 @@ def evaluate(
 ) -> Results:
     """Run ``tasks`` on the first ``limit`` documents of each (None: all).
 
-    Every process must call it alike; only the first of a node gets results. Nothing random that is drawn
-    here is missed elsewhere. ``tick`` is called whenever lm-eval moves a bar of its own.
+    Every process must make the same call; only the first of a node gets results. Random states are restored
+    afterwards. ``tick`` is called whenever lm-eval updates one of its progress bars.
 
-    Raises ``ValueError`` naming the task for one that fails.
+    Raises ``ValueError`` with the task's name if one fails.
     """
-    # lm-eval would resample in forked processes, which gloo's threads do not survive.
+    # lm-eval would bootstrap in forked processes, which gloo's threads do not survive.
     os.environ["DISABLE_MULTIPROC"] = "1"
-    # It asks git for the revision of the current folder, and git complains on the terminal if that has none.
+    # lm-eval asks git for the revision of the current folder, and git prints an error if there is none.
     no_git = patch("lm_eval.evaluator.get_git_commit_hash", return_value=None, create=True)
-    # Its bars and notes would come from every process at once.
+    # Every process would print lm-eval's progress bars and notes.
     results: Results = {}
     with _randomness_kept(), no_git, redirect_stdout(StringIO()), redirect_stderr(_Bars(tick)):
-        # One at a time: lm-eval does not say which of several fails.
+        # One task per call: lm-eval does not say which of several failed.
         for name in tasks.names:
             with naming(name):
                 found = simple_evaluate(
@@ -53,7 +53,7 @@ def evaluate(
                     task_manager=tasks.manager,
                     limit=limit,
                     num_fewshot=num_fewshot,
-                    # Only for metrics that have no formula for their standard error.
+                    # Used only for metrics without a formula for their standard error.
                     bootstrap_iters=100,
                     log_samples=False,
                 )
@@ -63,7 +63,7 @@ def evaluate(
 
 
 def flat(results: Results) -> dict[str, float]:
-    """As trackers take them: ``eval/<task>/<metric>``, without standard errors."""
+    """Return the results for trackers: ``eval/<task>/<metric>``, without standard errors."""
     return {
         f"eval/{task}/{metric}": value
         for task, metrics in results.items()
@@ -73,9 +73,9 @@ def flat(results: Results) -> dict[str, float]:
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """lm-eval writes ``metric,filter``; the filter ``none`` is left out, as is all that is no number.
+    """Return the numbers in lm-eval's results by name; lm-eval's ``metric,none`` becomes ``metric``.
 
-    A standard error, ``metric_stderr,filter`` there, is ``metric,filter_stderr`` here.
+    A standard error, ``metric_stderr,filter`` there, becomes ``metric,filter_stderr``.
     """
     found = {}
     for name, value in values.items():
@@ -88,7 +88,7 @@ def _metrics(values: dict[str, Any]) -> dict[str, float]:
 
 
 class _Bars(StringIO):
-    """Where the bars that lm-eval draws of documents and metrics go."""
+    """A stream for lm-eval's progress bars that only calls ``tick``."""
 
     def __init__(self, tick: Callable[[], None]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Benchmarks of a model while it trains, at every ZeRO stage, without a trace in what training computes."""
+"""Runs benchmarks during training, at every ZeRO stage, without changing what training computes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def run_benchmarks(
     watch: Callable[[int, int], None],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """``eval/<task>/<metric>`` of the engine's model as it is now. Collective.
+    """Return ``eval/<task>/<metric>`` of the engine's current model. Collective.
 
-    ``watch`` is told of every batch, ``tick`` whenever lm-eval itself gets on.
+    ``watch`` is called after every batch, ``tick`` whenever lm-eval itself makes progress.
     """
     with engine.evaluating() as forward:
-        # At stage 3 every replica takes part in every forward pass: none can have rows of its own.
+        # At stage 3 every replica takes part in every forward pass, so replicas cannot share the rows.
         lm = CaatLM(model, tokenizer, forward=forward, watch=watch, share=engine.stage < 3)
         return flat(evaluate(lm, tasks, limit, tick=tick))

@@ -1,4 +1,4 @@
-"""lm-eval's own command line, which has no hook for models of others, with `--model caat` in it.
+"""lm-eval's command line with `--model caat`; lm-eval has no hook for external models.
 
 `python -m eval.quality.lm_eval_command run --model caat --model_args checkpoint=DIR --tasks piqa`
 """

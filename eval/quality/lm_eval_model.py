@@ -1,4 +1,4 @@
-"""A caat model as lm-evaluation-harness asks for one; its command line finds it as `--model caat`."""
+"""A caat model behind lm-evaluation-harness's interface; on its command line it is `--model caat`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from eval.quality.task_error import TaskError
 from layers.gpt import GPT
 from layers.loss import vocab_parallel_cross_entropy
 
-# What lm-eval's own models generate if a task does not say.
+# The default of lm-eval's own models for tasks that do not set it.
 MAX_NEW_TOKENS = 256
 TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64", "auto": "fp32"}
 
-# A request as lm-eval hands it on: its texts, and the tokens of the context and of what follows it.
+# lm-eval's form of a request: its texts, the tokens of the context, and the tokens of the continuation.
 Scored = tuple[Any, list[int], list[int]]
 
 
 class Unscorable(ValueError):
-    """A continuation that has no score: ``request`` is its number among those asked for."""
+    """A continuation that cannot be scored; ``request`` is its number among the requests."""
 
     def __init__(self, request: int, length: int, context: int) -> None:
         self.request = request
@@ -47,14 +47,13 @@ class Unscorable(ValueError):
 
 
 class CaatLM(TemplateLM):
-    """Log-likelihoods and continuations of a model that may be spread over processes.
+    """Log-likelihoods and continuations from a model that may be sharded over processes.
 
-    Every process makes it and runs the same evaluation: to lm-eval each is rank 0 of 1, and all get all
-    answers. ``batch``: rows of a forward pass, 0: by their length. ``add_bos``: contexts begin with the
-    begin-of-text token, which lm-eval's Hugging Face model leaves out unless the tokenizer adds it.
-    ``forward`` is called in place of the model, where something is wrapped round it; ``watch`` as in
-    :class:`~eval.generation.batches.Batches`. ``share``: each replica takes its share of the rows, else all
-    do the same.
+    Every process creates it and runs the same evaluation: to lm-eval each is rank 0 of 1, and all get all
+    results. ``batch``: rows per forward pass; 0: chosen by their length. ``add_bos``: contexts start with the
+    begin-of-text token, which lm-eval's Hugging Face model omits unless the tokenizer adds it. ``forward``
+    replaces the model if something wraps it; ``watch`` as in :class:`~eval.generation.batches.Batches`.
+    ``share``: each replica takes its share of the rows; otherwise all replicas compute all rows.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class CaatLM(TemplateLM):
         self.forward = forward or model
         self._device = model.norm.weight.device
         mesh = model.mesh if share else replace(model.mesh, data_rank=0, data_size=1)
-        # Where rows are not shared, replicas gather weights from each other in every pass.
+        # If rows are not shared (ZeRO 3), replicas gather weights from each other in every pass.
         alone = mesh.processes == 1 and (share or model.mesh.data_size == 1)
         self.batches = Batches(mesh, batch, AUTOMATIC[self._device.type], watch, alone)
 
@@ -87,7 +86,7 @@ class CaatLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before texts that have nothing else before them."""
+        """The token that precedes texts without a context."""
         return self.tokens.bos_id()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
@@ -108,7 +107,7 @@ class CaatLM(TemplateLM):
         for number, length in enumerate(scored):
             if not 0 < length <= self.max_length:
                 raise Unscorable(number, length, self.max_length)
-        # Of a context of spaces alone, lm-eval makes the beginning of what follows.
+        # lm-eval moves a context's trailing spaces to the continuation, so the context may be empty.
         begin = [self.prefix_token_id]
         rows = [
             [*(context or begin), *following][-(self.max_length + 1) :] for _, context, following in requests
@@ -124,16 +123,16 @@ class CaatLM(TemplateLM):
         return results
 
     def _score(self, rows: list[list[int]], scored: list[int]) -> list[tuple[float, bool]]:
-        """Log-probability of the last ``scored`` tokens of each row, and whether each is the most likely."""
+        """Return the log-probability of each row's last ``scored`` tokens, and whether all are greedy."""
         longest = max(map(len, rows))
-        # Padding on the right is behind all that counts: causal attention does not see it.
+        # Padding is on the right of all scored tokens, where causal attention does not see it.
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._device)
         tokens, targets = padded[:, :-1], padded[:, 1:]
         counts = torch.zeros(targets.shape, dtype=torch.bool)
         for number, (row, count) in enumerate(zip(rows, scored, strict=True)):
             counts[number, len(row) - 1 - count : len(row) - 1] = True
         counts = counts.to(self._device)
-        # Only what is scored: the vocabulary is by far the widest axis.
+        # Keep only the scored positions: the vocabulary is by far the largest axis.
         logits, targets = self.forward(tokens)[counts], targets[counts]
         mesh, config = self.model.mesh, self.model.config
         log_probabilities = -vocab_parallel_cross_entropy(logits, targets, config.vocab_size, mesh)
@@ -184,7 +183,7 @@ class CaatLM(TemplateLM):
 
 
 def _alike(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]]]:
-    """Requests that are continued in the same way, by number."""
+    """Group requests with equal generation arguments; return the numbers in each group."""
     groups: dict[str, tuple[SamplingConfig, list[int]]] = {}
     for number, request in enumerate(requests):
         how = request.args[1]
@@ -194,9 +193,9 @@ def _alike(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]
 
 
 def sampling(how: dict[str, Any]) -> SamplingConfig:
-    """What lm-eval's generation arguments, those of Hugging Face's `generate`, mean.
+    """Translate lm-eval's generation arguments, which are those of Hugging Face's `generate`.
 
-    Raises ``ValueError`` for values that cannot be meant, and whatever lm-eval makes of others.
+    Raises ``ValueError`` for invalid values; errors of lm-eval's own checks pass through.
     """
     known = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
     until, temperature = [each for each in known["until"] if each is not None], known.get("temperature", 0.0)
@@ -204,7 +203,7 @@ def sampling(how: dict[str, Any]) -> SamplingConfig:
         all(isinstance(text, str) and text for text in until),
         f"until={until} in its generation_kwargs must be texts, and none of them empty",
     )
-    # Without drawing, what to draw among means nothing.
+    # top_k and top_p have no meaning for greedy decoding.
     draw = {name: known[name] for name in ("top_k", "top_p") if name in known and temperature > 0}
     return SamplingConfig(
         max_new_tokens=known["max_gen_toks"],
@@ -218,7 +217,7 @@ def sampling(how: dict[str, Any]) -> SamplingConfig:
 class CaatCheckpoint(CaatLM):
     """`--model caat --model_args checkpoint=DIR,dtype=float32` of lm-eval: a run or checkpoint folder.
 
-    ``dtype`` is lm-eval's name of what ``precision`` sets.
+    ``dtype`` is lm-eval's name for ``precision``.
     """
 
     def __init__(
@@ -246,6 +245,6 @@ class CaatCheckpoint(CaatLM):
         folder = find(checkpoint)
         tokenizer = load_tokenizer(find_tokenizer(folder))
         batch = int(batch_size) if str(batch_size).isdigit() else 0
-        # lm-eval says cuda:0 unless it is told, GPU or none, and leaves it to the model to make do.
+        # lm-eval passes cuda:0 by default, even without a GPU, and leaves the choice to the model.
         model = open_model(folder, "cpu" if device == "cpu" else "auto", asked)
         super().__init__(model, tokenizer, batch, add_bos=add_bos)

@@ -10,5 +10,8 @@ from layers.gpt import GPT
 
 @torch.no_grad()
 def next_token_log_probabilities(model: GPT, tokens: Tensor) -> Tensor:
-    """log p(tokens[:, i + 1] | tokens[:, : i + 1]) in nats: int64 [batch, length] -> [batch, length - 1]."""
+    """Return log p(tokens[:, i + 1] | tokens[:, : i + 1]) in nats.
+
+    Maps int64 [batch, length] to [batch, length - 1].
+    """
     return -model(tokens[:, :-1], tokens[:, 1:])

@@ -1,4 +1,4 @@
-"""A task of lm-eval that fails says its name."""
+"""Errors of lm-eval tasks, with the task's name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from conf.checks import first_line
 
 
 class TaskError(ValueError):
-    """A task that cannot be run; the message begins with its name."""
+    """A task cannot be run; the message starts with its name."""
 
 
 @contextmanager
 def naming(task: str) -> Iterator[None]:
-    """Within it, what ``task`` raises is a :class:`TaskError`; a failure of the model stays what it is."""
+    """Within this context, turn errors of ``task`` into :class:`TaskError`; pass on those of the model."""
     try:
         yield
     except TaskError:
         raise
-    # Templates, metrics and functions of a task raise whatever they like.
+    # Templates, metrics and functions of a task can raise anything.
     except Exception as error:
         modules = {frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)}
         if "eval.quality.lm_eval_model" in modules and not isinstance(error, ValueError):

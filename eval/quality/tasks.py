@@ -21,21 +21,21 @@ PAPER = ("wikitext", "lambada_openai", "hellaswag", "winogrande", "piqa", "openb
 
 @dataclass(frozen=True)
 class Tasks:
-    """Names, and what knows them."""
+    """Task names, and the manager that loads them."""
 
     names: list[str]
     manager: TaskManager
 
     def check(self, context: int) -> None:
-        """Raise ``ValueError`` if a task's data cannot be had, or a model of this ``context`` cannot run it.
+        """Raise ``ValueError`` if a task's data is unavailable or a model of this ``context`` cannot run it.
 
-        What is downloaded is kept for later.
+        Downloads are cached.
         """
         for name in self.names:
             try:
                 loaded = self.manager.load([name])["tasks"]
             except Exception as error:
-                # Of any kind: from the network, the file system, a library or the task file.
+                # Any error: from the network, the file system, a library or the task file.
                 raise TaskError(
                     f"task {name} cannot be loaded ({first_line(error)}): its data comes from the Hugging "
                     "Face hub, or from the data_files of its task file"
@@ -48,7 +48,7 @@ class Tasks:
 
 
 def find_tasks(given: Sequence[str]) -> Tasks:
-    """What ``given`` means: task names, ``paper``, folders of task files (every task in them).
+    """Return the tasks that ``given`` names: task names, ``paper``, or folders of task files (all in them).
 
     Raises ``ValueError`` if lm-eval is not installed, a name is unknown or a folder holds no task.
     """
@@ -64,7 +64,7 @@ def find_tasks(given: Sequence[str]) -> Tasks:
         name for each in given if each not in folders for name in (PAPER if each == "paper" else (each,))
     ]
     names = _tasks_in(folders)
-    # Reading lm-eval's own thousands of tasks takes seconds: only for names.
+    # Reading lm-eval's own thousands of tasks takes seconds, and only names need them.
     manager = TaskManager(include_path=folders, include_defaults=bool(named))
     for name in named:
         if name not in manager.all_tasks:
@@ -93,7 +93,7 @@ def _check_generation(arguments: dict[str, Any], context: int) -> None:
 
 
 def _is_folder(name: str) -> bool:
-    """A folder that only happens to be called like a task is none of tasks."""
+    """Return whether ``name`` is a folder of tasks, and not a folder that only shares a task's name."""
     return "/" in name or (name != "paper" and any(Path(name).rglob("*.yaml")))
 
 

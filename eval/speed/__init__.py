@@ -1,1 +1,1 @@
-"""How fast the layers are: stacks to compare, timed in turns. Nothing here prints."""
+"""The speed of the layers: stacks to compare, timed in turns. Nothing here prints."""

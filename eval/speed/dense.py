@@ -1,4 +1,4 @@
-"""The same model in plain torch, nothing sharded: what our layers are measured against."""
+"""The same model in plain torch, unsharded: the baseline for our layers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DenseBlock(nn.Module):
 
 
 class DenseGPT(nn.Module):
-    """Token numbers and targets [batch, seq] -> loss of every token [batch, seq]."""
+    """Token ids and targets [batch, seq] -> loss of every token [batch, seq]."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every variant of a communication benchmark, taking turns, on all processes together."""
+"""Measures the variants of a communication benchmark in turns, on all processes together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eval.speed.variants import (
 
 
 def measure(variants: list[Variant], config: BenchStackConfig, device: torch.device) -> list[dict]:
-    """A row for each variant; the first is the limit that exposed communication is counted from.
+    """Return a row for each variant; exposed communication is the time above the first variant's.
 
     Collective: every process gets the same rows.
     """
@@ -48,7 +48,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
 
 
 def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
-    """Inside the layers, by direction, and around them: the head's or the embedding's, and norm weights."""
+    """Return a step's bytes inside the layers, by direction, and outside: head or embedding, norm weights."""
     variant.step()
     if variant.messages is None:
         return {"bytes_forward": None, "bytes_backward": None, "bytes_ends": None}
@@ -60,13 +60,13 @@ def _bytes_of_a_step(variant: Variant) -> dict[str, int | None]:
 
 
 def _alone(variant: Variant, size: dict[str, int | None]) -> str:
-    """Name of the run of a variant's messages alone; others may send the same."""
+    """Name the run of a variant's messages alone; variants with equal messages share it."""
     assert variant.messages is not None
     return f"alone {variant.messages.options.wire_dtype} {size['bytes_forward']}"
 
 
 def _messages_alone(variant: Variant, config: BenchStackConfig, device: torch.device) -> Callable[[], None]:
-    """All sums inside the layers in the last step, one after another, with nothing to compute between."""
+    """Return a function that repeats the last step's sums inside the layers, without computation between."""
     messages = variant.messages
     assert messages is not None
     inside = messages.ledger.totals("sync")
@@ -84,7 +84,7 @@ def _messages_alone(variant: Variant, config: BenchStackConfig, device: torch.de
 
 
 def _slowest(times: Times) -> Times:
-    """A step has ended when its slowest rank has."""
+    """Return the times of the slowest rank, which ends the step."""
     values = torch.tensor(times.values)
     if dist.get_backend() == "nccl":
         values = values.cuda()

@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces joined by shaped veth links (root; Linux; ip and tc)."""
+"""Emulated hosts: network namespaces joined by shaped veth links (needs root, Linux, ip and tc)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Host:
     address: str
 
     def command(self, *arguments: str) -> list[str]:
-        """``arguments`` as a command that runs on this host."""
+        """Return the command that runs ``arguments`` on this host."""
         return ["ip", "netns", "exec", self.namespace, *arguments]
 
 
 @contextmanager
 def shaped_hosts(count: int, rate: str, delay: str, burst: str) -> Iterator[list[Host]]:
-    """``count`` hosts, each sending at ``rate`` (all as tc writes them); gone when the block is left.
+    """Create ``count`` hosts that each send at ``rate`` (in tc's notation); remove them on exit.
 
-    Two are joined directly, more by a switch. Raises ``ValueError`` where namespaces cannot be made.
+    Two hosts are linked directly, more by a switch. Raises ``ValueError`` if namespaces cannot be created.
     """
     _check_possible()
     _remove_abandoned()
-    # As Ctrl-C does, SIGTERM is to leave every block, which takes the namespaces away.
+    # Like Ctrl-C, SIGTERM must unwind the stack, so that the namespaces are removed.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     prefix = f"caat-{os.getpid()}"
     hosts = [Host(f"{prefix}-{i}", f"link{i}", f"10.77.0.{i + 1}") for i in range(count)]
@@ -90,7 +90,7 @@ def _check_possible() -> None:
 
 
 def _remove_abandoned() -> None:
-    """Namespaces of a run that was killed before it could clean up."""
+    """Remove namespaces of a run that was killed before it could clean up."""
     for line in _run(["ip", "netns", "list"]).splitlines():
         match = re.match(r"caat-(\d+)-\w+", line)
         if match and not os.path.exists(f"/proc/{match[1]}"):

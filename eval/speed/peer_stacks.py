@@ -1,4 +1,4 @@
-"""The stack of :mod:`eval.speed.stack` in the tensor parallelism of others, with our weights."""
+"""The stack of :mod:`eval.speed.stack` with other libraries' tensor parallelism and our weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from layers.rotary import rotary_angles, rotate
 
 
 def torch_stack(config: BenchStackConfig, device: torch.device, ours: OurStack) -> nn.Module:
-    """torch's own tensor parallelism, as its tutorial applies it to a transformer."""
+    """Return the stack with torch's tensor parallelism, applied as in its tutorial for transformers."""
     stack = PlainStack(config.shape, _linear, _linear, _linear)
     device_mesh = init_device_mesh(device.type, (config.processes,))
     how = {"qkv": ColwiseParallel(), "output": RowwiseParallel(), "gate_up": ColwiseParallel()}
@@ -33,7 +33,7 @@ def torch_stack(config: BenchStackConfig, device: torch.device, ours: OurStack) 
 
 
 def megatron_core_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module | None:
-    """megatron-core's linears; None, said once, where it is not installed."""
+    """Return the stack with megatron-core's linears; None, with one note, if it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -69,7 +69,7 @@ def megatron_core_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module |
 
 
 def autotp_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module:
-    """The linears that DeepSpeed's AutoTP puts in the place of a model's own."""
+    """Return the stack with the linears that DeepSpeed's AutoTP substitutes for a model's own."""
     deepspeed = import_deepspeed()
     from deepspeed.module_inject.layers import LinearAllreduce, LinearLayer, set_autotp_mode
 
@@ -87,8 +87,11 @@ def autotp_stack(config: BenchStackConfig, ours: OurStack) -> nn.Module:
 
 
 def domino_stack(config: BenchStackConfig, mesh: Mesh, ours: OurStack) -> nn.Module | None:
-    """None, said once, where Domino cannot: it halves the batch, and with one head a process its backward
-    takes a view of a gradient that is none (DeepSpeed 0.19.8)."""
+    """Return Domino's stack; None, with one note, if Domino cannot run this configuration.
+
+    It halves the batch, and with one head per process its backward calls view() on a gradient that does not
+    allow it (DeepSpeed 0.19.8).
+    """
     if config.batch > 1 and config.heads > config.processes:
         return DominoStack(config, mesh, ours)
     if dist.get_rank() == 0:
@@ -97,8 +100,8 @@ def domino_stack(config: BenchStackConfig, mesh: Mesh, ours: OurStack) -> nn.Mod
 
 
 class DominoStack(nn.Module):
-    """DeepSpeed-Domino's transformer (arXiv 2409.15241): one half of the batch computes while sums of the
-    other travel. It is given our norms and our MLP in the places of its own, so that the function is ours."""
+    """DeepSpeed-Domino's transformer (arXiv 2409.15241): one half of the batch computes while the other
+    half's sums are in flight. Our norms and MLP replace Domino's, so that it computes the same function."""
 
     def __init__(self, config: BenchStackConfig, mesh: Mesh, ours: OurStack) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class DominoStack(nn.Module):
         from deepspeed.runtime.domino.transformer import DominoTransformer, ModelType
 
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        # Of its sums in place: their gradients are compared with ours.
+        # Domino's in-place sums cause this warning; its gradients are checked against ours.
         warnings.filterwarnings("ignore", message="c10d::allreduce_: an autograd kernel")
         c = self.c = config.shape
         group = dist.new_group()
@@ -148,12 +151,12 @@ class DominoStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)
         angles = rotary_angles(positions, self.c.head_dim, self.c.rope_base, x.dtype)
-        # Domino has Megatron's order, [seq, batch, hidden].
+        # Domino uses Megatron's layout, [seq, batch, hidden].
         return self.head(self.transformer(x.transpose(0, 1), None, (angles, angles))).square().mean()
 
     @torch.no_grad()
     def _copy_weights(self, ours: OurStack) -> None:
-        """This process's weights of ``ours``: the same function at ratio 1."""
+        """Copy this process's weights of ``ours``, which give the same function at ratio 1."""
         names = {
             "attention_norm": "input_layernorm",
             "attention.qkv": "self_attention.query_key_value",
@@ -171,7 +174,7 @@ class DominoStack(nn.Module):
                 _, layer, part = part.split(".", 2)
                 target = f"transformer.layers.{layer}.{names[part]}"
             if part == "attention.qkv":
-                # Domino has query, key and value of a head side by side.
+                # Domino interleaves query, key and value by head.
                 weight = weight.unflatten(0, (3, -1, self.c.head_dim)).transpose(0, 1).flatten(0, 2)
             self.get_parameter(f"{target}.weight").copy_(weight)
 
@@ -181,5 +184,5 @@ def _linear(inputs: int, outputs: int) -> nn.Module:
 
 
 def _turn(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of [batch, heads, seq, head_dim]."""
+    """Apply rotary embedding to [batch, heads, seq, head_dim]."""
     return rotate(x.transpose(1, 2), *angles).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes by torch's profiler, and what it keeps for backward."""
+"""Profiles a step with torch's profiler: time by kind of operation, and memory saved for backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from conf.bench import BenchStackConfig
 from eval.speed.variants import Variant, network_variants
 
-# By the profiler's names; each with the time of what it calls taken out.
+# Operations by their names in the profiler, which reports self time without callees.
 OPERATIONS = {
     "gemm": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"),
     "copy": ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous"),
@@ -20,7 +20,7 @@ OPERATIONS = {
 
 
 def profile_rows(config: BenchStackConfig, device: torch.device) -> list[dict]:
-    """A row for each variant of ``caat bench step``, of this process."""
+    """Return a row for each variant of ``caat bench step``, for this process."""
     return [
         {"mode": variant.mode, "ratio": variant.ratio, **_profile(variant, config.rounds, device)}
         for variant in network_variants(config, device)
@@ -52,7 +52,7 @@ def _profile(variant: Variant, rounds: int, device: torch.device) -> dict[str, f
 
 
 def _saved_bytes(variant: Variant) -> int:
-    """Of what is kept from forward to backward, weights left out."""
+    """Return the bytes of activations saved for backward, without weights."""
     sizes: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Intervals of training with a save and without, and loading beside plain reading.
+"""Benchmarks of checkpoints: training with and without a save, and loading against plain reading.
 
-A model is trained in intervals of so many steps that a save takes a tenth of one. Intervals with a save and
-without take turns; so do loading and plain reading, both from the disk and not from the system's cache.
+A model is trained in intervals long enough that a save takes a tenth of one. Intervals with and without a
+save take turns; so do loading and plain reading, both from the disk and not from the page cache.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SavingBenchmark:
         self.step = 0
 
     def saving(self) -> dict[str, str | float]:
-        """Time of an interval with an asynchronous save by one without."""
+        """Return the time of an interval with an asynchronous save, relative to one without."""
         self._train(3)
         waiting = self._saver(asynchronous=False)
         save_seconds = statistics.median(self._timed(lambda: self._save(waiting)) for _ in range(3))
@@ -68,7 +68,7 @@ class SavingBenchmark:
 
         for number in range(self.config.rounds):
             runs: list[Callable[[], None]] = [with_save, lambda: self._train(steps)]
-            # The order changes from pair to pair: a machine that gets slower favours neither.
+            # Alternate the order: a machine that slows down then favours neither.
             times = {i: self._timed(runs[i]) for i in ((0, 1) if number % 2 else (1, 0))}
             saver.wait()
             ratios.append(times[0] / times[1])
@@ -84,7 +84,7 @@ class SavingBenchmark:
         }
 
     def loading(self) -> dict[str, str | float]:
-        """Time of verifying and loading by that of reading the files, both from the disk."""
+        """Return the time of verifying and loading, relative to reading the files, both from the disk."""
         checkpoint = find(self.folder)
         ratios, loads, reads = [], [], []
         for number in range(self.config.rounds + 1):
@@ -134,13 +134,13 @@ class SavingBenchmark:
         load_state(self.engine.fragments(), KINDS[1:], self.tensors, self.mesh, checkpoint)
 
     def _read(self, checkpoint: Path) -> None:
-        """This rank's share of the bytes into memory, once."""
+        """Read this rank's share of the bytes into memory, once."""
         paths = sorted(checkpoint.glob("*.safetensors"))
         for path in paths[self.control.rank :: self.control.world]:
             path.read_bytes()
 
     def _timed(self, run: Callable[[], None], uncached: Path | None = None) -> float:
-        """Seconds until all ranks are done; ``uncached``: a folder that the system forgets first."""
+        """Return the seconds until all ranks are done. ``uncached``: a folder to drop from the page cache."""
         for path in uncached.iterdir() if uncached else ():
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

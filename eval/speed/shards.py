@@ -1,4 +1,4 @@
-"""A training step in one process, of the sharded model and of the same model in plain torch."""
+"""A training step in one process, for the sharded model and for the same model in plain torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIANTS = {
 
 
 def training_step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
-    """One step of the variant: forward, backward, AdamW."""
+    """Return a step of the variant: forward, backward, AdamW."""
     device = choose_device(config.device, 0, 1)
     dtype = PRECISIONS[config.precision]
     shape = config.model(config.vocab_size)
@@ -53,7 +53,7 @@ def training_step(config: BenchShardsConfig, variant: int) -> Callable[[], None]
 
 
 def peak_bytes(config: BenchShardsConfig, variant: int) -> int:
-    """Peak memory that the variant takes, in a process that has run no other."""
+    """Return the variant's peak memory, in a process that has run no other variant."""
     before = peak_resident_bytes()
     step = training_step(config, variant)
     for _ in range(3):

@@ -1,7 +1,8 @@
-"""The stack of blocks that the communication benchmarks time: ours, and one of anybody's linears.
+"""The stack of blocks that the communication benchmarks time: ours, and one for any library's linears.
 
-Both start where an embedding ends and end in a column-parallel head. Each sums 2 messages a layer forward
-and 2 backward, and one of all channels beside: Megatron for the head, ours for the embedding.
+Both start at the embedding's output and end in a column-parallel head. Each sums 2 messages per layer in
+forward and 2 in backward, and one more message of all channels: Megatron's for the head, ours for the
+embedding.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Linears = Callable[[int, int], nn.Module]
 
 
 class OurStack(nn.Module):
-    """Our blocks at ``ratio``: [batch, seq, hidden] -> this process's part of the loss.
+    """Our blocks at ``ratio``: [batch, seq, hidden] -> this process's share of the loss.
 
-    With a cache, which the input continues, the loss is that of the last token.
+    With a cache, the input continues it and the loss is that of the last token.
     """
 
     def __init__(self, c: ModelConfig, mesh: Mesh, ratio: float) -> None:
@@ -57,7 +58,7 @@ class OurStack(nn.Module):
 
 
 class ColumnLinear(nn.Module):
-    """Megatron's *f*, then a plain linear of this process's outputs."""
+    """Megatron's *f*, then a plain linear with this process's outputs."""
 
     def __init__(self, inputs: int, outputs: int, mesh: Mesh, purpose: str = "sync") -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(nn.Module):
-    """A plain linear of this process's inputs, then Megatron's *g*."""
+    """A plain linear with this process's inputs, then Megatron's *g*."""
 
     def __init__(self, inputs: int, outputs: int, mesh: Mesh) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class RowLinear(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A block of anybody's ``column(inputs, outputs)`` and ``row(inputs, outputs)`` linears."""
+    """A block built from any library's ``column(inputs, outputs)`` and ``row(inputs, outputs)`` linears."""
 
     def __init__(self, c: ModelConfig, column: Linears, row: Linears) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainStack(nn.Module):
-    """Full synchronisation: [batch, seq, hidden] -> this process's part of the loss, as :class:`OurStack`."""
+    """Full synchronisation: [batch, seq, hidden] -> this process's share of the loss, like `OurStack`."""
 
     def __init__(self, c: ModelConfig, column: Linears, row: Linears, head: Linears) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class PlainStack(nn.Module):
 
 
 def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
-    """Full synchronisation as in Megatron-LM (arXiv 1909.08053, figure 3), every sum waited for."""
+    """Return full synchronisation as in Megatron-LM (arXiv 1909.08053, figure 3), with blocking sums."""
     return PlainStack(
         c,
         lambda inputs, outputs: ColumnLinear(inputs, outputs, mesh),
@@ -128,7 +129,7 @@ def megatron_stack(c: ModelConfig, mesh: Mesh) -> PlainStack:
 
 @torch.no_grad()
 def copy_weights(ours: OurStack, other: nn.Module) -> nn.Module:
-    """Give ``other`` this process's weights of ``ours``, the same function at ratio 1, and return it."""
+    """Copy this process's weights of ``ours`` to ``other`` and return it: the same function at ratio 1."""
     theirs = dict(other.named_parameters())
     for name, parameter in ours.named_parameters():
         target = theirs[name.replace(".attention.", ".").replace(".mlp.", ".")]

@@ -1,4 +1,4 @@
-"""Times that can be trusted on a noisy machine: the variants take turns, medians and spreads are kept."""
+"""Timing for noisy machines: the variants take turns, and results are medians with spreads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import track
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one variant, round by round."""
+    """Milliseconds of one variant, by round."""
 
     values: list[float]
 
@@ -22,18 +22,18 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles."""
+        """Half the interquartile range."""
         if len(self.values) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.values, n=4)
         return (high - low) / 2
 
     def ratio_to(self, other: Times) -> float:
-        """Median over the rounds of this variant's time by the other's in the same round."""
+        """Return the median over rounds of this variant's time divided by the other's in the same round."""
         return statistics.median(a / b for a, b in zip(self.values, other.values, strict=True))
 
     def above(self, other: Times) -> Times:
-        """What this variant took more than the other, round by round."""
+        """Return this variant's time minus the other's, by round."""
         return Times([a - b for a, b in zip(self.values, other.values, strict=True)])
 
 
@@ -44,9 +44,9 @@ def take_turns(
     before: Callable[[], object] = lambda: None,
     show: bool = True,
 ) -> dict[str, Times]:
-    """Run every variant once a round, so that a slow spell of the machine hits all of them alike.
+    """Run every variant once per round, so that a slow spell of the machine affects all of them equally.
 
-    ``before`` is called, and not timed, in front of each run: a barrier, where several processes measure.
+    ``before`` is called before each run and not timed: a barrier, if several processes measure.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in track(range(rounds + warm_up), "measuring", transient=True, disable=not show):

@@ -1,4 +1,4 @@
-"""What the communication benchmarks time: passes of the same stack of blocks, in many ways."""
+"""The variants that the communication benchmarks time: the same stack with different synchronisation."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from eval.speed.peer_stacks import autotp_stack, domino_stack, megatron_core_sta
 from eval.speed.stack import OurStack, copy_weights, megatron_stack
 from layers.cache import KVCache
 
-# Of a stack on a device, what is timed.
+# Makes the step to time from a stack on a device.
 MakeStep = Callable[[BenchStackConfig, torch.device, nn.Module], Callable[[], float]]
 
 
 @dataclass
 class Variant:
-    """One way to make the sums of a step. ``step`` returns this process's part of the loss."""
+    """One way to do the sums of a step. ``step`` returns this process's share of the loss."""
 
     mode: str
     ratio: float
     step: Callable[[], float]
-    # None: somebody else's collectives, which we cannot count.
+    # None for a peer, whose collectives we cannot count.
     messages: Collectives | None
 
 
 def network_variants(
     config: BenchStackConfig, device: torch.device, make_step: MakeStep | None = None
 ) -> list[Variant]:
-    """No communication, full synchronisation, and ours at every ratio: without, waiting, overlapped.
+    """Return no communication, full synchronisation, and ours at every ratio: none, blocking, overlapped.
 
-    Overlapped also with every other type on the wire that is asked for.
+    The overlapped variant also runs with each of ``config.wire_dtypes``.
     """
     group, make = dist.new_group(), make_step or _step
     variants = [_plain(config, device, "none", None, make), _plain(config, device, "full", group, make)]
@@ -56,20 +56,20 @@ def network_variants(
 
 
 def prefill_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
-    """The same, where a step reads the prompts into a cache."""
+    """Return the same variants with a step that reads the prompts into a cache."""
     return network_variants(config, device, partial(_generation_step, prompt=True))
 
 
 def decode_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
-    """The same, where a step makes all new tokens, one by one."""
+    """Return the same variants with a step that generates all new tokens, one by one."""
     return network_variants(config, device, partial(_generation_step, prompt=False))
 
 
 def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Variant]:
-    """No communication, the peers that are installed, and ours.
+    """Return no communication, the installed peers, and ours.
 
-    Raises ``ArithmeticError`` if the loss or gradient of a peer is not ours at ratio 1: then it does not do
-    the same work.
+    Raises ``ArithmeticError`` if a peer's loss or gradient differs from ours at ratio 1: it would not be
+    doing the same work.
     """
     group = dist.new_group()
     variants = [_plain(config, device, "none", None, _step)]
@@ -91,7 +91,7 @@ def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Varian
 
 
 def _loss_and_gradient(config: BenchStackConfig, device, stack: nn.Module) -> tuple[Tensor, Tensor]:
-    """This process's part of the loss, and the gradient of the input, which every layer passed on."""
+    """Return this process's share of the loss, and the input's gradient, which passes through every layer."""
     x = _input(config, device)
     loss = stack.to(device, x.dtype)(x)
     loss.backward()
@@ -109,7 +109,7 @@ def _check_same(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor,
 def _mesh(
     config: BenchStackConfig, group: dist.ProcessGroup | None, options: SumOptions | None = None
 ) -> Mesh:
-    """P shards on P processes; without a ``group`` nothing is sent."""
+    """Return a mesh of P shards on P processes; without a ``group`` nothing is sent."""
     messages = Collectives(config.processes if group else 1, group, options)
     return Mesh(config.processes, config.processes, dist.get_rank(), tensor=messages)
 
