@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
@@ -44,3 +45,10 @@ def test_it_is_the_same_for_torch_with_and_without_cuda(pinned):
 def test_every_extra_that_a_target_installs_is_there():
     extras = set(re.findall(r"/with-([a-z]+)", (ROOT / "Makefile").read_text()))
     assert extras and extras <= OPTIONAL.keys()
+
+
+def test_the_hosted_workflow_runs_every_supported_python():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    tested = set(re.findall(r'"(3\.\d+)"', text))
+    supported = SpecifierSet(PROJECT["requires-python"])
+    assert tested == {f"3.{minor}" for minor in range(20) if f"3.{minor}" in supported}
