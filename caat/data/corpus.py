@@ -61,7 +61,7 @@ def prepare(config: DataConfig, out: Path | None = None) -> Path:
     if check_source(config).kind == "prepared":
         if out is not None:
             raise ValueError(
-                f"data.path={config.path} is prepared already: use it as it is, without out={out}"
+                f"data.path={config.path} is already prepared: use it directly, without out={out}"
             )
         read_index(folder)
         return folder
@@ -156,9 +156,9 @@ def _make(config: DataConfig, folder: Path) -> None:
             raise
         text = sum(file.stat().st_size for file in check_source(config).files)
         raise ValueError(
-            f"{folder} could not be written ({full.strerror}): preparing {size_text(text)} of text takes "
-            f"about twice as much, and {size_text(free_bytes(folder) or 0)} are free. Make room, or give "
-            "another folder, data.dir=... (out=... of caat tokenize)"
+            f"{folder} could not be written ({full.strerror}): preparing {size_text(text)} of text needs "
+            f"about twice as much, and {size_text(free_bytes(folder) or 0)} are free. Free space, or choose "
+            "another folder with data.dir=... (out=... for caat tokenize)"
         ) from error
 
 
@@ -167,10 +167,10 @@ def _is_done(config: DataConfig, folder: Path) -> bool:
     if not folder.exists():
         return False
     if not folder.is_dir() or not (folder / "index.json").is_file():
-        raise ValueError(f"{folder} exists and holds no token shards: remove it or choose another folder")
+        raise ValueError(f"{folder} exists but holds no token shards: remove it or choose another folder")
     if read_index(folder).key != _key(config):
         raise ValueError(
-            f"{folder} holds shards of other text or settings: remove it or choose another folder"
+            f"{folder} holds shards of another text or other settings: remove it or choose another folder"
         )
     return True
 
@@ -186,8 +186,8 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire(poll_interval=0.5)
     except OSError as error:
         raise ValueError(
-            f"{folder} cannot be made ({error.strerror}): give another folder, data.dir=... (out=... of caat "
-            "tokenize)"
+            f"{folder} cannot be created ({error.strerror}): choose another folder with data.dir=... "
+            "(out=... for caat tokenize)"
         ) from error
     try:
         yield

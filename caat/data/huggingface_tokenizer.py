@@ -72,14 +72,14 @@ class HuggingFaceTokenizer:
         if token is not None:
             number = self.tokenizer.token_to_id(token)
             if number is None:
-                raise ValueError(f"{path.with_name(file)} names {name}_token {token}, which {path} lacks")
+                raise ValueError(f"{path.with_name(file)} names {name}_token {token}, which is not in {path}")
             return number
         number = read_settings(path.with_name(NAMED_IN[2])).get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         if type(number) is not int or not 0 <= number < self._size:
             raise ValueError(
-                f"nothing beside {path} names the token that {'begins' if name == 'bos' else 'ends'} a "
-                f'document: write {{"{name}_token": "..."}} into {SETTINGS} there'
+                f"no file next to {path} names the token that {'begins' if name == 'bos' else 'ends'} a "
+                f'document: add {{"{name}_token": "..."}} to {SETTINGS} in that folder'
             )
         return number
 
@@ -91,7 +91,7 @@ def named_token(path: Path, name: str) -> tuple[str, str | None]:
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None:
             if not isinstance(token, str):
-                raise ValueError(f"{path.with_name(file)} has {name}_token={token!r}, which must be a text")
+                raise ValueError(f"{path.with_name(file)} has {name}_token={token!r}, which must be a string")
             return file, token
     return SETTINGS, None
 

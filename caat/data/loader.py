@@ -109,8 +109,8 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
     count = (len(shards) - 1) // sequence
     if count < 1:
         raise ValueError(
-            f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, less than one sequence "
-            f"of train.sequence={sequence} and its last target: lower train.sequence, give more text"
+            f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, fewer than one "
+            f"sequence of train.sequence={sequence} plus its last target: lower train.sequence, give more text"
             + (", or raise data.validation" if shards.split == "validation" else "")
         )
     return count

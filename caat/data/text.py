@@ -53,8 +53,7 @@ def check_source(config: DataConfig) -> Source:
         if not tokenizer.is_file() or not tokenizer.stat().st_size:
             raise ValueError(
                 f"data.tokenizer={config.tokenizer} is not a file or is empty: give a SentencePiece model "
-                "or a tokenizer.json, "
-                "or leave it out and one is trained on the text"
+                "or a tokenizer.json, or leave it out to train one on the text"
             )
     return source
 
@@ -76,7 +75,7 @@ def load_documents(config: DataConfig, cache: Path) -> Dataset:
         datasets.disable_progress_bars()
     documents = _from_hub(config) if source.kind == "hub" else _from_files(config, source, cache)
     if not len(documents):
-        raise ValueError(f"data.path={config.path} holds no documents: give a path with text in it")
+        raise ValueError(f"data.path={config.path} holds no documents: give a path that contains text")
     return documents
 
 
@@ -101,7 +100,7 @@ def batches(documents: Dataset, rows: range, size: int) -> Iterator[list[str]]:
             except UnicodeDecodeError as error:  # only in a Hugging Face dataset: local files were checked
                 raise ValueError(
                     f"rows {start + 1:,} to {start + len(texts):,} of the dataset hold bytes that are not "
-                    f"UTF-8 ({error}): mend or remove them"
+                    f"UTF-8 ({error}): fix or remove them"
                 ) from None
 
 
@@ -125,8 +124,8 @@ def _find(config: DataConfig) -> Source:
     like_a_file = _reader(path) or mimetypes.guess_type(path.name) != (None, None) or path.parent.is_dir()
     if like_a_file or not HUB_NAME.fullmatch(config.path):
         raise ValueError(
-            f"data.path={config.path} does not exist: check the path (from {Path.cwd()}), or give a Hugging "
-            "Face dataset as owner/name"
+            f"data.path={config.path} does not exist: check the path (relative to {Path.cwd()}), or give a "
+            "Hugging Face dataset as owner/name"
         )
     return Source("hub", config.path.split("/")[-1])
 
@@ -144,7 +143,7 @@ def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
         raise ValueError(f"data.path={config.path} names no text file: known extensions are {KNOWN}")
     files = [file for file in files if file.stat().st_size]
     if not files:
-        raise ValueError(f"data.path={config.path} is empty: give a path with text in it")
+        raise ValueError(f"data.path={config.path} is empty: give a path that contains text")
     readers = sorted({str(_reader(file)) for file in files})
     if len(readers) > 1:
         raise ValueError(
@@ -194,8 +193,8 @@ def _from_hub(config: DataConfig) -> Dataset:
             documents = load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:
         raise ValueError(
-            f"data.path={config.path} is neither a file or folder here nor a Hugging Face dataset that can "
-            f"be had (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
+            f"data.path={config.path} is neither a local file or folder nor a Hugging Face dataset that can "
+            f"be loaded (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
             "Check the path, the dataset's name, its subset and split, and the network"
         ) from error
     if field not in documents.column_names:

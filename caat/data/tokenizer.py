@@ -53,8 +53,8 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
     """
     if vocab_size <= SMALLEST:
         raise ValueError(
-            f"vocab_size={vocab_size} must be above {SMALLEST}: three special pieces and the 256 bytes "
-            "come first"
+            f"vocab_size={vocab_size} must be above {SMALLEST}: it includes three special pieces and the 256 "
+            "bytes"
         )
     from sentencepiece import SentencePieceTrainer
 
@@ -123,12 +123,12 @@ def _remedy(vocab_size: int, message: str) -> str:
     if "too high" in message:
         largest = re.search(r"<= (\d+)", message)
         return (
-            f"vocab_size={vocab_size} is too large for this text: lower it to "
-            f"{largest.group(1) if largest else 'less'} at most (and the model's with it) or give more text"
+            f"vocab_size={vocab_size} is too large for this text: lower it (and the model's) to at most "
+            f"{largest.group(1) if largest else 'a smaller value'}, or give more text"
         )
     if "smaller than required" in message:
         return (
             f"vocab_size={vocab_size} is too small for the characters of this text: "
-            "raise it (and the model's with it)"
+            "raise it (and the model's)"
         )
     return f"no tokenizer of vocab_size={vocab_size} could be trained on this text: {message.strip()}"

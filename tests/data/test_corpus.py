@@ -164,11 +164,11 @@ def test_given_tokenizer_and_out(documents, tmp_path):
     assert prepare(config, out) == out == prepare(config, out)
     assert (out / "tokenizer.model").read_bytes() == model.read_bytes()
     assert (out / "train-00000.bin").read_bytes() == (first / "train-00000.bin").read_bytes()
-    with pytest.raises(ValueError, match="holds shards of other text or settings"):
+    with pytest.raises(ValueError, match="holds shards of another text or other settings"):
         prepare(settings(documents), out)
-    with pytest.raises(ValueError, match="exists and holds no token shards"):
+    with pytest.raises(ValueError, match="exists but holds no token shards"):
         prepare(config, tmp_path)
-    with pytest.raises(ValueError, match="is prepared already"):
+    with pytest.raises(ValueError, match="is already prepared"):
         prepare(DataConfig(path=str(first)), tmp_path / "again")
 
 
@@ -204,7 +204,7 @@ def test_a_place_that_cannot_be_made_is_named(documents, tmp_path):
     (tmp_path / "file").touch()
     for place in (str(tmp_path / "file" / "sub"), "/proc/nope"):
         with pytest.raises(
-            ValueError, match=r"cannot be made \(.*\): give another folder, data.dir="
+            ValueError, match=r"cannot be created \(.*\): choose another folder with data.dir="
         ) as error:
             prepare(settings(documents, dir=place))
         assert place in str(error.value)
@@ -236,7 +236,7 @@ def test_a_bad_tokenizer_is_named_before_text_is_read(documents, tmp_path, monke
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a few words"]), model_prefix="mine", vocab_size=11, minloglevel=2, eos_id=-1
     )
-    with pytest.raises(ValueError, match=r"^mine.model has no piece for the begin or the end"):
+    with pytest.raises(ValueError, match=r"^mine.model has no piece that begins or ends a document"):
         prepare(settings(documents, tokenizer="mine.model"))
     Path("tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^tokenizer.json is not a tokenizer.json"):

