@@ -110,7 +110,7 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
     if count < 1:
         raise ValueError(
             f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, fewer than one "
-            f"sequence of train.sequence={sequence} plus its last target: lower train.sequence, give more text"
+            f"sequence of train.sequence={sequence} plus a last target: lower train.sequence, give more text"
             + (", or raise data.validation" if shards.split == "validation" else "")
         )
     return count
