@@ -112,7 +112,7 @@ class RowParallelLinear(nn.Module):
         """
         if x.shared.shape[-1] != self.shared_channels:
             raise ValueError(
-                f"the stream shares {x.shared.shape[-1]} channels and this layer {self.shared_channels}: "
+                f"the stream shares {x.shared.shape[-1]} channels, but this layer {self.shared_channels}: "
                 "enter() and every row-parallel layer need the same ratio"
             )
         return row_parallel(a, self.weight, x, self.private_scale, self.mesh, compiled=self.compiled)

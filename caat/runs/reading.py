@@ -93,7 +93,7 @@ def find_runs(folders: list[str]) -> tuple[list[Run], list[Problem]]:
     for name in folders:
         top = Path(name).expanduser()
         if not top.is_dir():
-            raise ValueError(f"{name} is not a folder: give run folders, or folders that they lie in")
+            raise ValueError(f"{name} is not a folder: give run folders, or folders that contain them")
         places |= dict.fromkeys(_run_folders(top.resolve()))
     runs, problems = [], []
     for place in places:
@@ -104,8 +104,8 @@ def find_runs(folders: list[str]) -> tuple[list[Run], list[Problem]]:
     if not runs:
         reasons = "".join(f"; {problem.folder}: {problem.reason}" for problem in problems[:3])
         raise ValueError(
-            f"there is no run in {', '.join(folders)} that can be read{reasons or ' (no config.yaml)'}: "
-            "give folders that caat pretrain made"
+            f"there is no readable run in {', '.join(folders)}{reasons or ' (no config.yaml)'}: "
+            "give folders that caat pretrain created"
         )
     return runs, problems
 

@@ -32,15 +32,15 @@ def choose_device(
     enough = gpus >= (1 if backend == "gloo" else local_processes)
     if not enough and (requested == "cuda" or backend == "nccl"):
         asked = "launch.device=cuda" if requested == "cuda" else "launch.backend=nccl"
-        share = ", launch.backend=gloo to let them share" if gpus else ""
+        share = ", set launch.backend=gloo to let them share" if gpus else ""
         raise ValueError(
-            f"{asked} needs a GPU for each of {local_processes} processes and {gpus} are there: "
-            f"start fewer processes{share}, or launch.device=cpu"
+            f"{asked} needs a GPU for each of {local_processes} processes, but this node has {gpus}: "
+            f"start fewer processes{share}, or set launch.device=cpu"
         )
     if requested == "cpu" or not enough:
         if requested == "auto" and gpus and local_rank == 0:
             print(
-                f"note: {local_processes} processes and GPUs for {gpus}: computing on the CPU. "
+                f"note: {local_processes} processes but GPUs for only {gpus}: computing on the CPU. "
                 "launch.backend=gloo lets processes share a GPU",
                 file=sys.stderr,
             )

@@ -40,6 +40,6 @@ def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
             told = True
             print(f"caat: waiting for ranks {sorted(missing)}", file=sys.stderr, flush=True)
         if missing and waited > timeout.total_seconds():
-            raise RuntimeError(f"ranks {sorted(missing)} have not come within {timeout}")
+            raise RuntimeError(f"ranks {sorted(missing)} did not join within {timeout}")
         sleep(POLL_SECONDS)
     return name

@@ -59,7 +59,7 @@ class ReplicaGuard:
         if problems:
             raise DriftError(
                 f"stopped after step {step}: copies of the same tensor differ. {'; '.join(problems)}. A "
-                "process, its memory or its network is faulty: resume from the last checkpoint without it"
+                "process, its memory or its network is faulty: exclude it and resume from the last checkpoint"
             )
 
     def _differences(self, ranks: Sequence[tuple[dict[str, int], dict[str, int], int | None]]) -> list[str]:
@@ -97,8 +97,10 @@ def _compare(name: str, sums: dict[int, int | None]) -> list[str]:
     values: Iterable[int | None] = sums.values()
     common = max(set(values), key=list(values).count)
     odd = [str(rank) for rank, value in sums.items() if value != common]
-    others = "rank" if len(odd) == 1 else "ranks"
-    return [f"{name} on {others} {', '.join(odd)} is not what it is on the others"] if odd else []
+    if not odd:
+        return []
+    where = f"copy of {name} on rank" if len(odd) == 1 else f"copies of {name} on ranks"
+    return [f"the {where} {', '.join(odd)} {'differs' if len(odd) == 1 else 'differ'} from the others"]
 
 
 def _is_here(parameter: Tensor) -> bool:

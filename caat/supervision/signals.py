@@ -65,7 +65,7 @@ class StopRequest:
                 elif self._interrupts > 1:
                     self._end("stopped at once by a second Ctrl-C")
                 else:
-                    self._say(f"Ctrl-C: finishing this step, then saving; again: stops at once{_limit()}")
+                    self._say(f"Ctrl-C: finishing this step, then saving; again to stop at once{_limit()}")
 
     def _end(self, why: str) -> None:
         if self._first:
@@ -83,7 +83,7 @@ def _limit() -> str:
     """Return a warning if torchrun's default shutdown timeout may be too short for saving."""
     if not launched_by_torchrun() or "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in os.environ:
         return ""
-    return ". torchrun kills in 30 s: start it with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 for longer steps"
+    return ". torchrun kills after 30 s: start it with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600 for longer steps"
 
 
 class StoppedBySignal(Exception):

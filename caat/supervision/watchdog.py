@@ -62,7 +62,7 @@ class Watchdog:
         self._processes: dict[int, dict] = {}
         self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
         if store is not None:
-            self._threads.append(threading.Thread(target=self._listen, name="watchdog's ear", daemon=True))
+            self._threads.append(threading.Thread(target=self._listen, name="watchdog listener", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -209,7 +209,7 @@ def _within(seconds: float, work: Callable[[], T], otherwise: D) -> T | D:
         with suppress(dist.DistError, OSError):
             results.append(work())
 
-    thread = threading.Thread(target=run, name="watchdog's voice", daemon=True)
+    thread = threading.Thread(target=run, name="watchdog call", daemon=True)
     thread.start()
     thread.join(seconds)
     return results[0] if results else otherwise

@@ -59,7 +59,7 @@ def check_trained(folder: Path) -> Trained:
             read_checked(folder / name)
     for path in trained.files:
         if not path.is_file():
-            raise ValueError(f"{path} is missing: the checkpoint is damaged, take another one")
+            raise ValueError(f"{path} is missing: the checkpoint is damaged, use another one")
     return trained
 
 
@@ -74,7 +74,7 @@ def export_checkpoint(
     with written_aside(to) as aside:
         for path in trained.files:
             if _copy(path, aside / path.name, show) != trained.checksums[path.name]:
-                raise ValueError(f"{path} is damaged: its content does not have the checksum in state.json")
+                raise ValueError(f"{path} is damaged: its content does not match the checksum in state.json")
         _check_finite(Tensors(aside), trained.folder)
         for name, content in trained.tokenizer.items():
             write_bytes(aside / name, content)
@@ -96,7 +96,7 @@ def _check_finite(tensors: Tensors, folder: Path) -> None:
     for name in tensors.names:
         require(
             bool(tensors.whole(name).isfinite().all()),
-            f"{folder}: {name} holds nan or inf, whatever its checksum: give an earlier checkpoint",
+            f"{folder}: {name} holds nan or inf, although its checksum matches: give an earlier checkpoint",
         )
 
 

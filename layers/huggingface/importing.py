@@ -79,8 +79,8 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
     tokenizer = load_tokenizer(path)
     require(
         tokenizer.vocab_size() <= model.vocab_size,
-        f"{path} has {tokenizer.vocab_size():,} pieces and the model only vocab_size={model.vocab_size}: it "
-        "is the tokenizer of another model, put this one's there",
+        f"{path} has {tokenizer.vocab_size():,} pieces, but the model only vocab_size={model.vocab_size}: it "
+        "belongs to another model, replace it by this model's tokenizer",
     )
     architecture = replace(architecture, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
     tied = flagged and _head_is_embedding(tensors, model)
@@ -104,7 +104,7 @@ def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Ca
                     for name, shape in zip(each.names, each.shapes, strict=True):
                         require(
                             out.append(source.read(name, shape)),
-                            f"{source.folder}: {name} holds nan or inf: it is damaged or was trained badly",
+                            f"{source.folder}: {name} holds nan or inf: it is damaged, or training diverged",
                         )
                     show(each.bytes)
                 checksums[file.name] = out.close()
@@ -126,7 +126,7 @@ def _exported(folder: Path, shards: int | None, ratio: float | None) -> Architec
     ):
         require(
             ours in (None, theirs),
-            f"{name}={ours}, but {folder} was trained with {theirs}, and another is another model: leave "
+            f"{name}={ours}, but {folder} was trained with {theirs}, which is part of the model: leave "
             f"{name} out",
         )
     return found
@@ -136,8 +136,8 @@ def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
     """Open the tensors. Raise ``ValueError`` unless the files hold exactly the model's tensors."""
     require(
         any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
-        f"{folder} holds pickled weights (.bin), which could run code when loaded: where you trust it, load "
-        "it with transformers and save_pretrained() it again, which writes safetensors",
+        f"{folder} holds pickled weights (.bin), which could run code when loaded: if you trust it, load it "
+        "with transformers and save it again with save_pretrained(), which writes safetensors",
     )
     tensors = Tensors(folder)
     wanted = {
@@ -148,8 +148,8 @@ def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
     extra = {name for name in tensors.names if name not in wanted and not name.endswith(BUFFERS)}
     require(
         not extra,
-        f"{folder} has {len(extra)} tensors that a Llama of its config.json has no place for, such as "
-        f"{min(extra, default='')}: it belongs to another model",
+        f"{folder} has {len(extra)} tensors that do not belong to a Llama with its config.json, such as "
+        f"{min(extra, default='')}: give the config.json of the model",
     )
     for name, shape in wanted.items():
         if not (tied and name == HEAD and HEAD not in tensors.names):

@@ -88,7 +88,7 @@ def read_llama(folder: Path) -> Llama:
         kind == "llama",
         "model_type",
         kind,
-        "is not known here: give a model of type llama (SmolLM, TinyLlama, Llama 1 and 2 and others are)",
+        "is not supported: give a model of type llama (SmolLM, TinyLlama, Llama 1 and 2 and others)",
     )
     values = parse_record(read_config(folder), Llama, path)
     for key in ("rope_scaling", "rope_parameters"):
@@ -98,7 +98,7 @@ def read_llama(folder: Path) -> Llama:
             scaling in (None, "default"),
             key,
             scaling,
-            "scales rotary positions, which our models do not: give a model without",
+            "scales rotary positions, which caat does not support: give a model without it",
         )
     refuse_unless(
         values.hidden_act == "silu", "hidden_act", values.hidden_act, "is not silu, which SwiGLU needs"
@@ -108,26 +108,26 @@ def read_llama(folder: Path) -> Llama:
             not getattr(values, key),
             key,
             True,
-            "means biases, and our linears have none: give one without",
+            "means biases, which caat does not support: give a model without biases",
         )
     head_dim = values.hidden_size // values.num_attention_heads
     refuse_unless(
         values.head_dim in (None, head_dim),
         "head_dim",
         values.head_dim,
-        f"is not hidden_size / num_attention_heads = {head_dim}, as our models have it",
+        f"is not hidden_size / num_attention_heads = {head_dim}, which caat requires: give another model",
     )
     refuse_unless(
         values.sliding_window is None,
         "sliding_window",
         values.sliding_window,
-        "limits attention, which ours does not: give a model without",
+        "limits attention, which caat does not support: give a model without it",
     )
     refuse_unless(
         values.quantization_config is None,
         "quantization_config",
         values.quantization_config,
-        "means quantised weights: convert the model they were made from",
+        "means quantised weights: convert the original, unquantised model",
     )
     return values
 

@@ -55,8 +55,8 @@ def choose_tokenizer(folder: Path) -> Path:
 
 def _check_alone(tokenizer: SentencePieceTokenizer, path: Path) -> None:
     remedy = (
-        "which would be lost: load the tokenizer with transformers and save_pretrained() it there, which "
-        "writes tokenizer.json"
+        "which would be lost: load the tokenizer with transformers and save it there with save_pretrained(), "
+        "which writes tokenizer.json"
     )
     for file, number, token in _added(path):
         known = number < tokenizer.vocab_size() and tokenizer.id_to_piece(number) == token
@@ -65,7 +65,7 @@ def _check_alone(tokenizer: SentencePieceTokenizer, path: Path) -> None:
         file, named = named_token(path, name)
         require(
             named in (None, tokenizer.id_to_piece(number)),
-            f"{path.with_name(file)} names {name}_token {named}, and {path} has "
+            f"{path.with_name(file)} names {name}_token {named}, but {path} has "
             f"{tokenizer.id_to_piece(number)}, {remedy}",
         )
 

@@ -37,7 +37,7 @@ def pickled(folder: Path) -> None:
 
 
 WRONG = {
-    "another type": (lambda f: edit(f, model_type="qwen2"), 'model_type="qwen2" is not known here'),
+    "another type": (lambda f: edit(f, model_type="qwen2"), 'model_type="qwen2" is not supported'),
     "scaled rope": (
         lambda f: edit(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}),
         r"rope_parameters=.*llama3.* scales rotary positions",
@@ -84,7 +84,7 @@ WRONG = {
     ),
     "extra tensor": (
         lambda f: change_tensors(f, model__layers__0__self_attn__q_proj__bias=torch.zeros(32)),
-        r"has 1 tensors that a Llama of its config.json has no place for, such as .*q_proj.bias",
+        r"has 1 tensors that do not belong to a Llama with its config.json, such as .*q_proj.bias",
     ),
     "wrong shape": (
         lambda f: change_tensors(f, model__norm__weight=torch.ones(31)),
@@ -102,7 +102,7 @@ WRONG = {
         lambda f: (f / "tokenizer.json").unlink(),
         "holds no tokenizer: put its tokenizer.model or",
     ),
-    "larger tokenizer": (lambda f: edit(f, vocab_size=399), r"has shape|has 400 pieces and the model only"),
+    "larger tokenizer": (lambda f: edit(f, vocab_size=399), r"has shape|has 400 pieces, but the model only"),
 }
 
 
@@ -119,7 +119,7 @@ def test_wrong_input_is_named_and_nothing_written(name, tmp_path):
 
 def test_a_tokenizer_with_more_pieces_than_the_model(tmp_path):
     write_llama(tmp_path / "hf", vocab_size=399)
-    with pytest.raises(ValueError, match=r"has 400 pieces and the model only vocab_size=399"):
+    with pytest.raises(ValueError, match=r"has 400 pieces, but the model only vocab_size=399"):
         main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
 
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_another_small_file_is_not_exported(tmp_path, name):
         says = "tokenizer.model is no file of this checkpoint"
     else:
         (ours / name).write_bytes((ours / name).read_bytes() + b"\n")
-        says = f"{name} is damaged: its content does not have the checksum"
+        says = f"{name} is damaged: its content does not match the checksum"
     with pytest.raises(ValueError, match=says):
         main([f"from={ours}", f"to={tmp_path / 'back'}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ours"]

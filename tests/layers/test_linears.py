@@ -41,7 +41,7 @@ def test_row_gradient_is_exact(ratio):
 
 def test_another_ratio_than_the_stream_is_refused():
     row = RowParallelLinear(8, 12, Mesh(2), ratio=0.5)
-    with pytest.raises(ValueError, match="the stream shares 3 channels and this layer 6"):
+    with pytest.raises(ValueError, match="the stream shares 3 channels, but this layer 6"):
         row(torch.ones(3, 8), enter(torch.ones(3, 12), 3, Mesh(2)))
 
 

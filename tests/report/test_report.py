@@ -396,7 +396,7 @@ def test_a_damaged_status_is_a_line_of_the_report(status, tmp_path):
     [
         ([], "caat report needs folders"),
         (["missing"], "missing is not a folder"),
-        (["."], "there is no run in ."),
+        (["."], "there is no readable run in ."),
         (["--all"], "--all is not an option"),
         ([".", "size=3"], "there is no setting size"),
     ],

@@ -194,8 +194,8 @@ def test_what_is_equal_passes(ranks, stage):
 @pytest.mark.parametrize(
     ("kind", "stage", "says"),
     [
-        ("norm", 0, "norm.weight on rank 3 is not what it is on the others"),
-        ("norm", 3, "norm.weight on rank 3 is not what it is on the others"),
+        ("norm", 0, "norm.weight on rank 3 differs from the others"),
+        ("norm", 3, "norm.weight on rank 3 differs from the others"),
         ("replica", 1, "blocks.1.mlp.down.weight on rank"),
         ("channels", 0, "the shared channels of the residual stream on rank"),
     ],

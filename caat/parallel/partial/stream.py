@@ -30,7 +30,7 @@ class Transfer:
 
     def start(self, x: Tensor, direction: Direction = "forward") -> None:
         """Start summing ``x`` over the processes, in place."""
-        assert self._wait is None, "a stream was read twice while its sum was on its way"
+        assert self._wait is None, "a stream was read twice while its sum was in flight"
         self._wait = self._collectives.start_sum(x, direction, "sync")
 
     def start_backward(self, gradient: Tensor) -> Tensor:
