@@ -248,7 +248,7 @@ def test_equal_vocabularies_with_other_numbers_are_not_the_same_tokenizer(tmp_pa
         (
             "special_tokens_map.json",
             {"eos_token": {"content": "<unk>"}},
-            "names eos_token <unk>, and .* has </s>",
+            "names eos_token <unk>, but .* has </s>",
         ),
         ("tokenizer_config.json", {"bos_token": 5}, "has bos_token=5, which must be a string"),
         ("added_tokens.json", {"<pad>": "300"}, 'added_tokens.json has <pad>="300", which must be'),
