@@ -96,7 +96,7 @@ def test_a_job_that_is_told_to_stop_goes_on_and_reaches_the_same_loss(cluster, u
     assert cluster.wait(urgent) == "COMPLETED"
     assert cluster.wait(job) == "COMPLETED", log(cluster, job)
     printed = log(cluster, job)
-    assert printed.count("stopped and saved: back into the queue, to go on in disturbed") == 2, printed
+    assert printed.count("stopped and saved: requeued, to resume in disturbed") == 2, printed
     assert printed.count("resumed from disturbed/checkpoints/step-") == 2
     assert "by SIGUSR1" in printed and "by SIGTERM" in printed
     assert losses(cluster.work / "disturbed") == losses(undisturbed)
