@@ -1,4 +1,4 @@
-"""Shared by all tests: the pools of ranks."""
+"""Fixtures shared by all tests: the pools of ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.ranks import Ranks
 
 @pytest.fixture(scope="session")
 def ranks():
-    """``ranks(world)`` gives a pool of that many processes: a new one if the last is broken or worn."""
+    """``ranks(world)`` returns a pool of that many processes, a new one if the last is broken or worn out."""
     pools: dict[int, Ranks] = {}
 
     def get(world: int) -> Ranks:

@@ -1,4 +1,4 @@
-"""A disk that loses at a power cut whatever was not synced, to see that what must survive does."""
+"""A simulated disk that loses unsynced data in a power failure, to test that durable files survive."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 
 class Disk:
-    """Watches ``os.fsync`` and ``os.rename``: what is renamed must be on the disk, whole, under its old name.
+    """Watches ``os.fsync`` and ``os.rename``: whatever is renamed must first be completely on disk.
 
-    A file's content and the names in a folder are on the disk as they were when it was last synced.
+    The disk holds the content of a file, and the names in a folder, as of their last sync.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ class Disk:
         monkeypatch.setattr(os, "rename", self._see_and_rename)
 
     def lost(self, path: Path) -> list[str]:
-        """What of the file or folder ``path`` and all below it a power cut would lose or change."""
+        """Return the paths at or below ``path`` that a power failure would lose or change."""
         inode = path.stat().st_ino
         if path.is_file():
             return [] if self._contents.get(inode) == path.read_bytes() else [str(path)]
@@ -37,7 +37,7 @@ class Disk:
             names = os.listdir(descriptor)
             self._names[status.st_ino] = {name: os.stat(name, dir_fd=descriptor).st_ino for name in names}
         else:
-            # Not through the descriptor: what is in Python's buffer alone is not in the file.
+            # Read the file itself: data still in Python's buffer has not been written to it.
             self._contents[status.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
 
     def _see_and_rename(self, source: Path, target: Path) -> None:

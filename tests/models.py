@@ -1,4 +1,4 @@
-"""Small models for the oracles, and how their shards become full tensors again."""
+"""Small models for the oracles, and the gathering of their shards into full tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from layers import GPT
 from layers.weights import gpt_weights
 from tests.reference import random_weights
 
-# 61 is divisible by no N: the vocabulary is padded, and the padding must not count. Heads of 8 channels:
-# with a single rotary pair, how channels are paired is not seen.
+# No N divides 61: the vocabulary is padded, and the padding must have no effect. Heads have 8 channels: with
+# a single rotary pair, a wrong pairing of channels would go unnoticed.
 SMALL = ModelConfig(
     layers=2, hidden=128, ffn=48, heads=16, kv_heads=8, vocab_size=61, sequence=16, norm_eps=1e-5
 )
@@ -31,14 +31,14 @@ def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor
 def build(
     mesh: Mesh, ratio: float, checkpointing: str = "none", dtype=torch.float64, config: ModelConfig = SMALL
 ) -> GPT:
-    """The small model with the reference's weights; private channels times sqrt(N), a factor that is seen."""
+    """Build the small model with the reference's weights and a private scale of sqrt(N), which is not 1."""
     weights = random_weights(config)
     model = GPT.empty(config, mesh, ratio, paper_scale(mesh.shards), checkpointing, dtype=dtype)
     return model.fill(lambda name, _: weights[name])
 
 
 def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Full tensors by Hugging Face name on every rank, from its ``local`` ones by parameter name."""
+    """Return full tensors by Hugging Face name on every rank, from its ``local`` ones by parameter name."""
     mesh, full = model.mesh, {}
     for weight in gpt_weights(model.config):
         value = local[weight.parameter].detach().contiguous()
@@ -57,7 +57,7 @@ def gathered(model: GPT, local: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def joined(sharding: Sharding, held: list[Tensor], shards: int) -> list[Tensor]:
-    """The full parts, from what the processes hold, in the order of their ranks."""
+    """Return the full parts from the tensors that the processes hold, in rank order."""
     each = [shard for local in held for shard in local.chunk(shards // len(held), sharding.dim)]
     pieces = [shard.split([size // shards for size in sharding.sizes], sharding.dim) for shard in each]
     return [torch.cat(slices, sharding.dim) for slices in zip(*pieces, strict=True)]

@@ -1,4 +1,4 @@
-"""Text that is there at once, and that a model of a few thousand parameters can learn something of."""
+"""Generated text from which a model of a few thousand parameters can learn."""
 
 PARAGRAPHS = [
     f"Paragraph {i}: the quick brown fox number {i * i % 97} jumps over {i} lazy dogs and says "

@@ -1,4 +1,4 @@
-"""Real gloo processes for tests: a pool per world size, started once, reused by every test."""
+"""Real gloo processes for tests: one pool per world size, started once and reused by all tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RankError(AssertionError):
     """A function failed on some rank; the message holds that rank's traceback."""
 
 
-# Every gloo group that a function makes keeps a thread that wakes up now and then, until its process ends.
+# Runs of a pool before it is replaced: every gloo group leaves a polling thread until its process ends.
 LIFETIME = 20
 
 
@@ -39,7 +39,7 @@ class Ranks:
             process.start()
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 240) -> list[Any]:
-        """Results of ``function(*arguments)`` by rank; raises :class:`RankError` with the first traceback."""
+        """Return ``function(*arguments)`` of each rank. Raise :class:`RankError` with the first traceback."""
         self._runs += 1
         for pipe in self._pipes:
             pipe.send((function, arguments))
@@ -57,7 +57,7 @@ class Ranks:
 
     @property
     def fresh(self) -> bool:
-        """Alive, and not slowed down by what earlier functions left."""
+        """Whether the processes are alive and not slowed down by threads that earlier functions left."""
         return self._runs < LIFETIME and all(process.is_alive() for process in self._processes)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""A second, independent way of computing the model: float64, one tensor per shard, Hugging Face names.
+"""An independent second implementation of the model: float64, one tensor per shard, Hugging Face names.
 
-Written from the design's formulas alone. It shares no code with ``layers`` or ``caat``: every shard keeps
-its own whole residual stream, and all gradients come from autograd through plain operations.
+It is written only from the formulas of the design and shares no code with ``layers`` or ``caat``: every shard
+has its own full residual stream, and all gradients come from autograd through plain operations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Tensor]:
-    """Full weights by Hugging Face Llama names, float64; norm weights away from one."""
+    """Return full weights by Hugging Face Llama names, float64; norm weights differ from one."""
     g = torch.Generator().manual_seed(seed)
     kv = c.kv_heads * (c.hidden // c.heads)
 
@@ -69,13 +69,13 @@ def shard_of(m: Tensor, n: int, i: int, dim: int) -> Tensor:
 
 
 def rounded_to_int8(x: Tensor) -> Tensor:
-    """As docs/definitions.md says, in float64 but for the scale and the quotient, which decide ties."""
+    """Round as in docs/definitions.md, in float64 except the scale and the quotient, which decide ties."""
     scale = (x.double().abs().max(-1, keepdim=True).values / 127).float()
     return torch.where(scale > 0, (x / scale).round().double() * scale.double(), 0.0)
 
 
 class _Rounded(torch.autograd.Function):
-    """The gradient is rounded, and ``x`` too if ``forward``."""
+    """Rounds the gradient, and ``x`` too if ``forward``."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rounded, forward: bool):
@@ -90,9 +90,9 @@ class _Rounded(torch.autograd.Function):
 def streams(
     w: dict[str, Tensor], c, tokens: Tensor, n: int, k: int, scale: float, rounded=None
 ) -> list[Tensor]:
-    """The final residual stream [batch, seq, hidden] of each shard.
+    """Return the final residual stream [batch, seq, hidden] of each shard.
 
-    ``rounded(x)``, if given, is what arrives of x: of every part of a sum, and of the sum.
+    ``rounded(x)``, if given, is applied to everything that travels: to every part of a sum, and to the sum.
     """
     d = c.hidden // c.heads
 
@@ -103,7 +103,7 @@ def streams(
     x = [wire(embedded, forward=False) for _ in range(n)]
 
     def sync(outputs: list[Tensor]) -> list[Tensor]:
-        # The last one is for each part of the gradient; forward, what is rounded stays as it is.
+        # The outer wire() rounds each part of the gradient. Forward, total is already rounded: no effect.
         total = wire(sum(wire(o[..., :k]) for o in outputs))
         return [torch.cat([wire(total), scale * o[..., k:]], -1) for o in outputs]
 
@@ -129,7 +129,7 @@ def streams(
 def token_losses(
     w, c, tokens: Tensor, targets: Tensor, n: int, k: int, scale: float | None = None, rounded=None
 ) -> Tensor:
-    """-log p(target) of every token [batch, seq]."""
+    """Return -log p(target) of every token [batch, seq]."""
     scale = math.sqrt(n) if scale is None else scale
     size = -(-c.vocab_size // n)
     slices = []
@@ -142,7 +142,7 @@ def token_losses(
 def loss_and_gradients(
     w, c, tokens, targets, n, k, scale=None, rounded=None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean loss, and its gradient by every full weight."""
+    """Return the mean loss and its gradient with respect to every full weight."""
     w = {name: value.clone().requires_grad_() for name, value in w.items()}
     loss = token_losses(w, c, tokens, targets, n, k, scale, rounded).mean()
     loss.backward()

@@ -1,4 +1,4 @@
-"""constraints.txt, for `make`: a version of all that pyproject.toml asks for, for any torch."""
+"""constraints.txt, used by `make`: it pins every requirement of pyproject.toml, for any torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
-# torch has its version in the Makefile. megatron-core is for `caat bench peers`, and no target installs it.
+# The Makefile pins torch. megatron-core is only for `caat bench peers`, and no target installs it.
 ASKED = [
     requirement
     for text in PROJECT["dependencies"] + [text for extra in OPTIONAL.values() for text in extra]
@@ -24,7 +24,7 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def pinned() -> dict[str, str]:
-    """Versions by name. Nothing but names and versions is in the file."""
+    """Versions by name. The file must contain only names and versions."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     matches = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
     assert all(matches), lines

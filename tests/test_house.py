@@ -1,4 +1,4 @@
-"""The order of the rooms in docs/architecture.md: nothing is imported from above, and nothing in a circle."""
+"""The layering in docs/architecture.md: no room imports from above, and there are no import cycles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("conf", "caat", "layers", "eval", "launch")
-# The lowest first. The rooms of one line know nothing of each other.
+# From the lowest to the highest. Rooms on the same line do not import each other.
 ORDER = [
     ("conf",),
     ("conf.reading", "caat"),
@@ -28,10 +28,10 @@ ORDER = [
     ("launch",),
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-# At most this share of the product's lines is in launch, which is verbs and the life of a run.
+# At most this share of the product's lines may be in launch, which holds the verbs and the life of a run.
 LAUNCH = 0.3
 LINES, POSITIONAL = 60, 5
-# Hugging Face fixes the signatures in here, torch those of autograd functions.
+# Hugging Face determines the signatures in this file, torch those of autograd functions.
 FOREIGN = "modeling_caat.py"
 
 
@@ -40,7 +40,7 @@ def sources(package: str) -> list[Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Modules that ``path`` imports, wherever in it: a function's import is a dependency too."""
+    """Yield the modules that ``path`` imports, at any level: an import in a function is a dependency too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = (f"{node.module}.{name.name}" for name in node.names)
@@ -59,7 +59,7 @@ def module(path: Path) -> str:
 
 
 def room_of(name: str) -> str | None:
-    """The innermost room that a module is in; files of a package itself belong to the package."""
+    """Return the innermost room of a module; files directly in a package belong to the package."""
     rooms = (room for room in LEVEL if f"{name}.".startswith(f"{room}."))
     return max(rooms, key=len, default=None)
 

@@ -14,8 +14,8 @@ from conf.model import ModelConfig
 from conf.partition import shared_channels
 from tests.reference import random_weights
 
-# 301 is divisible by no N. Its pieces include all bytes, so that random tokens are broken UTF-8 as well.
-# Heads of 8 channels: with a single rotary pair, how channels are paired is not seen.
+# No N divides 301. The pieces include all bytes, so that random tokens also give broken UTF-8. Heads have 8
+# channels: with a single rotary pair, a wrong pairing of channels would go unnoticed.
 MODEL = ModelConfig(
     layers=2, hidden=128, ffn=48, heads=16, kv_heads=8, vocab_size=301, sequence=64, norm_eps=1e-5
 )
@@ -26,7 +26,7 @@ SENTENCES = [f"The {colour} fox of {place} jumped over {n} lazy dogs." for n in 
 def write_checkpoint(
     folder: Path, shards: int, ratio: float, seed: int = 0, bytes_are_likely: bool = True
 ) -> Path:
-    """The checkpoint of a run in ``folder``; returns its path."""
+    """Write the checkpoint of a run to ``folder`` and return its path."""
     checkpoint = folder / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint.parent / "latest").write_text(f"{checkpoint.name}\n")

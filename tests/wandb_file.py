@@ -1,4 +1,4 @@
-"""Reads back what wandb writes offline: its old reader in Python is gone, its record type is there."""
+"""Read wandb's offline files. wandb has dropped its reader in Python but still ships the record type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """Records of an offline run. The log is LevelDB's: blocks of 32 KiB, records in one part or more."""
+    """Yield the records of an offline run. The log is LevelDB's: 32 KiB blocks, records may span several."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, pending = path.read_bytes(), 7, b""
@@ -26,10 +26,10 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def values(items: Any) -> dict[str, Any]:
-    """Of a history, a configuration or a summary, by dotted key."""
+    """Return the values of a history, a configuration or a summary by dotted key."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:
-    """The logged rows."""
+    """Return the logged rows."""
     return [values(r.history.item) for r in wandb_records(path) if r.HasField("history")]

@@ -1,4 +1,4 @@
-"""Preparing shards: what they hold, for how many workers, and what a crash or a crowd does to it."""
+"""Preparation of shards: their content, the number of workers, crashes and concurrent processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def start(config: DataConfig, body: str = "") -> subprocess.Popen:
-    """Another process that prepares ``config``; ``body`` runs before."""
+    """Start another process that runs ``body`` and then prepares ``config``."""
     code = f"""
 import sys
 from conf.data import DataConfig
@@ -45,12 +45,12 @@ from caat.data import corpus
 if __name__ == "__main__":
     print(corpus.prepare(DataConfig(**{vars(config)!r})))
 """
-    # A file, for the workers it starts to import.
+    # A file, so that the workers it starts can import it.
     script = Path(config.dir).parent / "prepare.py"
     script.write_text(code)
     return subprocess.Popen(
         [sys.executable, str(script)],
-        # A shell's background job ignores SIGINT, and its children inherit that.
+        # A background job of a shell ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -142,7 +142,7 @@ def test_every_file_is_held_against_the_index(documents, tmp_path):
 
 
 def test_what_is_prepared_is_durable(documents, monkeypatch):
-    """Every file is on the disk before the folder has its name, and then the name is."""
+    """Every file is synced before the folder gets its final name, and then the name is synced."""
     synced, fsync = [], os.fsync
 
     def spy(descriptor):
@@ -230,7 +230,7 @@ def test_a_full_disk_is_named(documents, monkeypatch):
 
 
 def test_a_bad_tokenizer_is_named_before_text_is_read(documents, tmp_path, monkeypatch):
-    """By the name that was given, not that of a copy."""
+    """The message has the path that the user gave, not that of a copy."""
     monkeypatch.setattr(corpus, "load_documents", lambda *_, **__: pytest.fail("read the text"))
     monkeypatch.chdir(tmp_path)
     sentencepiece.SentencePieceTrainer.train(
@@ -245,7 +245,7 @@ def test_a_bad_tokenizer_is_named_before_text_is_read(documents, tmp_path, monke
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_preparation(tmp_path, how):
-    """The workers of a killed run end with it, and the next run starts over."""
+    """The workers of a killed process exit with it, and the next process starts over."""
     path = write_documents(tmp_path / "documents.jsonl", 3500)
     config = settings(path, workers=2)
     slow = """
@@ -278,7 +278,7 @@ encode._Encoder._tokens = tokens
 
 
 def test_two_at_once(documents):
-    """One works, the other waits, and both get the folder."""
+    """One process works, the other waits, and both get the folder."""
     config = settings(documents)
     slow = """
 import time

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer.json: read, used to prepare text, and carried along with what it needs."""
+"""Hugging Face's tokenizer.json: loading, preparing text with it, and the files that are kept with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPECIAL = ["<|begin|>", "<|end|>"]
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 400) -> Path:
-    """A byte-level BPE as SmolLM's, saved by somebody who cut and padded texts."""
+    """A byte-level BPE tokenizer like SmolLM's, saved with truncation and padding enabled."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,7 +93,7 @@ def test_prepared_text(documents, tmp_path):
         found = np.split(stream, np.flatnonzero(stream == 1) + 1)[:-1]
         assert found and {tokenizer.decode(document.tolist()) for document in found} <= texts
     assert prepare(DataConfig(path=str(folder))) == folder
-    # Another begin of a document is another preparation.
+    # With a different begin token, the text is prepared again.
     (path.parent / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": SPECIAL[1], "eos_token": SPECIAL[1]})
     )

@@ -1,4 +1,4 @@
-"""Batches: the same for every layout, exact after a restart."""
+"""Batches are the same for every layout and are reproduced exactly after a restart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEQUENCE = 8
 
 @pytest.fixture
 def shards(tmp_path):
-    """51 sequences and a few tokens more."""
+    """51 sequences plus a few tokens."""
     write_shards(tmp_path / "shards", [100, 33, 281], split="train")
     return TokenShards(tmp_path / "shards", "train")
 

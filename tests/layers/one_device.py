@@ -1,8 +1,8 @@
-"""The GPT, forward and backward, where a tensor made on another device or in another type is an error.
+"""GPT, forward and backward, in a mode in which a tensor on another device or of another type is an error.
 
-Run by test_one_device.py in a process of its own, as rank 3 of 8 that do not exist. Weights and tokens are
-on the meta device, whose operators compute nothing. A tensor on the CPU is one whose device somebody forgot:
-on a GPU it would fail or wait for a copy.
+test_one_device.py runs it in a separate process, as rank 3 of 8 ranks that do not exist. Weights and tokens
+are on the meta device, whose operators compute nothing. A tensor on the CPU was created without a device: on
+a GPU it would fail or wait for a copy.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ WIRES = {
     "int8": SumOptions(torch.int8),
     "waiting": SumOptions(overlap=False),
 }
-# Angles are float64 for their digits, scales of 8-bit integers for theirs: one number per token each.
+# Angles and scales of 8-bit integers are float64 for precision: they are one number per token each.
 FLOAT64_NUMBERS = SMALL.sequence * SMALL.head_dim
 
 
 class OneDevice(TorchDispatchMode):
-    """Raises where an operator puts out what is not on the meta device, or is wide for no reason."""
+    """Raises if an operator returns a tensor that is not on the meta device or is needlessly wide."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -63,7 +63,7 @@ def check(processes: int, ratio: float, dtype: torch.dtype, options: SumOptions,
 
 
 def main() -> None:
-    # In this thread, since a dispatch mode sees no other.
+    # Run in this thread, because a dispatch mode only sees its own.
     Background.run = lambda self, work, message: work(message) or (lambda: None)  # type: ignore[method-assign]
     dist.init_process_group("fake", rank=3, world_size=SHARDS, store=FakeStore())
     plain = product(

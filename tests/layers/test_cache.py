@@ -1,4 +1,4 @@
-"""What the model computes with a cache is what it computes without, at every N, P and ratio."""
+"""The model computes the same with and without a cache, at every N, P and ratio."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def texts() -> torch.Tensor:
 
 @torch.no_grad()
 def compare(shards: int, processes: int, ratio: float):
-    """Local logits behind the prompts and 5 tokens after: from a cache, and from all tokens at once."""
+    """Local logits after the prompts and 5 more tokens, with a cache and from all tokens at once."""
     model = build(mesh_of(shards, processes), ratio).eval()
     text = texts()
     padding = max(PROMPTS) - torch.tensor(PROMPTS)
@@ -63,7 +63,7 @@ def test_two_processes(ranks):
 
 @torch.no_grad()
 def prefill_in_parts(ratio: float):
-    """The same prompt read at once, and in two parts, without padding."""
+    """The same prompt read at once and in two parts, without padding."""
     model = build(Mesh(2), ratio).eval()
     text, none = texts()[:2], torch.zeros(2, dtype=torch.long)
     whole = model(text, cache=KVCache(SMALL, model.mesh, none, LENGTH, torch.float64))
@@ -86,7 +86,7 @@ def test_the_cache_holds_the_heads_of_the_local_shards_alone():
 
 
 def bytes_sent(ratio: float) -> tuple[int, int]:
-    """In a prefill of 2 x 8 tokens: inside the layers, and all."""
+    """Bytes sent in a prefill of 2 x 8 tokens: inside the layers, and in total."""
     model = build(Mesh.create(4, 2), ratio).eval()
     cache = KVCache(SMALL, model.mesh, torch.zeros(2, dtype=torch.long), 8, torch.float64)
     with torch.no_grad():

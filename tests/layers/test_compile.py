@@ -1,4 +1,4 @@
-"""What torch.compile makes of a block is the same function."""
+"""A block compiled by torch.compile computes the same function."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_same_in_two_processes(ranks):
 
 @pytest.mark.slow
 def test_many_layers_share_one_compilation():
-    """torch.compile gives up on a function that it had to compile again and again."""
+    """torch.compile gives up on a function after recompiling it too often."""
     graphs = []
     for layers in (2, 12):
         torch._dynamo.reset()

@@ -20,7 +20,7 @@ def test_column_then_row_is_two_plain_linears(shards):
     torch.manual_seed(0)
     mesh = Mesh(shards)
     column, row = double(ColumnParallelLinear(12, 24, mesh)), double(RowParallelLinear(24, 12, mesh))
-    # All shards are here, side by side: the full matrices.
+    # All shards are in this process, side by side: the full matrices.
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     out = row(column(x.expand(shards, 2, 5, 12)), enter(x, 12, mesh))
     torch.testing.assert_close(out.shared, x + x @ column.weight.T @ row.weight.T, rtol=0, atol=1e-12)
@@ -64,7 +64,7 @@ def test_bad_sizes_are_named():
 
 
 def norms_that_sum_their_own_gradients(overlap: bool):
-    """The gradients of a model whose norms' sums are due while those of the layers are under way."""
+    """Gradients of a model whose norms need their sums while those of the layers are in flight."""
     mesh = Mesh.create(4, 4, SumOptions(torch.bfloat16, overlap=overlap))
     torch.manual_seed(1)
     norms = [RMSNorm(64, mesh) for _ in range(3)]

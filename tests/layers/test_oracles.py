@@ -86,7 +86,7 @@ def test_processes_equal_the_reference(ranks, processes):
         check_counts(results[0][index][3], ratio, checkpointing)
         first = results[0][index]
         for other in results[1:]:
-            # Replicated gradients, and the shared channels, are not merely close: they are the same bits.
+            # Replicated gradients and shared channels must be identical to the bit, not just close.
             for name, gradient in first[1].items():
                 if name.endswith("norm.weight"):
                     assert torch.equal(gradient, other[index][1][name]), name
@@ -95,7 +95,7 @@ def test_processes_equal_the_reference(ranks, processes):
 
 
 def check_counts(counts, ratio: float, checkpointing: str) -> None:
-    """Per layer two all-reduces of k forward and two backward; around them full ones."""
+    """Each layer has two all-reduces of k channels forward and two backward; the others are full."""
     calls, sent = counts
     size = 8  # float64
     tokens = batch()[0].numel()
@@ -114,7 +114,7 @@ def check_counts(counts, ratio: float, checkpointing: str) -> None:
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_gradcheck(ratio):
-    """The backward pass is the exact derivative: by the weights that every operator touches."""
+    """The backward pass is the exact derivative, checked on weights that together involve every operator."""
     model = build(Mesh(2), ratio)
     tokens, targets = batch(size=1, length=3)
     names = [
@@ -133,7 +133,7 @@ def test_gradcheck(ratio):
 
 
 def test_padding_is_masked():
-    """61 entries on 8 shards are padded to 64; the padding neither gets probability nor gradient."""
+    """61 entries on 8 shards are padded to 64; the padding gets neither probability nor gradient."""
     model = build(Mesh(8), 0.5)
     tokens, targets = batch()
     model(tokens, targets).mean().backward()

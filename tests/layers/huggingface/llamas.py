@@ -23,7 +23,7 @@ SIZES = dict(
 
 
 def write_llama(folder: Path, dtype=torch.float32, max_shard_size="5GB", tokenizer: bool = True, **changes):
-    """A random Llama of `SIZES` with a tokenizer of 400 pieces, saved to ``folder``; returns the model."""
+    """Save a random Llama of `SIZES` with a tokenizer of 400 pieces to ``folder`` and return the model."""
     import transformers
 
     torch.manual_seed(0)
@@ -31,7 +31,7 @@ def write_llama(folder: Path, dtype=torch.float32, max_shard_size="5GB", tokeniz
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer:
         write_tokenizer(folder)
-    # Not model.float(): in another type, its rotary frequencies were rounded too.
+    # Not model.float(): the conversion would keep rotary frequencies that were rounded in the other type.
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 

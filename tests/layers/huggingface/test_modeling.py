@@ -1,4 +1,4 @@
-"""The modelling file for Hugging Face against our model: two implementations that share no code."""
+"""The exported modelling file against our model: two implementations that share no code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_loss_of_labels(shards, ratio):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_generation_with_a_cache_and_left_padding(cache):
-    """Each of two unequal prompts goes on as it would alone, by our model and without a cache."""
+    """Each of two prompts of different lengths continues as it does alone in our model without a cache."""
     ours, model = build(Mesh(4), 0.5), theirs(4, 0.5)
     prompts = [batch(seed=3, size=1, length=7)[0], batch(seed=4, size=1, length=4)[0]]
     new = 6
@@ -66,7 +66,7 @@ def test_generation_with_a_cache_and_left_padding(cache):
     for row, prompt in enumerate(prompts):
         rows[row, 7 - prompt.shape[1] :], mask[row, 7 - prompt.shape[1] :] = prompt[0], 1
     logits: list[torch.Tensor] = []
-    # Not those that generate() returns, which are rounded to float32.
+    # Do not use the logits that generate() returns: they are rounded to float32.
     model.register_forward_hook(lambda module, inputs, out: logits.append(out.logits[:, -1]))
     sequences = model.generate(
         rows,
@@ -94,7 +94,7 @@ def test_the_last_logits_alone():
 
 
 def test_an_argument_that_is_not_known_is_refused():
-    """Generation in another version of transformers may name the cache otherwise: unread, it was ignored."""
+    """Other versions of transformers may name the cache differently; ignoring it would give wrong text."""
     model, (tokens, _) = theirs(2, 0.5), batch()
     with pytest.raises(TypeError, match="does not know the argument cache_of_tomorrow"):
         model(tokens, cache_of_tomorrow=object())

@@ -1,4 +1,4 @@
-"""A pretrained Llama, there and back: SmolLM2-135M (9 heads, 3 KV heads, tied embeddings) in 3 shards."""
+"""Round trip of a pretrained Llama: SmolLM2-135M (9 heads, 3 KV heads, tied embeddings) in 3 shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
-    """As a Hugging Face folder with safetensors, dequantised by transformers."""
+    """The model as a Hugging Face folder with safetensors, dequantised by transformers."""
     pytest.importorskip("gguf", reason="the package gguf reads the model")
     folder = tmp_path_factory.mktemp("smollm2")
     kept = Path(os.environ.get("CAAT_TEST_DATA", folder))
@@ -74,7 +74,7 @@ def test_there_and_back(llama, tmp_path):
     with torch.no_grad():
         want = model(tokens).logits
     torch.testing.assert_close(our_logits(ours, tokens), want, rtol=0, atol=1e-4)
-    # Not merely alike: a language model that knows what it says.
+    # In addition to agreeing with the original, the converted model completes a sentence correctly.
     capital = torch.tensor([tokenizer.encode("The capital of France is")])
     assert tokenizer.decode([int(our_logits(ours, capital)[0, -1].argmax())]) == " Paris"
 
