@@ -1,4 +1,4 @@
-"""Ranks that were not started alike are told so, all of them, before the first step."""
+"""If ranks were started with different settings or files, all of them report it before the first step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.paragraphs import PARAGRAPHS
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> list[Path]:
-    """Prepared twice from the same text, in two places, and from a part of it."""
+    """Tokens prepared from the same text in two places, and from a part of it."""
     folder = tmp_path_factory.mktemp("texts")
     found = []
     for name, paragraphs in (("a", PARAGRAPHS), ("b", PARAGRAPHS), ("c", PARAGRAPHS[:-5])):

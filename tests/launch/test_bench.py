@@ -1,4 +1,4 @@
-"""The communication benchmarks: their rows, their mistakes, and what they leave behind."""
+"""The communication benchmarks: their rows, error messages and output files."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def bench(tmp_path: Path, *arguments: str, plot: bool = True) -> list[dict]:
 
 
 def check_rows(rows: list[dict], size: int = 4, others: tuple[str, ...] = ()) -> None:
-    """1 layer, 64 tokens of 64 channels, 4 bytes each: 2 sums each way of 16 KiB; half at ratio 0.5.
+    """1 layer, 64 tokens of 64 channels of 4 bytes: 2 sums of 16 KiB per direction; half at ratio 0.5.
 
-    In ``others``, 8-bit integers with their scales.
+    ``others`` sends 8-bit integers with their scales.
     """
     by = {(row["mode"], row["ratio"]): row for row in rows}
     assert {mode for mode, _ in by} == {"none", "full", "partial", "overlap", *others}
@@ -97,7 +97,7 @@ def test_generate(tmp_path, where):
 
 @pytest.mark.slow
 def test_peers(tmp_path):
-    """The peers compute our loss (else the command fails); megatron-core only where it is installed."""
+    """The peers compute the same loss (or the command fails); megatron-core is included if installed."""
     rows = bench(tmp_path, "peers", *SMALL, "heads=4")
     peers = {"torch parallelize_module", "DeepSpeed AutoTP", "DeepSpeed-Domino"}
     assert {"none", "overlap"} | peers <= {row["mode"] for row in rows}
@@ -105,7 +105,7 @@ def test_peers(tmp_path):
 
 @pytest.mark.slow
 def test_profile(tmp_path):
-    """Ours keeps less for backward than Megatron's form, and copies nothing more than the messages."""
+    """Our linears save less for backward than Megatron's, and copy nothing except the messages."""
     rows = {(row["mode"], row["ratio"]): row for row in bench(tmp_path, "profile", *SMALL, plot=False)}
     full, ours = rows["full", 1.0], rows["overlap", 0.5]
     assert 0 < ours["saved_bytes"] < full["saved_bytes"]
@@ -119,7 +119,7 @@ def test_predict(tmp_path):
     rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "ratios=[0.5]", "wire_dtype=int8")
     sent = {row["mode"]: row["bytes_forward"] for row in rows}
     of_layers = 2 * 32 * 4096
-    # Without a model: a real one, on the network of real GPUs.
+    # Without a model given, the default is a real model on the network of real GPUs.
     default = BenchPredictConfig().hardware
     assert (load_verb(BenchPredictConfig, []).model.name, default.link, default.peak) == (
         "7b",
@@ -177,7 +177,7 @@ def test_an_interrupted_benchmark_takes_its_hosts_away(tmp_path, number):
     process = subprocess.Popen(
         [*COMMAND, "link", "rounds=1000", f"out={tmp_path / 'never.json'}"],
         stderr=subprocess.PIPE,
-        # A shell's background job ignores SIGINT, and its children inherit that.
+        # A background job of a shell ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(300):

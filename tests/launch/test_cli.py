@@ -1,4 +1,4 @@
-"""The command `caat`: quick help, verbs, and how mistakes end."""
+"""The command `caat`: fast help, verbs, and how errors end."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_only_our_own_value_errors_are_the_users_mistakes(capsys):
 
         require(False, "one\nline")
     assert capsys.readouterr().err == "caat: error: one line\n"
-    # Raised in a library: our bug, whose traceback we need.
+    # An error raised in a library is our bug: the traceback must be shown.
     with pytest.raises(ValueError, match="0 is not in range"), errors.user_errors():
         import ipaddress
 
@@ -121,7 +121,7 @@ def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
 
 
 def test_a_closed_stream_is_none_of_a_verbs_business(tmp_path):
-    """As in `caat plan >&-`; and a file that is opened later does not get what is printed."""
+    """Standard output is closed, as in `caat plan >&-`; files opened later must not receive the output."""
     code = "import launch, os; print('x'); assert os.open('file', os.O_CREAT) > 2"
     for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
         command = f'{sys.executable} -c "{code}" {closed} && {sys.executable} -m launch.cli plan {closed}'

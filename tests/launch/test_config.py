@@ -1,4 +1,4 @@
-"""The way of a configuration: to a file and back, to a run folder, and into the settings of the verbs."""
+"""Configurations: to a file and back, to a run folder, and into the settings of the verbs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_schedule_of_the_ratio(tmp_path):
 
 
 def test_a_schedule_takes_the_place_of_an_experiments():
-    """Hydra alone would mix the two."""
+    """Hydra by itself would merge the two."""
     assert compose(["experiment=uptrain"]).sync.schedule == {0: 1.0, 4: 0.5}
     assert compose(["experiment=uptrain", "sync.ratio={0:1,20:0.25}"]).sync.schedule == {0: 1.0, 20: 0.25}
     assert compose(["experiment=uptrain", "sync.ratio=0.5"]).sync.schedule == {0: 0.5}
@@ -178,9 +178,9 @@ def test_a_given_run_folder_is_made_or_empty(tmp_path):
 def test_a_verb_takes_groups_and_settings():
     config = load_verb(TokenizeConfig, ["data.vocab_size=500", "out=/a b/c=(d), e", "data.path=null"])
     assert (config.out, config.data.vocab_size, config.data.path) == ("/a b/c=(d), e", 500, None)
-    # As `caat pretrain` has it by default, so that both mean the same text.
+    # The same default as in `caat pretrain`, so that both use the same text.
     assert config.data.validation == compose([]).data.validation
-    # Whatever the order, the setting overrules the option.
+    # In either order, the setting overrides the option.
     config = load_verb(TokenizeConfig, ["data.validation=0.5", "data=fineweb_edu"])
     assert (config.data.subset, config.data.validation) == ("sample-10BT", 0.5)
 

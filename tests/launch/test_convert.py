@@ -1,4 +1,4 @@
-"""`caat convert`, there and back: the same logits, the same tokens."""
+"""`caat convert` in both directions: the same logits, the same tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEXTS = [
 
 
 def convert(*settings: str, capsys=None) -> dict:
-    """Run the verb; the result that it wrote."""
+    """Run the verb and return the result that it wrote."""
     main(list(settings))
     to = next(Path(text.removeprefix("to=")) for text in settings if text.startswith("to="))
     return json.loads((to / "conversion.json").read_text())
@@ -88,7 +88,7 @@ def test_there_and_back(tmp_path, capsys, monkeypatch, shards, changes):
 
 
 def same_tokens(folder: Path, checkpoint: Path) -> None:
-    """AutoTokenizer on the exported folder, and our tokenizer of the checkpoint."""
+    """Compare AutoTokenizer on the exported folder with our tokenizer of the checkpoint."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ours = load_tokenizer(find_tokenizer(checkpoint))
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.bos_id(), ours.eos_id())
@@ -100,14 +100,14 @@ def same_tokens(folder: Path, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5])
 def test_below_ratio_one_with_its_own_code(tmp_path, ratio, monkeypatch):
-    # Whether transformers puts its question about running code.
+    # Collects the questions of transformers about running code.
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
     write_llama(tmp_path / "hf")
     ours, back, again = tmp_path / "ours", tmp_path / "back", tmp_path / "again"
     convert(f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=4", f"sync.ratio={ratio}")
     convert(f"from={ours}", f"to={back}")
-    # Its user has to opt in; without, nothing runs, and no Llama of other function is loaded instead.
+    # Users must opt in to the code: otherwise nothing runs, and no Llama is loaded, which would be wrong.
     for plain in (transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM):
         with pytest.raises(KeyError, match="trust_remote_code=True"):
             plain.from_pretrained(back)
@@ -121,7 +121,7 @@ def test_below_ratio_one_with_its_own_code(tmp_path, ratio, monkeypatch):
     out = model.generate(prompt(), max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
     assert out.shape == (2, 16)
 
-    # Trained further there, it comes back as the same model.
+    # After further training in transformers, the model can be imported again.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(prompt(), labels=prompt()).loss.backward()
     optimizer.step()
@@ -145,7 +145,7 @@ def test_a_sentencepiece_tokenizer_gives_the_same_tokens(tmp_path):
     convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
     same_tokens(tmp_path / "back", tmp_path / "ours")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
-    # As documents begin in training.
+    # Documents begin with this token in training.
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
@@ -199,7 +199,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_flag_says(tmp_path):
 
 
 def with_both_tokenizers(folder: Path) -> Path:
-    """A Llama with a SentencePiece model and its tokenizer.json; returns the folder."""
+    """Write a Llama with a SentencePiece model and its tokenizer.json; return the folder."""
     write_llama(folder, tokenizer=False)
     train_tokenizer((f"line {i} says {i * i} words" for i in range(500)), 300, folder / "tokenizer.model")
     for name, content in as_huggingface(folder / "tokenizer.model").items():
@@ -209,7 +209,7 @@ def with_both_tokenizers(folder: Path) -> Path:
 
 def test_the_tokenizer_is_the_one_that_transformers_uses(tmp_path):
     folder = with_both_tokenizers(tmp_path / "hf")
-    assert choose_tokenizer(folder).name == "tokenizer.model"  # of the same numbers
+    assert choose_tokenizer(folder).name == "tokenizer.model"  # it gives the same numbers
 
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     fast.add_special_tokens(["<|im_end|>", "<|im_start|>"])
@@ -220,7 +220,7 @@ def test_the_tokenizer_is_the_one_that_transformers_uses(tmp_path):
     assert (result["tokenizer"], result["begin_and_end"]) == ("tokenizer.json", "1 and 300")
     assert load_tokenizer(find_tokenizer(tmp_path / "ours")).encode("<|im_start|>") == [301]
 
-    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # a tiktoken file
     assert choose_tokenizer(folder).name == "tokenizer.json"
 
 
@@ -265,7 +265,7 @@ def test_a_sentencepiece_model_alone_that_lacks_tokens_is_refused(tmp_path, name
 
 
 def test_a_class_with_rules_of_its_own_does_not_change_the_numbers(tmp_path):
-    """LlamaTokenizer would begin every text otherwise than the tokenizer.json that it is given."""
+    """LlamaTokenizer would start every text in another way than its tokenizer.json does."""
     folder = with_both_tokenizers(tmp_path / "hf")
     (folder / "tokenizer.model").unlink()
     content = json.loads((folder / "tokenizer.json").read_text())

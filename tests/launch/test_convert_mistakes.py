@@ -1,4 +1,4 @@
-"""`caat convert` refuses what is wrong: every file and setting named, and nothing left behind."""
+"""`caat convert` rejects bad input: it names the file or setting, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path):
     "name", ["tokenizer.json", "tokenizer_config.json", "config.json", "tokenizer.model"]
 )
 def test_a_checkpoint_with_another_small_file_is_not_exported(tmp_path, name):
-    """Valid, of the same size, or added: not what was trained with."""
+    """A changed or added file, even if valid, is not what the model was trained with."""
     write_llama(tmp_path / "hf")
     ours = tmp_path / "ours"
     main([f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=2"])

@@ -1,4 +1,4 @@
-"""`caat dashboard`: what would be made, and what wandb-workspaces makes of it; nothing is sent."""
+"""`caat dashboard`: the dashboard that it describes, as built by wandb-workspaces; nothing is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`caat doctor`: it always ends with a verdict, whatever the machine lacks."""
+"""`caat doctor` always ends with a verdict, whatever the machine lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_it_says_what_is_there(tmp_path, capsys):
     assert "torch" in findings["packages"]["found"] and "GiB free" in findings["outputs"]["found"]
     for what in ("CPU", "memory", "Slurm", "wandb login", "tensorboard", "lm-eval", "/dev/shm"):
         assert what in findings
-    # What is missing says what to do.
+    # Missing items come with a remedy.
     assert all(f["remedy"] for f in findings.values() if f["state"] != "good" and f["what"] != "GPU")
 
 
@@ -57,7 +57,7 @@ def test_a_link_that_cannot_be_measured_is_a_finding(tmp_path, capsys, monkeypat
 
 
 def test_rate_and_delay_by_hand():
-    # Two processes: 2 delays, and the whole message once. 1 ms and 100 MB/s.
+    # Two processes: 2 delays of 1 ms, and the whole message once, at 100 MB/s.
     rows = [{"bytes": size, "seconds": 2e-3 + size / 1e8} for size in (4096, 1 << 20)]
     fitted = fit(rows, 2)
     assert fitted["bytes_per_second"] == pytest.approx(1e8)

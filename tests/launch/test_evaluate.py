@@ -1,4 +1,4 @@
-"""`caat evaluate`: table, JSON, the run's metrics, and what a user can get wrong."""
+"""`caat evaluate`: its table, JSON and metrics, and the messages for users' mistakes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that trained 7 steps."""
+    """A run that was trained for 7 steps."""
     checkpoint = write_checkpoint(tmp_path / "run", 2, 0.5)
     files = {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()}
     write_state(checkpoint, State(7, 700, 14, 16, 1, "0", 7), files)
@@ -47,7 +47,7 @@ def run(tmp_path):
 
 
 def test_table_json_and_metrics(run, tasks, capfd, monkeypatch):
-    monkeypatch.chdir(run)  # which is in no git repository: git would say so
+    monkeypatch.chdir(run)  # outside any git repository: git would print an error
     evaluate.main([f"checkpoint={run}", f"tasks={tasks}"])
     printed, complaints = capfd.readouterr()
     assert "fatal" not in complaints
@@ -69,7 +69,7 @@ def test_what_no_run_wrote_gets_its_results_beside_its_weights(run, tasks, tmp_p
     monkeypatch.chdir(tmp_path)
     evaluate.main(["checkpoint=model", f"tasks={tasks}"])
     assert (tmp_path / "model" / "evaluation.json").is_file()
-    # Wherever one stands, a run's are in its folder.
+    # From any working directory, a run's results are in its folder.
     monkeypatch.chdir(find(run).parent)
     evaluate.main([f"checkpoint={find(run).name}", f"tasks={tasks}"])
     assert (run / "evaluation.json").is_file()
@@ -127,7 +127,7 @@ def test_replicas_of_several_processes_give_the_same(run, tasks):
 
 
 def pretrain(folder, text, *settings: str) -> list[dict]:
-    """The lines that a short training run logged."""
+    """Return the lines that a short training run logged."""
     command = ["-m", "launch.pretrain", *SHORT, f"data.path={text}", f"run.dir={folder}", *settings]
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=folder.parent
@@ -148,10 +148,10 @@ def test_in_training(tasks, tmp_path):
     plain = pretrain(tmp_path / "plain", text, "launch.processes=2")
     whole = pretrain(tmp_path / "whole", text, *evaluating)
     assert [line["loss"] for line in whole if "loss" in line] == [line["loss"] for line in plain]
-    # Every third step, and the last.
+    # Every third step and the last one.
     assert [record["step"] for record in whole if benchmarks(record)] == [3, 4]
     assert "eval/tiny_choice/acc" in whole[-1]
-    # Stopped after the third step, and gone on: no step is evaluated twice.
+    # Stopped after the third step and resumed: no step is evaluated twice.
     cut = tmp_path / "cut"
     pretrain(cut, text, *evaluating, "train.steps=3", "optim.schedule=constant")
     resumed = pretrain(cut, text, *evaluating, "resume=auto", "optim.schedule=constant")
@@ -161,10 +161,10 @@ def test_in_training(tasks, tmp_path):
 
 @pytest.mark.slow
 def test_benchmarks_that_fail_lose_no_checkpoint(tasks, tmp_path):
-    """What was trained until then is saved first, though no save is due."""
+    """The training state is saved first, although no save is due."""
     text = tmp_path / "own.txt"
     text.write_text("\n\n".join(PARAGRAPHS))
-    # lm-eval looks at the first question when it loads a task, and this one has no error.
+    # lm-eval checks the first question when it loads a task; this one is valid.
     broken = tmp_path / "broken"
     shutil.copytree(tasks, broken)
     task = yaml.safe_load((broken / "tiny_choice.yaml").read_text())
@@ -186,7 +186,7 @@ def test_a_task_that_generates_beyond_the_context_is_found_before_the_run(tasks)
 
 
 def changed(tasks, folder, name: str, **settings):
-    """A folder of this task alone, with other settings."""
+    """Return a folder with only this task, with other settings."""
     shutil.copytree(tasks, folder)
     for path in folder.glob("*.yaml"):
         if path.stem != name:

@@ -1,4 +1,4 @@
-"""A few of the fault drills, and resuming on other layouts, as real runs from the command line."""
+"""A few of the fault drills, and resuming on other layouts, as real runs started from the command line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_lone_process_that_hangs_says_so_in_its_status(drill):
 
 
 def test_a_run_moves_to_other_layouts(drill):
-    """Stopped and resumed on one process, then on four with two replicas at stage 3, then finished."""
+    """A run is stopped, resumed on one process, then on four with two replicas at stage 3, and finished."""
     run = drill.new("moves")
     for layout in (["launch.processes=1"], ["launch.processes=4", "parallel.processes=2", "zero.stage=3"]):
         before, process = run.steps_done(), run.start("resume=auto", *layout)

@@ -1,4 +1,4 @@
-"""Settings from a file: config=FILE, FILE.yaml alone, a run that goes on, and options of one's own."""
+"""Settings from a file: config=FILE, only FILE.yaml, a run that is resumed, and the user's own options."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_run_goes_on_with_its_own_settings(here):
     assert again == first
     assert compose(["run.dir=first", "resume=auto", "train.steps=99"]).train.steps == 99
     assert compose(["run.dir=first", "resume=auto", "model=tiny"]).model.name == "tiny"
-    # Without resume=auto, or in a new folder, it is another run.
+    # Without resume=auto, or in a new folder, it is a new run.
     for other in (["run.dir=first"], ["run.dir=new", "resume=auto"]):
         assert compose(other).model.name == "tiny"
 

@@ -1,4 +1,4 @@
-"""`caat generate`: the verb, its result, and what a user can get wrong."""
+"""`caat generate`: the verb, its result, and the messages for users' mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
 
 
 def result(capsys) -> tuple[str, dict]:
-    """What was printed, and the JSON whose path is the last line of it."""
+    """Return the printed text, and the JSON whose path is its last line."""
     printed = capsys.readouterr().out
     with open(printed.splitlines()[-1], encoding="utf-8") as file:
         return printed, json.load(file)
@@ -129,7 +129,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(name, run, tmp_path, monk
 
 
 def other_tokenizer(checkpoint) -> None:
-    """One of more pieces than the model knows."""
+    """The tokenizer has more pieces than the model's vocabulary."""
     from caat.data.tokenizer import train_tokenizer
 
     lines = (f"number {n} is a quick brown {n * n}" for n in range(200))

@@ -1,4 +1,4 @@
-"""torchrun over two hosts: namespaces with addresses of their own, and a link that can be cut."""
+"""torchrun over two hosts: network namespaces with separate addresses, and a link that can be cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not MAY_NAMESPACE, reason="network namespaces need root, ip and tc"),
 ]
-# Each host has a name of its own, as the watchdog tells hosts apart by it.
+# Each host has its own name, by which the watchdog distinguishes hosts.
 NAMED = ["unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"']
 
 
@@ -43,12 +43,12 @@ def reference(tmp_path_factory) -> Run:
 
 @contextmanager
 def torchrun(hosts: list[Host], run: Run, *settings: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """One process on each host; killed when the block is left."""
+    """Start one process on each host; they are killed when the block is left."""
     processes = []
     for number, host in enumerate(hosts):
         launcher = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "run"]
         launcher += ["--rdzv-endpoint", f"{hosts[0].address}:29533", "--local-addr", host.address]
-        # No name leads to the address, by which torchrun would know that it is the first host.
+        # No host name resolves to the address, so torchrun cannot tell by it that this is the first host.
         launcher += ["--rdzv-conf", f"is_host={int(number == 0)}"]
         command = [sys.executable, "-m", "torch.distributed.run", *launcher]
         command += ["-m", "launch.pretrain", *run.settings, *settings]
@@ -74,7 +74,7 @@ def torchrun(hosts: list[Host], run: Run, *settings: str) -> Iterator[list[subpr
 
 
 def ended(run: Run, processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
-    """Status and output by host."""
+    """Return exit status and output by host."""
     ends = [(run.end(process), run.output) for process in processes]
     return [status for status, _ in ends], [output for _, output in ends]
 

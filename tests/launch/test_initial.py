@@ -1,4 +1,4 @@
-"""A run from given weights: what it takes over, what must agree, and what it does when resumed."""
+"""A run from given weights: what it inherits, which settings must agree, and how it resumes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch) -> Path:
-    """A copy, to be spoilt."""
+    """A copy for tests that change it."""
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -60,12 +60,12 @@ def test_model_and_tokenizer_are_taken_over(here):
     assert config.data.tokenizer == "llama/tokenizer.json" and config.data.vocab_size == 403
     validate(config, 1)
     assert "llama-n2-r1-0.5-s1" in create_run_folder(config).name
-    # What agrees may be said.
+    # Settings that agree with the checkpoint may be given.
     validate(compose([*RUN, "model.layers=2", "model.sequence=48", "data.tokenizer=hf/tokenizer.json"]), 1)
 
 
 def at_half(here: Path, **values) -> None:
-    """The checkpoint as if it had been trained at ratio 0.5."""
+    """Change the checkpoint as if it had been trained at ratio 0.5."""
     found = replace(read_architecture(here / "llama"), ratio=0.5, shared_channels=16, **values)
     assert isinstance(found, Architecture)
     checksum = write_json(here / "llama" / "config.json", found.to_json())
@@ -106,7 +106,7 @@ def test_resuming_what_was_converted_says_how_to_start(here):
 def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
     at_half(here)
     validate(compose([*RUN, "sync.ratio=0.25"]), 1)
-    # Each shard reads its own slice of the padded vocabulary.
+    # Each shard reads its slice of the padded vocabulary.
     with pytest.raises(ValueError, match=r"padded to 408, .* trained with 404, .*padded_vocab_size=404"):
         validate(compose([*RUN, "model.padded_vocab_size=408"]), 1)
     with pytest.raises(
@@ -145,7 +145,7 @@ SHORT = [
 
 @pytest.mark.slow
 def test_runs_from_given_weights(here):
-    """One process or two start from the same loss, and go on, when resumed, instead of starting again."""
+    """One process and two start from the same loss, and resume instead of starting again."""
     schedule = ["sync.ratio={0:1,3:0.5}", *SHORT]
     printed = command(*schedule, "run.dir=one", cwd=here)
     assert "starting with the weights of llama" in printed
@@ -153,7 +153,7 @@ def test_runs_from_given_weights(here):
     command(*schedule, "run.dir=two", "launch.processes=2", cwd=here)
     assert losses(here / "two") == pytest.approx(losses(here / "one"), abs=2e-5)
     first = records(here / "one")[0]
-    # The first step trains from the given weights: not those of an untrained model.
+    # The first step starts from the given weights, not from those of an untrained model.
     command(*SHORT, "sync.ratio=1", "parallel.tensor=1", "train.steps=1", "run.dir=plain", cwd=here)
     plain = records(here / "plain")[0]
     for name in ("loss", "validation_loss_before"):
@@ -168,7 +168,7 @@ def test_runs_from_given_weights(here):
     assert "resumed from" in printed and "starting with the weights" not in printed
     assert losses(run) == want
 
-    # The end of a run is the start of another, at another ratio.
+    # The final checkpoint of a run initialises another run at another ratio.
     at_the_end = records(run)[-1]["validation_loss"]
     settings = ["initialize=one", "sync.ratio=0.5", "run.dir=on", *SHORT]
     command(*settings, cwd=here)
@@ -178,7 +178,7 @@ def test_runs_from_given_weights(here):
 
 @pytest.mark.slow
 def test_bfloat16_does_not_round_the_given_weights(here):
-    """After a step too small to change them, the master weights are those that were given."""
+    """After a step too small to change them, the master weights are the given ones."""
     still = ["train.steps=1", "optim.lr=1e-30", "optim.min_lr=0", "optim.weight_decay=0"]
     for stage in (1, 3):
         command(*SHORT, *still, f"zero.stage={stage}", "train.precision=bf16", f"run.dir=s{stage}", cwd=here)

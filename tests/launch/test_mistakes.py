@@ -1,4 +1,4 @@
-"""What a user can get wrong: each mistake is one line with the value, the rule and the remedy, at once."""
+"""Users' mistakes: each gives one line with the value, the rule and the remedy, immediately."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launch.run.compose import compose
 from launch.run.validate import validate
 from launch.run.worker import work
 
-# Settings, processes, what the message has to say: the value and the remedy.
+# Settings, number of processes, and what the message must contain: the value and the remedy.
 MISTAKES = {
     "ratio above 1": (["sync.ratio=1.5"], 1, ["sync.ratio=1.5", "1 = all"]),
     "ratio below 0": (["sync.ratio=-0.1"], 1, ["sync.ratio=-0.1", "0 = none"]),
@@ -165,7 +165,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Texts, a tokenizer of 300 pieces, and prepared tokens by hand."""
+    """Texts, a tokenizer of 300 pieces, and tokens prepared by hand."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "own.txt").write_text("Some text of one's own.\n\n" * 20)
     (folder / "empty.txt").touch()
@@ -193,7 +193,7 @@ def test_mistake(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
     if name == "run folder not writable":
-        # Root may write anywhere, as far as the system says.
+        # For root, the system reports every folder as writable.
         monkeypatch.setattr("os.access", lambda *_: False)
         says = [*says, "is not writable", "another run.dir"]
     with pytest.raises(ValueError) as error:
@@ -205,7 +205,7 @@ def test_mistake(name, folder, monkeypatch):
 
 
 def test_tokens_that_were_changed_are_not_trained_on(folder, tmp_path, monkeypatch):
-    """All zero: valid tokens of the right number. Started by us and by torchrun, before any process group."""
+    """All zero: valid tokens, in the right number. They are rejected before any process group starts."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text("\n\n".join(f"Text {i} of {i * i} words." for i in range(200)))
     data = DataConfig(path="book.txt", tokenizer=str(folder / "own.model"), validation=0.1)
@@ -296,7 +296,7 @@ def test_a_mistake_ends_the_command(start, settings, status, says, tmp_path):
     lines = [line for line in result.stderr.splitlines() if line.startswith("caat: error:")]
     assert result.returncode == status
     assert len(lines) == 1 and says in lines[0], result.stderr
-    # torchrun adds one of its own, about the rank that ended.
+    # torchrun adds a line about the rank that exited.
     assert "Traceback" not in result.stderr.split("torch/distributed/elastic")[0]
     assert "launch/pretrain.py" not in result.stderr
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`caat plan`: its sums hang together, and mistakes are said at once."""
+"""`caat plan`: its figures are consistent, and mistakes are reported immediately."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_a_plan_of_7b(tmp_path, capsys):
         assert row["step_seconds"] == pytest.approx(row["compute_seconds"] + waits)
         assert row["days"] == pytest.approx(32130 * row["step_seconds"] / 86400), ratio
     assert rows[0.5]["step_seconds"] < rows[1.0]["step_seconds"]
-    # With nothing to wait for, MFU is what is sustained of the peak.
+    # Without waiting for communication, MFU is the sustained fraction of the peak.
     flops = flops_per_token(compose(["model=7b"]).model, 4096) * 1024 * 4096
     assert rows[0.0]["mfu"] == pytest.approx(flops / rows[0.0]["step_seconds"] / (32 * 989e12))
-    # The layout that was asked for is one of the table's, which has its best micro-batch.
+    # The table includes the requested layout, with its best micro-batch.
     by = {(row["processes"], row["stage"]): row for row in made["layouts"]}
     assert by[8, 1]["asked"]["step_seconds"] <= rows[0.5]["step_seconds"]
     assert by[8, 1]["ratio_1"]["days"] <= rows[1.0]["days"]
@@ -78,7 +78,7 @@ def test_without_overlap_all_counted_bytes_are_waited_for(ratio):
     config = compose(["model=130m", f"sync.ratio={ratio}", "sync.overlap=false"])
     plan_ = PlanConfig(gpus=8, node_link="1gbit", delay="0us", ratios=[ratio])
     (row,) = make_plan(plan_, config)["steps"]
-    # As a ring of eight.
+    # The formula for a ring of eight.
     assert row["tensor_exposed_seconds"] == pytest.approx(2 * 7 / 8 * row["tensor_bytes"] / 125e6)
 
 
@@ -121,7 +121,7 @@ LLAMA_8B = ["model.layers=32", "model.hidden=4096", "model.ffn=14336", "model.he
 
 @pytest.mark.parametrize("nodes", [1, 16])
 def test_zero_3_is_as_fast_as_torchtitans_fsdp(nodes):
-    """torchtitan reports 33 to 39 % MFU of Llama 3 8B on 8 and 128 H100s, 8,192 tokens a GPU."""
+    """torchtitan reports 33 to 39 % MFU for Llama 3 8B on 8 and 128 H100s, 8,192 tokens per GPU."""
     config = compose(
         [*LLAMA_8B, f"train.global_batch={8 * nodes}", "train.activation_checkpointing=selective"]
     )
@@ -131,14 +131,14 @@ def test_zero_3_is_as_fast_as_torchtitans_fsdp(nodes):
 
 def test_links_of_a_group_by_hand():
     machine = Machine.of(PlanConfig(nodes=4, gpus=8, link="400gbit", node_link="3600gbit", delay="0us"))
-    # 8 of a replica are on one node; their partners elsewhere have a link of 50 GB/s each.
+    # The 8 processes of a replica are on one node; each has a 50 GB/s link to its counterparts elsewhere.
     assert (machine.tensor_link(8).rate, machine.data_link(8).rate) == (450e9, 50e9)
-    # 4 replicas on each node share 4 links, 8 as much as they have within it.
+    # 4 replicas per node share 4 links. 8 replicas get no more than the bandwidth within the node.
     assert (machine.data_link(2).rate, machine.data_link(1).rate) == (200e9, 400e9)
     assert machine.tensor_link(16).rate == 400e9
     fast = Machine.of(PlanConfig(nodes=4, gpus=8, link="800gbit", node_link="3600gbit"))
     assert fast.data_link(1).rate == 450e9
-    # Of 4 on nodes of 6, two may be on each of two nodes.
+    # On nodes with 6 GPUs, a replica of 4 may be split into two on each of two nodes.
     assert Machine.of(PlanConfig(nodes=2, gpus=6, link="8gbit")).tensor_link(4).rate == 2e9
     assert Machine.of(PlanConfig(node_link="80gbit")).data_link(4).rate == 10e9
 
@@ -153,7 +153,7 @@ def test_a_schedule_takes_the_mean_of_its_steps():
 
 
 def test_what_the_ratio_gains_is_said_of_the_fastest_layouts(capsys):
-    """Nothing on fast links, where a replica is one process; something where memory and links are small."""
+    """The ratio gains nothing on fast links with one process per replica, but something on small machines."""
     fast = make_plan(PlanConfig(nodes=4), compose(["model=7b"]))
     assert fast["fastest"]["ratio_1"]["processes"] == 1 and abs(fast["fastest"]["saved"]) < 0.01
     alone = {row["ratio"]: row["step_seconds"] for row in fast["steps"]}

@@ -1,4 +1,4 @@
-"""The processes of a run, wherever it is started: what they import, how they fail, how they are stopped."""
+"""The processes of a run, in every way to start it: what they import, how they fail and how they stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sys.exit(run_workers("job", ["word"], 2))
 
 
 def start(tmp_path: Path, job: str, parent: str = PARENT) -> subprocess.Popen[str]:
-    """Run ``job`` as a module in two processes, from a folder with a ``launch`` and a ``conf`` of its own."""
+    """Run ``job`` as a module in two processes, from a folder with its own ``launch`` and ``conf``."""
     code, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
     code.mkdir()
     (code / "job.py").write_text("import os, sys, time\nimport conf.schema, launch.command.errors\n" + job)
@@ -75,7 +75,7 @@ def test_what_nohup_ignores_stays_ignored():
 def test_a_signal_reaches_the_workers(tmp_path):
     job = (
         "import signal\n"
-        # At once with its end of line: two processes write to the same pipe.
+        # Write the line and its end in one call: two processes write to the same pipe.
         "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'saved\\n'), sys.exit(0)))\n"
         "os.write(1, b'ready\\n')\ntime.sleep(60)"
     )

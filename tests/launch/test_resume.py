@@ -1,4 +1,4 @@
-"""What a run may continue from: decided from small files before any process starts, or refused at once."""
+"""Checkpoints that a run may resume from: chosen or rejected from small files, before any process starts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AT_200 = State(200, tokens=4096, position=64, sequence=256, seed=1, data="", ada
 
 
 def add_checkpoint(run: Path, step: int, *settings: str) -> Path:
-    """A checkpoint as `model=tiny` writes it, without its tensors."""
+    """Write a checkpoint like those of `model=tiny`, without tensors."""
     config = compose([*settings, "resume=never"])
     shards, ratio = config.parallel.tensor, config.sync.ratio
     aside = run / "checkpoints" / f"step-{step:08}.tmp"
@@ -81,7 +81,7 @@ def test_a_restart_goes_on_where_the_run_was(run, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     config = compose(["run.dir=run"])
     assert continues(config) and steps(checkpoints_to_try(config)) == [150, 100, 50]
-    # Before its first checkpoint, a run that was resumed from elsewhere starts from there again.
+    # A run resumed from another one starts from there again until it has its own first checkpoint.
     elsewhere = compose(["run.dir=new", "resume=run/checkpoints/step-00000050"])
     assert steps(checkpoints_to_try(elsewhere)) == [50]
 
@@ -164,7 +164,7 @@ def test_refused(name, run):
 
 
 def test_what_may_change(run):
-    """The layout, the schedule's length, precision, batch: none is in the function or the data's order."""
+    """Layout, schedule length, precision and batch affect neither the function nor the order of the data."""
     settings = ["resume=run", "zero.stage=3", "parallel.processes=2", "train.global_batch=32"]
     settings += ["train.precision=bf16", "train.steps=300", "optim.lr=1e-4", "optim.min_lr=0"]
     state = check_resume(compose(settings))
@@ -172,7 +172,7 @@ def test_what_may_change(run):
 
 
 def test_a_schedule_must_have_come_to_the_ratio_of_the_checkpoint(run):
-    """The checkpoints are of ratio 0.5, the last after step 150."""
+    """The checkpoints have ratio 0.5; the last one is after step 150."""
     for schedule in ("{0:0.5}", "{0:1,10:0.5}", "{0:1,149:0.5}", "{0:0.5,150:0.25}"):
         assert check_resume(compose(["resume=run", f"sync.ratio={schedule}"])) is not None
     for schedule in ("{0:1,150:0.5}", "{0:0.5,149:0.25}"):
@@ -209,7 +209,7 @@ def test_a_state_of_another_shape_is_passed_over(run, text):
 
 
 def test_a_configuration_with_one_digit_changed_is_passed_over(run):
-    """It is a good configuration, of a model that nobody has trained."""
+    """The configuration is valid, but it is not that of the trained model."""
     path = run / "checkpoints/step-00000150/config.json"
     text = path.read_text()
     path.write_text(text.replace('"rope_theta": 10000.0', '"rope_theta": 10001.0'))
@@ -299,7 +299,7 @@ def test_other_data_is_refused(run):
 
 
 def test_two_jobs_cannot_work_in_one_folder(run, capsys):
-    """Whatever ends the first job, `kill -9` too, lets the next one in."""
+    """However the first job ends, even by `kill -9`, the next one can start."""
     code = (
         "from launch.run.compose import compose; from launch.run.folder import open_run_folder; import time;"
         "open_run_folder(compose(['run.dir=run', 'resume=auto'])); print('claimed', flush=True);"

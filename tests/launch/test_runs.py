@@ -1,4 +1,4 @@
-"""Real runs from the command line, end to end, in short form: every way in, every shipped model."""
+"""Short real runs from the command line, end to end: every entry point, every shipped model."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_three_ways_in_train_the_same_model(text, tmp_path):
     ],
 )
 def test_training_options(text, tmp_path, settings):
-    # The global batch is the same on any layout: accumulation follows.
+    # The global batch is the same on any layout: gradient accumulation adapts.
     settings = [*SHORT, f"data.path={text}", *settings, "parallel.processes=1", "launch.processes=2"]
     printed = command("-m", "launch.pretrain", *settings, "run.dir=run", cwd=tmp_path)
     assert len(losses(tmp_path / "run")) == 4
@@ -224,8 +224,8 @@ def test_benchmarks_run(tmp_path):
 
 
 def test_a_wheel_works_elsewhere(tmp_path):
-    """Built from the tree, installed into another environment, run in an empty folder."""
-    # From a copy: setuptools leaves a build folder in the tree, and takes files from an old one.
+    """Build the wheel from the tree, install it into another environment, run it in an empty folder."""
+    # Build from a copy: setuptools leaves a build folder in the tree and reuses files of an old one.
     tree = tmp_path / "tree"
     unwanted = shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tree, ignore=unwanted)
@@ -245,8 +245,8 @@ def test_a_wheel_works_elsewhere(tmp_path):
     venv.create(tmp_path / "other", with_pip=True)
     python = tmp_path / "other/bin/python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
-    # The other environment borrows our dependencies, but not our checkout: a path entry of a .pth file is
-    # searched for packages, while the .pth files in it (the editable install is one) are not read.
+    # The other environment uses our dependencies but not our checkout: Python searches the path named in
+    # a .pth file for packages, but does not read .pth files there, such as that of the editable install.
     (site,) = (tmp_path / "other/lib").glob("python*/site-packages")
     (site / "borrowed.pth").write_text(str(Path(np.__file__).parents[1]) + "\n")
     empty = tmp_path / "empty"

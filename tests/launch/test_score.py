@@ -1,4 +1,4 @@
-"""`caat score`: the verb, its result, and what a user can get wrong."""
+"""`caat score`: the verb, its result, and the messages for users' mistakes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def spoil(checkpoint, name: str, value: float) -> None:
 
 
 def test_weights_that_are_not_finite_give_nothing(run, tmp_path):
-    """Neither scores nor text nor an export, though all checksums are right."""
+    """They give neither scores nor text nor an export, although all checksums match."""
     checkpoint = run / "run" / "checkpoints" / "step-00000001"
     spoil(checkpoint, "model.layers.1.mlp.up_proj.weight", np.nan)
     write_checksums(checkpoint, {p.name: xxh3_128(p.read_bytes()).hexdigest() for p in checkpoint.iterdir()})
@@ -113,7 +113,7 @@ def test_tokens_that_are_none(run, tokens, said):
 
 
 def header(claim: str) -> bytes:
-    """A .npy file of such a header, and a few bytes."""
+    """Return a .npy file with this header and a few bytes of data."""
     text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {claim}}}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
 

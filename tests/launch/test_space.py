@@ -1,4 +1,4 @@
-"""A full disk: found before training where it can be, and said with path and need where it cannot."""
+"""Full disks: detected before training if possible, otherwise reported with the path and the bytes needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEED = checkpoint_bytes(compose([]).model)
 
 @pytest.fixture
 def disk(monkeypatch, tmp_path):
-    """Sets the free bytes of every disk, and the size that it claims to have."""
+    """Set the free bytes of every disk and the size that it reports."""
     monkeypatch.chdir(tmp_path)
 
     def set_free(free: int, total: int = 10**12) -> None:
@@ -42,12 +42,12 @@ def test_the_size_of_a_checkpoint(model):
 def test_room_for_one_more_checkpoint(disk, tmp_path):
     disk(NEED)
     check_space(compose([]))
-    disk(0, total=0)  # some file systems do not say
+    disk(0, total=0)  # some file systems do not report a size
     check_space(compose([]))
     disk(NEED - 1)
     with pytest.raises(ValueError, match=rf"63.7 MB, and 63.7 MB are free in {tmp_path}, for new/run/ch"):
         check_space(compose(["run.dir=new/run"]))
-    # What a killed save left counts as free: the next save removes it.
+    # Files left by an interrupted save count as free space: the next save removes them.
     (tmp_path / "run/checkpoints/step-00000003.tmp").mkdir(parents=True)
     (tmp_path / "run/checkpoints/step-00000003.tmp/model.safetensors").write_bytes(b"-")
     check_space(compose(["run.dir=run"]))

@@ -1,4 +1,4 @@
-"""status.json, above all where it cannot be written."""
+"""status.json, especially if it cannot be written."""
 
 from __future__ import annotations
 

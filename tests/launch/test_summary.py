@@ -1,4 +1,4 @@
-"""The figures that a run ends with: what its loss is put beside, and what is missing or damaged."""
+"""The summary of a run: the references for its loss, and missing or damaged input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_unigram_model_of_the_validated_targets(tmp_path, count, used):
     counts = np.random.default_rng(1).integers(1000, size=40)
     np.save(tmp_path / "shards" / "unigram.npy", counts)
     found = baselines(tmp_path / "shards", 11, count)
-    # Sequences of 11 tokens, each with its targets one further.
+    # Sequences of 11 tokens, with targets shifted by one.
     targets = np.concatenate([tokens[11 * i + 1 : 11 * i + 12] for i in range(used)])
     each = [log((counts[token] + 1) / (counts.sum() + 40)) for token in targets]
     assert found == {"uniform": log(40), "unigram": pytest.approx(-sum(each) / len(each), abs=1e-12)}
@@ -59,7 +59,7 @@ def test_counts_that_are_missing_or_damaged(tmp_path, damage, says):
 
 
 def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
-    """Damaged lines, benchmarks and a plot that fails do not count; without any line, the last step does."""
+    """Damaged lines, benchmarks and a failing plot are ignored; without any line, the last step counts."""
     monkeypatch.setattr(summary, "plot_loss", lambda *_: 1 / 0)
     step = {"step": 3, "tokens": 48, "loss": 1.0, "validation_loss": 1.5, "ratio": 1.0, "skipped_steps": 0}
     step |= {"tokens_per_second": 8.0, "step_seconds": 2.0, "data_wait_seconds": 1.0}
@@ -76,7 +76,7 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr()
         assert "WARNING: loss.png could not be made (ZeroDivisionError: division by zero)" in said.err
         assert "validation loss  " in said.out
-        # The command for what was trained, as it can be given.
+        # The command for the trained model, ready to run.
         use = next(line for line in said.out.splitlines() if line.startswith("use it"))
         verb, *settings = shlex.split(use.removeprefix("use it"))[1:]
         assert verb == "generate" and load_verb(GenerateConfig, settings).checkpoint == str(tmp_path)

@@ -1,4 +1,4 @@
-"""Sweeps: which runs there are, where they lie, and what the same command does when it is given again."""
+"""Sweeps: their runs and folders, and the effect of giving the same command again."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_folder_follows_from_what_the_runs_share():
 
     first = place("model=tiny", "train.steps=300", "sync.ratio=1,0.5")
     assert first.parent == Path("outputs/sweeps") and first.name.startswith("tiny-")
-    # More values, another order, and where it runs do not matter.
+    # More values, another order and other deployment settings do not matter.
     assert first == place("sync.ratio=1,0.5,0", "train.steps=300", "model=tiny")
     assert first == place(
         "model=tiny", "train.steps=300", "sync.ratio=1,0.5", "launch.processes=2", "zero.stage=0"
@@ -129,7 +129,7 @@ def test_the_folder_follows_from_what_the_runs_share():
 
 
 def finish(*overrides: str) -> None:
-    """Leave the folder of the only run of the sweep that is called seed-1 as a finished run does."""
+    """Make the folder of the sweep's only run, seed-1, look like that of a finished run."""
     (run,) = (run for run in plan_sweep(overrides).runs if run.name == "seed-1")
     create_run_folder(run.config)
     write_status(run.folder, "finished")
@@ -151,7 +151,7 @@ def test_reasons():
     assert errors.reason(3) == "too many steps in a row were not finite"
     assert errors.reason(137) == "a process was ended by SIGKILL"
     assert errors.reason(1) == "a process failed with status 1"
-    # Above 128, and no signal; and one without a name.
+    # Statuses above 128: one that is no signal, and a signal without a name.
     assert errors.reason(255) == "a process failed with status 255"
     assert errors.reason(128 + 40) == "a process was ended by signal 40"
 
@@ -290,7 +290,7 @@ def statuses(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_one_fails_and_the_same_command_mends_it(text, folder):
-    """A rate of 1e30 diverges. The run that does is told of; the other one is not trained twice."""
+    """A learning rate of 1e30 diverges. That run is reported; the other one is not trained twice."""
     settings = [f"data.path={text}", "optim.min_lr=0", "optim.clip=0", "train.max_skipped=1", "train.steps=4"]
     process = start(folder, *settings, "optim.lr=1e30,1e-3")
     printed = process.communicate(timeout=200)[0]
