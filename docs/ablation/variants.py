@@ -1,12 +1,12 @@
-"""Train with another way to synchronise than the product's: what docs/ablation.md compares at equal bytes.
+"""Train with other ways to synchronise than caat's own. docs/ablation.md compares them at equal bytes.
 
-python docs/ablation/variants.py rotating sync.ratio=0.25 run.dir=...    # then as `caat pretrain`
+python docs/ablation/variants.py rotating sync.ratio=0.25 run.dir=...    # settings as in `caat pretrain`
 
-Every shard's stream is written out in full, so one process is enough for any way of mixing them. The
-checkpoint holds weights only: other commands would run them with the usual channels. `own_norms` is the
-exception: the product without the sum of the norms' gradients, which shows only between processes. Start it
-with torchrun --nproc-per-node 2 and train.check_replicas_every=0. `scaled_start` multiplies the initial
-weights of private channels by the square root of the number of shards, and nothing later.
+One process holds every shard's stream in full, so it can simulate any way of mixing them. The checkpoint
+does not record the variant: other commands would run its weights with the usual channels. `own_norms` needs
+several processes: it is caat without the sum of the norms' gradients. Start it with
+torchrun --nproc-per-node 2 and train.check_replicas_every=0. `scaled_start` multiplies only the initial
+weights of private channels by the square root of the number of shards.
 """
 
 from __future__ import annotations
@@ -36,74 +36,74 @@ from layers.norm import RMSNorm
 from layers.rotary import rotary_angles
 from layers.weights import FullWeights
 
-# (number of the synchronisation, how many there are, ratio) -> (first channel, how many), as fractions of
-# all channels. Every pattern sends `ratio` on average.
+# (index of the synchronisation, number of synchronisations, ratio) -> (first channel, number of channels),
+# the latter two as fractions of all channels. Every pattern sends `ratio` on average.
 Window = Callable[[int, int, float], tuple[float, float]]
 
 
 def fixed(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """The paper's and the product's: the same channels everywhere."""
+    """The pattern of the paper and of caat: the same channels everywhere."""
     return 0.0, ratio
 
 
 def rotating(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """Each synchronisation takes up where the last one left off, so that no channel stays private."""
+    """Each synchronisation starts where the previous one ended, so that no channel stays private."""
     return number * ratio % 1, ratio
 
 
 def periodic(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """One synchronisation in eight is full, the others share what is left of the bytes."""
+    """One synchronisation in eight is full; the others share the remaining bytes."""
     return (0.0, 1.0) if number % 8 == 3 else (0.0, (8 * ratio - 1) / 7)
 
 
 def attention(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """After attention alone."""
+    """Synchronise only after attention."""
     return 0.0, 0.0 if number % 2 else 2 * ratio
 
 
 def mlp(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """After the MLP alone."""
+    """Synchronise only after the MLP."""
     return 0.0, 2 * ratio if number % 2 else 0.0
 
 
 def ends(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """The outer half of the layers one and a half times, the inner half times a half."""
+    """1.5 times the ratio in the outer half of the layers, 0.5 times in the inner half."""
     return 0.0, ratio * (1.5 if number < count // 4 or number >= count - count // 4 else 0.5)
 
 
 def middle(number: int, count: int, ratio: float) -> tuple[float, float]:
-    """The inner half of the layers one and a half times, the outer half times a half."""
+    """1.5 times the ratio in the inner half of the layers, 0.5 times in the outer half."""
     return 0.0, 2 * ratio - ends(number, count, ratio)[1]
 
 
 def exact(parts: Tensor) -> Tensor:
-    """[r, ...] -> [...]: the sum as the product makes it."""
+    """[r, ...] -> [...]: the exact sum, as in caat."""
     return parts.sum(0)
 
 
 def int8(parts: Tensor) -> Tensor:
-    """8-bit integers both ways, each part and the sum, as sync.wire_dtype=int8 between processes."""
+    """Round each part and the sum to 8-bit integers, as sync.wire_dtype=int8 does between processes."""
     return _rounded(int8_parts(parts))
 
 
 def int8_parts(parts: Tensor) -> Tensor:
-    """Each part is sent as 8-bit integers; their sum is not rounded."""
+    """Round each part to 8-bit integers, but not the sum."""
     return _rounded(parts).sum(0)
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """[..., k] as 8-bit integers with one scale a token, absmax / 127."""
+    """Round [..., k] to 8-bit integers with one scale per token, absmax / 127."""
     step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     return torch.round(x / step) * step
 
 
 def bf16(parts: Tensor) -> Tensor:
-    """Sent in bfloat16 and summed in float32, rounded once."""
+    """Send bfloat16, sum in float32, and round once."""
     return parts.bfloat16().float().sum(0).bfloat16().to(parts.dtype)
 
 
 def bf16_sums(parts: Tensor) -> Tensor:
-    """Sent in bfloat16 and rounded after every addition, as a ring all-reduce does."""
+    """Send bfloat16 and round after every addition, as a ring all-reduce does."""
     total = parts[0].bfloat16()
     for part in parts[1:]:
         total = total + part.bfloat16()
@@ -111,7 +111,7 @@ def bf16_sums(parts: Tensor) -> Tensor:
 
 
 PATTERNS = {window.__name__: window for window in (fixed, rotating, periodic, attention, mlp, ends, middle)}
-# How parts are summed forward and backward.
+# Sums in the forward and backward pass.
 SUMS = {
     "int8": (int8, int8),
     "int8_parts": (int8_parts, int8_parts),
@@ -122,7 +122,7 @@ SUMS = {
 
 
 class _Sum(torch.autograd.Function):
-    """[r, ..., k] -> the same shape, each shard the sum of all; backward the same with the gradients."""
+    """Replace each shard of [r, ..., k] by the sum of all; backward does the same with the gradients."""
 
     @staticmethod
     def forward(ctx, parts: Tensor, forward: Callable, backward: Callable):  # type: ignore[override]
@@ -135,7 +135,7 @@ class _Sum(torch.autograd.Function):
 
 
 class VariedGPT(GPT):
-    """The product's weights; every shard's stream [r, batch, seq, h] in full."""
+    """A GPT with caat's weights that holds every shard's stream [r, batch, seq, h] in full."""
 
     window: Window = staticmethod(fixed)
     scaled_start = False
@@ -149,7 +149,7 @@ class VariedGPT(GPT):
         return model
 
     def fill(self, full: FullWeights) -> GPT:
-        """Random weights, scaled where that is asked for."""
+        """Fill the weights as GPT does; with ``scaled_start``, scale those of private channels."""
         super().fill(full)
         if self.scaled_start:
             for block in self.blocks:
@@ -174,7 +174,7 @@ class VariedGPT(GPT):
         return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
 
     def _mixed(self, a: Tensor, row: RowParallelLinear, number: int) -> Tensor:
-        """Each shard's product [..., r · c] -> [r, ..., h]: summed in the window, its own elsewhere."""
+        """Map [..., r · c] to each shard's product [r, ..., h], summed over the shards inside the window."""
         r, h = self.mesh.shards, row.out_features
         products = torch.einsum(
             "...rc,hrc->r...h", a.unflatten(-1, (r, -1)), row.weight.unflatten(-1, (r, -1))
@@ -190,7 +190,7 @@ def _read(x: Tensor, norm: RMSNorm, column: ColumnParallelLinear) -> Tensor:
 
 
 def run(name: str, settings: list[str]) -> int:
-    """Train the variant ``name`` and return the exit status; its name is left in the run folder."""
+    """Train the variant ``name``, write its name to the run folder, and return the exit status."""
     window = PATTERNS.get(name, fixed)
     with user_errors():
         config = compose(settings)

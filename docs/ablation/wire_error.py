@@ -1,4 +1,4 @@
-"""How far the low-bit sums of variants.py are from exact ones in a trained model's layers.
+"""Measure the error of the low-bit sums of variants.py in the layers of a trained model.
 
 python docs/ablation/wire_error.py RUN held-out.txt    # the first 2,048 tokens of the text
 """
@@ -21,7 +21,7 @@ from launch.command.trained import tokenizer_of
 
 
 def main(run: str, text: Path) -> None:
-    """Print |sum - exact| / |exact| of every way to sum, over the synchronisations forward and backward."""
+    """Print |sum - exact| / |exact| for every kind of sum, over the forward and backward synchronisations."""
     folder = find(run)
     architecture = read_architecture(folder)
     model = open_model(folder, "cpu", "fp32")
@@ -41,7 +41,7 @@ def main(run: str, text: Path) -> None:
     VariedGPT.sums = measured(0), measured(1)
     tokens = torch.tensor(tokenizer_of(folder, architecture).encode(text.read_text())[:2049])
     if len(tokens) < 2049:
-        sys.exit(f"{text} has {len(tokens)} tokens, and 2,049 are needed: give a longer text")
+        sys.exit(f"{text} has {len(tokens)} tokens, but 2,049 are needed: give a longer text")
     sequence = architecture.model.sequence
     with torch.enable_grad():
         model(tokens[:-1].view(-1, sequence), tokens[1:].view(-1, sequence)).mean().backward()

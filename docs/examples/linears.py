@@ -35,5 +35,5 @@ for step in range(20):
     optimizer.step()
     if distributed.get_rank() == 0:
         print(f"step {step} loss {loss:.6f}")
-distributed.barrier()  # nobody leaves while gloo still has work
+distributed.barrier()  # no process may exit while gloo still has work
 distributed.destroy_process_group()

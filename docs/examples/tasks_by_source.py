@@ -1,4 +1,4 @@
-"""Tasks for `caat evaluate` that measure the loss on each source of a jsonl file by itself.
+"""Tasks for `caat evaluate` that measure the loss on each source of a jsonl file separately.
 
 python docs/examples/tasks_by_source.py held-out.jsonl tasks    # rows {"text": ..., "source": ...}
 caat evaluate checkpoint=outputs/first tasks=tasks/
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(rows: Path, out: Path) -> None:
-    """One task file and its rows for each source, in the folder ``out``."""
+    """Write a task file and its rows for each source to the folder ``out``."""
     texts: dict[str, list[str]] = defaultdict(list)
     with rows.open(encoding="utf-8") as lines:
         for line in lines:

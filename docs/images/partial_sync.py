@@ -1,4 +1,4 @@
-"""Draws partial-sync.svg beside this file: python docs/images/partial_sync.py"""
+"""Draw partial-sync.svg next to this file: python docs/images/partial_sync.py"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HALF = WIDTH / 2
 LEFTS = [number * (WIDTH + GAP) for number in range(len(PRIVATE))]
 RIGHT = LEFTS[-1] + WIDTH
 BAR = 0.66
-# Heights of the parts, from the stream that comes in to the one that goes on.
+# Heights of the parts, from the incoming stream to the outgoing one.
 STREAM_IN, NORM, COLUMN, LOCAL, ROW, REDUCE, SUM, STREAM_OUT = 8.5, 7.4, 6.35, 5.3, 4.25, 2.35, 1.4, 0.0
 
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def draw_shard(axes: Axes, number: int, left: float, colour: str) -> None:
-    """One shard from top to bottom; nothing in here needs another shard."""
+    """Draw one shard from top to bottom; nothing in it depends on another shard."""
     middle, shared, private = left + HALF, left + HALF / 2, left + 1.5 * HALF
     axes.text(middle, STREAM_IN + 1.05, f"shard {number}", ha="center", va="center", weight="bold", color=INK)
     draw_stream(axes, left, STREAM_IN, colour)
@@ -79,7 +79,7 @@ def draw_stream(axes: Axes, left: float, bottom: float, colour: str) -> None:
 
 
 def draw_residual(axes: Axes, left: float) -> None:
-    """The stream's own way past the layer."""
+    """Draw the residual connection past the layer."""
     outside, height = left - 0.3, STREAM_IN + BAR / 2
     path = [(left, height), (outside, height), (outside, SUM)]
     axes.plot(*zip(*path, strict=True), color=GREY, linewidth=1.3, linestyle=(0, (3, 2)), zorder=1)
@@ -88,7 +88,7 @@ def draw_residual(axes: Axes, left: float) -> None:
 
 
 def draw_all_reduce(axes: Axes) -> None:
-    """One bar over all shards, open where private channels pass: they are not part of it."""
+    """Draw one bar over all shards, open where private channels pass, since they are not part of the sum."""
     draw_box(axes, LEFTS[0], REDUCE, LEFTS[-1] + HALF - LEFTS[0], "", SHARED, SHARED, "white")
     openings = [left + 1.5 * HALF for left in LEFTS[:-1]]
     for centre in openings:
