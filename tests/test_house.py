@@ -17,7 +17,7 @@ ORDER = [
     ("conf.reading", "caat"),
     ("caat.storage",),
     ("caat.data", "caat.parallel"),
-    ("caat.parallel.partial", "caat.planning"),
+    ("caat.parallel.partial", "caat.planning", "caat.optim"),
     ("caat.supervision",),
     ("caat.training",),
     ("caat.runs", "layers"),

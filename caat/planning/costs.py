@@ -15,10 +15,13 @@ def flops_per_token(c: ModelConfig, sequence: int) -> int:
     return 6 * _matrices(c) + 12 * c.layers * c.hidden * sequence
 
 
-def checkpoint_bytes(c: ModelConfig) -> int:
-    """Of a checkpoint: weights and AdamW's two moments in float32. Its small files come on top."""
+def checkpoint_bytes(c: ModelConfig, numbers: int) -> int:
+    """Size of a checkpoint that holds ``numbers`` float32 numbers for each weight, itself included.
+
+    Its small files come on top.
+    """
     norms, embedding = (2 * c.layers + 1) * c.hidden, c.vocab_size * c.hidden
-    return 3 * 4 * (_matrices(c) + embedding + norms)
+    return 4 * numbers * (_matrices(c) + embedding + norms)
 
 
 def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str) -> int:

@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from caat.optim.adamw import AdamW
+from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
-from caat.training.fragments import Fragment, adam_steps, fragments, set_adam_steps
+from caat.training.live import LiveState
 from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].
@@ -38,11 +40,19 @@ class Engine:
     ``model(tokens, targets)`` must return the loss of every token, and ``model.set_ratio`` set the fraction
     of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage; stage 0 in bfloat16 is wrong in DeepSpeed
     0.19 under tensor parallelism (its norm ignores all ranks but the first), so there stage 1 takes its place
-    and :attr:`stage` says so.
+    and :attr:`stage` says so. ``optimizer`` is of this ``model``; default: what ``optim`` describes.
     """
 
     def __init__(
-        self, model: nn.Module, mesh: Mesh, optim: OptimConfig, stage: int, precision: str, accumulation: int
+        self,
+        model: nn.Module,
+        mesh: Mesh,
+        optim: OptimConfig,
+        stage: int,
+        precision: str,
+        accumulation: int,
+        *,
+        optimizer: Optimizer | None = None,
     ) -> None:
         deepspeed = import_deepspeed()
         self.mesh, self.model, self.clip, self.precision = mesh, model, optim.clip, precision
@@ -52,14 +62,7 @@ class Engine:
                 # DeepSpeed counts unmarked parameters on tensor rank 0 alone: without this mark the
                 # global norm would silently miss most of the model.
                 module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
-        self._optimizer = _AdamW(
-            _decay_groups(model, optim.weight_decay),
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-            # One pass over weights, gradients and moments instead of one for each operator.
-            fused=True if next(model.parameters()).is_cuda else None,
-        )
+        self._optimizer = optimizer or AdamW(model, optim)
         # In bf16 it prints memory figures of its own here, past every logger.
         with redirect_stdout(StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
@@ -69,6 +72,15 @@ class Engine:
                 dist_init_required=False,
                 config=self._settings(precision, accumulation, model),
             )
+        self.live = LiveState(
+            model,
+            self._engine.optimizer,
+            self._optimizer,
+            mesh,
+            stage=self.stage,
+            # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
+            rounded=precision == "bf16",
+        )
 
     def _settings(self, precision: str, accumulation: int, model: nn.Module) -> dict:
         numbers = sum(p.numel() for p in model.parameters())
@@ -154,19 +166,6 @@ class Engine:
             dist.all_reduce(value, group=self.mesh.data_group)
         return float(value) / self.mesh.data_size
 
-    def fragments(self) -> dict[str, Fragment]:
-        """Live views of the optimizer state that this process holds, by parameter."""
-        return fragments(self.model, self._engine.optimizer, self._optimizer, self.stage)
-
-    @property
-    def adam_steps(self) -> int:
-        """Steps that AdamW has taken; to be set with the moments, when resuming."""
-        return adam_steps(self._optimizer)
-
-    @adam_steps.setter
-    def adam_steps(self, steps: int) -> None:
-        set_adam_steps(self._optimizer, steps)
-
     @torch.no_grad()
     def _norm_and_clip(self) -> float:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -179,15 +178,6 @@ class Engine:
             # The same small addend as in DeepSpeed and torch, so that every stage takes the same step.
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
         return norm
-
-
-class _AdamW(torch.optim.AdamW):
-    """Steps only when told that the step is good. DeepSpeed checks gradients itself, but not the loss."""
-
-    skip = False
-
-    def step(self, closure=None):
-        return None if self.skip else super().step(closure)
 
 
 class _Mpu:
@@ -229,15 +219,6 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
 def _square_sum(tensors: Sequence[Tensor]) -> Tensor:
     norms = torch._foreach_norm(list(tensors))
     return torch.stack(norms).double().square().sum()
-
-
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay matrices (linears, embedding and head, as Megatron does), not the vectors of the norms."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
 
 
 def import_deepspeed():

@@ -115,7 +115,7 @@ def train(run: Training) -> dict:
         must = last or stop > 0
         if saving.saves(skipped=taken.result.skipped, must=must):
             to.watchdog.beat(f"saving step {step}")
-            now = replace(run.state, adam_steps=run.engine.adam_steps, random=random_state())
+            now = replace(run.state, random=random_state())
             saving.save(now, must=must)
         if stop and not last:
             raise StoppedBySignal(stop, step)

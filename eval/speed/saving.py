@@ -16,15 +16,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from caat.optim.kinds import saved_numbers
 from caat.parallel.mesh import Mesh
+from caat.planning.costs import checkpoint_bytes
 from caat.supervision.control import Control
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.reading import damage, load_state, load_weights
+from caat.training.checkpoint.reading import damage, load_optimizer, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State
 from caat.training.engine import Engine
-from caat.training.fragments import KINDS
 from conf.bench import BenchCheckpointConfig
 from conf.optim import OptimConfig
 from conf.schema import CheckpointConfig
@@ -46,7 +47,8 @@ class SavingBenchmark:
         text = torch.randint(self.shape.vocab_size, (config.batch, config.sequence + 1))
         self.batch = [(text[:, :-1], text[:, 1:])]
         self.parameters = parameter_count(self.shape)
-        self.bytes = len(KINDS) * 4 * self.parameters
+        numbers = saved_numbers(self.engine.live.optimizer.kinds, self.mesh.data_size)
+        self.bytes = checkpoint_bytes(self.shape, numbers)
         (folder / "tokenizer.model").touch()
         self.step = 0
 
@@ -115,14 +117,14 @@ class SavingBenchmark:
             self.tensors,
             lambda: architecture,
             tokenizer,
-            self.mesh,
-            self.engine.fragments,
+            self.engine.live,
             settings,
         )
 
     def _save(self, saver: Saver) -> None:
         self.step += 1
-        saver.save(State(self.step, 0, 0, self.config.sequence, 1, "", self.engine.adam_steps))
+        length = self.config.sequence
+        saver.save(State(step=self.step, tokens=0, position=0, sequence=length, seed=1, data=""))
 
     def _train(self, steps: int) -> None:
         for _ in range(steps):
@@ -131,7 +133,7 @@ class SavingBenchmark:
     def _load(self, checkpoint: Path) -> None:
         assert damage(checkpoint, self.control) == []
         load_weights(self.model, self.tensors, self.mesh.local_shards, checkpoint)
-        load_state(self.engine.fragments(), KINDS[1:], self.tensors, self.mesh, checkpoint)
+        load_optimizer(self.engine.live, self.tensors, checkpoint)
 
     def _read(self, checkpoint: Path) -> None:
         """Read this rank's share of the bytes into memory, once."""

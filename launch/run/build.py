@@ -20,11 +20,10 @@ from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StopRequest
 from caat.supervision.watchdog import Watchdog, tick_in
 from caat.training.checkpoint.architecture import Architecture
-from caat.training.checkpoint.reading import load_state, load_weights
+from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
-from caat.training.fragments import KINDS
 from caat.training.loop import Supervision, Training
 from caat.training.output import Output
 from caat.training.progress import RunProgress
@@ -70,11 +69,11 @@ def build_run(
     engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
     tensors = full_tensors(model)
     watchdog.beat("loading the optimizer state")
-    if initial is not None and c.precision == "bf16":
-        # DeepSpeed copied its master weights from the model, where they are already rounded to bfloat16.
-        load_state(engine.fragments(), KINDS[:1], tensors, mesh, initial, watchdog.tick)
-    state = _restore(engine, tensors, source, watchdog) or State(
-        0, 0, 0, c.sequence, config.seed, start.text, 0
+    if initial is not None:
+        load_master_weights(engine.live, tensors, initial, watchdog.tick)
+    state, notes = _restore(engine, tensors, source, watchdog)
+    state = state or State(
+        step=0, tokens=0, position=0, sequence=c.sequence, seed=config.seed, data=start.text
     )
     loader, validation = _batches(config, start.tokens, mesh, device, state.position)
     run = Training(
@@ -103,7 +102,7 @@ def build_run(
     )
     if control.rank == 0:
         run.output = _output(config, folder, start.tokens, state)
-        _introduce(run, folder, source=source, initial=initial)
+        _introduce(run, folder, source=source, initial=initial, notes=notes)
     return run
 
 
@@ -126,17 +125,18 @@ def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None
 
 def _restore(
     engine: Engine, tensors: Sequence[FullTensors], source: Path | None, watchdog: Watchdog
-) -> State | None:
-    """Restore optimizer and random state from ``source``; the model already has its weights."""
+) -> tuple[State | None, list[str]]:
+    """Restore optimizer and random state of the checkpoint; the weights are in the model already.
+
+    Returns where training stands, and notes on what could not be resumed.
+    """
     if source is None:
-        return None
+        return None, []
     state, _ = read_state(source)
-    # In float32 the model's weights are the master weights; in bfloat16 the model's are rounded.
-    kinds = KINDS if engine.precision == "bf16" else KINDS[1:]
-    load_state(engine.fragments(), kinds, tensors, engine.mesh, source, watchdog.tick)
-    engine.adam_steps = state.adam_steps
+    load_master_weights(engine.live, tensors, source, watchdog.tick)
+    notes = load_optimizer(engine.live, tensors, source, watchdog.tick)
     set_random_state(state.random)
-    return state
+    return state, notes
 
 
 def _batches(
@@ -185,8 +185,7 @@ def _saver(
         tensors,
         architecture,
         find_tokenizer(tokens),
-        engine.mesh,
-        engine.fragments,
+        engine.live,
         config.checkpoint,
         watchdog.beat,
     )
@@ -226,11 +225,15 @@ def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
     )
 
 
-def _introduce(run: Training, folder: Path, *, source: Path | None, initial: Path | None) -> None:
+def _introduce(
+    run: Training, folder: Path, *, source: Path | None, initial: Path | None, notes: Sequence[str]
+) -> None:
     """Print what runs and what it starts from."""
     run.say(_opening(run, folder))
     if source is not None:
         run.say(f"resumed from {source} at step {run.state.step}, {run.state.tokens:,} tokens")
+    for note in notes:
+        run.say(f"note: {note}")
     if initial is not None:
         run.say(f"starting with the weights of {initial}")
 

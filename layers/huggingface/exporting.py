@@ -11,9 +11,10 @@ from typing import Any
 from xxhash import xxh3_128
 
 from caat.data.sentencepiece_export import as_huggingface
+from caat.optim.kinds import WEIGHT
 from caat.storage.durable import write_bytes, write_json
 from caat.training.checkpoint.architecture import Architecture, read_architecture
-from caat.training.checkpoint.files import STEMS
+from caat.training.checkpoint.files import stem
 from caat.training.checkpoint.folder import written_aside
 from caat.training.checkpoint.reading import Tensors
 from caat.training.checkpoint.state import read_checked, read_checksums
@@ -42,7 +43,7 @@ class Trained:
     @property
     def files(self) -> list[Path]:
         """The weight files."""
-        names = (name for name in self.checksums if name.startswith(f"{STEMS['weight']}"))
+        names = (name for name in self.checksums if name.startswith(stem(WEIGHT.name)))
         return [self.folder / name for name in sorted(names)]
 
     @property

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import load_tokenizer, tokenizer_files
+from caat.optim.kinds import WEIGHT
 from caat.parallel.sharding import FullTensors
 from caat.storage.durable import write_bytes, write_json
 from caat.training.checkpoint.architecture import Architecture
-from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
+from caat.training.checkpoint.files import Content, TensorFile, plan_files, write_indices
 from caat.training.checkpoint.folder import written_aside
 from caat.training.checkpoint.reading import Tensors
 from caat.training.checkpoint.state import write_checksums
@@ -92,15 +93,13 @@ def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Ca
 
     ``show`` is called with the size of every tensor written. Raises ``OSError`` if writing fails.
     """
-    files = [
-        file for file in plan_files(_full_tensors(source.architecture.model), 1) if file.kind == "weight"
-    ]
+    files = plan_files([Content(WEIGHT.name, _full_tensors(source.architecture.model))], 1)
     with written_aside(to) as aside:
         checksums = write_indices(aside, files)
         for file in files:
-            out = TensorFile(aside / file.name, file.contents)
+            out = TensorFile(aside / file.name, file.tensors)
             try:
-                for each in file.contents:
+                for each in file.tensors:
                     for name, shape in zip(each.names, each.shapes, strict=True):
                         require(
                             out.append(source.read(name, shape)),

@@ -101,7 +101,7 @@ def _drift(step: int) -> None:
     from caat.training.engine import Engine
 
     def spoil(engine: Engine) -> None:
-        weight = engine.fragments()["blocks.0.mlp_norm.weight"].values["weight"]
+        weight = engine.live.fragments()["blocks.0.mlp_norm.weight", "weight"].numbers
         weight.view(torch.int32)[3] ^= 1
 
     _at(step, Engine, "step", spoil)

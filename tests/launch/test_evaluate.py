@@ -16,7 +16,7 @@ from xxhash import xxh3_128
 
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.state import State, write_state
+from caat.training.checkpoint.state import SavedOptimizer, State, write_state
 from conf.reading.saved import save_config
 from conf.schema import Config
 from eval.quality.evaluate import _metrics, flat
@@ -40,7 +40,8 @@ def run(tmp_path):
     """A run that was trained for 7 steps."""
     checkpoint = write_checkpoint(tmp_path / "run", 2, 0.5)
     files = {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()}
-    write_state(checkpoint, State(7, 700, 14, 16, 1, "0", 7), files)
+    state = State(step=7, tokens=700, position=14, sequence=16, seed=1, data="0")
+    write_state(checkpoint, state, SavedOptimizer("adamw", 7, ()), files)
     save_config(Config(), tmp_path / "run" / "config.yaml")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 7, "tokens": 700, "loss": 5.0}\n')
     return tmp_path / "run"

@@ -18,7 +18,7 @@ from caat.runs.status import read_status, write_status
 from caat.storage.durable import write_json
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.folder import point_latest_at, publish
-from caat.training.checkpoint.state import State, write_state
+from caat.training.checkpoint.state import SavedOptimizer, State, write_state
 from conf.reading.saved import save_config
 from conf.schema import Config
 from launch.pretrain import main as pretrain
@@ -34,7 +34,8 @@ from launch.run.resume import (
 from launch.run.validate import validate
 
 ROOT = Path(__file__).parents[2]
-AT_200 = State(200, tokens=4096, position=64, sequence=256, seed=1, data="", adam_steps=200)
+AT_200 = State(step=200, tokens=4096, position=64, sequence=256, seed=1, data="")
+ADAMW = SavedOptimizer("adamw", 200, ())
 
 
 def add_checkpoint(run: Path, step: int, *settings: str) -> Path:
@@ -45,7 +46,7 @@ def add_checkpoint(run: Path, step: int, *settings: str) -> Path:
     aside.mkdir(parents=True)
     architecture = Architecture(config.model, shards, ratio, int(ratio * 256), 1.0)
     checksums = {"config.json": write_json(aside / "config.json", architecture.to_json())}
-    write_state(aside, replace(AT_200, step=step), checksums)
+    write_state(aside, replace(AT_200, step=step), ADAMW, checksums)
     folder = run / "checkpoints" / f"step-{step:08}"
     publish(aside, folder)
     (run / "config.yaml").touch()
@@ -289,7 +290,7 @@ def test_other_data_is_refused(run):
     with pytest.raises(ValueError, match="trained on other text or another tokenizer"):
         check_resume_data(config, tokens)
     same = replace(AT_200, step=150, data=data_fingerprint(tokens))
-    write_state(run / "checkpoints/step-00000150", same, {})
+    write_state(run / "checkpoints/step-00000150", same, ADAMW, {})
     assert check_resume_data(config, tokens) == same
     (tokens / "index.json").write_text(json.dumps({**index, "key": "prepared elsewhere"}))
     assert check_resume_data(config, tokens) == same

@@ -19,7 +19,7 @@ from launch.run.space import check_space
 from layers.weights import parameter_count
 
 Usage = namedtuple("Usage", "total used free")
-NEED = checkpoint_bytes(compose([]).model)
+NEED = checkpoint_bytes(compose([]).model, 3)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def disk(monkeypatch, tmp_path):
 @pytest.mark.parametrize("model", ["tiny", "130m", "1.1b", "7b"])
 def test_the_size_of_a_checkpoint(model):
     config = compose([f"model={model}"]).model
-    assert checkpoint_bytes(config) == 12 * parameter_count(config)
+    assert checkpoint_bytes(config, 3) == 12 * parameter_count(config)
 
 
 def test_room_for_one_more_checkpoint(disk, tmp_path):

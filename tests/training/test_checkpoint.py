@@ -19,11 +19,10 @@ from caat.supervision.control import Control
 from caat.training.checkpoint import files
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.reading import damage, load_state, load_weights
+from caat.training.checkpoint.reading import damage, load_master_weights, load_optimizer, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
-from caat.training.fragments import KINDS
 from conf.optim import OptimConfig
 from conf.partition import shared_channels
 from conf.schema import CheckpointConfig
@@ -35,6 +34,7 @@ from tests.reference import random_weights, token_losses
 from tests.trained import MODEL, write_checkpoint
 
 LR = 1e-2
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
 def architecture(shards: int, ratio: float) -> Architecture:
@@ -43,7 +43,7 @@ def architecture(shards: int, ratio: float) -> Architecture:
 
 
 def state(step: int, **values) -> State:
-    return State(step, tokens=step * 32, position=step * 2, sequence=16, seed=1, data="0", **values)
+    return State(step=step, tokens=step * 32, position=step * 2, sequence=16, seed=1, data="0", **values)
 
 
 def saver(folder: Path, engine: Engine, ratio: float, **settings) -> Saver:
@@ -57,8 +57,7 @@ def saver(folder: Path, engine: Engine, ratio: float, **settings) -> Saver:
         full_tensors(model),
         lambda: architecture(engine.mesh.shards, ratio),
         tokenizer,
-        engine.mesh,
-        engine.fragments,
+        engine.live,
         CheckpointConfig(**settings),
     )
 
@@ -78,7 +77,7 @@ def write(
     for step in range(steps):
         engine.step([batch(seed=step)], LR)
     writer = saver(folder, engine, ratio, **how)
-    writer.save(state(7, adam_steps=engine.adam_steps))
+    writer.save(state(7))
     # What training does to the state while the files are written must not reach them.
     full = whole_state(engine)
     engine.step([batch(seed=99)], LR)
@@ -88,13 +87,13 @@ def write(
 
 def whole_state(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
     """Full tensors by kind and Hugging Face name: what replicas hold is added up, then shards are joined."""
-    held, mesh = engine.fragments(), engine.mesh
+    held, mesh = engine.live.fragments(), engine.mesh
 
     def local(each, kind: str) -> torch.Tensor:
-        fragment, shape = held[each.parameter], each.local_shape(mesh.processes)
+        fragment, shape = held[each.parameter, kind], each.local_shape(mesh.processes)
         total = torch.zeros(torch.Size(shape).numel())
         if fragment.size and (engine.stage > 0 or mesh.data_rank == 0):
-            total.narrow(0, fragment.start, fragment.size).copy_(fragment.values[kind])
+            total.narrow(0, fragment.start, fragment.size).copy_(fragment.numbers)
         dist.all_reduce(total, group=mesh.data_group)
         return total.view(shape)
 
@@ -107,7 +106,7 @@ def whole_state(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
 
 def on_disk(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     found = {}
-    for path in folder.glob(f"{files.STEMS[kind]}[-.]*safetensors"):
+    for path in folder.glob(f"{files.stem(kind)}[-.]*safetensors"):
         with safe_open(path, framework="pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     return found
@@ -119,9 +118,9 @@ def load(folder: Path, shards: int, processes: int, ratio: float, stage: int, pr
     model = build(mesh, ratio, dtype=torch.float32)
     load_weights(model, full_tensors(model), mesh.local_shards, folder)
     engine = Engine(model, mesh, OptimConfig(), stage, precision, 1)
-    load_state(engine.fragments(), KINDS, full_tensors(model), mesh, folder)
-    engine.adam_steps = read_state(folder)[0].adam_steps
-    return whole_state(engine), engine.adam_steps
+    load_master_weights(engine.live, full_tensors(model), folder)
+    assert load_optimizer(engine.live, full_tensors(model), folder) == []
+    return whole_state(engine), engine.live.optimizer.steps
 
 
 def score(folder: Path, shards: int, processes: int):

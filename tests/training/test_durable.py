@@ -49,7 +49,7 @@ def lost_of_a_save(folder: Path) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         disk = Disk(patch)
         saving = saver(folder, start(2, 1, 0.5, 1), 0.5)
-        saving.save(state(1, adam_steps=0))
+        saving.save(state(1))
         saving.wait()
         return disk.lost(folder / "checkpoints")
 

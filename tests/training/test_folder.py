@@ -8,7 +8,7 @@ import pytest
 
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.folder import find, latest, publish, retain, roll_back, whole_checkpoints
-from caat.training.checkpoint.state import State, write_state
+from caat.training.checkpoint.state import SavedOptimizer, State, write_state
 
 
 def add(checkpoints: Path, *steps: int) -> None:
@@ -52,8 +52,8 @@ def test_of_those_saved_by_time_the_last_two_are_kept(tmp_path):
     """And all others, those that are damaged among them."""
     add(tmp_path, 10, 20, 30, 40, 50, 60)
     for step, by_time in ((20, True), (30, False), (40, True), (50, True), (60, True)):
-        written = State(step, 0, 0, 16, 1, "", step, by_time=by_time)
-        write_state(tmp_path / f"step-{step:08}", written, {})
+        written = State(step=step, tokens=0, position=0, sequence=16, seed=1, data="", by_time=by_time)
+        write_state(tmp_path / f"step-{step:08}", written, SavedOptimizer("adamw", step, ()), {})
     retain(tmp_path, None, 20)
     assert steps(tmp_path) == [60, 50, 40, 30, 20, 10]
     retain(tmp_path, None, 0)

@@ -16,11 +16,10 @@ from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StopRequest
 from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint.architecture import read_architecture
-from caat.training.checkpoint.reading import load_state, load_weights
+from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
-from caat.training.fragments import KINDS
 from caat.training.loop import Supervision, Training, train
 from caat.training.output import Output
 from conf.optim import OptimConfig
@@ -91,15 +90,14 @@ def run(
     start_ratio = config.sync.ratio_of(1) if built_at is None else built_at
     model = build(mesh, start_ratio, checkpointing, dtype=torch.float32)
     tensors = full_tensors(model)
-    start = State(0, 0, 0, 16, 1, "", 0)
+    start = State(step=0, tokens=0, position=0, sequence=16, seed=1, data="")
     if source is not None:
         load_weights(model, tensors, mesh.local_shards, source)
     engine = Engine(model, mesh, config.optim, stage, precision, 4 // mesh.data_size)
     if source is not None:
-        kinds = KINDS if precision == "bf16" else KINDS[1:]
-        load_state(engine.fragments(), kinds, tensors, mesh, source)
+        load_master_weights(engine.live, tensors, source)
+        assert load_optimizer(engine.live, tensors, source) == []
         start = read_state(source)[0]
-        engine.adam_steps = start.adam_steps
     place = {"data_rank": mesh.data_rank, "data_size": mesh.data_size}
     shards = TokenShards(folder / "tokens", "train")
     loader = Loader(shards, 16, 1, 4, 1, **place, position=start.position)
@@ -108,8 +106,7 @@ def run(
         tensors,
         lambda: replace(architecture(SHARDS, model.ratio), ratio=model.ratio),
         folder / "t.model",
-        mesh,
-        engine.fragments,
+        engine.live,
         CheckpointConfig(),
     )
     config.checkpoint.every = 1

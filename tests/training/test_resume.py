@@ -9,10 +9,9 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.folder import find
-from caat.training.checkpoint.reading import load_state, load_weights
+from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.checkpoint.state import read_state
 from caat.training.engine import Engine
-from caat.training.fragments import KINDS
 from caat.training.schedule import learning_rate
 from conf.optim import OptimConfig
 from layers.full_tensors import full_tensors
@@ -49,7 +48,7 @@ def uninterrupted(
     engine = engine_on(mesh, build(mesh, ratio, dtype=torch.float32), stage, precision)
     losses = steps(engine, 1, at)
     writer = saver(folder, engine, ratio)
-    writer.save(state(at, adam_steps=engine.adam_steps))
+    writer.save(state(at))
     losses += steps(engine, at + 1, STEPS)
     writer.wait()
     return losses, whole_state(engine)
@@ -62,11 +61,9 @@ def resumed(folder: Path, shards: int, processes: int, ratio: float, stage: int,
     tensors = full_tensors(model)
     load_weights(model, tensors, mesh.local_shards, folder)
     engine = engine_on(mesh, model, stage, precision)
-    kinds = KINDS if precision == "bf16" else KINDS[1:]
-    load_state(engine.fragments(), kinds, tensors, mesh, folder)
-    done = read_state(folder)[0]
-    engine.adam_steps = done.adam_steps
-    return steps(engine, done.step + 1, STEPS), whole_state(engine)
+    load_master_weights(engine.live, tensors, folder)
+    assert load_optimizer(engine.live, tensors, folder) == []
+    return steps(engine, read_state(folder)[0].step + 1, STEPS), whole_state(engine)
 
 
 @pytest.mark.parametrize("at", [2, 5])

@@ -48,14 +48,13 @@ def extra_bytes(folder: Path) -> tuple[int, int]:
         tensors,
         lambda: architecture,
         folder / "t.model",
-        mesh,
-        engine.fragments,
+        engine.live,
         settings,
     )
-    saver.save(State(1, 16, 1, sequence=16, seed=1, data="", adam_steps=1))
+    saver.save(State(step=1, tokens=16, position=1, sequence=16, seed=1, data=""))
     before = resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    saver.save(State(2, 32, 2, sequence=16, seed=1, data="", adam_steps=2))
+    saver.save(State(step=2, tokens=32, position=2, sequence=16, seed=1, data=""))
     return peak_resident_bytes() - before, max(each.bytes for each in tensors)
 
 

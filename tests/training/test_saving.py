@@ -55,7 +55,7 @@ def trained(
                 engine=engine,
                 loader=Loader(shards, 16, 1, 1, 1),
                 validation=lambda: validation_batches(shards, 16, 1, 2),
-                state=State(0, 0, 0, 16, 1, "", 0),
+                state=State(step=0, tokens=0, position=0, sequence=16, seed=1, data=""),
                 saver=writer,
                 supervision=Supervision(control, request, watchdog, guard),
                 device=torch.device("cpu"),
@@ -76,7 +76,7 @@ def end(tokens: Path, out: Path, failing: int, asynchronous: bool, steps: int):
 
     def stopped(batches, rate):
         result = step(batches, rate)
-        if engine.adam_steps == LAST:
+        if engine.live.optimizer.steps == LAST:
             request.number = 15
         return result
 
@@ -110,10 +110,10 @@ class StepPace(Pace):
 
     @property
     def due(self) -> bool:
-        return self._engine.adam_steps - self._begun >= self._steps
+        return self._engine.live.optimizer.steps - self._begun >= self._steps
 
     def begin(self) -> None:
-        self._begun = self._engine.adam_steps
+        self._begun = self._engine.live.optimizer.steps
 
 
 def by_time(tokens: Path, out: Path, due: list[int], every: int) -> dict[str, bool]:
@@ -138,7 +138,7 @@ def benchmarked(tokens: Path, out: Path) -> tuple[list[int], int]:
         return {"eval/a/b": 1.0 / (1 - dist.get_rank())}
 
     trained(tokens, engine, saver(out, engine, 0.5), StopRequest(), 4, 0, benchmarks)
-    return measured, engine.adam_steps
+    return measured, engine.live.optimizer.steps
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def failing_save(folder, asynchronous: bool):
 def saved(writer: saving.Saver, step: int) -> str:
     """What became of a save."""
     try:
-        writer.save(state(step, adam_steps=0))
+        writer.save(state(step))
         writer.wait()
     except SaveError as error:
         return str(error)
@@ -114,11 +114,11 @@ def beats_of_saves(folder):
         return run(turns, held)
 
     writer._exchange.run = slow
-    writer.save(state(1, adam_steps=0))
+    writer.save(state(1))
     writer.wait()
     heard, parts = len(beats), len(writer._exchange.rounds)
     writer._exchange.run = still
-    writer.save(state(2, adam_steps=0))
+    writer.save(state(2))
     writer.wait()
     saving.BEAT_SECONDS = 1.0
     return heard, parts, while_still[0]
@@ -143,11 +143,11 @@ def step_during_save(folder):
         return original(aside, held)
 
     writer._write_files = slow
-    writer.save(state(1, adam_steps=0))
+    writer.save(state(1))
     engine.step([batch()], 1e-2)
     visible = (folder / "checkpoints" / "latest").exists()
     threading.Timer(0.5, goes_on.set).start()
-    writer.save(state(2, adam_steps=1))
+    writer.save(state(2))
     waited = goes_on.is_set()
     writer.wait()
     return visible, waited, (folder / "checkpoints" / "latest").read_text().strip()

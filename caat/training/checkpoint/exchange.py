@@ -19,6 +19,10 @@ from caat.training.checkpoint.files import File
 Held = Callable[[str, str], Tensor]
 
 
+# Start and size of a rank's fragment, by parameter and kind.
+Ranges = dict[tuple[str, str], tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Turn:
     """One parameter's tensors of one kind, on their way to a file of their writer."""
@@ -40,17 +44,15 @@ class Piece:
 class Exchange:
     """Who sends what to whom. A turn of every writer goes on at a time, so each holds one parameter at most.
 
-    ``ranges`` are the start and size of this rank's fragment of every parameter. Collective to make.
+    ``ranges`` are those of this rank. Collective to make.
     """
 
-    def __init__(
-        self, files: Sequence[File], ranges: dict[str, tuple[int, int]], mesh: Mesh, control: Control
-    ) -> None:
+    def __init__(self, files: Sequence[File], ranges: Ranges, mesh: Mesh, control: Control) -> None:
         self.mesh, self.control = mesh, control
         self._ranges = control.gather(ranges)
         queues: list[list[Turn]] = [[] for _ in range(control.world)]
         for file in files:
-            queues[file.writer] += [Turn(file, tensors) for tensors in file.contents]
+            queues[file.writer] += [Turn(file, tensors) for tensors in file.tensors]
         self.rounds = [[queue[i] for queue in queues if i < len(queue)] for i in range(max(map(len, queues)))]
         self._mine = queues[control.rank]
         self._buffers: list[Tensor] = []
@@ -58,7 +60,7 @@ class Exchange:
     def sent_by_me(self) -> list[tuple[str, str]]:
         """Parameters and kinds of which some writer, this rank included, gets this rank's fragment."""
         return [
-            (turn.tensors.parameter, turn.file.kind)
+            (turn.tensors.parameter, turn.file.content.kind)
             for turns in self.rounds
             for turn in turns
             if any(piece.source == self.control.rank for piece in self._pieces(turn))
@@ -78,7 +80,7 @@ class Exchange:
         """One round; for this rank's turn in it, the parameter of every tensor rank. Collective."""
         me, mine, requests, buffers = self.control.rank, None, [], []
         for turn in turns:
-            parameter = turn.tensors.parameter
+            parameter, kind = turn.tensors.parameter, turn.file.content.kind
             if turn.file.writer == me:
                 processes = 1 if turn.tensors.sharding is None else self.mesh.processes
                 shape = turn.tensors.local_shape(self.mesh.processes)
@@ -88,11 +90,11 @@ class Exchange:
                 if turn.file.writer == me:
                     into = buffers[piece.tensor_rank].narrow(0, piece.start, piece.size)
                     if piece.source == me:
-                        into.copy_(held(parameter, turn.file.kind))
+                        into.copy_(held(parameter, kind))
                     else:
                         requests.append(dist.irecv(into, piece.source, group=self.control.group))
                 elif piece.source == me:
-                    message = held(parameter, turn.file.kind)
+                    message = held(parameter, kind)
                     requests.append(dist.isend(message, turn.file.writer, group=self.control.group))
         for request in requests:
             assert request is not None
@@ -100,11 +102,17 @@ class Exchange:
         return mine
 
     def _pieces(self, turn: Turn) -> list[Piece]:
-        """Each number once, of the replica nearest to the writer."""
+        """Each number once, of the replica nearest to the writer or the one whose copy it is."""
         found: dict[tuple[int, int], Piece] = {}
-        for rank in sorted(range(self.control.world), key=lambda rank: self._distance(rank, turn)):
-            start, size = self._ranges[rank][turn.tensors.parameter]
-            tensor_rank = 0 if turn.tensors.sharding is None else rank % self.mesh.processes
+        content, processes = turn.file.content, self.mesh.processes
+        ranks = [
+            rank
+            for rank in range(self.control.world)
+            if content.replica is None or rank // processes == content.replica
+        ]
+        for rank in sorted(ranks, key=lambda rank: self._distance(rank, turn)):
+            start, size = self._ranges[rank][turn.tensors.parameter, content.kind]
+            tensor_rank = 0 if turn.tensors.sharding is None else rank % processes
             if size:
                 found.setdefault((tensor_rank, start), Piece(rank, tensor_rank, start, size))
         return [found[place] for place in sorted(found)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ import numpy as np
 from torch import Tensor
 from xxhash import xxh3_128
 
-from caat.parallel.sharding import FullTensors
+from caat.optim.kinds import WEIGHT, StateKind
+from caat.parallel.sharding import FullTensors, Sharding
 from caat.storage.durable import write_json
+from caat.training.live import LiveState
 
-# File names before ".safetensors", by kind of tensor. All use the same Hugging Face names inside.
-STEMS = {"weight": "model", "exp_avg": "optimizer.exp_avg", "exp_avg_sq": "optimizer.exp_avg_sq"}
 # A kind is one file, unless there are ranks to share files of at least SHARE_BYTES, or it is over FILE_BYTES.
 SHARE_BYTES = 64 * 2**20
 FILE_BYTES = 4 * 2**30
@@ -28,17 +29,42 @@ BLOCK = 2**18
 
 
 @dataclass(frozen=True)
+class Content:
+    """The tensors of one kind; ``replica``: of the copy of this replica, where each has its own."""
+
+    kind: str
+    tensors: Sequence[FullTensors]
+    replica: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """The file's name before ``.safetensors``. Tensors have Hugging Face's names in all files."""
+        return stem(self.kind, self.replica)
+
+
+@dataclass(frozen=True)
 class File:
-    """One safetensors file: what is in it and which rank writes it."""
+    """One safetensors file: which tensors of ``content`` it holds, and which rank writes it."""
 
     name: str
-    kind: str
+    content: Content
     writer: int
-    contents: Sequence[FullTensors]
+    tensors: Sequence[FullTensors]
 
 
-def plan_files(tensors: Sequence[FullTensors], world: int) -> list[File]:
-    """Runs of ``tensors`` of about equal bytes, for each kind, spread over the ranks."""
+def plan_files(contents: Sequence[Content], world: int) -> list[File]:
+    """Runs of tensors of about equal bytes, for each of ``contents``, spread over the ranks."""
+    runs = [(content, run) for content in contents for run in _runs(content.tensors, world)]
+    counts = Counter(content.stem for content, _ in runs)
+    files: list[File] = []
+    for content, run in runs:
+        number = sum(file.content is content for file in files)
+        name = file_name(content.stem, number, counts[content.stem])
+        files.append(File(name, content, len(files) % world, run))
+    return files
+
+
+def _runs(tensors: Sequence[FullTensors], world: int) -> list[list[FullTensors]]:
     total = sum(each.bytes for each in tensors)
     count = max(1, -(-total // FILE_BYTES), min(world, total // SHARE_BYTES))
     runs: list[list[FullTensors]] = [[] for _ in range(count)]
@@ -46,35 +72,51 @@ def plan_files(tensors: Sequence[FullTensors], world: int) -> list[File]:
     for each in tensors:
         runs[(before + each.bytes // 2) * count // total].append(each)
         before += each.bytes
-    runs = [run for run in runs if run]
-    places = [(kind, number) for kind in STEMS for number in range(len(runs))]
-    return [
-        File(file_name(kind, number, len(runs)), kind, i % world, runs[number])
-        for i, (kind, number) in enumerate(places)
-    ]
+    return [run for run in runs if run]
 
 
-def file_name(kind: str, number: int, count: int) -> str:
+def stem(kind: str, replica: int | None = None) -> str:
+    if kind == WEIGHT.name:
+        return "model"
+    return f"optimizer.{kind}" if replica is None else f"optimizer.{kind}.replica-{replica}"
+
+
+def file_name(stem: str, number: int, count: int) -> str:
     """Hugging Face's: with the number and the count if there are several."""
     part = "" if count == 1 else f"-{number + 1:05}-of-{count:05}"
-    return f"{STEMS[kind]}{part}.safetensors"
+    return f"{stem}{part}.safetensors"
 
 
-def index_name(kind: str) -> str:
-    return f"{STEMS[kind]}.safetensors.index.json"
+def index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
 
 
 def write_indices(folder: Path, files: Sequence[File]) -> dict[str, str]:
-    """Hugging Face's index of every kind that has several files; returns checksums by file name."""
+    """Hugging Face's index of all that has several files; returns checksums by file name."""
     checksums = {}
-    for kind in STEMS:
-        ours = [file for file in files if file.kind == kind]
+    for stem in dict.fromkeys(file.content.stem for file in files):
+        ours = [file for file in files if file.content.stem == stem]
         if len(ours) > 1:
-            where = {name: file.name for file in ours for each in file.contents for name in each.names}
-            total = sum(each.bytes for file in ours for each in file.contents)
+            where = {name: file.name for file in ours for each in file.tensors for name in each.names}
+            total = sum(each.bytes for file in ours for each in file.tensors)
             index = {"metadata": {"total_size": total}, "weight_map": where}
-            checksums[index_name(kind)] = write_json(folder / index_name(kind), index)
+            checksums[index_name(stem)] = write_json(folder / index_name(stem), index)
     return checksums
+
+
+def own_tensors(kind: StateKind, live: LiveState) -> list[FullTensors]:
+    """The tensors of a kind that has not the weights' shape: those of the processes of a replica, joined."""
+    processes = live.mesh.processes
+    sizes = {name: held.size for (name, each), held in live.fragments().items() if each == kind.name}
+    return [
+        FullTensors(
+            name,
+            (name,),
+            ((processes * size,),),
+            Sharding(0, (processes * size,), processes),
+        )
+        for name, size in sizes.items()
+    ]
 
 
 class TensorFile:

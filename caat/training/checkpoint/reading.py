@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caat.parallel.mesh import Mesh
+from caat.optim.kinds import WEIGHT, StateKind
 from caat.parallel.sharding import FullTensors, Sliceable
 from caat.storage.checksums import Tick, wrong_files
 from caat.storage.records import read_record
 from caat.supervision.control import Control
-from caat.training.checkpoint.files import STEMS, index_name
-from caat.training.checkpoint.state import read_checksums
-from caat.training.fragments import Fragment
+from caat.training.checkpoint.files import index_name, own_tensors, stem
+from caat.training.checkpoint.state import read_checksums, read_optimizer
+from caat.training.live import LiveState
 from conf.checks import require
 
 
@@ -30,16 +30,16 @@ class _Index:
 
 
 class Tensors:
-    """The full tensors of one kind in a checkpoint, by Hugging Face name, read when asked for.
+    """The full tensors in the files ``stem`` of a checkpoint, by Hugging Face name, read when asked for.
 
     Raises ``ValueError`` if files or tensors are missing or damaged, or have another shape than asked for.
     """
 
-    def __init__(self, folder: Path, kind: str = "weight") -> None:
+    def __init__(self, folder: Path, stem: str = "model") -> None:
         self._folder = folder
         self._files: dict[str, Any] = {}
-        single = folder / f"{STEMS[kind]}.safetensors"
-        index = folder / index_name(kind)
+        single = folder / f"{stem}.safetensors"
+        index = folder / index_name(stem)
         if single.is_file():
             self._where = dict.fromkeys(self._open(single.name).keys(), single.name)
         elif index.is_file():
@@ -50,6 +50,11 @@ class Tensors:
     @property
     def names(self) -> list[str]:
         return list(self._where)
+
+    def fits(self, tensors: Sequence[FullTensors]) -> bool:
+        """Whether the files hold these tensors and no others, in these shapes."""
+        wanted = [pair for each in tensors for pair in zip(each.names, each.shapes, strict=True)]
+        return dict(wanted) == {name: self._shape(name) for name in self._where}
 
     def dtype(self, name: str) -> str:
         """As safetensors names it: F32, BF16, ..."""
@@ -78,11 +83,14 @@ class Tensors:
             name in file.keys(),  # noqa: SIM118
             f"{self._folder / self._where[name]} has no tensor {name}, as the index says: it is damaged",
         )
-        found = tuple(file.get_slice(name).get_shape())
+        found = self._shape(name)
         require(
             found == tuple(shape),
             f"{self._folder}: {name} has shape {found} where config.json means {tuple(shape)}",
         )
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open(self._where[name]).get_slice(name).get_shape())
 
     def _open(self, file: str):
         from safetensors import SafetensorError, safe_open
@@ -135,29 +143,71 @@ def load_weights(
         tick()
 
 
-def load_state(
-    fragments: dict[str, Fragment],
-    kinds: Sequence[str],
-    tensors: Sequence[FullTensors],
-    mesh: Mesh,
-    folder: Path,
-    tick: Tick = lambda: None,
+def load_master_weights(
+    live: LiveState, tensors: Sequence[FullTensors], folder: Path, tick: Tick = lambda: None
 ) -> None:
-    """Fill this rank's part of the optimizer state of these ``kinds``.
+    """Fill this rank's part of the master weights, unless they are the model's own.
 
     ``tick`` is called for every parameter.
     """
-    for kind in kinds:
-        file = Tensors(folder, kind)
-        for each in tensors:
-            tick()
-            fragment = fragments[each.parameter]
-            if fragment.size == 0:
-                continue
-            shape, values = each.local_shape(mesh.processes), fragment.values[kind]
-            if fragment.size == prod(shape):
-                each.fill(values.view(shape), mesh.local_shards, file.slices)
-                continue
-            whole = torch.empty(shape)
-            each.fill(whole, mesh.local_shards, file.slices)
-            values.copy_(whole.view(-1).narrow(0, fragment.start, fragment.size))
+    if live.rounded:
+        _load(live, WEIGHT, Tensors(folder), tensors, tick)
+
+
+def load_optimizer(
+    live: LiveState, tensors: Sequence[FullTensors], folder: Path, tick: Tick = lambda: None
+) -> list[str]:
+    """Fill this rank's part of the optimizer's state, and set its steps.
+
+    ``tick`` is called for every parameter. Returns notes for the user on what could not be resumed: kinds
+    that each replica keeps for itself, where there are more or fewer replicas now. Raises ``ValueError`` for
+    the state of another optimizer.
+    """
+    saved, optimizer = read_optimizer(folder), live.optimizer
+    require(
+        saved.name == optimizer.name,
+        f"{folder} holds the state of the optimizer {saved.name}, and this run uses {optimizer.name}: start "
+        f"a new run from its weights with initialize={folder}",
+    )
+    copies = {kind.name: kind.copies for kind in saved.kinds}
+    notes = []
+    for kind in optimizer.kinds:
+        if kind.shared:
+            _load(live, kind, Tensors(folder, stem(kind.name)), tensors, tick)
+        elif problem := _misfit(kind, copies.get(kind.name, 0), live, folder):
+            notes.append(f"the optimizer's {kind.name} starts from zero: {problem}")
+        else:
+            file = Tensors(folder, stem(kind.name, live.mesh.data_rank))
+            _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
+    optimizer.steps = saved.steps
+    return notes
+
+
+def _misfit(kind: StateKind, copies: int, live: LiveState, folder: Path) -> str:
+    """Why this run cannot resume what each replica kept of this kind; empty if it can."""
+    replicas = live.mesh.data_size
+    if copies == 0:
+        return f"{folder} does not hold it"
+    if copies != replicas:
+        return f"each replica keeps its own, {folder} was saved by {copies} and this run has {replicas}"
+    if not kind.shaped and not Tensors(folder, stem(kind.name, 0)).fits(own_tensors(kind, live)):
+        return f"{folder} was saved by a run with another layout"
+    return ""
+
+
+def _load(
+    live: LiveState, kind: StateKind, file: Tensors, tensors: Sequence[FullTensors], tick: Tick
+) -> None:
+    fragments, mesh = live.fragments(), live.mesh
+    which = mesh.local_shards if kind.shaped else [mesh.tensor_rank]
+    for each in tensors:
+        tick()
+        fragment, shape = fragments[each.parameter, kind.name], each.local_shape(mesh.processes)
+        if fragment.size == 0:
+            continue
+        if fragment.size == prod(shape):
+            each.fill(fragment.numbers.view(shape), which, file.slices)
+            continue
+        whole = torch.empty(shape)
+        each.fill(whole, which, file.slices)
+        fragment.numbers.copy_(whole.view(-1).narrow(0, fragment.start, fragment.size))

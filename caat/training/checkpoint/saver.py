@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import tokenizer_files
-from caat.parallel.mesh import Mesh
+from caat.optim.kinds import StateKind
 from caat.parallel.sharding import FullTensors
 from caat.storage.disk import disk_problem
 from caat.storage.durable import write_bytes, write_json
@@ -24,10 +24,10 @@ from caat.supervision.control import Control
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.exchange import Exchange, Held, Turn
-from caat.training.checkpoint.files import TensorFile, plan_files, write_indices
+from caat.training.checkpoint.files import Content, TensorFile, own_tensors, plan_files, write_indices
 from caat.training.checkpoint.pace import Pace
-from caat.training.checkpoint.state import State, write_state
-from caat.training.fragments import Fragment
+from caat.training.checkpoint.state import SavedKind, SavedOptimizer, State, write_state
+from caat.training.live import Fragment, LiveState
 from conf.schema import CheckpointConfig
 
 
@@ -47,7 +47,7 @@ BEAT_SECONDS = 1.0
 class Saver:
     """Writes checkpoints of this run, on all ranks together.
 
-    ``fragments()`` are the live optimizer state of this rank, ``architecture()`` is the model's at present;
+    ``live`` is what this rank holds of weights and optimizer state, ``architecture()`` the model's now;
     ``beat`` is called in the main thread while it waits for a save that gets on, however long that takes.
     Messages travel in a group of their own: they never meet those of training.
     """
@@ -58,8 +58,7 @@ class Saver:
         tensors: Sequence[FullTensors],
         architecture: Callable[[], Architecture],
         tokenizer: Path,
-        mesh: Mesh,
-        fragments: Callable[[], dict[str, Fragment]],
+        live: LiveState,
         settings: CheckpointConfig,
         beat: Callable[[str], None] = lambda doing: None,
     ) -> None:
@@ -67,12 +66,13 @@ class Saver:
         self._beat, self._written = beat, 0
         self._pace = Pace(settings.minutes)
         self._tokenizer = tokenizer_files(tokenizer)
-        self._fragments, self._architecture = fragments, architecture
+        self._live, self._architecture = live, architecture
         self._control = Control()
-        self._files = plan_files(tensors, self._control.world)
-        ranges = {name: (held.start, held.size) for name, held in fragments().items()}
-        self._bytes = sum(each.bytes for file in self._files for each in file.contents)
-        self._exchange = Exchange(self._files, ranges, mesh, self._control)
+        contents = [content for kind in live.kinds for content in _contents(kind, live, tensors)]
+        self._files = plan_files(contents, self._control.world)
+        ranges = {key: (held.start, held.size) for key, held in live.fragments().items()}
+        self._bytes = sum(each.bytes for file in self._files for each in file.tensors)
+        self._exchange = Exchange(self._files, ranges, live.mesh, self._control)
         self._sent = self._exchange.sent_by_me()
         self._snapshot: dict[tuple[str, str], Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -97,11 +97,12 @@ class Saver:
         self.wait()
         self._pace.begin()
         with self._pace.standing():
-            fragments, architecture = self._fragments(), self._architecture()
-            held = self._copy(fragments) if self.settings.asynchronous else _live(fragments)
+            fragments, architecture = self._live.fragments(), self._architecture()
+            held = self._copy(fragments) if self.settings.asynchronous else _in_place(fragments)
+            optimizer = _describe(self._live)
         self._thread = threading.Thread(
             target=self._write,
-            args=(state, architecture, held),
+            args=(state, optimizer, architecture, held),
             name=f"checkpoint {state.step}",
             # A run that fails must be able to end.
             daemon=True,
@@ -130,10 +131,10 @@ class Saver:
         with suppress(SaveError):
             self.wait()
 
-    def _copy(self, fragments: dict[str, Fragment]) -> Held:
+    def _copy(self, fragments: dict[tuple[str, str], Fragment]) -> Held:
         """To host memory that is kept from save to save: touching new memory costs more than the copy."""
         for name, kind in self._sent:
-            live = fragments[name].values[kind]
+            live = fragments[name, kind].numbers
             if (name, kind) not in self._snapshot:
                 self._snapshot[name, kind] = torch.empty(live.shape, pin_memory=live.is_cuda)
             self._snapshot[name, kind].copy_(live, non_blocking=True)
@@ -141,7 +142,7 @@ class Saver:
             torch.cuda.synchronize()
         return lambda name, kind: self._snapshot[name, kind]
 
-    def _write(self, state: State, architecture: Architecture, held: Held) -> None:
+    def _write(self, state: State, optimizer: SavedOptimizer, architecture: Architecture, held: Held) -> None:
         """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
         # In the time that training leaves; elsewhere a thread has no priority of its own.
         if sys.platform == "linux":
@@ -154,7 +155,8 @@ class Saver:
             checksums: dict[str, str] = {}
             for part in self._together(lambda: self._write_files(aside, held)):
                 checksums |= part
-            self._together(lambda: self._publish(aside, folder, state, architecture, checksums))
+            checksums |= self._together(lambda: self._write_small(aside, architecture))[0]
+            self._together(lambda: self._publish(aside, folder, state, optimizer, checksums))
         except SaveError as error:
             # The disk may be full: what is there of it is of no use.
             shutil.rmtree(aside, ignore_errors=True)
@@ -197,11 +199,11 @@ class Saver:
                 continue
             turn, parts = arrived
             try:
-                if turn.tensors is turn.file.contents[0]:
-                    open_file = TensorFile(aside / turn.file.name, turn.file.contents)
+                if turn.tensors is turn.file.tensors[0]:
+                    open_file = TensorFile(aside / turn.file.name, turn.file.tensors)
                 assert open_file is not None
                 _append(open_file, turn, parts)
-                if turn.tensors is turn.file.contents[-1]:
+                if turn.tensors is turn.file.tensors[-1]:
                     checksums[turn.file.name] = open_file.close()
             except LOCAL_PROBLEMS as error:
                 problem = error
@@ -211,27 +213,51 @@ class Saver:
             raise problem
         return checksums
 
+    def _write_small(self, aside: Path, architecture: Architecture) -> dict[str, str]:
+        """The files beside the tensors, by the first rank; returns their checksums."""
+        if self._control.rank > 0:
+            return {}
+        checksums = write_indices(aside, self._files)
+        checksums["config.json"] = write_json(aside / "config.json", architecture.to_json())
+        for name, content in self._tokenizer.items():
+            checksums[name] = write_bytes(aside / name, content)
+        return checksums
+
     def _publish(
-        self, aside: Path, folder: Path, state: State, architecture: Architecture, checksums: dict[str, str]
+        self, aside: Path, folder: Path, state: State, optimizer: SavedOptimizer, checksums: dict[str, str]
     ) -> None:
         """By the first rank, once all files are on disk."""
         if self._control.rank > 0:
             return
-        checksums |= write_indices(aside, self._files)
-        checksums["config.json"] = write_json(aside / "config.json", architecture.to_json())
-        for name, content in self._tokenizer.items():
-            checksums[name] = write_bytes(aside / name, content)
-        write_state(aside, state, checksums)
+        write_state(aside, state, optimizer, checksums)
         folders.publish(aside, folder)
         folders.retain(self.checkpoints, self.settings.keep, self.settings.keep_every)
 
 
-def _live(fragments: dict[str, Fragment]) -> Held:
-    return lambda name, kind: fragments[name].values[kind].cpu()
+def _contents(kind: StateKind, live: LiveState, tensors: Sequence[FullTensors]) -> list[Content]:
+    """What is saved of a kind: all of it once, or the copy of each replica."""
+    if kind.shared:
+        return [Content(kind.name, tensors)]
+    if not kind.shaped:
+        tensors = own_tensors(kind, live)
+    return [Content(kind.name, tensors, replica) for replica in range(live.mesh.data_size)]
+
+
+def _describe(live: LiveState) -> SavedOptimizer:
+    optimizer, replicas = live.optimizer, live.mesh.data_size
+    kinds = tuple(
+        SavedKind(kind.name, kind.shared, kind.shaped, 1 if kind.shared else replicas)
+        for kind in optimizer.kinds
+    )
+    return SavedOptimizer(optimizer.name, optimizer.steps, kinds)
+
+
+def _in_place(fragments: dict[tuple[str, str], Fragment]) -> Held:
+    return lambda name, kind: fragments[name, kind].numbers.cpu()
 
 
 def _append(file: TensorFile, turn: Turn, parts: Sequence[Tensor]) -> None:
     for number in range(len(turn.tensors.names)):
         for strip in turn.tensors.strips(number, parts):
             if not file.append(strip):
-                raise _NotFinite(f"{turn.file.kind} of {turn.tensors.names[number]} holds nan or inf")
+                raise _NotFinite(f"{turn.file.content.kind} of {turn.tensors.names[number]} holds nan or inf")

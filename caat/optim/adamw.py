@@ -1,0 +1,55 @@
+"""AdamW of torch, with decay on matrices alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from caat.optim.kinds import DECLARED
+from caat.optim.optimizer import Optimizer
+from conf.optim import OptimConfig
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    """torch's AdamW, whose moments are shared by all replicas."""
+
+    name = "adamw"
+    kinds = DECLARED[name]
+
+    def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
+        super().__init__(
+            _decay_groups(model, optim.weight_decay),
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
+            # One pass over weights, gradients and moments instead of one for each operator.
+            fused=True if next(model.parameters()).is_cuda else None,
+        )
+
+    @property
+    def steps(self) -> int:
+        return max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        # AdamW corrects its moments by them.
+        for state in self.state.values():
+            state["step"].fill_(steps)
+
+    def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
+        state = self.state[weight]
+        if not state:
+            # As AdamW makes it at its first step. The fused one of a GPU counts there.
+            state["step"] = torch.zeros((), device=weight.device if self.defaults["fused"] else "cpu")
+            for kind in ("exp_avg", "exp_avg_sq"):
+                state[kind] = torch.zeros_like(weight)
+        return {kind: state[kind] for kind in ("exp_avg", "exp_avg_sq")}
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Decay matrices (linears, embedding and head, as Megatron does), not the vectors of the norms."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
