@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,13 @@ from caat.supervision.control import Control
 
 # Sharded parameters are large and equal only between replicas: each check covers a few of them, in turn.
 SHARDED_EACH_TIME = 2
+# equal_after(step): whether all replicas are to hold equal weights after this step. The same on all ranks.
+EqualAfter = Callable[[int], bool]
+
+
+def after_every_step(step: int) -> bool:
+    """Replicas that take each step together are always equal."""
+    return True
 
 
 class DriftError(RuntimeError):
@@ -24,11 +31,25 @@ class ReplicaGuard:
     """Compares checksums between ranks every ``every`` steps (0: never); :meth:`after` raises `DriftError`.
 
     It compares all replicated parameters between all ranks, some of the sharded parameters between
-    replicas, and the shared channels of the output of ``block`` between the processes of a replica.
+    replicas, and the shared channels of the output of ``block`` between the processes of a replica. Replicas
+    are compared with each other only after steps for which ``equal_after`` holds: the first of these from the
+    step on at which a check is due.
     """
 
-    def __init__(self, model: nn.Module, block: nn.Module, mesh: Mesh, control: Control, every: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        block: nn.Module,
+        mesh: Mesh,
+        control: Control,
+        every: int,
+        *,
+        equal_after: EqualAfter = after_every_step,
+    ) -> None:
         self._mesh, self._control, self._every = mesh, control, every
+        self._equal_after = equal_after
+        # Whether a comparison between replicas is due, and waits for a step after which they are equal.
+        self._waiting = False
         sharded = {id(m.weight) for m in model.modules() if hasattr(m, "sharding")}
         named = list(model.named_parameters())
         self._replicated = [(name, p) for name, p in named if id(p) not in sharded]
@@ -45,8 +66,11 @@ class ReplicaGuard:
 
     def after(self, step: int) -> None:
         """Called after a step: compare if it is due. Collective."""
-        if not self._due(step):
+        self._waiting = self._waiting or self._due(step)
+        between_replicas = self._waiting and self._equal_after(step)
+        if not (self._due(step) or between_replicas):
             return
+        self._waiting = self._waiting and not between_replicas
         some = [self._sharded[(self._turn + i) % len(self._sharded)] for i in range(SHARDED_EACH_TIME)]
         self._turn += SHARDED_EACH_TIME
         everywhere = {name: checksum(p) for name, p in self._replicated if _is_here(p)}
@@ -55,24 +79,29 @@ class ReplicaGuard:
         leaving, self._leaving = self._leaving, None
         shared = None if leaving is None else checksum(leaving[0] + leaving[1])
         every_rank = self._control.gather((everywhere, by_shard, shared))
-        problems = self._differences(every_rank)
+        problems = self._differences(every_rank, between_replicas)
         if problems:
             raise DriftError(
                 f"stopped after step {step}: copies of the same tensor differ. {'; '.join(problems)}. A "
                 "process, its memory or its network is faulty: exclude it and resume from the last checkpoint"
             )
 
-    def _differences(self, ranks: Sequence[tuple[dict[str, int], dict[str, int], int | None]]) -> list[str]:
+    def _differences(
+        self,
+        ranks: Sequence[tuple[dict[str, int], dict[str, int], int | None]],
+        between_replicas: bool,
+    ) -> list[str]:
         world, processes = len(ranks), self._mesh.processes
+        replicas = [range(first, first + processes) for first in range(0, world, processes)]
         problems = []
         for name in ranks[0][0]:
-            problems += _compare(name, {rank: ranks[rank][0][name] for rank in range(world)})
-        for first in range(processes):
+            for group in [range(world)] if between_replicas else replicas:
+                problems += _compare(name, {rank: ranks[rank][0][name] for rank in group})
+        for first in range(processes) if between_replicas else ():
             for name in ranks[0][1]:
                 group = range(first, world, processes)
                 problems += _compare(name, {rank: ranks[rank][1][name] for rank in group})
-        for first in range(0, world, processes):
-            group = range(first, first + processes)
+        for group in replicas:
             problems += _compare(
                 "the shared channels of the residual stream", {rank: ranks[rank][2] for rank in group}
             )

@@ -205,6 +205,46 @@ def test_a_drift_is_named(ranks, kind, stage, says):
         assert step == 4 and says in message
 
 
+def apart(kind: str):
+    """After which step the guard complains about replicas that are to be equal after step 5 alone.
+
+    It is to check every second step. From step 1 on the second replica has other weights.
+    """
+    mesh = Mesh.create(4, 2)
+    model = build(mesh, 0.5, dtype=torch.float32)
+    engine = Engine(model, mesh, OptimConfig(lr=1e-2), 0, "fp32", 1)
+    guard = ReplicaGuard(model, model.blocks[-1], mesh, Control(), 2, equal_after=lambda step: step in (1, 5))
+    replicas.SHARDED_EACH_TIME = 100
+    weights = {name: model.get_parameter(name).detach() for name in ("norm.weight", "head.weight")}
+    for step in range(1, 7):
+        guard.before(step)
+        engine.step([batch(seed=step)], 1e-2)
+        if step == 1 and mesh.data_rank == 1:
+            weights["norm.weight"].add_(1e-3)
+            weights["head.weight"].add_(1e-3)
+        if step == 4 and dist.get_rank() == 3 and kind == "within":
+            weights["norm.weight"].view(torch.int32)[0] ^= 1
+        if step == 5 and kind == "together":
+            for weight in model.parameters():
+                dist.broadcast(weight.detach(), mesh.tensor_rank, group=mesh.data_group)
+        try:
+            guard.after(step)
+        except DriftError as error:
+            return step, str(error)
+    return None
+
+
+def test_replicas_that_may_differ_are_compared_when_they_are_to_be_equal(ranks):
+    for found in ranks(4).run(apart, "between"):
+        assert found is not None and found[0] == 5
+        assert "norm.weight on ranks" in found[1] and "head.weight on rank" in found[1]
+    for found in ranks(4).run(apart, "within"):
+        assert found is not None and found[0] == 4
+        assert "norm.weight on rank " in found[1] and "head.weight" not in found[1]
+    # Step 6 is checked again, but not between replicas.
+    assert set(ranks(4).run(apart, "together")) == {None}
+
+
 def agree():
     control = Control()
     return control.maximum(control.rank, 5 - control.rank), control.gather({"rank": control.rank})
