@@ -215,6 +215,32 @@ def test_several_files_and_their_index(ranks, tmp_path):
     assert max(sizes) - min(sizes) < 2 * 4 * SMALL.hidden * fused
 
 
+def write_in_parts(folder: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
+    """:func:`write` where no file may hold more than about a quarter of a kind, whatever the ranks."""
+    whole = files.FILE_BYTES
+    files.FILE_BYTES = 200_000
+    try:
+        return write(folder, 4, processes, 0.5, 1, 2, 2**26)
+    finally:
+        files.FILE_BYTES = whole
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_kinds_above_the_size_of_a_file(ranks, tmp_path, world):
+    """Cut into as many files by one rank as by several, and read on any number of processes."""
+    want = ranks(world).run(write_in_parts, tmp_path, min(world, 2))[0]
+    folder = find(tmp_path)
+    for kind in KINDS:
+        names = sorted(path.name for path in folder.glob(f"{files.stem(kind)}-*.safetensors"))
+        assert names == [files.file_name(files.stem(kind), i, 4) for i in range(4)]
+        assert (folder / files.index_name(files.stem(kind))).is_file()
+    assert differing({kind: on_disk(folder, kind) for kind in KINDS}, want) == []
+    assert verify(folder) == []
+    for processes in (1, 2, 4):
+        for got, steps in ranks(processes).run(load, folder, 4, processes, 0.5, 1):
+            assert differing(got, want) == [] and steps == 2
+
+
 @pytest.fixture
 def saved(ranks, tmp_path) -> Path:
     ranks(1).run(write, tmp_path, 4, 1, 0.5, 1, 1, 2**26)
