@@ -124,6 +124,18 @@ def resumed(folder: Path, processes: int, stage: int, precision: str):
     return losses(engine, SAVED_AT + 1, STEPS), before, notes, steps
 
 
+def refused(folder: Path) -> str:
+    """What a run with plain AdamW says of the state."""
+    mesh = Mesh.create(SHARDS, 1)
+    model = build(mesh, 0.5, dtype=torch.float32, config=NARROW)
+    engine = Engine(model, mesh, OptimConfig(), 1, "fp32", 1)
+    try:
+        load_optimizer(engine.live, full_tensors(model), folder)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def same(a: tuple[dict[str, Tensor], Tensor], b: tuple[dict[str, Tensor], Tensor]) -> bool:
     return all(torch.equal(a[0][name], b[0][name]) for name in a[0]) and torch.equal(a[1], b[1])
 
@@ -182,6 +194,10 @@ def test_what_has_the_weights_shape_is_cut_anew(ranks, tmp_path):
         assert notes == [
             f"the optimizer's scale starts from zero: {folder} was saved by a run with another layout"
         ]
+    assert ranks(1).run(refused, folder) == [
+        f"{folder} holds the state of the optimizer feedback-adamw, and this run uses adamw: start a new run "
+        f"from its weights with initialize={folder}"
+    ]
 
 
 def test_what_is_saved_for_each_weight():

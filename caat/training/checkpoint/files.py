@@ -30,7 +30,7 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Content:
-    """The tensors of one kind; ``replica``: of the copy of this replica, where each has its own."""
+    """All tensors of one kind; ``replica``: the copy of this replica, where each replica has its own."""
 
     kind: str
     tensors: Sequence[FullTensors]
@@ -38,7 +38,7 @@ class Content:
 
     @property
     def stem(self) -> str:
-        """The file's name before ``.safetensors``. Tensors have Hugging Face's names in all files."""
+        """The file's name before ``.safetensors``. The names inside are the same for all kinds."""
         return stem(self.kind, self.replica)
 
 
@@ -92,7 +92,7 @@ def index_name(stem: str) -> str:
 
 
 def write_indices(folder: Path, files: Sequence[File]) -> dict[str, str]:
-    """Hugging Face's index of all that has several files; returns checksums by file name."""
+    """Write Hugging Face's index for contents in several files; return checksums by file name."""
     checksums = {}
     for stem in dict.fromkeys(file.content.stem for file in files):
         ours = [file for file in files if file.content.stem == stem]
@@ -105,7 +105,7 @@ def write_indices(folder: Path, files: Sequence[File]) -> dict[str, str]:
 
 
 def own_tensors(kind: StateKind, live: LiveState) -> list[FullTensors]:
-    """The tensors of a kind that has not the weights' shape: those of the processes of a replica, joined."""
+    """The tensors of a kind without the weights' shape; each process holds an equal part."""
     processes = live.mesh.processes
     sizes = {name: held.size for (name, each), held in live.fragments().items() if each == kind.name}
     return [
