@@ -121,7 +121,7 @@ def only_warned(what: str) -> Iterator[None]:
     # Plots, reports and disks can fail in many ways.
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"caat: WARNING: {what} could not be made ({text})", file=sys.stderr, flush=True)
+        print(f"caat: WARNING: {what} could not be created ({text})", file=sys.stderr, flush=True)
 
 
 def _check_folder() -> None:

@@ -18,7 +18,7 @@ def result_file(where: str | Path) -> Path:
     if path.is_dir():
         problem = "it is a folder"
     elif there != path and not there.is_dir():
-        problem = f"{there} is no folder"
+        problem = f"{there} is not a folder"
     elif said := _refused(there):
         problem = f"{there}: {said}"
     else:

@@ -40,7 +40,7 @@ def find_trained(
     require(
         shards % world == 0 or replicas,
         f"{world} processes do not divide the checkpoint's {shards} shards: "
-        "choose launch.processes that does",
+        "choose a launch.processes that does",
     )
     return folder, architecture
 
@@ -52,8 +52,8 @@ def tokenizer_of(folder: Path, architecture: Architecture) -> Tokenizer:
     pieces, known = tokenizer.vocab_size(), architecture.model.vocab_size
     require(
         pieces <= known,
-        f"{path} has {pieces:,} pieces and the model knows {known:,}: it is another model's, put back "
-        "the one that the model was trained with",
+        f"{path} has {pieces:,} pieces, but the model knows {known:,}: it belongs to another model. Restore "
+        "the one that this model was trained with",
     )
     return tokenizer
 

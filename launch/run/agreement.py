@@ -38,15 +38,15 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
     require(
         shards == found.shards,
         f"parallel.tensor={shards}, but {where} was trained with {found.shards} shards at "
-        f"sync.ratio={found.ratio}: with private channels another number of shards is another model. Give "
+        f"sync.ratio={found.ratio}: with private channels, another shard count is another model. Give "
         f"parallel.tensor={found.shards}, on any number of processes",
     )
     # Each shard computes its slice of the logits from its own stream.
     ours, theirs = config.model.padded_vocab(shards), found.model.padded_vocab(shards)
     require(
         ours == theirs or found.plain,
-        f"the vocabulary is padded to {ours}, but {where} was trained with {theirs}, and with private "
-        f"channels that is another function: give model.padded_vocab_size={theirs}",
+        f"the vocabulary is padded to {ours}, but {where} was trained with {theirs}, which with private "
+        f"channels is another function: give model.padded_vocab_size={theirs}",
     )
     scale = config.sync.scale(shards)
     require(

@@ -253,11 +253,11 @@ def _opening(run: Training, folder: Path) -> str:
     ]
     if passes > MANY_PASSES:
         lines.append(
-            f"note: the text is read {passes:,.0f} times over: data.path=... or data=fineweb_edu give more"
+            f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
         )
     if engine.stage != config.zero.stage:
         lines.append(
-            f"note: zero.stage={config.zero.stage} in bf16 is wrong in DeepSpeed under tensor parallelism "
-            f"(its gradient norm misses ranks); stage {engine.stage} takes its place"
+            f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "
+            f"gradient norm misses ranks: using stage {engine.stage} instead"
         )
     return "\n".join(lines)

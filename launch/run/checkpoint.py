@@ -34,7 +34,7 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
         what = f"{candidate} is damaged: {'; '.join(problems)}"
         if config.checkpoint.on_damage == "stop":
             raise DamagedError(
-                f"{what}. Give resume=... another checkpoint, or checkpoint.on_damage=previous to take "
+                f"{what}. Give another checkpoint with resume=..., or checkpoint.on_damage=previous to use "
                 "the last good one"
             )
         if control.rank == 0:
@@ -57,13 +57,13 @@ def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path
     checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
     watchdog.beat(f"verifying {checkpoint}")
     if problems := damage(checkpoint, control, tick=watchdog.tick):
-        raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give initialize=... another one")
+        raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give another initialize=...")
     return checkpoint
 
 
 def _make_latest(checkpoint: Path, run: Path, control: Control) -> None:
     if control.rank == 0 and checkpoint.parent.resolve() == (run / "checkpoints").resolve():
         for aside in roll_back(checkpoint.parent, checkpoint):
-            print(f"caat: set aside, as later than what the run resumes from: {aside}", file=sys.stderr)
+            print(f"caat: set aside {aside}, which is later than the resumed checkpoint", file=sys.stderr)
     # No rank may save before this is done.
     control.gather(None)

@@ -72,9 +72,7 @@ def create_run_folder(config: Config) -> Path:
         try:
             save_config(config, folder / "config.yaml")
         except FileExistsError as error:
-            raise ValueError(
-                f"run.dir={folder} was taken by another run just now: give another one"
-            ) from error
+            raise ValueError(f"run.dir={folder} was just taken by another run: give another one") from error
         _write_environment(folder / "environment.json")
     return folder
 
@@ -106,11 +104,11 @@ def leave_finished(config: Config, folder: Path | None = None) -> None:
         folder = Path(str(config.run.dir)).expanduser()
         claim(folder)
     write_status(folder, "finished")
-    print(f"nothing to do: all of train.steps={config.train.steps} steps are done")
+    print(f"nothing to do: all train.steps={config.train.steps} steps are done")
     if not (folder / "summary.json").is_file():
         print(
-            f"it ended before its last figures: caat evaluate checkpoint={folder} measures the model, and "
-            f"caat report {folder} draws what there is"
+            f"the run ended before it wrote its final figures: caat evaluate checkpoint={folder} measures "
+            f"the model, and caat report {folder} shows what was recorded"
         )
 
 
@@ -138,7 +136,7 @@ def claim(folder: Path) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"another job is at work in run.dir={folder}: wait until it has ended, or give another folder"
+            f"another job is using run.dir={folder}: wait until it ends, or give another folder"
         ) from None
     except OSError as error:
         raise ValueError(f"run.dir={folder} cannot be written ({error.strerror})") from error
@@ -166,7 +164,7 @@ def _given_folder(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"run.dir={name} cannot be made ({error.strerror}): give another one") from error
+        raise ValueError(f"run.dir={name} cannot be created ({error.strerror}): give another one") from error
     if any(folder.iterdir()):
         raise ValueError(f"run.dir={name} exists and is not empty: give a new folder, or leave run.dir out")
     return folder
@@ -186,7 +184,7 @@ def _new_folder(config: Config) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise ValueError(f"{folder} cannot be made ({error.strerror}): give run.dir=...") from error
+            raise ValueError(f"{folder} cannot be created ({error.strerror}): give run.dir=...") from error
     raise AssertionError("count() does not end")
 
 

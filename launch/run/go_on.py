@@ -22,8 +22,8 @@ def command_to_go_on(settings: Sequence[str], folder: Path) -> str:
 def how_to_go_on(settings: Sequence[str], folder: Path, torchrun: bool = False) -> str:
     """Return the line printed after a stop. ``torchrun``: a launcher like it started the processes."""
     if torchrun:
-        return f"go on: the same torchrun command, with run.dir={quoted(folder)} resume=auto"
-    return f"go on: {command_to_go_on(settings, folder)}"
+        return f"to resume: the same torchrun command, with run.dir={quoted(folder)} resume=auto"
+        return f"to resume: {command_to_go_on(settings, folder)}"
 
 
 def quoted(path: Path) -> str:

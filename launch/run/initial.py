@@ -54,13 +54,13 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
     checkpoint = initial_checkpoint(config.initialize)
     found = read_architecture(checkpoint)
     where = f"initialize={config.initialize}"
-    check_model(config, found, where, "leave the model out and it is taken over")
+    check_model(config, found, where, "leave the model out to take it from there")
     if not found.plain:
         check_private(config, found, where)
     theirs = checked_tokenizer(checkpoint)
     ours = find_tokenizer(tokens) if tokens else Path(config.data.tokenizer or theirs).expanduser()
     require(
         ours.read_bytes() == theirs.read_bytes(),
-        f"{ours} is another tokenizer than {theirs}, whose pieces the weights know: leave data.tokenizer "
-        "out, or give text that is not prepared yet",
+        f"{ours} differs from {theirs}, the tokenizer that the weights were trained with: leave "
+        "data.tokenizer out, or give text that is not prepared yet",
     )

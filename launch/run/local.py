@@ -62,7 +62,7 @@ def run_in_processes(start: Start, launch: LaunchConfig) -> int:
         if read_status(folder) in ("starting", "running"):
             # A killed worker could not write its status.
             write_status(folder, "failed", reason(status))
-        print(f"what was written is in {folder}", file=sys.stderr)
+        print(f"the output of the run is in {folder}", file=sys.stderr)
     return status
 
 

@@ -20,7 +20,7 @@ def check_restartable(config: Config) -> None:
     """Raise ``ValueError`` if torchrun may restart processes that could not find their run again."""
     require(
         config.run.dir is not None or not may_restart(),
-        "torchrun --max-restarts needs run.dir=...: processes that are started again go on in that folder",
+        "torchrun --max-restarts needs run.dir=...: restarted processes continue in that folder",
     )
     require(
         config.resume == "auto" or not may_restart() or local_world_size(unknown=1) == world_size(),
@@ -28,8 +28,8 @@ def check_restartable(config: Config) -> None:
     )
     require(
         config.launch.max_restarts == 0,
-        f"launch.max_restarts={config.launch.max_restarts} is for processes that caat starts, and torchrun "
-        "has started these: give torchrun --max-restarts (MAX_RESTARTS in the batch scripts) instead",
+        f"launch.max_restarts={config.launch.max_restarts} is for processes that caat starts, but torchrun "
+        "started these: give torchrun --max-restarts (MAX_RESTARTS in the batch scripts) instead",
     )
 
 
@@ -85,7 +85,7 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
         return state
     require(
         not candidates,
-        f"no checkpoint to resume from is whole: {problem}. Put a good one back, or give a new run.dir=... "
+        f"no checkpoint to resume from is intact: {problem}. Restore a good one, or give a new run.dir=... "
         "to train from the start",
     )
     return None
@@ -98,8 +98,8 @@ def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) 
         return None
     require(
         state.data == data_fingerprint(tokens),
-        f"the checkpoint to resume from was trained on other text or another tokenizer than {tokens}, where "
-        "its position means nothing: give the data settings that it was trained with",
+        f"the checkpoint to resume from was trained with a different text or tokenizer than {tokens}, where "
+        "its position has no meaning: give the data settings that it was trained with",
     )
     return state
 
@@ -111,8 +111,8 @@ def _check_architecture(config: Config, found: Architecture, checkpoint: Path, s
     require(
         ratio == found.ratio,
         f"sync.ratio={config.sync.ratio}{of_step}, but {checkpoint} was trained at {found.ratio}, which is "
-        f"another function: give sync.ratio={found.ratio} up to there, or start a new run from its weights "
-        "with initialize=... instead of resume",
+        f"another function: give sync.ratio={found.ratio} up to that step, or start a new run from its "
+        "weights with initialize=... instead of resume",
     )
     # At ratio 1 every shard count computes the same function.
     if ratio < 1:
@@ -131,22 +131,22 @@ def _check_state(config: Config, state: State, checkpoint: Path) -> None:
         )
     require(
         state.step < config.train.steps or config.resume == "auto" or restarted(),
-        f"{checkpoint} has done {state.step} steps and train.steps={config.train.steps}: give more steps",
+        f"{checkpoint} has done {state.step} steps, and train.steps={config.train.steps}: give more steps",
     )
 
 
 def _of_run(run: Path) -> list[Path]:
     """Return :func:`_from_latest`; raise ``ValueError`` if the run has saved some and all are gone."""
     checkpoints = run / "checkpoints"
-    remedy = "put its checkpoints back, or give a new run.dir=... to train from the start"
+    remedy = "restore its checkpoints, or give a new run.dir=... to train from the start"
     require(
         checkpoints.is_dir() or not os.path.lexists(checkpoints),
-        f"{checkpoints} leads to no folder ({checkpoints.resolve()}): mount what it leads to, {remedy}",
+        f"{checkpoints} does not lead to a folder ({checkpoints.resolve()}): mount its target, {remedy}",
     )
     found, status = _from_latest(checkpoints), read_status(run)
     require(
         bool(found) or status not in ("stopped", "finished"),
-        f"run.dir={run} is {status}, so it was saved, and {checkpoints} holds no checkpoint: {remedy}",
+        f"run.dir={run} is {status}, so it was saved, but {checkpoints} holds no checkpoint: {remedy}",
     )
     return found
 

@@ -30,10 +30,10 @@ def show(argv: list[str]) -> int:
         return 0
 
     files, _ = take_file(argv)
-    require(not files, f"{' '.join(files)} is shown with --cfg job: Hydra itself knows nothing of it")
+    require(not files, f"{' '.join(files)} works only with --cfg job: Hydra itself does not know it")
 
     def train(_: DictConfig) -> None:
-        raise AssertionError("Hydra is to show something, not to run it")
+        raise AssertionError("Hydra should show something, not run it")
 
     # hydra.main reads the command line of the process.
     sys.argv = ["caat pretrain", *argv, *search_path()]

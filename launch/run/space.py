@@ -28,6 +28,6 @@ def check_space(config: Config, folder: Path | None = None) -> None:
     files = (file for left in leftovers(checkpoints) for file in left.rglob("*") if file.is_file())
     require(
         free is None or need <= free + sum(file.stat().st_size for file in files),
-        f"a checkpoint of this run takes {size_text(need)}, and {size_text(free or 0)} are free in {there}, "
+        f"a checkpoint of this run takes {size_text(need)}, but {size_text(free or 0)} are free in {there}, "
         f"for {checkpoints}: make room, or {remedy}",
     )

@@ -18,7 +18,7 @@ def check_tokens(folder: Path) -> None:
     shares = local_world_size(unknown=1)
     if not check_content(folder, local_rank(), shares) and is_first_rank():
         print(
-            f"note: {folder} was prepared before its files had checksums: their sizes and token numbers are "
-            "checked, their content is not. Prepare it again to have them",
+            f"note: {folder} was prepared before its files had checksums: their sizes and token ids are "
+            "checked, their content is not. Prepare it again to add checksums",
             file=sys.stderr,
         )

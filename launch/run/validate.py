@@ -66,16 +66,16 @@ def check_data(config: Config, folder: Path) -> None:
         tokens = index.tokens(split)
         require(
             tokens > sequence,
-            f"train.sequence={sequence} is longer than the {split} split of {folder}, {tokens:,} tokens of "
-            "which the last is only a target: lower train.sequence or give more text"
+            f"train.sequence={sequence} is too long for the {split} split of {folder}, which has {tokens:,} "
+            "tokens, and the last is only a target: lower train.sequence or give more text"
             + (" (or raise data.validation)" if split == "validation" else ""),
         )
     # Only the final figures need the counts: check them before training, not after.
     counts = read_unigram(folder, index.vocab_size)
     require(
         counts.sum() == index.tokens("train"),
-        f"{folder / 'unigram.npy'} does not count the tokens of index.json: remove the folder {folder} and "
-        "prepare it again",
+        f"{folder / 'unigram.npy'} does not match the token count in index.json: remove the folder {folder} "
+        "and prepare it again",
     )
 
 
@@ -83,7 +83,7 @@ def _check_compiler(config: Config) -> None:
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
     require(
         not config.train.compile or any(map(shutil.which, compilers)),
-        f"train.compile=true needs a C++ compiler, and none is found ({', '.join(compilers)}): install g++, "
+        f"train.compile=true needs a C++ compiler, but none was found ({', '.join(compilers)}): install g++, "
         "or leave train.compile out",
     )
 
@@ -92,7 +92,7 @@ def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
     size = config.model.vocab_size
     require(
         pieces <= size,
-        f"{what} has {pieces:,} pieces and the model only model.vocab_size={size}: "
+        f"{what} has {pieces:,} pieces, but the model only model.vocab_size={size}: "
         f"give model.vocab_size={pieces} or a smaller tokenizer",
     )
 
@@ -116,10 +116,10 @@ def _check_run_folder(config: Config) -> None:
     folder = Path(name or "outputs").expanduser()
     what = f"run.dir={name}" if name else f"the folder of runs {folder.absolute()}"
     at = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    require(at.is_dir(), f"{what} cannot be made, {at} is a file: give another run.dir=...")
+    require(at.is_dir(), f"{what} cannot be created, {at} is a file: give another run.dir=...")
     require(
         os.access(at, os.W_OK | os.X_OK),
-        f"{what} cannot be made, {at} is not writable: give another run.dir=...",
+        f"{what} cannot be created, {at} is not writable: give another run.dir=...",
     )
     require(
         not name or at != folder.absolute() or not any(at.iterdir()) or continues(config),
@@ -127,7 +127,7 @@ def _check_run_folder(config: Config) -> None:
         + (
             ": give resume=auto to continue the run in it, "
             if (folder / "config.yaml").is_file()
-            else ", and no run is in it (no config.yaml): "
+            else ", and holds no run (no config.yaml): "
         )
-        + "give a new folder, or leave run.dir out and one is made",
+        + "give a new folder, or leave run.dir out to create one",
     )

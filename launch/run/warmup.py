@@ -23,6 +23,6 @@ def _note(own: int, shorter: int, steps: int) -> None:
     """Print the note once for all runs of a sweep."""
     if is_first_rank():
         print(
-            f"note: optim.warmup_steps is {shorter} and not the model's {own}, for train.steps={steps}",
+            f"note: optim.warmup_steps is {shorter} instead of the model's {own}, to fit train.steps={steps}",
             file=sys.stderr,
         )

@@ -30,7 +30,7 @@ def sweep(argv: Sequence[str]) -> int:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another caat trains the runs in {plan.folder}: wait until it has ended") from None
+        raise ValueError(f"another caat is training the runs in {plan.folder}: wait until it ends") from None
     with lock:
         jobs = queued(plan.runs)
         finished = {run.name for run in plan.runs if run.finished()}

@@ -47,11 +47,11 @@ def report(folder: Path, outcomes: Sequence[Outcome]) -> None:
         print(f"{outcome.run:<{width}}  {outcome.status:<15}  {shown:>7}  {why}".rstrip())
     unfinished = [outcome for outcome in outcomes if outcome.status in ("failed", "stopped", "not started")]
     if unfinished:
-        print("\nthe same command goes on with these and leaves finished runs alone; one of them by itself:")
+        print("\nthe same command resumes these and skips finished runs; to resume one of them alone:")
         for outcome in unfinished:
             print(f"  {outcome.resume}")
     if any(loss is not None for loss in losses):
-        print(f"\nthe losses with their differences, and pictures: caat report {quote(str(folder))}")
+        print(f"\nto compare the losses, with plots: caat report {quote(str(folder))}")
     path = folder / "sweep.json"
     rows = [
         asdict(outcome) | {"validation_loss": loss} for outcome, loss in zip(outcomes, losses, strict=True)

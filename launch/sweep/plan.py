@@ -57,12 +57,12 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
             shared = hydra_config([str(override.input_line) for override in fixed], return_hydra_config=True)
         except HydraException as error:
             raise ValueError(
-                f"{first_line(error)}: hydra/launcher=slurm queues the runs; its options come with it, as "
-                "hydra.launcher.nodes=2, or +hydra.launcher.NAME=VALUE for others of sbatch"
+                f"{first_line(error)}: hydra/launcher=slurm queues the runs; give its options with it, as "
+                "hydra.launcher.nodes=2, or +hydra.launcher.NAME=VALUE for other options of sbatch"
             ) from error
     slurm = SlurmOptions.of(shared.hydra)
     names = [_name(combination, varying) for combination in combinations]
-    require(len(set(names)) == len(names), "a value is given twice, or two of them make the same folder name")
+    require(len(set(names)) == len(names), "a value is given twice, or two values give the same folder name")
     configs = [
         compose([*file, *(text for text in combination if text != "resume=auto" and not is_hydras(text))])
         for combination in combinations
@@ -82,21 +82,21 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
 
 
 def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
-    require(runs > 1, "-m trains once for each of several values and none are given: sync.ratio=1,0.5")
+    require(runs > 1, "-m trains once for each of several values: give some, such as sync.ratio=1,0.5")
     hydras = {key for key in (each.key_or_group for each in last.values()) if is_hydras(key)}
     for key in sorted(hydras):
         require(
             key in ("hydra/launcher", "hydra.sweep.dir") or key.startswith("hydra.launcher."),
-            f"{key} has no effect on -m: what can be set are hydra.sweep.dir, hydra/launcher=slurm and its "
-            "options hydra.launcher...",
+            f"{key} has no effect on -m: give hydra.sweep.dir, hydra/launcher=slurm or its options "
+            "hydra.launcher...",
         )
-    require("run.dir" not in last, "run.dir is one folder for all of -m: give hydra.sweep.dir=... instead")
+    require("run.dir" not in last, "run.dir is the folder of a single run: with -m, give hydra.sweep.dir=...")
     require(
         "resume" not in last or last["resume"].input_line == "resume=auto",
-        "-m goes on with each run from its own folder: leave resume out",
+        "-m resumes each run from its own folder: leave resume out",
     )
     for key in varying:
-        require(not key.startswith("hydra"), f"{key} is one for all runs of -m: give a single value")
+        require(not key.startswith("hydra"), f"{key} applies to all runs of -m: give a single value")
 
 
 def swept_by_experiment(overrides: Sequence[str]) -> list[str]:

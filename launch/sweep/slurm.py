@@ -40,9 +40,9 @@ class SlurmOptions:
         if launcher == "basic":
             return None
         if launcher != "slurm":
-            raise ValueError(f"hydra/launcher={launcher} is not one of ours: choose slurm, or leave it out")
+            raise ValueError(f"hydra/launcher={launcher} is not supported: choose slurm, or leave it out")
         if shutil.which("sbatch") is None:
-            raise ValueError("hydra/launcher=slurm needs sbatch, which is not here: use a host that has it")
+            raise ValueError("hydra/launcher=slurm needs sbatch, which is missing: use a host that has it")
         given = {key: value for key, value in hydra.launcher.items() if value is not None}
         at_once = given.pop("at_once", None)
         nodes = str(given.get("nodes", "1"))
@@ -99,7 +99,7 @@ def _call(*command: str) -> str:
     try:
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ValueError(f"{command[0]} is not here: use a host that has Slurm's commands") from None
+        raise ValueError(f"{command[0]} is not installed: use a host that has Slurm's commands") from None
     if result.returncode:
         raise ValueError(f"{command[0]} says: {result.stderr.strip()}")
     return result.stdout

@@ -108,8 +108,8 @@ class Drill:
         os.kill(run.workers(process)[1] if one_rank else process.pid, number)
         status = run.end(process)
         problems = []
-        if f"go on: caat pretrain {run.settings[0]}" not in run.output:
-            problems.append("it does not say how to go on")
+        if f"to resume: caat pretrain {run.settings[0]}" not in run.output:
+            problems.append("it does not say how to resume")
         if "elastic" in run.output:
             problems.append("torch speaks of what is none of the user's business")
         outcome = self.outcome(run, status, {75}, "which is saved")

@@ -171,7 +171,7 @@ def test_a_given_run_folder_is_made_or_empty(tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         create_run_folder(config)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="cannot be created"):
         create_run_folder(replace(config, run=RunConfig(dir=str(tmp_path / "file" / "run"))))
 
 

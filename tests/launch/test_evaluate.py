@@ -93,7 +93,7 @@ def test_scores_of_a_part_are_kept_apart(run, tasks):
 
 
 def test_a_place_that_cannot_be_written_is_said_first(run, tasks, tmp_path, capsys):
-    for out, says in ((tmp_path, "is a folder"), (run / "config.yaml" / "x", "is no folder")):
+    for out, says in ((tmp_path, "is a folder"), (run / "config.yaml" / "x", "is not a folder")):
         with pytest.raises(ValueError, match=f"cannot be written.*{says}"):
             evaluate.main([f"checkpoint={run}", f"tasks={tasks}", f"out={out}"])
     assert not capsys.readouterr().out

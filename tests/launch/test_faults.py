@@ -71,7 +71,7 @@ def test_a_finished_run_has_nothing_to_do(drill):
     before = config.read_text()
     assert drill.reference.resume("optim.lr=0.5") == 0
     assert config.read_text() == before, "it says what the run was trained with"
-    assert f"nothing to do: all of train.steps={STEPS} steps are done" in drill.reference.output
+    assert f"nothing to do: all train.steps={STEPS} steps are done" in drill.reference.output
 
 
 def test_torchrun_restarts_into_the_same_run(drill):

@@ -141,7 +141,7 @@ def other_tokenizer(checkpoint) -> None:
     [
         (lambda folder: (folder / "tokenizer.model").unlink(), "holds no tokenizer"),
         (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "not a SentencePiece model"),
-        (other_tokenizer, "has 306 pieces and the model knows 301"),
+        (other_tokenizer, "has 306 pieces, but the model knows 301"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
     ],
 )

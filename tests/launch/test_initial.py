@@ -82,7 +82,7 @@ REFUSED = {
     "another size": (["model.ffn=96"], r"model.ffn=96, but initialize=llama holds a model with 48"),
     "another tokenizer": (
         ["data.tokenizer=other.model"],
-        r"other.model is another tokenizer than .*tokenizer.json",
+        r"other.model differs from .*tokenizer.json, the tokenizer that the weights",
     ),
     "longer sequences": (["train.sequence=65"], r"train.sequence=65 is longer than model.sequence=64"),
     "resume as well": (["resume=llama"], r"resume=llama continues a run and initialize=llama begins one"),
@@ -99,7 +99,7 @@ def test_refused(name, here):
 
 
 def test_resuming_what_was_converted_says_how_to_start(here):
-    with pytest.raises(ValueError, match=r"no checkpoint to resume from is whole: .* with initialize=llama"):
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from is intact: .* with initialize=llama"):
         validate(compose(["resume=llama", "data.path=own.txt", "sync.ratio=1", "parallel.tensor=4"]), 1)
 
 

@@ -145,7 +145,7 @@ MISTAKES = {
     "longer than the text": (
         ["data.path=prepared", "train.sequence=128"],
         1,
-        ["train.sequence=128", "validation split of prepared, 100 tokens", "lower train.sequence"],
+        ["train.sequence=128", "validation split of prepared, which has 100 tokens", "lower train.sequence"],
     ),
     "no counts for the figures": (
         ["data.path=uncounted", "train.sequence=64"],
@@ -155,7 +155,7 @@ MISTAKES = {
     "counts of another text": (
         ["data.path=others", "train.sequence=64"],
         1,
-        ["others/unigram.npy does not count the tokens", "prepare it again"],
+        ["others/unigram.npy does not match the token count", "prepare it again"],
     ),
     "run folder below a file": (["run.dir=own.txt/run"], 1, ["run.dir=own.txt/run", "is a file", "another"]),
     "run folder in use": (["run.dir=prepared"], 1, ["run.dir=prepared", "not empty", "new folder"]),
@@ -247,11 +247,11 @@ def test_what_is_right_passes(folder, monkeypatch):
         (["+hydra.launcher.exclusive=user"], "is for a sweep"),
         (["hydra.run.dir=here"], "run.dir=..."),
         (["seed=100000000000000000000"], "is beyond 64 bits"),
-        (["-m", "hydra.sweep.dir=a,b"], "hydra.sweep.dir is one for all runs"),
+        (["-m", "hydra.sweep.dir=a,b"], "hydra.sweep.dir applies to all runs"),
         (["-m", "seed=1,2", "hydra/launcher=slrum"], "hydra/launcher=slurm queues the runs"),
-        (["-m", "seed=1,2", "hydra.launcher.nodes=2"], "its options come with it"),
+        (["-m", "seed=1,2", "hydra.launcher.nodes=2"], "give its options with it"),
         (["-m", "seed=1,2", "hydra.sweep.dri=x"], "hydra.sweep.dri has no effect on -m"),
-        (["-m", "seed=1,2", "+run.dir=here"], "run.dir is one folder for all of -m"),
+        (["-m", "seed=1,2", "+run.dir=here"], "run.dir is the folder of a single run"),
         (["-m", "seed=1,2", "launch.device=cuda", "launch.processes=1000"], "a GPU for each of 1000"),
         (["launch.device=cuda", "launch.processes=1000"], "a GPU for each of 1000 processes"),
         (["--cfg", "job", "--resolve", "sync.ratio=7"], "sync.ratio=7 is outside"),

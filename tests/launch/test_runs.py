@@ -112,7 +112,7 @@ def test_training_options(text, tmp_path, settings):
     printed = command("-m", "launch.pretrain", *settings, "run.dir=run", cwd=tmp_path)
     assert len(losses(tmp_path / "run")) == 4
     if "zero.stage=0" in settings:
-        assert "stage 1 takes its place" in printed
+        assert "using stage 1 instead" in printed
     if "checkpoint.every=2" in settings:
         saved = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
         assert saved == ["step-00000002", "step-00000004"]

@@ -146,7 +146,7 @@ def test_a_place_that_takes_no_result_is_said_before_the_work(run):
     (run / "file").write_text("")
     (run / "taken.npy").mkdir()
     places = (
-        (run / "file" / "scores", "is no folder"),
+        (run / "file" / "scores", "is not a folder"),
         ("/proc/scores", "/proc: "),
         (run / "taken", "taken.npy .it is a folder"),
     )

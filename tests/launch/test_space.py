@@ -45,7 +45,7 @@ def test_room_for_one_more_checkpoint(disk, tmp_path):
     disk(0, total=0)  # some file systems do not report a size
     check_space(compose([]))
     disk(NEED - 1)
-    with pytest.raises(ValueError, match=rf"63.7 MB, and 63.7 MB are free in {tmp_path}, for new/run/ch"):
+    with pytest.raises(ValueError, match=rf"63.7 MB, but 63.7 MB are free in {tmp_path}, for new/run/ch"):
         check_space(compose(["run.dir=new/run"]))
     # Files left by an interrupted save count as free space: the next save removes them.
     (tmp_path / "run/checkpoints/step-00000003.tmp").mkdir(parents=True)

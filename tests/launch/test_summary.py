@@ -74,7 +74,7 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
         assert (found["tokens_per_second"], found["data_wait_share"]) == (rate, 0.5)
         assert json.loads((tmp_path / "summary.json").read_text()) == found
         said = capsys.readouterr()
-        assert "WARNING: loss.png could not be made (ZeroDivisionError: division by zero)" in said.err
+        assert "WARNING: loss.png could not be created (ZeroDivisionError: division by zero)" in said.err
         assert "validation loss  " in said.out
         # The command for the trained model, ready to run.
         use = next(line for line in said.out.splitlines() if line.startswith("use it"))
@@ -87,5 +87,5 @@ def test_what_comes_on_top_of_training_is_a_warning(capsys):
         raise KeyError("tokens")
     assert (
         capsys.readouterr().err
-        == "caat: WARNING: the figures of run could not be made (KeyError: 'tokens')\n"
+        == "caat: WARNING: the figures of run could not be created (KeyError: 'tokens')\n"
     )

@@ -223,7 +223,9 @@ def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys)
     with pytest.raises(Stopped) as stop:
         pretrain.main(["launch.processes=2", "optim.lr=2e-3", "run.dir=other", "resume=elsewhere"])
     assert stop.value.code == 75
-    command = f"go on: caat pretrain launch.processes=2 optim.lr=2e-3 run.dir={tmp_path / 'run'} resume=auto"
+    command = (
+        f"to resume: caat pretrain launch.processes=2 optim.lr=2e-3 run.dir={tmp_path / 'run'} resume=auto"
+    )
     assert command in capsys.readouterr().err
 
 
@@ -253,7 +255,7 @@ def test_a_run_that_was_done_says_what_it_lacks(tmp_path, capsys):
     assert f"caat evaluate checkpoint={tmp_path / 'run'}" in capsys.readouterr().out
     (tmp_path / "run/summary.json").touch()
     leave_finished(config)
-    assert capsys.readouterr().out == "nothing to do: all of train.steps=200 steps are done\n"
+    assert capsys.readouterr().out == "nothing to do: all train.steps=200 steps are done\n"
 
 
 def test_a_folder_that_is_gone_on_in_no_longer_says_how_it_ended(tmp_path):
