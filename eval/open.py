@@ -41,7 +41,7 @@ def check_shards(architecture: Architecture, shards: int) -> None:
     if shards != architecture.shards and not architecture.plain:
         raise ValueError(
             f"parallel.tensor={shards}, but the checkpoint was trained with {architecture.shards} shards at "
-            f"sync.ratio={architecture.ratio}: with private channels another number of shards is another "
+            f"sync.ratio={architecture.ratio}: with private channels, another shard count is another "
             f"model. Use parallel.tensor={architecture.shards}, on any number of processes that divides it"
         )
 

@@ -7,16 +7,16 @@ from importlib import import_module
 
 VERBS = {
     "pretrain": "train a model, or one for each of several settings (-m)",
-    "tokenize": "turn text into token shards, ahead of a run or for another machine",
-    "score": "the log-probability of every next token under a trained model",
-    "evaluate": "benchmarks of lm-eval on a trained model",
+    "tokenize": "turn text into token shards, before a run or for another machine",
+    "score": "compute the log-probability of every next token under a trained model",
+    "evaluate": "run lm-eval benchmarks on a trained model",
     "generate": "continue a text with a trained model",
-    "convert": "a Hugging Face Llama to a checkpoint to train on, or a trained model to Hugging Face",
-    "report": "what a set of runs says together: a page with tables and pictures",
-    "plan": "memory, bytes, time and days of a run, before it is queued",
-    "doctor": "what this machine can do, and what to install for the rest",
-    "dashboard": "a Weights & Biases dashboard for a project, made from code",
-    "bench": "what partial synchronisation saves on this machine",
+    "convert": "convert a Hugging Face Llama into a checkpoint to train on, or a model to Hugging Face",
+    "report": "compare a set of runs: a page with tables and plots",
+    "plan": "predict memory, bytes, time and days of a run before it is queued",
+    "doctor": "show what this machine can do, and what to install for the rest",
+    "dashboard": "create a Weights & Biases dashboard for a project",
+    "bench": "measure what partial synchronisation saves on this machine",
 }
 
 
@@ -51,7 +51,7 @@ def _help() -> str:
     return "\n".join(
         [
             "caat: train GPT models with tensor parallelism that synchronises only a chosen fraction of the",
-            "activation channels, on any number of processes, with or without a GPU.",
+            "activation channels, on any number of processes, with or without GPUs.",
             "",
             "usage: caat VERB [setting=value ...]",
             "",

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     free = shutil.disk_usage(next(place for place in to.absolute().parents if place.is_dir())).free
     require(
         result["bytes"] <= free,
-        f"to={config.to} takes {result['bytes'] / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: make room, "
+        f"to={config.to} takes {result['bytes'] / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: make room, "
         "or write elsewhere",
     )
     _write(write, to, result)
@@ -73,8 +73,8 @@ def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
 
 def _embeddings(tied: bool, flagged: bool) -> str:
     if tied:
-        return "tied: written as two equal matrices, trained apart from now on"
-    return "untied" + (": tie_word_embeddings is true, but the file has a head of its own" if flagged else "")
+        return "tied: written as two equal matrices, which are trained separately from now on"
+    return "untied" + (": tie_word_embeddings is true, but the file has a separate head" if flagged else "")
 
 
 def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:
@@ -83,8 +83,8 @@ def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
     for name, value in (("parallel.tensor", config.parallel.tensor), ("sync.ratio", config.sync.ratio)):
         require(
             value is None,
-            f"{name}={value} belongs to a model that comes from Hugging Face, and from={config.from_} is a "
-            "checkpoint of caat, which has its own: leave it out",
+            f"{name}={value} is for a model that comes from Hugging Face, but from={config.from_} is a "
+            "checkpoint of caat, which defines it: leave it out",
         )
     trained = check_trained(find(folder, "from"))
     found = trained.architecture
@@ -99,7 +99,7 @@ def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
         "shards": found.shards,
         "ratio": found.ratio,
         "tokenizer": ", ".join(trained.tokenizer)
-        + ("" if "tokenizer.json" in trained.tokenizer else " alone: transformers has no equal of it"),
+        + ("" if "tokenizer.json" in trained.tokenizer else " alone: transformers has no equivalent"),
         "begin_and_end": f"{found.bos} and {found.eos}",
         "bytes": trained.bytes,
     }
@@ -123,7 +123,7 @@ def _write(write: Callable, to: Path, result: dict[str, Any]) -> None:
             task = progress.add_task("converting", total=result["bytes"])
             write(to, result, lambda size: progress.advance(task, size))
     except OSError as error:
-        raise ValueError(f"to={to} could not be written ({error.strerror}): nothing of it is left") from error
+        raise ValueError(f"to={to} could not be written ({error.strerror}): no files are left") from error
 
 
 if __name__ == "__main__":

@@ -32,14 +32,14 @@ SECTIONS = {
         Panel("scatter", "Loss against bytes", "validation_loss", "tensor_parallel_bytes_forward"),
     ],
     "Communication": [
-        Panel("bar", "Share of the bytes that is saved", "bytes_saved"),
+        Panel("bar", "Share of bytes saved", "bytes_saved"),
         Panel("line", "Bytes forward, per step and process", "tensor_parallel_bytes_forward"),
         Panel("line", "Bytes backward, per step and process", "tensor_parallel_bytes_backward"),
     ],
     "Speed": [
         Panel("line", "Tokens per second", "tokens_per_second"),
         Panel("line", "MFU", "mfu"),
-        Panel("line", "Seconds waited for data", "data_wait_seconds"),
+        Panel("line", "Seconds waiting for data", "data_wait_seconds"),
     ],
     "Health": [
         Panel("line", "Gradient norm", "grad_norm"),
@@ -58,12 +58,12 @@ def main(argv: list[str]) -> None:
         require(
             installed("wandb_workspaces"),
             "caat dashboard needs wandb-workspaces: pip install wandb-workspaces, or give dry_run=true to "
-            "see what would be made",
+            "see what it would create",
         )
         require(
             wandb_login(),
-            "caat dashboard needs an account: run `wandb login`, or give dry_run=true to see what would be "
-            "made",
+            "caat dashboard needs an account: run `wandb login`, or give dry_run=true to see what it would "
+            "create",
         )
     for section, panels in SECTIONS.items():
         print(section)

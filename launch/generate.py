@@ -62,7 +62,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         if line.strip()
     ]
     require(
-        bool(prompts), f'prompts={config.prompts} is empty: write a JSON string a line, "Once upon a time"'
+        bool(prompts), f'prompts={config.prompts} is empty: write a JSON string per line, "Once upon a time"'
     )
     return prompts
 
@@ -72,7 +72,7 @@ def _prompt(line: bytes, name: str) -> str:
         return parse_record(line, str, name)
     except ValueError as error:
         raise ValueError(
-            f'{error}: write a JSON string, in quotes, "Once upon a time", with \\n for a new line'
+            f'{error}: write a JSON string in quotes, such as "Once upon a time", with \\n for a new line'
         ) from None
 
 
@@ -88,9 +88,8 @@ def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], archite
         )
         require(
             len(row) + config.max_new_tokens <= context,
-            f"{which} has {len(row)} tokens, and with max_new_tokens={config.max_new_tokens} more they are "
-            f"beyond the model's context of {context}: give max_new_tokens={context - len(row)} or a shorter "
-            "prompt",
+            f"{which} has {len(row)} tokens, which with max_new_tokens={config.max_new_tokens} more exceed "
+            f"the model's context of {context}: give max_new_tokens={context - len(row)} or a shorter prompt",
         )
 
 

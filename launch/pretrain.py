@@ -97,7 +97,7 @@ def _with_flags(flags: set[str], argv: list[str]) -> int:
             raise ValueError(f"{min(flags & SHOW_FLAGS)} shows one configuration: leave -m out")
         return show(argv)
     if not flags <= SWEEP_FLAGS:
-        raise ValueError(f"{min(flags - SWEEP_FLAGS)} goes with --cfg, which shows the configuration")
+        raise ValueError(f"{min(flags - SWEEP_FLAGS)} works only with --cfg, which shows the configuration")
     from launch.sweep import sweep
 
     return sweep([argument for argument in argv if argument not in SWEEP_FLAGS])

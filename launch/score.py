@@ -60,8 +60,8 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, 
 
     if tokens.shape[-1] - 1 > context and is_first_rank():
         print(
-            f"note: {tokens.shape[-1]} tokens are more than the model's context of {context}: it was not "
-            "trained for the later ones",
+            f"note: {tokens.shape[-1]} tokens exceed the model's context of {context}: it was not trained "
+            "for the later positions",
             file=sys.stderr,
         )
     with on_mesh(folder, config.launch, config.precision) as model:
@@ -69,8 +69,8 @@ def _score(config: ScoreConfig, folder: Path, context: int, tokens: np.ndarray, 
         scores = torch.cat([next_token_log_probabilities(model, part) for part in rows.split(config.batch)])
     require(
         bool(scores.isfinite().all()),
-        f"the scores of {folder} are not finite: its numbers are too large for precision={config.precision}, "
-        "give precision=fp32 or an earlier checkpoint",
+        f"the scores of {folder} are not finite: its values are too large for precision={config.precision}. "
+        "Give precision=fp32 or an earlier checkpoint",
     )
     if is_first_rank():
         _write(config, folder, scores.double().cpu().numpy().reshape(*tokens.shape[:-1], -1), out)

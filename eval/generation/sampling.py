@@ -35,7 +35,7 @@ class Sampler:
         values, tokens = largest(logits, self._candidates, self.mesh)
         if not values[:, 0].isfinite().all():
             raise ValueError(
-                "the model's logits are not finite: its numbers are too large for this precision, give "
+                "the model's logits are not finite: its values are too large for this precision. Give "
                 "precision=fp32 or an earlier checkpoint"
             )
         if self.settings.temperature == 0:

@@ -41,8 +41,8 @@ class Unscorable(ValueError):
     def __init__(self, request: int, length: int, context: int) -> None:
         self.request = request
         super().__init__(
-            f"has a continuation of {length} tokens (request {request + 1}), of which a model with a context "
-            f"of {context} scores 1 to {context}: leave the task out, or take a model with a longer context"
+            f"has a continuation of {length} tokens (request {request + 1}), but a model with a context of "
+            f"{context} scores 1 to {context}: leave the task out, or use a model with a longer context"
         )
 
 
@@ -201,7 +201,7 @@ def sampling(how: dict[str, Any]) -> SamplingConfig:
     until, temperature = [each for each in known["until"] if each is not None], known.get("temperature", 0.0)
     require(
         all(isinstance(text, str) and text for text in until),
-        f"until={until} in its generation_kwargs must be texts, and none of them empty",
+        f"until={until} in its generation_kwargs must be non-empty texts",
     )
     # top_k and top_p have no meaning for greedy decoding.
     draw = {name: known[name] for name in ("top_k", "top_p") if name in known and temperature > 0}
@@ -239,8 +239,8 @@ class CaatCheckpoint(CaatLM):
         )
         require(
             device in (None, "cpu", "cuda", "cuda:0"),
-            f"device={device} is not to be chosen: each process takes the GPU of its local rank. Leave it "
-            "out, or give cpu; CUDA_VISIBLE_DEVICES says which GPUs there are",
+            f"device={device} cannot be chosen: each process uses the GPU of its local rank. Leave it out, "
+            "or give cpu; CUDA_VISIBLE_DEVICES selects the GPUs",
         )
         folder = find(checkpoint)
         tokenizer = load_tokenizer(find_tokenizer(folder))

@@ -77,8 +77,8 @@ def find_tasks(given: Sequence[str]) -> Tasks:
 
 
 def _check_kind(task: Any) -> None:
-    require(not getattr(task, "UNSAFE_CODE", False), "it runs the programs that a model writes")
-    require(not getattr(task, "MULTIMODAL", False), "it shows pictures or sound to the model")
+    require(not getattr(task, "UNSAFE_CODE", False), "it runs programs that the model writes")
+    require(not getattr(task, "MULTIMODAL", False), "it gives images or audio to the model")
 
 
 def _check_generation(arguments: dict[str, Any], context: int) -> None:
@@ -104,7 +104,7 @@ def _tasks_in(folders: Sequence[str]) -> list[str]:
     for folder in folders:
         require(
             Path(folder).is_dir(),
-            f"tasks={folder} is not a folder: give one with task files of lm-eval, or names of its tasks",
+            f"tasks={folder} is not a folder: give one with lm-eval task files, or names of lm-eval tasks",
         )
         found = TaskManager(include_path=folder, include_defaults=False).all_subtasks
         require(bool(found), f"tasks={folder} holds no task: no .yaml file in it describes one")

@@ -84,7 +84,7 @@ def _shape(host: Host, rate: str, delay: str, burst: str) -> None:
 def _check_possible() -> None:
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} not found: install iproute2 to make network namespaces")
+        raise ValueError(f"{' and '.join(missing)} not found: install iproute2 to create network namespaces")
     if os.geteuid() != 0:
         raise ValueError("network namespaces need root: run this command with sudo, or try `caat bench step`")
 

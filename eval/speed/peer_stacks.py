@@ -95,7 +95,7 @@ def domino_stack(config: BenchStackConfig, mesh: Mesh, ours: OurStack) -> nn.Mod
     if config.batch > 1 and config.heads > config.processes:
         return DominoStack(config, mesh, ours)
     if dist.get_rank() == 0:
-        print("DeepSpeed-Domino needs two sequences, and two heads a process: left out")
+        print("DeepSpeed-Domino needs two sequences, and two heads per process: left out")
     return None
 
 

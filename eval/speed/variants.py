@@ -103,7 +103,7 @@ def _check_same(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor,
     for what, ours, theirs in zip(("loss", "gradient"), expected, found, strict=True):
         off = float((theirs - ours).norm() / ours.norm())
         if not off <= (0.05 if precision == "bf16" else 1e-4):
-            raise ArithmeticError(f"the {what} of {name} is off from ours by {off:.1e} of it")
+            raise ArithmeticError(f"the {what} of {name} differs from ours by {off:.1e} relative to ours")
 
 
 def _mesh(

@@ -6,14 +6,14 @@ from importlib import import_module
 
 BENCHMARKS = {
     "step": "time and bytes of a step on this machine's network, by ratio, with and without overlap",
-    "link": "the same over a slow network made on this machine (root)",
-    "peers": "the same blocks in the tensor parallelism of torch, megatron-core and DeepSpeed, beside ours",
+    "link": "the same over a slow network emulated on this machine (needs root)",
+    "peers": "the same blocks with the tensor parallelism of torch, megatron-core and DeepSpeed",
     "generate": "time to the first token and tokens per second, by ratio, here or over a slow network",
-    "profile": "what torch's profiler sees of the same steps: GEMMs, copies, the rest, memory kept",
-    "predict": "step time by ratio on a machine that one does not have, from a closed formula",
+    "profile": "the same steps in torch's profiler: GEMMs, copies, the rest, saved memory",
+    "predict": "step time by ratio on another machine, from a closed formula",
     "mfu": "a training step in one process as a share of the device's peak, by shard count",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
-    "checkpoint": "what saving costs training, and loading against reading the bytes",
+    "checkpoint": "the cost of a save during training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }
 

@@ -75,4 +75,4 @@ def _show(findings: list[Finding], measured: dict[str, Any]) -> None:
         table.add_row("", "", f"all-reduce of {text}")
     out.print(table)
     bad = sum(finding.state == "bad" for finding in findings)
-    print(f"{bad} thing{'s' * (bad != 1)} to mend" if bad else "ready to train")
+    print(f"{bad} problem{'s' * (bad != 1)} to fix" if bad else "ready to train")

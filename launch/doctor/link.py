@@ -59,7 +59,7 @@ def measure_here(sizes: Sequence[int]) -> dict:
             torchrun.communicate()
             raise
         why = lines[-1] if lines else f"status {torchrun.returncode}"
-        require(torchrun.returncode == 0, f"two processes could not talk to each other ({why})")
+        require(torchrun.returncode == 0, f"two processes could not communicate ({why})")
         return json.loads(out.read_text())
 
 

@@ -49,7 +49,7 @@ def guarded(probe: Callable[[], Iterator[Finding]], what: str) -> Iterator[Findi
     try:
         yield from probe()
     except Exception as error:
-        yield Finding(what, "bad", f"could not be looked at: {type(error).__name__}: {error}")
+        yield Finding(what, "bad", f"could not be examined: {type(error).__name__}: {error}")
 
 
 def _machine() -> Iterator[Finding]:
@@ -77,11 +77,11 @@ def _gpus() -> Iterator[Finding]:
     elif driver and cuda is None:
         remedy = "install the CUDA build of torch"
         yield Finding(
-            "GPU", "bad", f"there is an NVIDIA driver, and torch {torch.__version__} is for CPUs", remedy
+            "GPU", "bad", f"there is an NVIDIA driver, but torch {torch.__version__} is for CPUs", remedy
         )
     elif driver:
         yield Finding(
-            "GPU", "bad", f"torch (CUDA {cuda}) cannot use the driver", "run nvidia-smi: see what it says"
+            "GPU", "bad", f"torch (CUDA {cuda}) cannot use the driver", "see what nvidia-smi reports"
         )
     else:
         yield Finding("GPU", "note", f"none; torch {torch.__version__} trains on the CPU")
@@ -93,7 +93,7 @@ def _backends() -> Iterator[Finding]:
 
     gloo = dist.is_gloo_available()
     yield Finding(
-        "gloo", "good" if gloo else "bad", "CPUs can talk" if gloo else "not in this build of torch"
+        "gloo", "good" if gloo else "bad", "available for CPUs" if gloo else "not in this build of torch"
     )
     if torch.cuda.is_available():
         nccl = dist.is_nccl_available()
@@ -107,7 +107,7 @@ def _packages() -> Iterator[Finding]:
     try:
         requirements = requires("caat") or []
     except PackageNotFoundError:
-        yield Finding("caat", "note", "runs from its folder; what it needs is not known", "pip install -e .")
+        yield Finding("caat", "note", "runs from its folder, requirements not known", "pip install -e .")
         return
     for requirement in requirements:
         match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement)
@@ -138,7 +138,7 @@ def _trackers() -> Iterator[Finding]:
     if not installed("wandb"):
         yield Finding("wandb", "bad", "missing", "pip install wandb")
     elif wandb_login():
-        yield Finding("wandb login", "good", "there is an account")
+        yield Finding("wandb login", "good", "logged in")
     else:
         yield Finding("wandb login", "note", "none", "wandb login, or tracker=wandb_offline")
 

@@ -102,7 +102,7 @@ def _layouts(plan: dict[str, Any]) -> Table:
 def _fastest(plan: dict[str, Any]) -> str:
     found = plan["fastest"]
     if found is None:
-        return "No layout fits: more nodes, or GPUs with more memory"
+        return "No layout fits: give more nodes, or GPUs with more memory"
     one, asked = (_named(found[name]) for name in ("ratio_1", "asked"))
     if _is_full(plan):
         return f"Fastest: {one}"
@@ -110,7 +110,7 @@ def _fastest(plan: dict[str, Any]) -> str:
     change = f"{saved:.1%} less" if saved >= 0 else f"{-saved:.1%} more"
     return (
         f"Fastest at ratio 1: {one}\nFastest at ratio {plan['ratio']}: {asked}\n"
-        f"The second takes {change} time than the first: that is what the ratio gains on this machine"
+        f"The second takes {change} time than the first: this is the gain from the ratio on this machine"
     )
 
 

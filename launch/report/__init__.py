@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         if text.startswith("-"):
             raise ValueError(f"{text} is not an option: give folders, and settings as key=value (see --help)")
     if not folders:
-        raise ValueError("caat report needs folders: give run folders, or folders that they lie in (outputs)")
+        raise ValueError("caat report needs folders: give run folders, or folders that hold them (outputs)")
     contents, written = write_report(folders, config.out, config.title)
     from launch.report.terminal import show
 

@@ -14,12 +14,12 @@ from launch.report.style import STYLE
 
 MIB = 2**20
 NOTE = (
-    "± is the standard deviation over the seeds; one seed has none. The "
-    "difference to ratio 1 is taken seed by seed, to the runs whose other settings are nearest, and "
-    "averaged; its ± is the 95 % confidence interval of that mean, by Student's t. Synchronised is the "
-    "share of the channels inside the layers, mean over the steps. Bytes are what one process puts into"
-    " tensor-parallel collectives in a step, both directions. Times are medians of each run, in "
-    "brackets the middle half of all steps."
+    "± is the standard deviation over the seeds; a single seed has none. The difference to ratio 1 is "
+    "computed for each seed, against the runs with the most similar other settings, and averaged; its ± "
+    "is the 95 % confidence interval of that mean, by Student's t. Synchronised is the share of channels "
+    "synchronised inside the layers, averaged over the steps. Bytes are what one process puts into "
+    "tensor-parallel collectives in a step, in both directions. Times are medians of each run; brackets "
+    "hold the middle half of all steps."
 )
 
 

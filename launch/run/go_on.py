@@ -23,7 +23,7 @@ def how_to_go_on(settings: Sequence[str], folder: Path, torchrun: bool = False) 
     """Return the line printed after a stop. ``torchrun``: a launcher like it started the processes."""
     if torchrun:
         return f"to resume: the same torchrun command, with run.dir={quoted(folder)} resume=auto"
-        return f"to resume: {command_to_go_on(settings, folder)}"
+    return f"to resume: {command_to_go_on(settings, folder)}"
 
 
 def quoted(path: Path) -> str:

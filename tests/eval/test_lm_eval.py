@@ -253,7 +253,7 @@ def test_lm_evals_own_command_finds_the_model(checkpoints, tasks, tmp_path):
         ({"dtype": "int4"}, "dtype=int4 is not known: choose from float32, bfloat16"),
         ({"precision": "bfloat17"}, "dtype=bfloat17 is not known"),
         ({"dtype": "bfloat16", "precision": "fp32"}, "are the same setting"),
-        ({"device": "cuda:1"}, "device=cuda:1 is not to be chosen"),
+        ({"device": "cuda:1"}, "device=cuda:1 cannot be chosen"),
     ],
 )
 def test_what_lm_evals_command_cannot_ask_for(arguments, says):

@@ -179,7 +179,7 @@ def test_a_sentencepiece_tokenizer_without_an_equal_goes_along_as_it_is(tmp_path
     )
     convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
     result = convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
-    assert result["tokenizer"] == "tokenizer.model alone: transformers has no equal of it"
+    assert result["tokenizer"] == "tokenizer.model alone: transformers has no equivalent"
     assert not (tmp_path / "back" / "tokenizer.json").exists()
 
 
@@ -188,7 +188,9 @@ def test_a_head_of_its_own_is_kept_whatever_the_flag_says(tmp_path):
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
     result = convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
-    assert result["embeddings"].startswith("untied: tie_word_embeddings is true, but the file has a head of")
+    assert result["embeddings"].startswith(
+        "untied: tie_word_embeddings is true, but the file has a separate head"
+    )
     same_scores(tmp_path / "ours", theirs, 2)
 
     tensors = load_file(tmp_path / "hf" / "model.safetensors")

@@ -135,9 +135,9 @@ def test_a_tokenizer_with_more_pieces_than_the_model(tmp_path):
         (["from=hf", "to=new", "parallel.tensor=2", "sync.ratio=2"], "sync.ratio=2.0 is outside"),
         (
             ["from=ours", "to=new", "parallel.tensor=2"],
-            "parallel.tensor=2 belongs to a model that comes from",
+            "parallel.tensor=2 is for a model that comes from",
         ),
-        (["from=ours", "to=new", "sync.ratio=0.5"], "sync.ratio=0.5 belongs to a model that comes from"),
+        (["from=ours", "to=new", "sync.ratio=0.5"], "sync.ratio=0.5 is for a model that comes from"),
         (["to=new"], "from is required"),
         (["from=hf"], "to is required"),
     ],
@@ -195,10 +195,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     settings = [f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"]
     monkeypatch.setattr(files.TensorFile, "append", full)
     with pytest.raises(
-        ValueError, match=r"could not be written .No space left on device.: nothing of it is left"
+        ValueError, match=r"could not be written .No space left on device.: no files are left"
     ):
         main(settings)
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
-    with pytest.raises(ValueError, match=r"takes 0.0 GB and 0.0 GB are free: make room"):
+    with pytest.raises(ValueError, match=r"takes 0.0 GB, but 0.0 GB are free: make room"):
         main(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

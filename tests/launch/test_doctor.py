@@ -47,12 +47,12 @@ def test_a_link_that_cannot_be_measured_is_a_finding(tmp_path, capsys, monkeypat
     from launch.doctor import link
 
     def fails(sizes):
-        raise ValueError("two processes could not talk to each other (refused)")
+        raise ValueError("two processes could not communicate (refused)")
 
     monkeypatch.setattr(link, "measure_here", fails)
     doctor.main([f"out={tmp_path / 'doctor.json'}"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "could not talk to each other" in printed and "1 thing to mend" in printed
+    assert "could not communicate" in printed and "1 problem to fix" in printed
     assert json.loads((tmp_path / "doctor.json").read_text())["link"] is None
 
 

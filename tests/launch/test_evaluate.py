@@ -200,8 +200,8 @@ def changed(tasks, folder, name: str, **settings):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"until": [""]}, r"until=\[''\] in its generation_kwargs must be texts"),
-        ({"until": [5]}, r"until=\[5\] in its generation_kwargs must be texts"),
+        ({"until": [""]}, r"until=\[''\] in its generation_kwargs must be non-empty texts"),
+        ({"until": [5]}, r"until=\[5\] in its generation_kwargs must be non-empty texts"),
         ({"do_sample": True, "temperature": 0.7, "top_k": -1}, "top_k=-1 must not be negative"),
         ({"max_gen_toks": "many"}, "many"),
         ({"max_gen_toks": 0}, "max_new_tokens=0 must be above 0"),

@@ -260,7 +260,7 @@ def test_what_is_right_passes(folder, monkeypatch):
             ["--sync.ratio", "0.5", "-m"],
             "--sync.ratio 0.5 is not how a setting is written",
         ),
-        (["--resolve"], "goes with --cfg"),
+        (["--resolve"], "works only with --cfg"),
     ],
 )
 def test_mistakes_of_a_sweep_are_found_before_its_first_run(argv, says, tmp_path, monkeypatch, capsys):
