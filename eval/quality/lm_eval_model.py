@@ -158,7 +158,7 @@ class CaatLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         texts = [""] * len(requests)
-        for settings, numbers in _alike(requests):
+        for settings, numbers in _grouped(requests):
             room = self.max_length - settings.max_new_tokens
             require(
                 room > 0,
@@ -182,7 +182,7 @@ class CaatLM(TemplateLM):
         return texts
 
 
-def _alike(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]]]:
+def _grouped(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[int]]]:
     """Group requests with equal generation arguments; return the numbers in each group."""
     groups: dict[str, tuple[SamplingConfig, list[int]]] = {}
     for number, request in enumerate(requests):

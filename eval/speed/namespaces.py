@@ -62,7 +62,7 @@ def shaped_hosts(count: int, rate: str, delay: str, burst: str) -> Iterator[list
             _shape(host, rate, delay, burst)
         yield hosts
     finally:
-        # Interfaces go with their namespaces.
+        # Deleting a namespace deletes its interfaces.
         for name in [*(host.namespace for host in hosts), switch]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         signal.signal(signal.SIGTERM, before)

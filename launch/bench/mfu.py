@@ -60,7 +60,7 @@ def _seconds(config: BenchMfuConfig, shards: int, device: torch.device) -> list[
     full = initial_weights(config.model, 1)
     model = GPT.empty(config.model, Mesh(shards), config.ratio, device=device, dtype=dtype).fill(full)
     if config.compile:
-        torch.compiler.reset()  # it gives up on functions that it compiled for several models
+        torch.compiler.reset()  # dynamo gives up on functions that it has compiled for several models
         model.compile_cores()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     shape = (config.micro_batch, config.model.sequence + 1)

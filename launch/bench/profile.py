@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
             "saved_bytes": Column("MiB saved", MIB),
         },
     )
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports every start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it logs every start and stop
     for row in run_here("profile", config):
         report.add(**row)
     report.finish(

@@ -42,7 +42,7 @@ def run_workers(module: str, arguments: Sequence[str], processes: int, max_resta
         logging.getLogger(name).setLevel(logging.CRITICAL)
     environment = dict(os.environ)
     os.environ.update(worker_environment(processes))
-    handlers = {number: signal.getsignal(number) for number in _heard()}
+    handlers = {number: signal.getsignal(number) for number in _handled_signals()}
     options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={max_restarts}"]
     try:
         run(parse_args([*options, "-m", module, *arguments]))
@@ -77,7 +77,7 @@ def stopped_by_signals() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> NoReturn:
         raise Stopped(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in _heard()}
+    before = {number: signal.signal(number, stop) for number in _handled_signals()}
     try:
         yield
     finally:
@@ -89,7 +89,7 @@ def worker_environment(processes: int) -> dict[str, str]:
     """Return the variables that ``processes`` workers on this node need in addition to our environment."""
     default = {
         "OMP_NUM_THREADS": str(max(1, available_cores() // processes)),
-        "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in _heard()),
+        "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in _handled_signals()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
     }
     return {name: os.environ.get(name, value) for name, value in default.items()} | {
@@ -100,7 +100,7 @@ def worker_environment(processes: int) -> dict[str, str]:
     }
 
 
-def _heard() -> list[signal.Signals]:
+def _handled_signals() -> list[signal.Signals]:
     """Return the signals to handle. Those that are ignored, for instance under nohup, stay ignored."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 

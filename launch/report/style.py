@@ -7,7 +7,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 h1 { font-size: 1.5rem; margin-bottom: .8rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 details { margin-top: 2.2rem; } summary { font-weight: 600; font-size: 1.15rem; cursor: pointer; }
 
-/* A table that is wider than the screen has a bar, and a shadow where it goes on; its first column stays. */
+/* A table wider than the screen scrolls, with a shadow at the cut-off edge; its first column stays. */
 .wide { overflow-x: auto;
         background: linear-gradient(to left, Canvas 2rem, transparent) right / 4rem 100% no-repeat local,
                     linear-gradient(to left, #8888, transparent) right / .9rem 100% no-repeat scroll; }
