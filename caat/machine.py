@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what the machine is called."""
+"""The cores that this process may use, and the name of the processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Cores that this process may run on: fewer than there are under taskset, or in a Slurm job."""
+    """Return the number of cores that this process may run on, which taskset or Slurm may restrict."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""The two sums of tensor parallelism that autograd goes through: Megatron's f and g (arXiv 1909.08053)."""
+"""The two differentiable sums of tensor parallelism: Megatron's f and g (arXiv 1909.08053)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from caat.parallel.collectives import Collectives
 
 
 def sum_forward(x: Tensor, collectives: Collectives, purpose: str) -> Tensor:
-    """Sum ``x`` over the processes, in place; backward, the gradient passes unchanged (Megatron's *g*)."""
+    """Sum ``x`` over the processes, in place; in backward, the gradient passes unchanged (Megatron's *g*)."""
     return x if collectives.processes == 1 else _SumForward.apply(x, collectives, purpose)
 
 
 def sum_gradient(x: Tensor, collectives: Collectives, purpose: str, *, wide: bool = True) -> Tensor:
-    """Identity; backward, the gradient is summed over the processes (Megatron's *f*).
+    """Return ``x``; in backward, the gradient is summed over the processes (Megatron's *f*).
 
     ``wide`` sums a copy in float32 at least, for small messages that weights depend on; otherwise the
     gradient is summed in place in its own type.

@@ -1,4 +1,4 @@
-"""Collectives that run beside what the caller computes."""
+"""Run collectives in the background while the caller computes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Wait = Callable[[], object]
 
 
 def nothing() -> None:
-    """The :data:`Wait` of what is done already."""
+    """The :data:`Wait` of a collective that has already completed."""
 
 
 class Background:
-    """Runs a few collectives in a row beside what the caller computes: on a CUDA stream, or in a thread."""
+    """Runs collectives, one after the other, while the caller computes: on a CUDA stream or in a thread."""
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[Tensor], None], message: Tensor) -> Wait:
-        """Start ``work(message)``; the returned function waits for it and raises what it raised."""
+        """Start ``work(message)``; the returned function waits for it and reraises its exception."""
         if not message.is_cuda:
             self._thread = self._thread or ThreadPoolExecutor(1, "caat-sum", initializer=wake_first)
             return self._thread.submit(work, message).result

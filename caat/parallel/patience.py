@@ -1,7 +1,7 @@
-"""How long a message may take."""
+"""The timeout of collectives."""
 
 from datetime import timedelta
 
-# A rank may have to wait for another one that works: reads a checkpoint, computes on a slow core. What counts
-# as a hang is for the watchdog to say; torch's own half an hour would end what is well.
+# A rank may have to wait for another one that is busy, reading a checkpoint or computing on a slow core. The
+# watchdog detects hangs; torch's default of half an hour would end healthy runs.
 PATIENCE = timedelta(days=1)

@@ -1,4 +1,4 @@
-"""What moves messages goes first: it needs the device for microseconds, and arithmetic hides the rest."""
+"""Give communication priority over arithmetic: it needs the device only for microseconds at a time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-# Threads of gloo itself and of torch's process group on it.
+# Name prefixes of the threads of gloo and of torch's gloo process group.
 GLOO_THREADS = ("gloo", "pt_gloo")
 SHORTEST_SLICE_NS = 100_000
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 def sums_first(backend: str, timeout: timedelta) -> Any:
-    """Options of a new process group: on a GPU its kernels go before arithmetic wherever both could run.
+    """Return options for a new process group: with NCCL, its kernels run on a high-priority stream.
 
-    ``timeout`` is the one that the group is made with; torch warns if they differ.
+    ``timeout`` must be the one that the group is created with; torch warns if they differ.
     """
     if backend != "nccl":
         return None
@@ -34,21 +34,21 @@ def sums_first(backend: str, timeout: timedelta) -> Any:
 
 
 def wake_gloo_first() -> None:
-    """Let all of gloo's threads in this process run as soon as they have something to do."""
+    """Let all of gloo's threads in this process run as soon as they have work."""
     tasks = Path("/proc/self/task")
     for task in tasks.iterdir() if tasks.is_dir() else ():
-        with suppress(OSError):  # it may have ended
+        with suppress(OSError):  # the thread may have ended
             if (task / "comm").read_text().startswith(GLOO_THREADS):
                 wake_first(int(task.name))
 
 
 def wake_first(thread: int | None = None) -> None:
-    """Let a ``thread`` (default: this one) run as soon as it has something to do, where Linux can.
+    """Let a ``thread`` (default: this one) run as soon as it has work, if Linux supports it.
 
-    A message thread needs a core for microseconds, yet waits for the whole time slice of a thread that
-    computes, milliseconds, and what hides its message goes by unused. One that asks for short slices goes
-    first; any user may ask. Kernels before 6.12 take no notice. A thread that the user gave another
-    scheduling policy keeps it.
+    A communication thread needs a core only for microseconds. By default it waits for the time slice of a
+    computing thread to end, which takes milliseconds and delays the message that arithmetic should hide. A
+    thread that requests short slices is scheduled first; this needs no privileges. Kernels before 6.12 ignore
+    the request. Threads with another scheduling policy, set by the user, are left alone.
     """
     number = SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None:

@@ -1,6 +1,6 @@
-"""Which numbers are whose: the full tensors of a file, and the shards of them that a process holds.
+"""Map full tensors to the shards that a process holds, and back.
 
-Initial weights, checkpoints, imports and exports cut and join tensors here and nowhere else.
+Initial weights, checkpoints, imports and exports all split and join tensors here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Columns are joined in strips of rows of about this size, not as a second full matrix.
+# Column slices are joined in strips of rows of about this size, to avoid a second full matrix in memory.
 STRIP_BYTES = 16 * 2**20
 
 
 class Sliceable(Protocol):
-    """A full tensor, parts of which can be read: a ``Tensor``, or a tensor in a safetensors file."""
+    """A full tensor that can be read in parts: a ``Tensor``, or a tensor in a safetensors file."""
 
     def __getitem__(self, where: tuple[slice, ...], /) -> Tensor: ...
 
@@ -29,7 +29,7 @@ Find = Callable[[str, tuple[int, ...]], Sliceable]
 
 @dataclass(frozen=True)
 class Sharding:
-    """One or more full tensors, each cut along ``dim`` into N = ``shards`` equal slices.
+    """One or more full tensors, each split along ``dim`` into N = ``shards`` equal slices.
 
     Shard i stacks the i-th slice of each: (q, k, v) for a fused projection. ``sizes`` are the full lengths
     along ``dim``, padding included. A process holds several consecutive shards side by side.
@@ -40,13 +40,13 @@ class Sharding:
     shards: int
 
     def check(self, what: str) -> None:
-        """Raise ``ValueError`` unless every part can be cut into equal slices."""
+        """Raise ``ValueError`` unless every part can be split into equal slices."""
         for size in self.sizes:
             if size % self.shards:
                 raise ValueError(f"{what}={size} is not divisible by {self.shards} tensor-parallel shards")
 
     def cut(self, parts: Sequence[Tensor], which: Sequence[int]) -> Tensor:
-        """The shards numbered ``which``, side by side, from the full parts."""
+        """Return the shards numbered ``which``, side by side, from the full parts."""
         shape = list(parts[0].shape)
         shape[self.dim] = sum(self.sizes) // self.shards * len(which)
         into = parts[0].new_empty(shape)
@@ -57,9 +57,9 @@ class Sharding:
     def fill(
         self, into: Tensor, number: int, part: Sliceable, shape: tuple[int, ...], which: Sequence[int]
     ) -> None:
-        """Copy the slices of part ``number``, of this ``shape``, to their places in ``into``.
+        """Copy the slices of part ``number``, which has this ``shape``, to their places in ``into``.
 
-        ``into`` holds the shards ``which``. Where ``shape`` is shorter than the padded size it gets zeros.
+        ``into`` holds the shards ``which``. Entries between ``shape`` and the padded size become zero.
         """
         for shard, (start, length) in zip(which, self.places(number, len(which)), strict=True):
             first, stop = shard * length, min((shard + 1) * length, shape[self.dim])
@@ -71,7 +71,7 @@ class Sharding:
             into.narrow(self.dim, start + count, length - count).zero_()
 
     def places(self, number: int, held: int) -> list[tuple[int, int]]:
-        """Start and length along ``dim`` of part ``number`` in each of the ``held`` shards of a process."""
+        """Return (start, length) along ``dim`` of part ``number`` in each of a process's ``held`` shards."""
         lengths = [size // self.shards for size in self.sizes]
         before = sum(lengths[:number])
         return [(shard * sum(lengths) + before, lengths[number]) for shard in range(held)]
@@ -79,9 +79,9 @@ class Sharding:
 
 @dataclass(frozen=True)
 class FullTensors:
-    """The full tensors, by Hugging Face name, that the shards of one parameter are cut from.
+    """The full tensors, by Hugging Face name, that make up one parameter.
 
-    ``sharding`` None: it is not cut, and every process holds the one tensor whole.
+    ``sharding`` None: the parameter is replicated, and every process holds its one tensor.
     """
 
     parameter: str
@@ -95,16 +95,16 @@ class FullTensors:
         return 4 * sum(prod(shape) for shape in self.shapes)
 
     def local_shape(self, processes: int) -> tuple[int, ...]:
-        """Shape of the parameter in each of ``processes`` processes that share the shards."""
+        """Return the shape of the parameter on each of ``processes`` processes that share the shards."""
         shape = list(self.shapes[0])
         if self.sharding is not None:
             shape[self.sharding.dim] = sum(self.sharding.sizes) // processes
         return tuple(shape)
 
     def fill(self, into: Tensor, which: Sequence[int], find: Find) -> None:
-        """Fill a parameter that holds the shards ``which`` side by side.
+        """Fill a parameter that holds the shards ``which`` side by side; padding becomes zero.
 
-        Each full tensor is looked up once, and one at a time; padding becomes zero.
+        Full tensors are looked up once each, one at a time.
         """
         for number, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
             if self.sharding is None:
@@ -113,7 +113,7 @@ class FullTensors:
                 self.sharding.fill(into, number, find(name, shape), shape, which)
 
     def strips(self, number: int, held: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Tensor ``number`` in consecutive strips of rows, from what the processes hold, by tensor rank."""
+        """Yield tensor ``number`` in consecutive strips of rows; ``held`` is the parameter by tensor rank."""
         if self.sharding is None:
             yield held[0]
             return

@@ -1,4 +1,4 @@
-"""How a message is summed over processes: by one all-reduce, or by slices in a wider type."""
+"""Algorithms that sum a message over processes: one all-reduce, or by slices in a wider type."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 class SumOptions:
     """How activations are summed over processes.
 
-    They travel as ``wire_dtype`` (None: in their own type) and are added in ``sum_dtype`` or wider.
-    ``overlap``: arithmetic goes on while a sum is on its way; else every sum is waited for at once.
+    They are sent as ``wire_dtype`` (None: in their own type) and added in ``sum_dtype`` or a wider type.
+    ``overlap``: arithmetic continues while a sum is in flight; otherwise every sum is waited for at once.
     """
 
     wire_dtype: torch.dtype | None = None
@@ -31,28 +31,29 @@ class SumOptions:
 
     @staticmethod
     def of(sync: SyncConfig) -> SumOptions:
-        """As the settings say; ``auto`` sends activations in their own type and sums them in float32."""
+        """Build from the settings; ``auto`` sends activations in their own type and sums them in float32."""
         wire_dtype = None if sync.wire_dtype == "auto" else WIRE_DTYPES[sync.wire_dtype]
         return SumOptions(wire_dtype, WIRE_DTYPES.get(sync.sum_dtype, torch.float32), sync.overlap)
 
 
 def needs_slices(message: Tensor, processes: int, sum_dtype: torch.dtype) -> bool:
-    """Whether sums need a wider type than travels. A sum of two floats is rounded once in either."""
+    """Return whether sums need a wider type than the message. A sum of two floats is rounded once anyway."""
     if message.dtype is torch.int8:
         return True
     return processes > 2 and torch.promote_types(message.dtype, sum_dtype) != message.dtype
 
 
-@torch.no_grad()  # the thread of a Background has gradients on, whatever its caller has
+@torch.no_grad()  # grad mode is per thread, and on by default in the thread of a Background
 def sum_by_slices(message: Tensor, group: dist.ProcessGroup | None, sum_dtype: torch.dtype) -> None:
     """Replace the contiguous ``message`` by its sum over the processes, rounded once.
 
-    Each process gets one slice of everybody's message, adds it up in ``sum_dtype``, and the slices are
-    gathered: the value of an all-reduce in that type rounded at the end, for the bytes of a ring all-reduce
-    of ``message`` (2 (P - 1) / P of it per process; more with fewer tokens of 8-bit integers than processes).
+    An all-to-all gives each process one slice of every message. It adds them in ``sum_dtype``, and an
+    all-gather collects the sums. The result is that of an all-reduce in ``sum_dtype``, rounded at the end,
+    for the bytes of a ring all-reduce of ``message``: 2 (P - 1) / P of it per process (more if there are
+    fewer tokens of 8-bit integers than processes).
     """
     processes = dist.get_world_size(group)
-    # A token of 8-bit integers is not cut: its scale is for all of it.
+    # A token of 8-bit integers is not split, because all its channels share one scale.
     rows = message if message.dtype is torch.int8 else message.view(-1, 1)
     slice_size = -(-len(rows) // processes)
     padded = F.pad(rows, (0, 0, 0, slice_size * processes - len(rows)))
@@ -64,7 +65,7 @@ def sum_by_slices(message: Tensor, group: dist.ProcessGroup | None, sum_dtype: t
 
 
 def _added(slices: Tensor, sum_dtype: torch.dtype) -> Tensor:
-    """[P, ...] -> [...], in the type that travels."""
+    """Sum [P, ...] -> [...], in the type of the message."""
     if slices.dtype is torch.int8:
         return pack(unpack(slices).sum(0))
     return slices.sum(0, dtype=sum_dtype).to(slices.dtype)

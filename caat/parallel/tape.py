@@ -1,4 +1,4 @@
-"""Results of collectives, kept so that recomputing a segment sends nothing again."""
+"""Keep the results of collectives, so that activation checkpointing does not repeat them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Tape:
         self._replayed: Iterator[Tensor] | None = None
 
     def keep(self, result: Tensor) -> Tensor:
-        """Remember ``result`` if a checkpointed segment is being recorded; returns it."""
+        """Record ``result`` if a checkpointed segment is being recorded, and return it."""
         if self._recorded is not None:
             self._recorded.append(result)
         return result
 
     def kept(self) -> Tensor | None:
-        """While a segment is recomputed: the result of the same collective in the first pass."""
+        """Return the recorded result of the next collective during recomputation, otherwise None."""
         return None if self._replayed is None else next(self._replayed)
 
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """``context_fn`` of ``torch.utils.checkpoint``: record in forward, replay when recomputing."""
+        """The ``context_fn`` for ``torch.utils.checkpoint``: record in forward, replay in recomputation."""
         results: list[Tensor] = []
         return self._record(results), self._replay(results)
 

@@ -11,13 +11,13 @@ WIRE_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.
 
 
 def to_wire(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The activations ``x`` [..., k] as a message of ``dtype`` (None: their own); maybe ``x`` itself."""
+    """Return ``x`` [..., k] as a message of ``dtype`` (None: its own type); this may be ``x`` itself."""
     if dtype is torch.int8:
         return int8.pack(x)
     return x if dtype is None else x.to(dtype)
 
 
 def from_wire(message: Tensor, x: Tensor) -> None:
-    """Write a message of :func:`to_wire` into ``x``."""
+    """Write a message in the format of :func:`to_wire` to ``x``."""
     if message is not x:
         x.copy_(int8.unpack(message).view_as(x) if message.dtype is torch.int8 else message)

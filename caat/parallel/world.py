@@ -25,57 +25,57 @@ def launched_by_torchrun() -> bool:
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks for all. Never raises, whatever the variables hold."""
+    """Whether this process prints on behalf of all. Never raises, whatever the variables hold."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def rank_name() -> str:
-    """The rank as text, for a message. Never raises, whatever the variables hold."""
+    """Return the rank as text, for messages. Never raises, whatever the variables hold."""
     return os.environ.get("RANK", "0")
 
 
 def world_size() -> int:
-    """Processes in the world; 1 without a launcher."""
+    """Return the number of processes; 1 without a launcher."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def local_rank() -> int:
-    """The number of this process on its node; 0 without a launcher."""
+    """Return the rank of this process on its node; 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
 
 
 def local_world_size(*, unknown: int) -> int:
-    """Processes on this node; ``unknown`` where the launcher does not say. 1 without a launcher."""
+    """Return the processes on this node: ``unknown`` if the launcher does not say, 1 without a launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(unknown))) if launched() else 1
 
 
 def restarted() -> bool:
-    """Whether torchrun started these processes again, after one of them died."""
+    """Whether torchrun has restarted the processes after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def may_restart() -> bool:
-    """Whether torchrun is to start the processes again if one dies."""
+    """Whether torchrun will restart the processes if one dies."""
     return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def master() -> tuple[str, int]:
-    """Host and port of the store by which the ranks meet."""
+    """Return host and port of the rendezvous store."""
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def be_alone() -> None:
-    """Set what DeepSpeed reads, for a world of this process alone."""
+    """Set the variables that DeepSpeed reads, for a single process."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 
 
 def use_gpu(index: int) -> None:
-    """Tell DeepSpeed, which takes its device from the local rank, also where processes share one."""
+    """Set the local rank to the GPU's index: DeepSpeed derives its device from it, even for shared GPUs."""
     os.environ["LOCAL_RANK"] = str(index)
 
 
 def variables(rank: int, size: int, address: str, port: int) -> dict[str, str]:
-    """What a launcher sets for rank ``rank`` of ``size``, each on a host of its own."""
+    """Return the variables that a launcher sets for rank ``rank`` of ``size``, with one rank per host."""
     return {
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
@@ -87,10 +87,10 @@ def variables(rank: int, size: int, address: str, port: int) -> dict[str, str]:
 
 @cache
 def check_launcher() -> None:
-    """Raise ``ValueError`` unless the variables are whole, or mean nothing: then they are unset.
+    """Raise ``ValueError`` if RANK is set and the other variables are incomplete or invalid.
 
-    They mean nothing without RANK: somebody left them in the shell. Checked once in each process, because
-    the process itself may set them later for libraries.
+    Without RANK they are leftovers in the shell, and are unset. Checked only once per process, because the
+    process itself may set the variables later for libraries.
     """
     if "RANK" not in os.environ:
         for name in (*PLACE, *OF_TORCHRUN):
@@ -107,9 +107,9 @@ def check_launcher() -> None:
 
 
 def _problem(given: Mapping[str, str]) -> str:
-    """The first problem with the variables of a process that has a rank; empty if there is none."""
+    """Return the first problem with the variables of a process that has a rank; empty if there is none."""
     needed: tuple[str, ...] = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    # Every process of a node would take the first GPU.
+    # Without LOCAL_RANK every process of a node would use the first GPU.
     needed += ("LOCAL_RANK",) if given.get("WORLD_SIZE") not in (None, "1") else ()
     for name in needed:
         if not given.get(name):

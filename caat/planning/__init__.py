@@ -1,1 +1,1 @@
-"""What a run will need, from its configuration alone."""
+"""Predict memory, traffic and time of a run from its configuration."""

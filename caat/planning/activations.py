@@ -1,4 +1,4 @@
-"""Bytes that the layers keep for the backward pass, counted from what each of them saves.
+"""Bytes of activations saved for the backward pass, counted layer by layer.
 
 Per token and process, with h hidden channels of which k are shared, m = h - k private on each of r local
 shards, q, v and f the local widths of queries, of values and of the FFN:
@@ -6,11 +6,11 @@ shards, q, v and f the local widths of queries, of values and of the FFN:
     norm + column-parallel    k + r m, the output (q + 2 v, 2 f or the vocabulary), r numbers 1/rms
     attention                 q + v rotated, v again if shards' heads must be gathered, q out, softmax sums
     SwiGLU                    f of silu(gate); gate and up are the column-parallel output
-    row-parallel              its input: what attention or SwiGLU put out
+    row-parallel              its input, the output of attention or SwiGLU
 
-A norm in front of a plain linear (everything shared, one process) keeps its input and its output instead.
-tests/planning/test_activations.py holds these sums against what is alive after a forward pass, to the byte:
-a layer that comes to keep something else must change its line here.
+A norm before a plain linear (everything shared, one process) saves its input and its output instead.
+tests/planning/test_activations.py compares these sums with the tensors alive after a forward pass, to the
+byte: a change in what a layer saves must be reflected here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from conf.model import ModelConfig
 
-# Norms, softmax sums and the loss are float32 whatever the model's type; token numbers are int64.
+# Norms, softmax sums and the loss are always float32; token numbers are int64.
 WIDE, INDEX = 4, 8
-# Logits that the loss widens at a time.
+# Number of logits that the loss converts to float32 at a time.
 LOSS_CHUNK = 2**24
 
 
@@ -36,12 +36,12 @@ class Pass:
     channels: int
     micro_batch: int
     sequence: int
-    # Of the activations, in bytes.
+    # Bytes per number of the activations.
     element_size: int
     # none, selective or full.
     checkpointing: str
-    # A GPU has a norm in one kernel where the CPU's is several, which keep more; and memory counts there as
-    # soon as it is asked for, on the CPU when it is written to.
+    # On a GPU a norm is one kernel; on the CPU it is several, which save more. On a GPU memory counts as soon
+    # as it is allocated, on the CPU when it is written to.
     cuda: bool = True
 
     @property
@@ -55,7 +55,7 @@ class Pass:
 
     @property
     def plain_norms(self) -> bool:
-        """Whether all shards see the same and nothing travels: norms are not folded into linears."""
+        """Whether everything is shared on one process: then norms are not fused with linears."""
         return self.channels == self.model.hidden and self.processes == 1
 
     @property
@@ -64,11 +64,11 @@ class Pass:
 
 
 def block_bytes(p: Pass) -> int:
-    """Everything alive after the forward pass of all blocks, embedding and final norm included."""
+    """Return the bytes alive after the forward pass of all blocks, embedding and final norm included."""
     c, s = p.model, p.element_size
     stream = p.channels + p.local * (c.hidden - p.channels)
     if p.checkpointing == "full":
-        # The stream before each block, whose sum is the one kept of the block before; two sums a block.
+        # The stream before each block (its sum is kept by the previous block), and two sums per block.
         blocks = ((c.layers - 1) * stream + 2 * c.layers * p.channels) * p.tokens * s
     else:
         blocks = c.layers * _block(p, p.checkpointing) - stream * p.tokens * s
@@ -79,33 +79,38 @@ def block_bytes(p: Pass) -> int:
 
 
 def recomputed_bytes(p: Pass) -> int:
-    """What comes back, for one block at a time, when it is computed again."""
+    """Return the bytes added while a block is recomputed, one block at a time."""
     return 0 if p.checkpointing == "none" else _block(p, "none") - _block(p, p.checkpointing)
 
 
 def logit_bytes(p: Pass) -> int:
-    """What the head and the loss keep: logits, and for each token their sum, its place, whether it counts."""
+    """Return what head and loss save: logits, and per token log-sum, target index and mask."""
     return (p.vocabulary * p.element_size + WIDE + INDEX + 1) * p.tokens
 
 
 def loss_peak_bytes(p: Pass) -> int:
-    """What the loss holds for a moment beside :func:`logit_bytes`: the gradient, and some rows in float32."""
+    """Return the temporary bytes of the loss on top of :func:`logit_bytes`: gradient and float32 rows."""
     rows = min(p.tokens, max(LOSS_CHUNK // p.vocabulary, 1))
     wide = WIDE * (2 if p.element_size < WIDE else 1)
     return p.vocabulary * (p.element_size * p.tokens + wide * rows)
 
 
 def head_work_bytes(p: Pass) -> int:
-    """While the head's gradients are computed: logits and two gradients of them, and of the head's weights
-    the gradient, its product with the weights and the private ones once more."""
+    """Return the bytes in use while the head's gradients are computed.
+
+    These are the logits and two gradients of them, the gradient of the head's weights, its product with the
+    weights, and the private weights once more.
+    """
     c, s = p.model, p.element_size
     weights = 2 * c.hidden + (c.hidden - p.channels if p.local > 1 else 0)
     return p.vocabulary * (3 * p.tokens + weights) * s
 
 
 def block_work_bytes(p: Pass) -> int:
-    """While the gradients of a block's MLP are computed: of the stream twice, of gate and up twice, of their
-    weights twice."""
+    """Return the bytes in use while the gradients of a block's MLP are computed.
+
+    These are two gradients each of the stream, of gate and up, and of their weights.
+    """
     c, s = p.model, p.element_size
     stream = p.channels + p.local * (c.hidden - p.channels)
     ffn = 2 * c.ffn // p.processes
@@ -116,7 +121,7 @@ def _block(p: Pass, checkpointing: str) -> int:
     c, s = p.model, p.element_size
     query, value, ffn = (size // p.processes for size in (c.hidden, c.kv_heads * c.head_dim, c.ffn))
     heads = c.heads // p.processes
-    # Values of several shards with several heads each lie apart in the fused projection.
+    # With several shards of several heads each, values are not contiguous in the fused projection.
     gathered = p.local > 1 and c.kv_heads > p.shards
     per_token = 2 * _norm(p) // p.tokens + (query + ffn) * s
     if checkpointing == "selective":
@@ -127,18 +132,18 @@ def _block(p: Pass, checkpointing: str) -> int:
 
 
 def _norm(p: Pass) -> int:
-    """The stream and what its norm adds, with a column-parallel linear behind it."""
+    """Return the bytes of the stream and of the norm before a column-parallel linear."""
     h, s = p.model.hidden, p.element_size
     if not p.plain_norms:
         private = p.local if p.channels < h else 0
         return ((p.channels + private * (h - p.channels)) * s + max(private, 1) * WIDE) * p.tokens
     if p.cuda:
         return (2 * h * s + WIDE) * p.tokens
-    # The stream, in float32 too if it is not, normalised, and times the weight.
+    # The stream (also in float32, if it has another type), normalised, and times the weight.
     widened = h * WIDE if s < WIDE else 0
     return (3 * h * s + widened + WIDE) * p.tokens
 
 
 def _embedding(p: Pass) -> int:
-    """Token numbers, and which of them are in this process's rows."""
+    """Return the bytes of the token numbers and of the mask of those in this process's rows."""
     return (INDEX if p.processes == 1 else INDEX + 1) * p.tokens

@@ -1,4 +1,4 @@
-"""Which layouts fit, how long a step of each takes, and the fastest: at ratio 1 and at the one asked for."""
+"""Compare layouts: which fit, their step times, and the fastest, at ratio 1 and at the requested ratio."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from conf.schema import Config
 
 
 def compare(config: Config, machine: Machine, limit: int, steps: float) -> list[dict[str, Any]]:
-    """A row for each number of processes and ZeRO stage.
+    """Return a row for each number of processes and ZeRO stage.
 
-    By checkpointing the largest micro-batch that fits into ``limit`` bytes (0: none does; None: the replicas
-    do not divide the global batch), then the fastest of these layouts with its seconds a step and the days of
-    ``steps`` steps: at the ratio asked for, and at ratio 1 with the activations' own type on the wire.
+    For each mode of activation checkpointing, a row has the largest micro-batch that fits into ``limit``
+    bytes (0: none fits; None: the replicas do not divide the global batch). It also has the fastest of these
+    layouts, with seconds per step and days for ``steps`` steps: at the requested ratio, and at ratio 1 with
+    activations sent in their own type.
     """
     full = replace(config, sync=replace(config.sync, ratio=1.0, wire_dtype="auto"))
     rows = []
@@ -33,7 +34,7 @@ def compare(config: Config, machine: Machine, limit: int, steps: float) -> list[
 
 
 def fastest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Of all rows at ratio 1, and at the ratio asked for, with the share of time that this saves.
+    """Return the fastest layouts at ratio 1 and at the requested ratio, and the fraction of time saved.
 
     None if nothing fits.
     """

@@ -1,4 +1,4 @@
-"""Which layouts of a run fit into the memory of its processes."""
+"""Layouts of a run, and whether they fit into the memory of its processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHECKPOINTING = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is laid out; P processes share a replica."""
+    """The layout of a run; ``processes`` (P) share a replica."""
 
     processes: int
     replicas: int
@@ -25,7 +25,7 @@ class Layout:
 
 
 def layout_of(config: Config, world: int) -> Layout:
-    """What the settings say; stage 0 in bf16 is trained at stage 1."""
+    """Return the layout of the settings. The engine trains stage 0 in bf16 as stage 1."""
     c = config.train
     processes = config.parallel.tensor_processes(world)
     stage = 1 if (config.zero.stage, c.precision) == (0, "bf16") else config.zero.stage
@@ -33,7 +33,7 @@ def layout_of(config: Config, world: int) -> Layout:
 
 
 def pass_of(config: Config, layout: Layout, ratio: float, cuda: bool = True) -> Pass:
-    """One forward pass in that layout."""
+    """Return one forward pass in that layout."""
     c, shards = config.train, config.parallel.tensor
     channels = shared_channels(config.model.hidden, ratio, shards)
     return Pass(
@@ -50,7 +50,7 @@ def pass_of(config: Config, layout: Layout, ratio: float, cuda: bool = True) -> 
 
 
 def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
-    """Memory of one process; at the ratio that needs most, if ``sync.ratio`` is a schedule."""
+    """Return the memory of one process; for a schedule of ``sync.ratio``, at the ratio that needs most."""
     accumulation = config.train.global_batch // (layout.micro_batch * layout.replicas)
     passes = (pass_of(config, layout, ratio, cuda) for ratio in config.sync.schedule.values())
     needed = (memory(p, layout.replicas, layout.stage, config.train.precision, accumulation) for p in passes)
@@ -58,7 +58,7 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
 
 
 def all_layouts(config: Config, world: int) -> Iterator[Layout]:
-    """Every number of processes and ZeRO stage, with one sequence a micro-batch and nothing recomputed."""
+    """Yield every number of processes and ZeRO stage, with micro-batches of 1 and no recomputation."""
     for processes in range(1, config.parallel.tensor + 1):
         if config.parallel.tensor % processes == 0 and world % processes == 0:
             for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
@@ -66,18 +66,18 @@ def all_layouts(config: Config, world: int) -> Iterator[Layout]:
 
 
 def largest_that_fits(config: Config, layout: Layout, limit: int) -> Layout | None:
-    """``layout`` with the largest micro-batch, a power of two, that ``limit`` bytes have room for."""
+    """Return ``layout`` with the largest micro-batch, a power of two, that fits into ``limit`` bytes."""
     fitting = [each for each in _micro_batches(config, layout) if needs(config, each).total <= limit]
     return fitting[-1] if fitting else None
 
 
 def divides(config: Config, layout: Layout) -> bool:
-    """Whether each replica gets as much of the global batch."""
+    """Return whether the global batch divides equally among the replicas."""
     return config.train.global_batch % layout.replicas == 0
 
 
 def _micro_batches(config: Config, layout: Layout) -> Iterator[Layout]:
-    """Powers of two that divide a replica's part of the global batch."""
+    """Yield ``layout`` with each power of two that divides a replica's share of the global batch."""
     size = 1
     while config.train.global_batch % (size * layout.replicas) == 0:
         yield replace(layout, micro_batch=size)

@@ -1,4 +1,4 @@
-"""Step time in closed form: arithmetic, messages, and which arithmetic hides which message.
+"""Step time in closed form: arithmetic, messages, and the arithmetic that hides each message.
 
     t(n)    = 2 (P - 1) · delay + 2 (P - 1) / P · n / rate             one all-reduce of n bytes, as a ring
     compute = FLOPs / P / F                                           F: FLOP/s that a process sustains
@@ -7,10 +7,10 @@
     overlap = compute + sum over sums of max(0, t(k) - w / F) + max(0, t(h) - w_end / F)
 
 w are the FLOPs that the layers compute while that sum is in flight (caat.parallel.partial.linear): with T
-tokens, h channels of which m are private, a row-parallel GEMM of c local inputs and the column-parallel GEMM
-of d local outputs behind it, 2 T m (c + d) forward and 2 T (m d + h d + 2 m c) backward. The one sum of all
-channels is the head's in Megatron and the embedding's in ours; there w_end = 2 T h d of the first layer. The
-embedding's forward sum, which both have, and small messages are left to :mod:`caat.planning.traffic`.
+tokens, h channels of which m are private, a row-parallel GEMM of c local inputs and the next column-parallel
+GEMM of d local outputs, w = 2 T m (c + d) forward and 2 T (m d + h d + 2 m c) backward. The one sum of all
+channels is that of the head in Megatron and that of the embedding here, where w_end = 2 T h d of the first
+layer. :mod:`caat.planning.traffic` adds the embedding's forward sum, which both have, and small messages.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from conf.sync import WireFormat
 
 @dataclass(frozen=True)
 class Link:
-    """Between any two processes: ``rate`` in bytes per second each way, ``delay`` in seconds one way."""
+    """A link between any two processes: ``rate`` in bytes/s per direction, ``delay`` in seconds one way."""
 
     rate: float
     delay: float = 0.0
 
     def all_reduce_seconds(self, size: float, processes: int) -> float:
-        """Of ``size`` bytes, as a ring over ``processes``."""
+        """Return the seconds of a ring all-reduce of ``size`` bytes over ``processes``."""
         steps = 2 * (processes - 1)
         return steps * self.delay + steps / processes * size / self.rate if size else 0.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step, and the part of them in which a process only waits for messages."""
+    """Seconds of arithmetic in one step, and seconds in which a process only waits for messages."""
 
     compute: float
     exposed: float
@@ -60,10 +60,10 @@ def predict(
     flops_per_second: float,
     link: Link,
 ) -> Step:
-    """One forward and backward pass of ``tokens`` tokens by ``processes`` tensor-parallel processes.
+    """Predict a forward and backward pass of ``tokens`` tokens on ``processes`` tensor-parallel processes.
 
-    ``mode`` is none, full, partial or overlap; ``flops_per_second`` is what one process sustains, counted as
-    :func:`flops_per_token` counts.
+    ``mode`` is none, full, partial or overlap; ``flops_per_second`` is the sustained rate of one process,
+    with FLOPs counted as in :func:`flops_per_token`.
     """
     compute = flops_per_token(c, c.sequence) * tokens / processes / flops_per_second
     if mode == "none" or processes == 1:
@@ -81,7 +81,7 @@ def predict(
 
 
 def _hiding_flops(c: ModelConfig, tokens: int, processes: int, private: int) -> Iterator[float]:
-    """FLOPs of a process beside each sum: of each sub-layer forward, then backward."""
+    """Yield the FLOPs of a process that hide each sum: for each sub-layer, forward and backward."""
     qkv = (c.hidden + 2 * c.kv_heads * c.head_dim) / processes
     for layer in range(c.layers):
         after = qkv if layer + 1 < c.layers else c.vocab_size / processes
