@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -21,6 +20,7 @@ from conf.reading.from_file import take_file
 from conf.reading.overrides import hydra_config, initialise, parse_overrides
 from launch.run.compose import compose
 from launch.run.validate import check_device, validate
+from launch.sweep.combinations import combinations
 from launch.sweep.run import Run
 from launch.sweep.slurm import SlurmOptions
 
@@ -48,11 +48,8 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         last = {override.key_or_group: override for override in parsed}
         fixed = [override for override in last.values() if not override.is_sweep_override()]
         varying = {key for key, override in last.items() if override.is_sweep_override()}
-        try:
-            combinations = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        except HydraException as error:
-            raise ValueError(f"{first_line(error)}: list the values, as in sync.ratio=1,0.5") from error
-        _check(last, varying, len(combinations))
+        given = combinations(parsed)
+        _check(last, varying, len(given))
         try:
             shared = hydra_config([str(override.input_line) for override in fixed], return_hydra_config=True)
         except HydraException as error:
@@ -61,16 +58,16 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
                 "hydra.launcher.nodes=2, or +hydra.launcher.NAME=VALUE for other options of sbatch"
             ) from error
     slurm = SlurmOptions.of(shared.hydra)
-    names = [_name(combination, varying) for combination in combinations]
+    names = [_name(combination, varying) for combination in given]
     require(len(set(names)) == len(names), "a value is given twice, or two values give the same folder name")
     configs = [
         compose([*file, *(text for text in combination if text != "resume=auto" and not is_hydras(text))])
-        for combination in combinations
+        for combination in given
     ]
     model = "models" if varying & {"model", "model.name"} else configs[0].model.name
     folder = _folder(shared, [*file, *(str(override.input_line) for override in fixed)], model)
     runs = []
-    for name, combination, config in zip(names, combinations, configs, strict=True):
+    for name, combination, config in zip(names, given, configs, strict=True):
         config.run.dir, config.resume = str(folder / name), "auto"
         if slurm is None:
             check_device(config)

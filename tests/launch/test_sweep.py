@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from caat.runs.status import read_status, read_why, write_status
 from caat.supervision.watchdog import HUNG_STATUS
 from conf.processes import LaunchConfig
+from conf.reading.overrides import initialise, parse_overrides
 from conf.schema import Config
 from launch import pretrain
 from launch.command import errors
@@ -26,6 +28,7 @@ from launch.run.folder import create_run_folder, leave_finished, open_run_folder
 from launch.run.go_on import quoted
 from launch.run.start import Start
 from launch.sweep import here
+from launch.sweep.combinations import combinations
 from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep
 from tests.drills.run import ROOT
@@ -99,6 +102,24 @@ def test_every_combination_is_a_run_named_by_what_varies():
     for name in ("a b.txt", "c.txt"):
         Path(name).write_text("text")
     assert names("data.path='a b.txt',c.txt") == ["data.path-a-b.txt", "data.path-c.txt"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sync.ratio=1,0.5", "train.steps=300", "seed=1,2", "model=tiny,130m"],
+        ["seed=range(1,6)", "sync.ratio=range(0,1,0.25)", "optim.lr=choice(1e-3,2e-3)"],
+        ["model=glob(*,exclude=7b)", "seed=range(5,1,-2)", "optim.lr=sort(3e-3,1e-3,reverse=true)"],
+        ["seed=1,2", "train.steps=5", "seed=3,4,5", "train.steps=6"],
+        ["data.path='a b.txt',c.txt", "run.dir=x", "tracker=[wandb,tensorboard]", "hydra.sweep.dir=y"],
+        ["sync.ratio={0:1,10:0.5},{0:0}", "optim.betas=[0.9,0.95],[0.8,0.9]", "tracker.tags=[a,b]"],
+        ["+hydra.launcher.comment=x", "hydra/launcher=slurm", "tracker.name='it\\'s',\"b=c\""],
+    ],
+)
+def test_combinations_are_those_of_hydras_own_sweeper(overrides):
+    with initialise():
+        parsed = parse_overrides(overrides)
+        assert combinations(parsed) == BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
 def test_one_run_of_an_experiment_that_sweeps_is_said_to_be_one(capsys):
