@@ -21,15 +21,16 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
     (``${...}``) is left to Hydra; one with commas is several, each by itself.
     """
     key, _, value = text.partition("=")
-    if key in settings:
-        settings[key].check(value)
-    kinds = set(settings[key].types) - {type(None)} if key in settings else set()
-    if not value or value.startswith(QUOTES) or "${" in value or (value == "null" and kinds == {str}):
+    if key not in settings:
         return text
-    if kinds == {str}:
+    setting = settings[key]
+    setting.check(value)
+    if not value or value.startswith(QUOTES) or "${" in value or (value == "null" and setting.is_text):
+        return text
+    if setting.is_text:
         written = ",".join(map(quoted, value.split(",")))
         wanted: str | list[str] = value
-    elif kinds == {list[str]} and re.fullmatch(r"\[[^][{}'\"]*\]", value):
+    elif setting.is_texts and re.fullmatch(r"\[[^][{}'\"]*\]", value):
         wanted = [each.strip() for each in value[1:-1].split(",")] if value != "[]" else []
         written = f"[{','.join(map(quoted, wanted))}]"
     else:

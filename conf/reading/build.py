@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.checks import check_values
 from conf.reading.explain import explain
+from conf.reading.settings import Setting
 
 T = TypeVar("T")
 
@@ -24,6 +25,14 @@ def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
         explain(error, overrides)
     assert isinstance(built, schema)
     return built
+
+
+def put(config: DictConfig, setting: Setting, value: Any, given: str) -> None:
+    """Set ``setting`` in ``config``; raises ``ValueError`` about ``given`` for a value of another type."""
+    try:
+        OmegaConf.update(config, setting.field, literal(value), merge=False)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{given} is not {setting.rule}") from error
 
 
 def literal(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from conf.checks import first_line
 from conf.reading.options import GROUPS
-from conf.reading.settings import Setting, settings_of
+from conf.reading.settings import settings_of
 from conf.schema import Config
 
 SETTINGS = settings_of(Config)
@@ -83,7 +83,7 @@ def _closest(key: str, known: list[str]) -> str | None:
     return close[0] if close else None
 
 
-def explain(error: Exception, overrides: Sequence[str], known: Mapping[str, Setting] = SETTINGS) -> NoReturn:
+def explain(error: Exception, overrides: Sequence[str]) -> NoReturn:
     """Raise what Hydra or OmegaConf found in ``overrides`` as a ``ValueError``."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
@@ -91,8 +91,8 @@ def explain(error: Exception, overrides: Sequence[str], known: Mapping[str, Sett
     # The key of a list's element is the list's.
     key = (getattr(cause, "full_key", None) or "").split("[")[0]
     given = next((text for text in reversed(overrides) if text.lstrip("+").startswith(f"{key}=")), None)
-    if isinstance(cause, ValidationError) and key in known:
-        raise ValueError(f"{given or f'{key}={cause.value}'} is not {known[key].rule}") from error
-    if isinstance(cause, ConfigKeyError) and key and key not in known:
-        unknown(key, key, known)
+    if isinstance(cause, ValidationError) and key in SETTINGS:
+        raise ValueError(f"{given or f'{key}={cause.value}'} is not {SETTINGS[key].rule}") from error
+    if isinstance(cause, ConfigKeyError) and key and key not in SETTINGS:
+        unknown(key, key, SETTINGS)
     raise ValueError(f"{given or key or 'the configuration'}: {first_line(cause)}") from error

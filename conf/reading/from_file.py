@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override
-from omegaconf._utils import get_yaml_loader
 
-from conf.checks import first_line, require
+from conf.checks import require
 from conf.reading.explain import SETTINGS, check_option, unknown
 from conf.reading.options import GROUPS, option_file
 from conf.reading.settings import typed
+from conf.reading.yaml_values import read_file
 
 # A new run with the settings of another has a folder of its own.
 NOT_TAKEN = ("run.dir", "resume")
@@ -62,25 +61,9 @@ def settings_file(given: Sequence[str], parsed: Sequence[Override]) -> Path | No
     return path if os.path.isfile(path) else None
 
 
-def read_yaml(path: Path, loader: Any = None) -> Any:
-    """What is in ``path``, of which nothing is executed and no ``${...}`` resolved.
-
-    Raises ``ValueError`` if it is missing or not YAML.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader or get_yaml_loader())
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}): give a run folder of caat, or a file of settings"
-        ) from error
-    # Not only its own errors: numbers of thousands of digits, bytes that are no text.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML ({first_line(error)})") from error
-
-
 def read_settings(path: Path) -> FromFile:
     """What ``path`` sets; some settings or all. Raises ``ValueError`` for one that there is not."""
-    values, as_typed = read_yaml(path) or {}, read_yaml(path, yaml.BaseLoader) or {}
+    values, as_typed = read_file(path) or {}, read_file(path, as_typed=True) or {}
     require(isinstance(values, dict), f"{path} holds no settings: write `train:` and below it `steps: 100`")
     texts = dict(settings_in(as_typed, path))
     options, settings = {}, {}
@@ -90,7 +73,7 @@ def read_settings(path: Path) -> FromFile:
                 check_option(name, option, f"{path}: {name}: {option}")
             options[name] = typed(value)
         elif name not in NOT_TAKEN:
-            settings[name] = _as_text(name, value, texts[name])
+            settings[name] = SETTINGS[name].of_file(value, texts[name])
     return FromFile(path, options, settings)
 
 
@@ -125,7 +108,7 @@ def _set_by_option(group: str, option: str) -> set[str]:
     path = option_file(group, option)
     if path is None:
         return set()
-    values = read_yaml(path) or {}
+    values = read_file(path) or {}
     found: set[str] = set()
     for entry in values.pop("defaults", []):
         # As in "- override /model: tiny", and "- ablation" for another option of this group.
@@ -135,13 +118,3 @@ def _set_by_option(group: str, option: str) -> set[str]:
     values.pop("hydra", None)
     whole = "@package _global_" in path.read_text(encoding="utf-8")
     return found | {name for name, _ in settings_in(values if whole else {group: values}, path)}
-
-
-def _as_text(name: str, value: Any, text: Any) -> Any:
-    """``value``, where a text is meant as it stands in the file: `name: 1.10` is no number."""
-    kinds = set(SETTINGS[name].types) - {type(None)}
-    if kinds == {str} and isinstance(value, (bool, int, float)):
-        return text
-    if kinds == {list[str]} and isinstance(value, list):
-        return [each if isinstance(each, str) else its for each, its in zip(value, text, strict=True)]
-    return value

@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.checks import first_line
 from conf.reading.build import build, literal
-from conf.reading.from_file import read_yaml
+from conf.reading.yaml_values import read_file
 from conf.schema import Config
 
 
@@ -30,7 +30,7 @@ def read_config(path: Path) -> Config:
 
     Raises ``ValueError`` if it is missing, not YAML, or holds what the schema does not know or allow.
     """
-    values = read_yaml(path)
+    values = read_file(path)
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), literal(values))
     except (OmegaConfBaseException, TypeError, RecursionError) as error:

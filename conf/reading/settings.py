@@ -13,6 +13,7 @@ import yaml
 
 from conf.checks import require
 from conf.field import default_of, descriptions
+from conf.reading.yaml_values import read, read_as_typed
 
 KINDS = {
     int: "a whole number",
@@ -42,6 +43,14 @@ class Setting:
         return get_args(self.kind) if union else (self.kind,)
 
     @property
+    def is_text(self) -> bool:
+        return set(self.types) - {type(None)} == {str}
+
+    @property
+    def is_texts(self) -> bool:
+        return set(self.types) - {type(None)} == {list[str]}
+
+    @property
     def rule(self) -> str:
         """What a value has to be, in words."""
         kinds = [KINDS.get(kind) for kind in self.types]
@@ -57,19 +66,25 @@ class Setting:
 
     def parse(self, text: str) -> Any:
         """The value of ``text``: as it stands for text (or null), else as YAML reads it."""
-        if str in self.types:
+        if self.is_text:
             return None if text == "null" and type(None) in self.types else text
         self.check(text)
         try:
-            if list[str] in self.types:
-                return yaml.load(text, Loader=yaml.BaseLoader)  # which leaves every text as it stands
-            return yaml.safe_load(text)
+            return read_as_typed(text) if self.is_texts else read(text)
         except yaml.YAMLError:
             return text  # of the wrong type, as the schema will say
 
+    def of_file(self, value: Any, text: Any) -> Any:
+        """``value`` as YAML read it, or the ``text`` that was typed where text is wanted: name: 1.10."""
+        if self.is_text and isinstance(value, bool | int | float):
+            return text
+        if self.is_texts and isinstance(value, list):
+            return [each if isinstance(each, str) else its for each, its in zip(value, text, strict=True)]
+        return value
+
     def check(self, text: str) -> None:
         """Raise ``ValueError`` for ``text`` that is no value of any setting but text itself."""
-        if str in self.types:
+        if self.is_text:
             return
         require(
             re.search(r"\d{300}", text) is None,

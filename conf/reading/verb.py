@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from conf.reading.build import build, literal
-from conf.reading.explain import check_option, explain, no_option, unknown
+from conf.reading.build import build, put
+from conf.reading.explain import check_option, no_option, unknown
 from conf.reading.options import CONF, GROUPS
 from conf.reading.overrides import hydra_config, initialise
 from conf.reading.settings import Setting, field_types, print_settings, settings_of
@@ -31,7 +30,7 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
         print_settings(schema, defaults(schema).values(), {name: GROUPS[name] for name in _groups(schema)})
         raise SystemExit(0)
     known, nested = settings_of(schema), _groups(schema)
-    options, values = _default_options(schema), {}
+    options, values = _default_options(schema), dict[str, tuple[Any, str]]()
     for text in argv:
         key, equals, value = text.partition("=")
         if not equals or text.startswith("-"):
@@ -39,15 +38,12 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
         if key in nested:
             options[key] = check_option(key, value, text)
         elif key in known:
-            values[key] = known[key].parse(value)
+            values[key] = known[key].parse(value), text
         else:
             unknown(key, text, [*known, *nested])
-    try:
-        config = _with_groups(schema, options)
-        for key, value in values.items():
-            OmegaConf.update(config, known[key].field, literal(value))
-    except OmegaConfBaseException as error:
-        explain(error, argv, known)
+    config = _with_groups(schema, options)
+    for key, (value, text) in values.items():
+        put(config, known[key], value, text)
     for key in sorted(
         setting.name for setting in known.values() if OmegaConf.is_missing(config, setting.field)
     ):

@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.checks import require
-from conf.reading.build import build, literal
+from conf.reading.build import build, put
 from conf.reading.explain import SETTINGS, explain, is_hydras
 from conf.reading.from_file import FromFile, read_settings, set_by, settings_file, take_file
 from conf.reading.overrides import hydra_config, initialise, parse_overrides
@@ -67,10 +67,7 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
     for name, value in found.settings.items():
         if name in given:
             continue
-        try:
-            OmegaConf.update(config, name, literal(value), merge=False)
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{found.path}: {name}={typed(value)} is not {SETTINGS[name].rule}") from error
+        put(config, SETTINGS[name], value, f"{found.path}: {name}={typed(value)}")
     # The file, and the account that it names, may belong to someone else.
     require(
         found.path is None or config.tracker.wandb != "online" or "tracker.wandb" in given,
