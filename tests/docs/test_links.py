@@ -70,6 +70,17 @@ def test_relative_links_lead_to_files(page):
     assert [link for link in links if link and "://" not in link and not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"], ids=name)
+def test_files_that_the_tour_names_exist(page):
+    named = set(re.findall(r"`([\w.-]+/[\w./-]*)`", page.read_text(encoding="utf-8")))
+    assert len(named) > 3
+    # NAME and VERB stand for something new. The first codec creates its folder.
+    existing = [path for path in named if not re.search("NAME|VERB|build/|caat/compression/", path)]
+    folders = (ROOT, ROOT / "caat", ROOT / "eval", ROOT / "layers", ROOT / "launch", ROOT / "conf")
+    folders += (ROOT / "caat" / "training", ROOT / "caat" / "parallel")
+    assert [path for path in existing if not any((folder / path).exists() for folder in folders)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_verbs_exist(page):
     assert [verb for verb, _ in commands(page) if find_spec(f"launch.{verb}") is None] == []
