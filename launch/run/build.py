@@ -126,9 +126,9 @@ def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None
 def _restore(
     engine: Engine, tensors: Sequence[FullTensors], source: Path | None, watchdog: Watchdog
 ) -> tuple[State | None, list[str]]:
-    """Restore optimizer and random state of the checkpoint; the weights are in the model already.
+    """Restore optimizer and random state from ``source``; the model already has its weights.
 
-    Returns where training stands, and notes on what could not be resumed.
+    Returns the state of the run, and notes on what could not be restored.
     """
     if source is None:
         return None, []
