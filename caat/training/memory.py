@@ -1,4 +1,4 @@
-"""How much memory this process took."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 def peak_resident_bytes() -> int:
-    """Most memory this process had in RAM so far."""
+    """Return the peak resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # Not ru_maxrss: on Linux a process starts with the peak of the one that started it.
+        # Not ru_maxrss: on Linux a process inherits the peak of its parent.
         kilobytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         assert kilobytes
         return int(kilobytes[1]) * 1024
@@ -23,7 +23,7 @@ def peak_resident_bytes() -> int:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process so far: allocated on the GPU, or resident on the CPU."""
+    """Return the peak memory of this process so far: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return peak_resident_bytes() / 2**30

@@ -1,4 +1,4 @@
-"""How long a run will take, before its first step: by what this device makes of a product of matrices."""
+"""Estimate the duration of a run before its first step, from the speed of a matrix product."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from caat.supervision.device import PRECISIONS
 
 SECONDS = 0.3
-# Sides of the matrices: on a GPU large enough for its start to count for nothing.
+# Side of the matrices. On a GPU it is large enough to make the kernel launch negligible.
 SIDE = {"cuda": 4096, "cpu": 768}
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """Operations per second of this process in a product of matrices, while other ranks do the same.
+    """Return the FLOP/s of this process in a matrix product, while other ranks do the same.
 
-    Of the fastest one: others may have met what else runs on this machine, and a step may not.
+    Measures the fastest product: slower ones may have been disturbed by other programs.
     """
     side = SIDE.get(device.type, SIDE["cpu"])
     factor = torch.ones(side, side, device=device, dtype=PRECISIONS[precision])
-    _finished(factor @ factor)  # the first one also sets up
+    _finished(factor @ factor)  # warm-up
     fastest, end = math.inf, time.perf_counter() + SECONDS
     while time.perf_counter() < end or fastest == math.inf:
         started = time.perf_counter()
@@ -31,7 +31,7 @@ def product_rate(device: torch.device, precision: str) -> float:
 
 
 def outlook(step_seconds: float, steps: int) -> str:
-    """The line about a run of ``steps`` that take about ``step_seconds`` each."""
+    """Return the message about a run of ``steps`` that take about ``step_seconds`` each."""
     return (
         f"about {in_words(step_seconds)} a step, {in_words(step_seconds * steps)} in all, if it computes as "
         "fast as this machine multiplies matrices (caat plan says more, also for other machines)"
@@ -39,7 +39,7 @@ def outlook(step_seconds: float, steps: int) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Two digits, in the unit that is easiest to read."""
+    """Format a duration with two digits in the most readable unit."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return (
@@ -51,5 +51,5 @@ def in_words(seconds: float) -> str:
 
 
 def _finished(result: torch.Tensor) -> None:
-    """Wait for a GPU, which would only have been told to start."""
+    """Wait for the result: a GPU computes asynchronously."""
     result[0, 0].item()

@@ -1,4 +1,4 @@
-"""What the first rank shows and keeps of a run while it goes on."""
+"""Output of a run during training: progress, metrics and samples, on the first rank only."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from caat.training.trackers.samples import Samples
 
 @dataclass
 class Output:
-    """What the first rank writes to; the other ranks have none."""
+    """The outputs of the first rank; the other ranks have none."""
 
     trackers: Sequence[Tracker]
     samples: Samples
     progress: RunProgress
 
     def record(self, record: dict[str, Any], *, line: bool) -> None:
-        """Log the record of a step; ``line``: as a line of text too."""
+        """Log the record of a step; ``line``: also print it as a line of text."""
         samples = self.samples.take() if "validation_loss" in record else []
         for tracker in self.trackers:
             tracker.log(record)

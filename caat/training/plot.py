@@ -1,4 +1,4 @@
-"""The picture of a run: loss by trained tokens."""
+"""The plot of a run: loss over trained tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def plot_loss(records: list[dict], baselines: Mapping[str, float], title: str, path: Path) -> None:
-    """Training and validation loss (nats per token) with ``baselines`` as horizontal lines, to a PNG file."""
+    """Plot training and validation loss (nats per token), and ``baselines`` as lines, to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar in a terminal, plain lines elsewhere and in log.txt."""
+"""Progress of a run: a live bar in a terminal, plain lines elsewhere and in log.txt."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from rich.text import Text
 
 class _Terminal(Console):
     def on_broken_pipe(self) -> None:
-        """Rich would end the process where nobody reads any more."""
+        """Do nothing. Rich would exit the process if nobody reads the output any more."""
 
 
 class _Status(ProgressColumn):
-    """The one column that is cut where the terminal is narrow."""
+    """The only column that is truncated if the terminal is narrow."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
 
 
 class RunProgress:
-    """Loss, tokens per second and time left of a run of ``steps`` steps. Used on the first rank only."""
+    """Shows loss, tokens per second and time left of a run of ``steps`` steps, on the first rank only."""
 
     def __init__(self, steps: int, done: int, log_file: Path) -> None:
         self._console = _Terminal(stderr=True)
@@ -63,14 +63,14 @@ class RunProgress:
         self._bar.update(self._task, completed=step, status=status)
 
     def line(self, step: int, status: str) -> None:
-        """A line that stays: in log.txt, and on the terminal if there is no bar to read it from."""
+        """Write a permanent line to log.txt, and to the terminal if it shows no bar."""
         elapsed = time.perf_counter() - self._started
         left = elapsed / max(1, step - self._first) * (self._steps - step)
         text = f"step {step:>{len(str(self._steps))}}/{self._steps}  {status}  left {_clock(left)}"
         self._write(text, terminal=self._bar.disable)
 
     def say(self, text: str) -> None:
-        """A message for the log and the terminal."""
+        """Write a message to the log and the terminal."""
         self._write(text, terminal=True)
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class RunProgress:
             self._log.close()
 
     def _write(self, text: str, terminal: bool) -> None:
-        # A full disk, or a terminal that is gone, is no reason to stop training.
+        # A full disk or a closed terminal must not stop training.
         with suppress(OSError):
             self._log.write(text + "\n")
             self._log.flush()
@@ -89,7 +89,7 @@ class RunProgress:
 
 
 def loss_text(value: float | None) -> str:
-    """Of a loss, which is None in the metrics if it is not finite."""
+    """Format a loss, which is None in the metrics if it is not finite."""
     return "not finite" if value is None else f"{value:.4f}"
 
 

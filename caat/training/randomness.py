@@ -6,7 +6,7 @@ import torch
 
 
 def random_state() -> dict[str, str]:
-    """Of torch's generators on the CPU and, in use, this process's GPU."""
+    """Return the states of torch's generators on the CPU and, if it is in use, on this process's GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -14,7 +14,7 @@ def random_state() -> dict[str, str]:
 
 
 def set_random_state(states: dict[str, str]) -> None:
-    """What :func:`random_state` gave; a device that is not here is left out."""
+    """Restore the states from :func:`random_state`; a device that this process lacks is skipped."""
     for device, text in states.items():
         state = torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
         if device == "cpu":

@@ -1,4 +1,4 @@
-"""When a checkpoint is written, and whether training goes on where that fails."""
+"""The save policy: when checkpoints are written, and whether training continues if that fails."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from conf.schema import CheckpointConfig
 
 
 class SavePolicy:
-    """Saves every so many steps and minutes, before a stop, before benchmarks, and at the end.
+    """Saves at intervals of steps and minutes, before a stop, before benchmarks, and at the end.
 
-    ``say`` shows a warning to whoever watches the run.
+    ``say`` prints a warning.
     """
 
     def __init__(
@@ -27,9 +27,9 @@ class SavePolicy:
         self._too_soon = True
 
     def agree(self, request: StopRequest) -> int:
-        """The signal that some rank was sent, 0 if none. Collective.
+        """Return the signal that any rank has received, 0 if none. Collective.
 
-        The ranks also agree on whether it is time to save, and learn of a save in flight that failed.
+        The ranks also agree on whether a save is due, and whether a save in flight has failed.
         """
         stop, save_failed, too_soon = self._control.maximum(
             request.number, int(self._saver.failed), int(not self._saver.due)
@@ -40,22 +40,22 @@ class SavePolicy:
         return stop
 
     def wanted(self, step: int, benchmark: bool) -> None:
-        """Note that this step is one to save at: benchmarks take long and may fail."""
+        """Note whether to save at this step. Benchmarks take long and may fail, so save before them."""
         every = self._settings.every
         self._due = self._due or benchmark or (every > 0 and step % every == 0)
 
     def saves(self, *, skipped: bool, must: bool) -> bool:
-        """Whether to save now; ``must``: training ends here.
+        """Return whether to save now; ``must``: training ends here.
 
-        While steps are skipped, the weights are what may be wrong: the last checkpoint is the better one.
+        While steps are skipped, the weights may be wrong, and the previous checkpoint is the better one.
         """
         return must or ((self._due or not self._too_soon) and not skipped)
 
     def save(self, state: State, *, must: bool) -> None:
         """Save ``state``. Collective.
 
-        Raises :class:`SaveError` if that fails and training ends here (``must``), or
-        ``checkpoint.on_failure`` says to stop.
+        Raises :class:`SaveError` if that fails and training ends here (``must``) or
+        ``checkpoint.on_failure`` is stop.
         """
         state = replace(state, by_time=not (must or self._due))
         self._due = False
@@ -72,7 +72,7 @@ class SavePolicy:
         self._warned(self._saver.wait)
 
     def finish(self) -> None:
-        """Let the save in flight end, good or bad."""
+        """Wait for the save in flight to end, whether it succeeds or fails."""
         self._saver.finish()
 
     def _warned(self, save: Callable[[], None]) -> None:

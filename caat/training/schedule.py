@@ -8,10 +8,11 @@ from conf.optim import OptimConfig
 
 
 def learning_rate(step: int, steps: int, c: OptimConfig) -> float:
-    """Rate of ``step`` (1 to ``steps``): linear warm-up to ``lr``, then the schedule, ``min_lr`` at the end.
+    """Return the rate of ``step`` (1 to ``steps``): linear warm-up to ``lr``, then the schedule.
 
-    cosine and linear fall over all steps after the warm-up; constant stays; wsd (warm-up, stable, decay;
-    MiniCPM, arXiv 2404.06395) stays until the last ``decay_steps`` (default a tenth), then falls linearly.
+    cosine and linear decay to ``min_lr`` over all steps after the warm-up; constant stays at ``lr``; wsd
+    (warm-up, stable, decay; MiniCPM, arXiv 2404.06395) stays at ``lr`` until the last ``decay_steps``
+    (default a tenth), then decays linearly to ``min_lr``.
     """
     if step <= c.warmup_steps:
         return c.lr * step / c.warmup_steps

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint: a Hugging Face Llama configuration, and how the model is cut."""
+"""config.json of a checkpoint: a Hugging Face Llama configuration, and how the model is sharded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from conf.partition import shared_channels
 
 @dataclass(frozen=True)
 class Architecture:
-    """What makes the function: the model, and how it is cut."""
+    """Everything that determines the function besides the weights: the model, and how it is sharded."""
 
     model: ModelConfig
     shards: int
     ratio: float
     shared_channels: int
     private_scale: float
-    # Of the tokenizer: the tokens that begin and end a document.
+    # The tokens that begin and end a document.
     bos: int = 1
     eos: int = 2
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is private: then it is an ordinary Llama, at any number of shards."""
+        """Whether no channel is private: then it is an ordinary Llama at any number of shards."""
         return self.shared_channels == self.model.hidden
 
     def to_json(self) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class Architecture:
 
     @staticmethod
     def parse(content: bytes, path: Path) -> Architecture:
-        """From the ``content`` of ``path``, a config.json.
+        """Parse the ``content`` of ``path``, a config.json.
 
-        Raises ``ValueError`` for values that are missing, of another type, or do not fit together.
+        Raises ``ValueError`` for values that are missing, have another type or do not fit together.
         """
         values = parse_record(content, _Llama, path)
         rope = values.rope_parameters or values
@@ -96,7 +96,7 @@ class Architecture:
         ratio = cut.ratio
         channels = shared_channels(model.hidden, ratio, cut.shards)
         if cut.shared_channels == int(ratio * model.hidden) < channels:
-            # As caat once rounded: the ratio that gives these channels today.
+            # Earlier versions rounded down: use the ratio that gives these channels today.
             channels = cut.shared_channels
             ratio = channels / model.hidden
         require(
@@ -117,7 +117,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Our own part of config.json."""
+    """The part of config.json under ``caat``."""
 
     shards: Size
     ratio: Finite
@@ -133,7 +133,7 @@ class _Rope:
 
 @dataclass(frozen=True)
 class _Llama(_Rope):
-    """config.json as :meth:`Architecture.to_json` and `transformers` write it."""
+    """The fields of config.json, as written by :meth:`Architecture.to_json` and `transformers`."""
 
     num_hidden_layers: Size = field(kw_only=True)
     hidden_size: Size = field(kw_only=True)
@@ -151,6 +151,6 @@ class _Llama(_Rope):
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """From config.json; raises ``ValueError`` if it is missing, damaged or not ours."""
+    """Read config.json. Raise ``ValueError`` if it is missing, damaged or not ours."""
     path = folder / "config.json"
     return Architecture.parse(read_checked(path), path)

@@ -1,4 +1,4 @@
-"""The folder of checkpoints: what is in it, what `latest` names, what is kept. Nothing in it is ever half."""
+"""The folder of checkpoints: its content, the `latest` pointer, and retention. All updates are atomic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conf.checks import require
 
 NAME = re.compile(r"step-(\d{8,})")
 LATEST = "latest"
-# The last, and the one before it should the last be damaged.
+# The last one, and the one before it in case the last one is damaged.
 KEPT_BY_TIME = 2
 
 
@@ -23,14 +23,14 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint folder is named for."""
+    """Return the step in the name of a checkpoint folder."""
     match = NAME.fullmatch(folder.name)
     assert match, folder
     return int(match[1])
 
 
 def whole_checkpoints(checkpoints: Path) -> list[Path]:
-    """All checkpoints in the folder, newest first. A folder has its name only once it is whole."""
+    """Return all checkpoints, newest first. A folder gets its name only once it is complete."""
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if path.is_dir() and NAME.fullmatch(path.name)]
@@ -38,13 +38,13 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names, if there is one."""
+    """Return the checkpoint that `latest` names, if it exists."""
     folder = named_latest(checkpoints)
     return folder if folder is not None and folder.is_dir() else None
 
 
 def named_latest(checkpoints: Path) -> Path | None:
-    """What `latest` names, which may be gone; None if it names no checkpoint."""
+    """Return the path that `latest` names, which may not exist; None if it names no checkpoint."""
     try:
         name = (checkpoints / LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -53,9 +53,9 @@ def named_latest(checkpoints: Path) -> Path | None:
 
 
 def find(path: str | Path, setting: str = "checkpoint") -> Path:
-    """The checkpoint folder meant by ``path``: itself, or the latest of a run or checkpoints folder.
+    """Return the checkpoint that ``path`` refers to: itself, or the latest of a run or checkpoints folder.
 
-    Raises ``ValueError`` if there is none, naming the ``setting`` that was given.
+    Raises ``ValueError``, naming the ``setting``, if there is none.
     """
     start = Path(path).expanduser()
     require(start.is_dir(), f"{setting}={path} is not a folder: give a run folder or a checkpoint in it")
@@ -72,9 +72,9 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes the new or empty ``folder`` once whole; an error leaves nothing."""
+    """Yield a temporary folder to fill, then rename it to the new or empty ``folder``; remove it on error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, as nothing of the user's that lies beside it: what a conversion that was killed left is removed.
+    # A hidden name, which no folder of the user has: leftovers of a killed conversion are removed.
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -99,7 +99,7 @@ def publish(aside: Path, folder: Path) -> None:
 
 
 def point_latest_at(folder: Path) -> None:
-    """Atomically: a reader finds the old name or the new one."""
+    """Point `latest` at ``folder``, atomically: a reader finds the old name or the new one."""
     pointer = folder.parent / f".{LATEST}.tmp"
     write_bytes(pointer, f"{folder.name}\n".encode())
     pointer.rename(folder.parent / LATEST)
@@ -107,9 +107,10 @@ def point_latest_at(folder: Path) -> None:
 
 
 def retain(checkpoints: Path, keep: int | None, keep_every: int) -> None:
-    """Delete all but the last ``keep`` (0: none is deleted) and the multiples of ``keep_every`` steps.
+    """Delete all but the last ``keep`` (0: delete none) and the multiples of ``keep_every`` steps.
 
-    None: of those saved by time all but the last two, and no others. What `latest` names stays.
+    If ``keep`` is None, delete only checkpoints saved by time, and keep the last two of these. The checkpoint
+    that `latest` names is always kept.
     """
     if keep == 0:
         return
@@ -121,9 +122,9 @@ def retain(checkpoints: Path, keep: int | None, keep_every: int) -> None:
 
 
 def roll_back(checkpoints: Path, to: Path) -> list[Path]:
-    """Make ``to`` the latest, set later checkpoints aside and clear what a killed save left.
+    """Make ``to`` the latest, rename later checkpoints and remove leftovers of killed saves.
 
-    Returns where the later ones are now. They are not deleted: somebody may want to look at them.
+    Returns the new paths of the later ones, which are not deleted so that the user can examine them.
     """
     if latest(checkpoints) != to:
         point_latest_at(to)
@@ -141,14 +142,14 @@ def roll_back(checkpoints: Path, to: Path) -> list[Path]:
 def clear_leftovers(checkpoints: Path) -> None:
     """Remove :func:`leftovers`.
 
-    What cannot be removed yet, as on NFS while somebody reads it, is left for the next time.
+    Files that cannot be removed yet, such as open files on NFS, are left for the next time.
     """
     for folder in leftovers(checkpoints):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def leftovers(checkpoints: Path) -> list[Path]:
-    """What a save or a deletion that was killed left behind."""
+    """Return the folders that killed saves and deletions have left behind."""
     return [folder for pattern in ("step-*.tmp", "step-*.deleted") for folder in checkpoints.glob(pattern)]
 
 
@@ -156,14 +157,14 @@ def _saved_by_time(folder: Path) -> bool:
     try:
         return read_state(folder)[0].by_time
     except ValueError:
-        return False  # whatever it is, nobody asked for it to go
+        return False  # unreadable: do not delete it
 
 
 def _remove(folder: Path) -> None:
-    """By another name first: a deletion that is killed leaves no half checkpoint."""
+    """Rename before deleting, so that a killed deletion leaves no incomplete checkpoint."""
     doomed = folder.with_name(f"{folder.name}.deleted")
     shutil.rmtree(doomed, ignore_errors=True)
-    # A checkpoint too many is no reason for a save to have failed.
+    # Failing to delete an old checkpoint must not make the save fail.
     with suppress(OSError):
         folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

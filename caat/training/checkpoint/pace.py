@@ -1,4 +1,4 @@
-"""When it is time to save again: so that a crash costs minutes, and saving next to nothing of training."""
+"""When to save by time: often enough that a crash costs minutes, but with little cost to training."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The most of training that all saves together may take before one by time has to wait.
+# Largest share of training time that all saves may take before a save by time is postponed.
 SHARE = 0.03
 
 
 class Pace:
-    """Says when a save by time is due on this rank: ``minutes`` after the last save began, 0: never.
+    """Decides when a save by time is due on this rank: ``minutes`` after the last save began, 0: never.
 
-    What saves take is the time that training stood still for them, and the processor time of their threads.
+    The cost of saves is the time for which training was paused, plus the CPU time of their threads.
     """
 
     def __init__(self, minutes: float) -> None:
         self._seconds = minutes * 60
         self._started = self._last = time.perf_counter()
-        # Each is written by one thread only.
+        # Each of the two is written by one thread only.
         self._stood = self._worked = 0.0
 
     @property
@@ -29,12 +29,12 @@ class Pace:
         return self._seconds > 0 and cheap and now - self._last >= self._seconds
 
     def begin(self) -> None:
-        """A save begins, for whatever reason."""
+        """Note that a save begins, for any reason."""
         self._last = time.perf_counter()
 
     @contextmanager
     def standing(self) -> Iterator[None]:
-        """Training stands still within it."""
+        """Context in which training is paused."""
         started = time.perf_counter()
         try:
             yield
@@ -42,5 +42,5 @@ class Pace:
             self._stood += time.perf_counter() - started
 
     def worked(self, seconds: float) -> None:
-        """The thread of a save has taken so many ``seconds`` of a processor."""
+        """Add the CPU ``seconds`` of a save's thread."""
         self._worked += seconds

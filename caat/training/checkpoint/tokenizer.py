@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, held against its checksums before it is believed."""
+"""The tokenizer of a checkpoint, verified against its checksums."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from conf.checks import require
 
 
 def checked_tokenizer(folder: Path) -> Path:
-    """The tokenizer of the checkpoint ``folder``; weights of the user's own have no checksums.
+    """Return the tokenizer of the checkpoint ``folder``. Folders without state.json have no checksums.
 
-    Raises ``ValueError`` if there is none, it is damaged, or it was not written with the checkpoint.
+    Raises ``ValueError`` if there is none, it is damaged or it was not written with the checkpoint.
     """
     path = find_tokenizer(folder)
     if (folder / "state.json").is_file():

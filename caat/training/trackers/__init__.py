@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always; Weights & Biases and TensorBoard if chosen."""
+"""Trackers of metrics: always metrics.jsonl, and optionally Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["JsonLines", "Tracker", "open_trackers"]
 
 
 def open_trackers(config: Config, folder: Path, done: tuple[int, int] | None) -> list[Tracker]:
-    """The trackers of a run that starts after ``done`` steps and tokens; none of them can stop it.
+    """Open the trackers of a run that starts after ``done`` (steps, tokens). Their errors cannot stop it.
 
-    None: nothing is trained, and all that was logged stays.
+    ``done`` None: nothing will be trained, and all existing records are kept.
     """
     done_steps, done_tokens = done or (None, None)
     settings, c = dataclasses.asdict(config), config.tracker

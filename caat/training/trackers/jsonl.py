@@ -1,4 +1,4 @@
-"""metrics.jsonl, which every run has."""
+"""metrics.jsonl, the tracker of every run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from caat.training.trackers.tracker import Tracker
 
 
 class JsonLines(Tracker):
-    """One JSON object a line, flushed at once: a killed run keeps what it had.
+    """Writes one JSON object per line and flushes it at once, so that a killed run keeps its metrics.
 
-    Lines of steps after ``done``, which a resumed run does again, are dropped first, and those that are
-    damaged; None: all stay. A last line that a killed run left torn goes in any case. Where training begins
-    (0), all that an earlier start left is kept aside: there is no checkpoint for it.
+    When opened, it drops damaged lines and those of steps after ``done``, which a resumed run repeats; if
+    ``done`` is None it keeps all. An incomplete last line is always dropped. If training begins (``done`` 0),
+    metrics of an earlier start, which left no checkpoint, are moved to another file.
     """
 
     def __init__(self, path: Path, done: int | None) -> None:
@@ -38,13 +38,13 @@ class JsonLines(Tracker):
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All lines but those that are damaged; none if there is no file."""
+    """Return all lines except damaged ones; none if there is no file."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     return [record for record in map(_record, lines) if record is not None]
 
 
 def _drop_torn_line(path: Path) -> None:
-    """In place: a run may be writing to the file, and never writes less than a line at a time."""
+    """Truncate in place, because a run may be writing to the file; it only writes complete lines."""
     with path.open("r+b") as file:
         text = file.read()
         if not text.endswith(b"\n"):
@@ -58,7 +58,7 @@ def _set_aside(path: Path, why: str) -> None:
 
 
 def _drop_lines_after(path: Path, done: int) -> None:
-    """Keep whole lines of steps up to ``done``; the last line of a killed run may be torn."""
+    """Keep complete lines of steps up to ``done``; the last line of a killed run may be incomplete."""
     *lines, _ = path.read_bytes().split(b"\n")
     steps = [None if record is None else record["step"] for record in map(_record, lines)]
     kept = [
@@ -72,7 +72,7 @@ def _drop_lines_after(path: Path, done: int) -> None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics; None if it is damaged."""
+    """Parse a line of metrics; None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

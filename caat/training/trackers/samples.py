@@ -1,4 +1,4 @@
-"""Held-out text as the model sees it: the loss of every token, beside the token."""
+"""Samples of held-out text with the model's loss on every token."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from caat.data.tokenizer import load_tokenizer
 
-# Tokens shown of each sequence, its last ones: what leads to them, and those with their losses.
+# Tokens shown from the end of each sequence: those of the context, and those shown with their losses.
 CONTEXT, CONTINUATION = 64, 32
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The end of one held-out sequence; ``losses`` in nats of each of ``pieces``."""
+    """The end of a held-out sequence; ``losses`` holds the loss in nats of each of ``pieces``."""
 
     context: str
     continuation: str
@@ -34,10 +34,9 @@ class Sample:
 
 
 class Samples:
-    """The first ``count`` sequences that a validation on this rank goes through.
+    """The first ``count`` sequences of each validation on this rank.
 
-    Their losses are those that the validation computes in any case: showing them takes no pass of its own,
-    and nothing that other ranks would have to take part in.
+    Validation computes their losses anyway, so showing them needs no extra pass and no collective.
     """
 
     def __init__(self, tokenizer: Path, count: int) -> None:
@@ -46,12 +45,12 @@ class Samples:
         self._taken: list[Sample] = []
 
     def see(self, tokens: Tensor, targets: Tensor, losses: Tensor) -> None:
-        """The rows of one validation batch, [rows, sequence] each."""
+        """Take samples from the rows of one validation batch, [rows, sequence] each."""
         for row in range(min(len(tokens), self._count - len(self._taken))):
             self._taken.append(self._sample(tokens[row], targets[row], losses[row]))
 
     def take(self) -> list[Sample]:
-        """Those seen since the last call."""
+        """Return the samples taken since the last call."""
         taken, self._taken = self._taken, []
         return taken
 

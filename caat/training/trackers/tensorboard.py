@@ -11,10 +11,10 @@ from caat.training.trackers.tracker import Tracker
 
 
 class TensorBoard(Tracker):
-    """Scalars, samples as text.
+    """Writes scalars, and samples as text.
 
-    What a killed run logged after ``done_tokens`` is dropped when it trains again from there; None: nothing
-    is trained, and all stays.
+    Events logged after ``done_tokens`` by a killed run are dropped when training repeats these steps; None:
+    nothing is trained, and all events are kept.
     """
 
     def __init__(self, folder: Path, settings: str, done_tokens: int | None) -> None:
@@ -41,5 +41,5 @@ class TensorBoard(Tracker):
 
 
 def _preformatted(text: str) -> str:
-    """TensorBoard reads Markdown: indented lines stay as they are."""
+    """Indent the lines: TensorBoard renders Markdown, in which indented text is preformatted."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""What every tracker does. Used on the first rank only."""
+"""The interface of trackers. Used on the first rank only."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from caat.training.trackers.samples import Sample
 
 
 class Tracker:
-    """Keeps what a run measures; a tracker overrides what it has a place for."""
+    """Records the metrics of a run; subclasses override the methods that they support."""
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Keep one flat record of numbers; ``step`` and ``tokens`` are always among them."""
+        """Record a flat dictionary of numbers, which always includes ``step`` and ``tokens``."""
 
     def samples(self, record: Mapping[str, Any], samples: Sequence[Sample]) -> None:
-        """Keep held-out text as the model saw it at ``record``."""
+        """Record samples of held-out text that belong to ``record``."""
 
     def keep(self, kind: str, folder: Path) -> None:
-        """Keep the files in ``folder``, a ``kind`` of thing such as a checkpoint."""
+        """Upload the files in ``folder``; ``kind`` names their type, such as checkpoint."""
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Finish, with the run's final figures (empty if it failed)."""
+        """Finish, with the run's summary (empty if it failed)."""
 
 
 class Guarded(Tracker):
-    """A tracker whose failures are a warning, said once: the network and disks fail, and training goes on."""
+    """Wraps a tracker: its first error is a warning, later ones are silent, and training continues."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name, self._warned = name, False
@@ -50,7 +50,7 @@ class Guarded(Tracker):
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
-        # A tracker is somebody else's program, and may raise anything.
+        # Trackers are third-party code and may raise anything.
         except Exception as error:
             if not self._warned:
                 what = " ".join(str(error).split())

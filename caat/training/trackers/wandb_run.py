@@ -1,4 +1,4 @@
-"""Weights & Biases, with trained tokens as the x axis, so that runs of different batch size compare."""
+"""Weights & Biases, with trained tokens as the x axis, to make runs of different batch sizes comparable."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from caat.training.trackers.samples import Sample
 from caat.training.trackers.tracker import Tracker
 from conf.schema import Config
 
-# What the summary of a run keeps of a metric whose last value is not the one to compare by.
+# Aggregation in the run's summary for metrics whose last value is not the one to compare.
 SUMMARIES = {"validation_loss": "min", "tokens_per_second": "mean", "step_seconds": "mean", "mfu": "mean"}
 
 
 class Wandb(Tracker):
-    """One run, found again when training resumes; ``settings`` is its whole configuration."""
+    """One run, which is continued when training resumes; ``settings`` is its complete configuration."""
 
     def __init__(self, config: Config, folder: Path, settings: Mapping[str, Any]) -> None:
         import wandb
 
         c = config.tracker
         self._run = wandb.init(
-            # The same run when resumed; wandb takes no step twice.
+            # The same id continues the run when training resumes; wandb does not accept a step twice.
             id=_run_id(folder),
             resume="allow",
             project=c.project,
@@ -41,7 +41,7 @@ class Wandb(Tracker):
 
     def log(self, record: Mapping[str, Any]) -> None:
         values = {key: value for key, value in record.items() if value is not None}
-        # What is measured after the run cannot have an earlier step than the last that wandb knows.
+        # wandb rejects steps below its last one, which measurements after the run may have.
         self._run.log(values, step=max(record["step"], self._run.step))
 
     def samples(self, record: Mapping[str, Any], samples: Sequence[Sample]) -> None:
@@ -66,7 +66,7 @@ class Wandb(Tracker):
 
 
 def default_group(config: Config, folder: Path) -> str:
-    """Runs of a sweep lie side by side and belong together; others go by their model."""
+    """Return the group of a run: the name of its sweep, or the name of its model."""
     sweep = folder.resolve().parent
     return sweep.name if sweep.parent.name == "sweeps" else config.model.name
 
