@@ -13,7 +13,8 @@ from caat.parallel.ledger import Ledger
 from caat.parallel.sums import SumOptions, needs_slices, sum_by_slices
 from caat.parallel.wire import from_wire, to_wire
 
-Direction = Literal["forward", "backward"]
+# Where in an optimizer step a message is sent.
+Direction = Literal["forward", "backward", "step"]
 
 
 class Collectives:
@@ -46,7 +47,7 @@ class Collectives:
         if self.processes > 1 and message.numel() > 0:
             self._arrived()
             dist.all_reduce(message, op, group=self.group)
-            self.ledger.count(message, direction, purpose)
+            self.ledger.count(message.nbytes, direction, purpose)
         return message
 
     def all_gather(self, message: Tensor, direction: Direction, purpose: str) -> Tensor:
@@ -56,7 +57,7 @@ class Collectives:
         self._arrived()
         gathered = message.new_empty(self.processes * len(message), *message.shape[1:])
         dist.all_gather(list(gathered.split(len(message))), message, group=self.group)
-        self.ledger.count(message, direction, purpose)
+        self.ledger.count(message.nbytes, direction, purpose)
         return gathered
 
     def start_sum(self, x: Tensor, direction: Direction, purpose: str) -> Wait:
@@ -72,7 +73,7 @@ class Collectives:
         # on its way back through the view, and a copy can be taken before the gradient's own sum is there.
         x = x.data
         message = to_wire(x, self.options.wire_dtype)
-        self.ledger.count(message, direction, purpose)
+        self.ledger.count(message.nbytes, direction, purpose)
         sum_dtype = self.options.sum_dtype
         if needs_slices(message, self.processes, sum_dtype):
             add_up = partial(sum_by_slices, group=self.group, sum_dtype=sum_dtype)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import Tensor
-
 
 class Ledger:
     """Calls and bytes since the last :meth:`reset`, both by ``(direction, purpose)``.
@@ -17,10 +15,10 @@ class Ledger:
         self.calls: Counter[tuple[str, str]] = Counter()
         self.sent: Counter[tuple[str, str]] = Counter()
 
-    def count(self, message: Tensor, direction: str, purpose: str) -> None:
-        """Add one call that sends ``message``."""
+    def count(self, size: int, direction: str, purpose: str) -> None:
+        """Add one call with a message of ``size`` bytes."""
         self.calls[direction, purpose] += 1
-        self.sent[direction, purpose] += message.numel() * message.element_size()
+        self.sent[direction, purpose] += size
 
     def totals(self, *names: str) -> dict[str, int]:
         """``calls_NAME`` and ``bytes_NAME`` for each direction or purpose in ``names``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
+from caat.parallel.data_axis import DataAxis
 from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first, wake_gloo_first
 from caat.parallel.sums import SumOptions
@@ -25,9 +26,8 @@ class Mesh:
     processes: int = 1
     tensor_rank: int = 0
     data_rank: int = 0
-    data_size: int = 1
     tensor: Collectives = field(default_factory=lambda: Collectives(1, None))
-    data_group: dist.ProcessGroup | None = None
+    data: DataAxis = field(default_factory=DataAxis)
     tape: Tape = field(default_factory=Tape)
 
     @staticmethod
@@ -44,7 +44,7 @@ class Mesh:
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
         pg_options = sums_first(dist.get_backend(), PATIENCE)
         tensor_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in rows]
-        columns = map(list, zip(*rows, strict=True))
+        columns = list(map(list, zip(*rows, strict=True)))
         data_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in columns]
         wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
@@ -53,10 +53,14 @@ class Mesh:
             processes,
             tensor_rank,
             data_rank,
-            world // processes,
             Collectives(processes, tensor_groups[data_rank], options),
-            data_groups[tensor_rank],
+            DataAxis.create(columns, data_groups, tensor_rank),
         )
+
+    @property
+    def data_size(self) -> int:
+        """Replicas."""
+        return self.data.processes
 
     @property
     def local(self) -> int:

@@ -13,8 +13,8 @@ from caat.planning.activations import (
     loss_peak_bytes,
     recomputed_bytes,
 )
+from caat.planning.parameters import local_numbers
 from caat.planning.zero import Holding, holding
-from conf.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,6 @@ class Memory:
     def total(self) -> int:
         parts = self.weights, self.gradients, self.optimizer, self.activations, self.logits, self.buffers
         return sum(parts)
-
-
-def local_numbers(c: ModelConfig, shards: int, processes: int) -> int:
-    """Parameters on one process, before ZeRO cuts them: its shards, and all of the norms."""
-    attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
-    matrices = c.layers * (attention + 3 * c.hidden * c.ffn) + 2 * c.padded_vocab(shards) * c.hidden
-    return matrices // processes + (2 * c.layers + 1) * c.hidden
 
 
 def memory(p: Pass, replicas: int, stage: int, precision: str, accumulation: int) -> Memory:

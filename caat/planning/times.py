@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from caat.planning.layouts import Layout, pass_of
-from caat.planning.memory import local_numbers
+from caat.planning.parameters import local_parameters
 from caat.planning.prediction import Link
 from caat.planning.traffic import StepTime, step_time
 from conf.plan import PlanConfig
@@ -58,16 +58,16 @@ def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> S
     return step_time(
         replace(p, model=replace(p.model, sequence=c.sequence)),
         ratio,
-        config.sync.overlap,
-        accumulation_of(config, layout),
-        config.sync.wire_format(c.precision),
-        machine.flops,
-        machine.tensor_link(layout.processes),
-        local_numbers(config.model, config.parallel.tensor, layout.processes),
-        layout.replicas,
-        layout.stage,
-        c.precision,
-        machine.data_link(layout.processes),
+        overlap=config.sync.overlap,
+        accumulation=accumulation_of(config, layout),
+        wire=config.sync.wire_format(c.precision),
+        flops_per_second=machine.flops,
+        tensor_link=machine.tensor_link(layout.processes),
+        held=local_parameters(config.model, config.parallel.tensor, layout.processes),
+        replicas=layout.replicas,
+        stage=layout.stage,
+        precision=c.precision,
+        data_link=machine.data_link(layout.processes),
     )
 
 

@@ -24,6 +24,10 @@ from dataclasses import dataclass
 BUCKET = 500_000_000
 # stage3_max_live_parameters and stage3_max_reuse_distance: what is further apart is gathered again.
 LIVE = 1_000_000_000
+# stage3_param_persistence_threshold: smaller weights stay whole at stage 3.
+PERSISTENT = 100_000
+# Stages 1 and 2 pad each optimizer group to a multiple of this many numbers a replica.
+ALIGNMENT = 2
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,3 @@ def holding(numbers: int, replicas: int, stage: int, precision: str) -> Holding:
     if stage == 1:
         return Holding(4 * n, 12 * part, 0, 0, 4 * n, bucket, 4 * n + bucket, step)
     return Holding(size * n, 12 * part, 0, 0, 4 * part, bucket, 4 * part + bucket, step)
-
-
-def gathers_again(numbers: int) -> bool:
-    """Whether stage 3 lets go of a weight between its uses, and fetches it for each of them."""
-    return 2 * numbers > LIVE

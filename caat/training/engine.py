@@ -113,8 +113,10 @@ class Engine:
             group["lr"] = lr
         losses: list[Tensor] = []
         for tokens, targets in batches:
-            loss = self._engine(tokens, targets).mean()
-            self._engine.backward(loss)
+            with self.mesh.data.during("forward"):
+                loss = self._engine(tokens, targets).mean()
+            with self.mesh.data.during("backward"):
+                self._engine.backward(loss)
             losses.append(loss.detach())
             if len(losses) < len(batches):
                 self._engine.step()
@@ -141,8 +143,7 @@ class Engine:
                 total += losses.double().sum().cpu()
                 count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)
-        if self.mesh.data_size > 1:
-            dist.all_reduce(both, group=self.mesh.data_group)
+        self.mesh.data.all_reduce(both, "forward", "loss")
         return float(both[0] / both[1])
 
     @contextmanager
@@ -151,7 +152,8 @@ class Engine:
         gathered from all replicas in each call, every rank must make as many calls."""
         self._engine.eval()
         try:
-            yield self._engine
+            with self.mesh.data.during("forward"):
+                yield self._engine
         finally:
             self._engine.train()
 
@@ -162,8 +164,7 @@ class Engine:
     def data_mean(self, value: Tensor) -> float:
         """Mean of a scalar over the data-parallel replicas."""
         value = value.double()
-        if self.mesh.data_size > 1:
-            dist.all_reduce(value, group=self.mesh.data_group)
+        self.mesh.data.all_reduce(value, "forward", "loss")
         return float(value) / self.mesh.data_size
 
     @torch.no_grad()
@@ -187,7 +188,7 @@ class _Mpu:
         # DeepSpeed wants a group even of one.
         self._mesh = mesh
         self._tensor_group = mesh.tensor.group or dist.new_group([dist.get_rank()])
-        self._data_group = mesh.data_group if mesh.data_group is not None else dist.group.WORLD
+        self._data_group = mesh.data.process_group or dist.group.WORLD
 
     def get_model_parallel_rank(self):
         return self._mesh.tensor_rank

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
 
@@ -51,10 +50,8 @@ class Batches:
             found.update(zip(rows, results, strict=True))
             mine = mine[len(rows) :]
             self.watch(len(found) * self.mesh.data_size, len(lengths))
-        if self.mesh.data_size > 1:
-            shares: list[dict[int, Result]] = [{}] * self.mesh.data_size
-            dist.all_gather_object(shares, found, group=self.mesh.data_group)
-            found = {row: result for share in shares for row, result in share.items()}
+        shares = self.mesh.data.gather_objects(found)
+        found = {row: result for share in shares for row, result in share.items()}
         return [found[row] for row in range(len(lengths))]
 
     def _rows(self, longest: int) -> int:

@@ -15,6 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from caat.parallel.data_axis import DataAxis
 from caat.supervision.device import PRECISIONS
 from caat.training.checkpoint.folder import find
 from conf.checks import require
@@ -71,7 +72,7 @@ class CaatLM(TemplateLM):
         self.model, self.tokens, self.add_bos = model, tokenizer, add_bos
         self.forward = forward or model
         self._device = model.norm.weight.device
-        mesh = model.mesh if share else replace(model.mesh, data_rank=0, data_size=1)
+        mesh = model.mesh if share else replace(model.mesh, data_rank=0, data=DataAxis())
         # If rows are not shared (ZeRO 3), replicas gather weights from each other in every pass.
         alone = mesh.processes == 1 and (share or model.mesh.data_size == 1)
         self.batches = Batches(mesh, batch, AUTOMATIC[self._device.type], watch, alone)

@@ -8,10 +8,12 @@ from typing import Any
 
 from caat.planning.compare import compare, fastest
 from caat.planning.costs import flops_per_token
+from caat.planning.data_traffic import data_messages
 from caat.planning.layouts import Layout, layout_of, needs, pass_of
-from caat.planning.memory import Memory, local_numbers
+from caat.planning.memory import Memory
+from caat.planning.parameters import local_parameters
 from caat.planning.times import Machine, accumulation_of, time_of
-from caat.planning.traffic import data_messages, tensor_bytes
+from caat.planning.traffic import tensor_bytes
 from conf.plan import PlanConfig
 from conf.reading.settings import settings_of
 from conf.reading.verb import load_verb
@@ -76,8 +78,8 @@ def _by_ratio(
     """Return time and bytes of a step at each ratio, and the days that ``steps`` of them take."""
     c = config.train
     accumulation = accumulation_of(config, layout)
-    numbers = local_numbers(config.model, config.parallel.tensor, layout.processes)
-    messages = data_messages(numbers, layout.replicas, layout.stage, c.precision, accumulation)
+    held = local_parameters(config.model, config.parallel.tensor, layout.processes)
+    messages = data_messages(held, layout.replicas, layout.stage, c.precision, accumulation)
     wire = config.sync.wire_format(c.precision)
     flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
     peak = (c.peak_tflops or plan.hardware.peak) * 1e12 * machine.world

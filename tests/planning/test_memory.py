@@ -14,18 +14,14 @@ import torch
 from caat.parallel.mesh import Mesh
 from caat.parallel.sums import SumOptions
 from caat.planning.layouts import layout_of, needs, pass_of
-from caat.planning.memory import local_numbers, memory
-from caat.planning.prediction import Link
-from caat.planning.traffic import data_messages, data_seconds, data_wait, tensor_bytes
+from caat.planning.memory import memory
+from caat.planning.parameters import local_numbers
+from caat.planning.traffic import tensor_bytes
 from caat.planning.zero import holding
-from caat.training.engine import Engine
-from conf.model import ModelConfig
-from conf.optim import OptimConfig
 from conf.reading.saved import save_config
 from launch.run.compose import compose
 from launch.run.summary import full_sync_bytes
-from layers.gpt import GPT
-from layers.weights import initial_weights, parameter_count
+from layers.weights import parameter_count
 from tests.models import SMALL, batch, build
 
 MEASURED = [
@@ -40,14 +36,6 @@ MEASURED = [
     (2, ["zero.stage=2", "parallel.processes=1", "train.global_batch=16"]),
     (2, ["zero.stage=3", "parallel.processes=1", "train.precision=bf16", "train.global_batch=16"]),
 ]
-
-
-# DeepSpeed's names: what it is, which argument goes in, and how many make up the message on 2 processes.
-COLLECTIVES = {
-    "all_reduce": ("all_reduce", 0, 1),
-    "reduce_scatter_tensor": ("reduce_scatter", 1, 1),
-    "all_gather_into_tensor": ("all_gather", 1, 2),
-}
 
 
 def measured_bytes(processes: int, settings: Path) -> int:
@@ -136,81 +124,3 @@ def test_tensor_parallel_bytes_are_those_counted(ranks, wire_dtype):
     for counted, planned, full, said_of_full in ranks(2).run(counted_tensor_bytes, wire_dtype):
         assert counted == planned
         assert full == said_of_full
-
-
-def counted_data_bytes(stage: int, precision: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Whole messages of one step, by collective, as DeepSpeed hands them to torch."""
-    config = ModelConfig(layers=2, hidden=64, ffn=96, heads=8, kv_heads=8, sequence=16, vocab_size=256)
-    mesh = Mesh.create(2, 1)
-    model = GPT.empty(config, mesh, 0.5).fill(initial_weights(config, 1))
-    engine = Engine(model, mesh, OptimConfig(), stage, precision, 2)
-    text = torch.randint(256, (2, 2, 17))
-    batches = [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in text]
-    engine.step(batches, 1e-4)
-
-    from deepspeed.comm.comm import cdb
-
-    sent = {"all_reduce": 0, "reduce_scatter": 0, "all_gather": 0}
-    originals = {name: getattr(cdb, name) for name in COLLECTIVES}
-
-    def counting(name: str):
-        kind, place, parts = COLLECTIVES[name]
-
-        def counted(*arguments, **named):
-            message = (
-                arguments[place] if len(arguments) > place else named.get("input_tensor", named.get("tensor"))
-            )
-            sent[kind] += message.numel() * message.element_size() * parts
-            return originals[name](*arguments, **named)
-
-        return counted
-
-    try:
-        for name in COLLECTIVES:
-            setattr(cdb, name, counting(name))
-        engine.step(batches, 1e-4)
-    finally:
-        for name, original in originals.items():
-            setattr(cdb, name, original)
-    planned = data_messages(parameter_count(config), mesh.data_size, stage, precision, 2)
-    return sent, planned
-
-
-@pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (1, "bf16")]
-)
-def test_data_parallel_bytes_are_those_counted(ranks, stage, precision):
-    sent, planned = ranks(2).run(counted_data_bytes, stage, precision)[0]
-    for kind, size in sent.items():
-        # Paddings, norms and the loss are little beside the gradients.
-        assert size == pytest.approx(planned.get(kind, 0), rel=0.01, abs=2000), kind
-
-
-def test_rings_by_hand():
-    # Four processes: an all-reduce goes round twice, three steps each, of a quarter of the message.
-    link = Link(rate=100.0, delay=1.0)
-    assert data_seconds({"all_reduce": 400}, 4, link) == pytest.approx(2 * 3 * (1 + 1))
-    assert data_seconds({"all_gather": 400}, 4, link) == pytest.approx(3 * (1 + 1))
-    assert data_seconds({}, 1, link) == 0
-
-
-@pytest.mark.parametrize(
-    ("forward", "backward", "waits"),
-    [
-        # A message of 4e9 bytes goes round two replicas in 2 s; of 8 layers, one takes 0.25 s.
-        (9.0, 9.0, [0.25, 0.25, 0.25, 0.25]),
-        (1.5, 9.0, [0.5, 0.25, 0.5, 0.25]),
-        (9.0, 3.0, [0.25, 1.0, 0.25, 1.0]),
-        (0.0, 0.0, [2.0, 4.0, 2.0, 4.0]),
-    ],
-)
-def test_what_zero_3_hides_by_hand(forward, backward, waits):
-    """Two micro-batches: weights before each forward; weights again and gradients beside each backward."""
-    link = Link(rate=1e9)
-    how = {"link": link, "forward": forward, "backward": backward, "layers": 8}
-    assert data_wait(2 * 10**9, 2, 3, "bf16", 2, **how) == pytest.approx(sum(waits))
-    # A model that is kept whole in the step is fetched once, and sends gradients alone backward.
-    fetched, sent = max(0.25, 2 - forward) / 10, max(0.25, 2 - backward) / 10
-    how |= {"forward": forward / 10, "backward": backward / 10}
-    assert data_wait(2 * 10**8, 2, 3, "bf16", 2, **how) == pytest.approx(fetched + 2 * sent)
-    assert data_wait(2 * 10**9, 2, 1, "bf16", 2, **how) == pytest.approx(4 + 2)

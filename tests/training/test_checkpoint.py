@@ -94,7 +94,7 @@ def whole_state(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
         total = torch.zeros(torch.Size(shape).numel())
         if fragment.size and (engine.stage > 0 or mesh.data_rank == 0):
             total.narrow(0, fragment.start, fragment.size).copy_(fragment.numbers)
-        dist.all_reduce(total, group=mesh.data_group)
+        dist.all_reduce(total, group=mesh.data.group)
         return total.view(shape)
 
     tensors = full_tensors(engine.model)

@@ -226,7 +226,7 @@ def apart(kind: str):
             weights["norm.weight"].view(torch.int32)[0] ^= 1
         if step == 5 and kind == "together":
             for weight in model.parameters():
-                dist.broadcast(weight.detach(), mesh.tensor_rank, group=mesh.data_group)
+                dist.broadcast(weight.detach(), mesh.tensor_rank, group=mesh.data.group)
         try:
             guard.after(step)
         except DriftError as error:

@@ -1,0 +1,112 @@
+"""A process group that counts what others send through it, for libraries that make their own messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from caat.parallel.patience import PATIENCE
+
+BACKEND = "counted"
+# Collectives of torch.distributed.ProcessGroup, and which argument is the whole message: the larger side of a
+# gather or scatter. torch 2.13 renamed some of them; torch calls whichever it has.
+MESSAGE = {
+    "broadcast": 0,
+    "reduce": 0,
+    "allreduce": 0,
+    "allreduce_coalesced": 0,
+    "allgather": 0,
+    "allgather_coalesced": 0,
+    "_allgather_base": 0,
+    "allgather_into_tensor_coalesced": 0,
+    "all_gather_single": 0,
+    "all_gather_single_coalesced": 0,
+    "reduce_scatter": 1,
+    "_reduce_scatter_base": 1,
+    "reduce_scatter_tensor_coalesced": 1,
+    "reduce_scatter_single": 1,
+    "reduce_scatter_single_coalesced": 1,
+    "alltoall": 1,
+    "alltoall_base": 1,
+    "all_to_all_single": 1,
+    "send": 0,
+}
+# Methods that send nothing to be counted.
+UNCOUNTED = ("barrier", "monitored_barrier", "recv", "recv_anysource", "_start_coalescing", "_end_coalescing")
+
+# Called with the method's name and the tensors of the message.
+Count = Callable[[str, list[Tensor]], None]
+
+
+class CountedGroup(dist.ProcessGroup):
+    """Hands every collective to ``inner`` as it is, and returns its ``Work``: same streams, same order.
+
+    The caller gets the same concurrency as from ``inner``; a message costs one more Python call.
+    """
+
+    def __init__(self, inner: dist.ProcessGroup, count: Count) -> None:
+        super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]
+        self.inner, self.count = inner, count
+
+    def getBackendName(self) -> str:
+        return BACKEND
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """The devices of the messages: torch chooses one of them for a barrier."""
+        return self.inner._device_types
+
+    # On a GPU torch asks a new group for its backend, and connects that if it can be split. The backend of
+    # ``inner`` is connected already: until the group is made it is its own backend, which cannot be split.
+    made = supports_splitting = False
+
+    def _get_backend(self, device: torch.device) -> Any:
+        return self.inner._get_backend(device) if self.made else self
+
+
+def _counted(name: str) -> Callable[..., Any]:
+    def call(self: CountedGroup, *arguments: Any, **named: Any) -> Any:
+        self.count(name, list(_tensors(arguments[MESSAGE[name]])))
+        return getattr(self.inner, name)(*arguments, **named)
+
+    return call
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    return lambda self, *arguments, **named: getattr(self.inner, name)(*arguments, **named)
+
+
+def _tensors(message: Tensor | Sequence) -> Iterator[Tensor]:
+    if isinstance(message, Tensor):
+        yield message
+    else:
+        for part in message:
+            yield from _tensors(part)
+
+
+for _name in MESSAGE:
+    if hasattr(dist.ProcessGroup, _name):
+        setattr(CountedGroup, _name, _counted(_name))
+for _name in UNCOUNTED:
+    setattr(CountedGroup, _name, _passed_on(_name))
+
+
+def new_counted_group(ranks: list[int], inner: dist.ProcessGroup, count: Count) -> dist.ProcessGroup:
+    """A group of the same ``ranks`` as ``inner``, on the ranks of ``inner``; elsewhere torch's non-member.
+
+    Collective over the world, as ``dist.new_group``.
+    """
+    if not hasattr(dist.Backend, BACKEND.upper()):
+        dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu", "cuda"])
+    group = dist.new_group(ranks, PATIENCE, BACKEND, pg_options=(inner, count))
+    if isinstance(group, CountedGroup):
+        group.made = True
+    return group
+
+
+def _create(options: Any, inner_and_count: tuple[dist.ProcessGroup, Count]) -> CountedGroup:
+    return CountedGroup(*inner_and_count)
