@@ -35,6 +35,9 @@ SECTIONS = {
         Panel("bar", "Share of bytes saved", "bytes_saved"),
         Panel("line", "Bytes forward, per step and process", "tensor_parallel_bytes_forward"),
         Panel("line", "Bytes backward, per step and process", "tensor_parallel_bytes_backward"),
+        Panel("line", "Gradient bytes between replicas, per step", "data_parallel_bytes_gradients"),
+        Panel("line", "Weight bytes between replicas, per step", "data_parallel_bytes_weights"),
+        Panel("line", "Gradient messages between replicas, per step", "data_parallel_calls_gradients"),
     ],
     "Speed": [
         Panel("line", "Tokens per second", "tokens_per_second"),

@@ -53,6 +53,20 @@ class Run:
         return sum(self.records[-1][f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward"))
 
     @property
+    def data_bytes_per_step(self) -> int | None:
+        """Size of the first process's data-parallel messages; None for one replica, or if not recorded."""
+        return self._data_parallel("bytes")
+
+    @property
+    def data_calls_per_step(self) -> int | None:
+        """Number of these messages."""
+        return self._data_parallel("calls")
+
+    def _data_parallel(self, what: str) -> int | None:
+        last = self.records[-1] if self.records else {}
+        return sum(n for name, n in last.items() if name.startswith(f"data_parallel_{what}_")) or None
+
+    @property
     def synchronised(self) -> float:
         """Fraction of the channels inside the layers that was synchronised, averaged over the steps."""
         c = self.config
@@ -181,6 +195,15 @@ class Record(Line):
     tokens_per_second: Positive
     tensor_parallel_bytes_forward: Whole
     tensor_parallel_bytes_backward: Whole
+    # Not in the records of older runs.
+    data_parallel_calls_gradients: Whole = 0
+    data_parallel_calls_weights: Whole = 0
+    data_parallel_calls_loss: Whole = 0
+    data_parallel_calls_control: Whole = 0
+    data_parallel_bytes_gradients: Whole = 0
+    data_parallel_bytes_weights: Whole = 0
+    data_parallel_bytes_loss: Whole = 0
+    data_parallel_bytes_control: Whole = 0
     validation_loss: Finite | None = None
     mfu: Finite | None = None
 

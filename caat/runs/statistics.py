@@ -184,6 +184,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
         bases = baseline(variant, among)
         delta = difference_to_full(variant, bases, lambda run: run.validation_loss)
         sent = variant.sample(lambda run: run.bytes_per_step)
+        data_sent = variant.sample(lambda run: run.data_bytes_per_step)
+        data_calls = variant.sample(lambda run: run.data_calls_per_step)
         seconds = variant.sample(lambda run: run.median("step_seconds"))
         speed = variant.sample(lambda run: run.median("tokens_per_second"))
         mfu = variant.sample(lambda run: run.median("mfu"))
@@ -202,6 +204,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "compared_with": [base.label for base in bases],
                 "synchronised": mean(run.synchronised for run in variant.runs),
                 "bytes_per_step": sent and sent.mean,
+                "data_bytes_per_step": data_sent and data_sent.mean,
+                "data_calls_per_step": data_calls and data_calls.mean,
                 "step_seconds": seconds and seconds.mean,
                 "step_seconds_spread": seconds and seconds.spread,
                 "step_seconds_middle_half": _middle_half(variant, "step_seconds"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import flops_per_token
 from caat.training.checkpoint.state import State
@@ -31,7 +32,8 @@ class Recorder:
     def record(self, taken: TakenStep, state: State, *, ratio: float, learning_rate: float) -> dict[str, Any]:
         """The step ``taken``, after which training stands at ``state``."""
         tflops = self._tflop / taken.seconds
-        sent = self._mesh.tensor.ledger.totals("forward", "backward")
+        tensor = self._mesh.tensor.ledger.totals("forward", "backward")
+        data = self._mesh.data.ledger.totals(*PURPOSES)
         return {
             "step": state.step,
             "tokens": state.tokens,
@@ -46,7 +48,8 @@ class Recorder:
             "memory_gib": memory_gib(self._device),
             "data_wait_seconds": taken.waited,
             "skipped_steps": state.skipped,
-            **{f"tensor_parallel_{name}": n for name, n in sent.items()},
+            **{f"tensor_parallel_{name}": n for name, n in tensor.items()},
+            **{f"data_parallel_{name}": n for name, n in data.items()},
         }
 
 

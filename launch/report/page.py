@@ -17,9 +17,9 @@ NOTE = (
     "± is the standard deviation over the seeds; a single seed has none. The difference to ratio 1 is "
     "computed for each seed, against the runs with the most similar other settings, and averaged; its ± "
     "is the 95 % confidence interval of that mean, by Student's t. Synchronised is the share of channels "
-    "synchronised inside the layers, averaged over the steps. Bytes are what one process puts into "
-    "tensor-parallel collectives in a step, in both directions. Times are medians of each run; brackets "
-    "hold the middle half of all steps."
+    "synchronised inside the layers, averaged over the steps. MiB/step is what one process puts into "
+    "tensor-parallel collectives in a step, in both directions; DP is the size and number of its messages "
+    "to other replicas. Times are medians of each run; brackets hold the middle half of all steps."
 )
 
 
@@ -55,6 +55,8 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "compared with": [_bases(row["compared_with"]) if several else "-" for row in rows],
         "synchronised": [_one(row, "synchronised", "{:.1%}") for row in rows],
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
+        "DP MiB/step": [_one(row, "data_bytes_per_step", "{:,.2f}", MIB) for row in rows],
+        "DP calls/step": [_one(row, "data_calls_per_step", "{:,g}") for row in rows],
         "s/step": [_seconds(row) for row in rows],
         "tokens/s": [_one(row, "tokens_per_second", "{:,.0f}") for row in rows],
         "MFU": [_one(row, "mfu", "{:.1%}") for row in rows],

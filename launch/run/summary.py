@@ -12,6 +12,7 @@ import numpy as np
 
 from caat.data.loader import sequence_count
 from caat.data.shards import TokenShards, read_unigram
+from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes
 from caat.training.plot import plot_loss
@@ -60,6 +61,8 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
         / sum(r["step_seconds"] for r in records),
         "tensor_parallel_bytes_per_step": sent,
         "tensor_parallel_bytes_per_step_full_synchronisation": full,
+        "data_parallel_bytes_per_step": _data_parallel(record, "bytes"),
+        "data_parallel_calls_per_step": _data_parallel(record, "calls"),
         "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
         "run": str(folder),
         "checkpoint": str(folder / "checkpoints" / f"step-{config.train.steps:08}"),
@@ -71,6 +74,11 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
         plot_loss(records, base, title, folder / "loss.png")
     _print(summary, mesh)
     return summary
+
+
+def _data_parallel(record: Mapping[str, int], what: str) -> dict[str, int]:
+    """``bytes`` or ``calls`` of the step by purpose."""
+    return {purpose: record[f"data_parallel_{what}_{purpose}"] for purpose in PURPOSES}
 
 
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
@@ -108,6 +116,12 @@ def _print(summary: dict, mesh: Mesh) -> None:
                 f"{ours[way] / 2**20:.1f} MiB per step and process, {ours[way] / full[way]:.0%} of the "
                 f"{full[way] / 2**20:.1f} MiB of full synchronisation"
             )
+    if mesh.data_size > 1:
+        sizes, calls = summary["data_parallel_bytes_per_step"], summary["data_parallel_calls_per_step"]
+        rows["sent between replicas"] = (
+            f"{sizes['gradients'] / 2**20:.1f} MiB of gradients and {sizes['weights'] / 2**20:.1f} MiB of "
+            f"weights per step and process, in {sum(calls.values())} messages"
+        )
     rows |= {"checkpoint": summary["checkpoint"], "loss plot": summary["plot"], "run folder": summary["run"]}
     rows["use it"] = f"caat generate checkpoint={quote(summary['run'])} prompt='The '"
     width = max(map(len, rows)) + 2

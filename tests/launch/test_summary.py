@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from caat.data.shards import read_unigram
+from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from conf.generate import GenerateConfig
 from conf.reading.verb import load_verb
@@ -64,6 +65,7 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
     step = {"step": 3, "tokens": 48, "loss": 1.0, "validation_loss": 1.5, "ratio": 1.0, "skipped_steps": 0}
     step |= {"tokens_per_second": 8.0, "step_seconds": 2.0, "data_wait_seconds": 1.0}
     step |= {"tensor_parallel_bytes_forward": 0, "tensor_parallel_bytes_backward": 0}
+    step |= {f"data_parallel_{what}_{purpose}": 0 for what in ("bytes", "calls") for purpose in PURPOSES}
     for lines, rate in (
         ([], 8.0),
         ([{**step, "tokens_per_second": 4.0}, [1], {"step": 3, "eval/a/b": 1.0}], 4.0),

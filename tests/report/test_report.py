@@ -44,6 +44,9 @@ def write_run(
             "tensor_parallel_bytes_forward": sent // 2,
             "tensor_parallel_bytes_backward": sent // 2,
         }
+        if sent:  # older runs did not record these
+            record |= {"data_parallel_bytes_gradients": 2**19, "data_parallel_bytes_weights": 2**18}
+            record |= {"data_parallel_calls_gradients": 2, "data_parallel_calls_weights": 3}
         lines.append(json.dumps(record | {"validation_loss": loss}))
     # As `caat evaluate` adds them: the later replaces the earlier, but not that of a later checkpoint.
     for step, off in ((len(losses), 1.0), (len(losses), 0.0), (1, 2.0)):
@@ -84,6 +87,8 @@ def test_figures_by_hand(sweep):
     assert half["difference_to_ratio_1_interval"] == pytest.approx(T_1 * 0.05, abs=1e-12)
     assert [row["synchronised"] for row in (full, half, none)] == [1.0, 0.5, 0.0]
     assert half["bytes_per_step"] == 2**20 and half["trained_tokens"] == 5000
+    assert (half["data_bytes_per_step"], half["data_calls_per_step"]) == (0.75 * 2**20, 5)
+    assert (none["data_bytes_per_step"], none["data_calls_per_step"]) == (None, None)
     # The median of steps 3, 4 and 5: the first two warm up.
     assert half["step_seconds"] == pytest.approx(0.4, abs=1e-12)
     # Of 0.3, 0.3, 0.4, 0.4, 0.5, 0.5; and of one run's 0.3, 0.4, 0.5.
