@@ -95,3 +95,17 @@ def test_launch_holds_less_than_a_third():
         package: sum(len(path.read_text().splitlines()) for path in sources(package)) for package in PACKAGES
     }
     assert lines["launch"] <= LAUNCH * sum(lines.values())
+
+
+def test_functions_are_short_and_take_few_arguments_by_position():
+    wrong = []
+    for path in (path for package in PACKAGES for path in sources(package)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args)]
+            several = len([name for name in names if name not in ("self", "cls")]) > POSITIONAL
+            lines = node.end_lineno - node.lineno + 1 if node.end_lineno else 0
+            if lines > LINES or (several and names[0] != "ctx" and path.name != FOREIGN):
+                wrong.append(f"{module(path)}.{node.name}: {lines} lines, {len(names)} arguments")
+    assert wrong == []

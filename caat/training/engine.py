@@ -48,10 +48,10 @@ class Engine:
         model: nn.Module,
         mesh: Mesh,
         optim: OptimConfig,
+        *,
         stage: int,
         precision: str,
         accumulation: int,
-        *,
         optimizer: Optimizer | None = None,
     ) -> None:
         deepspeed = import_deepspeed()

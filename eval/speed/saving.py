@@ -43,7 +43,7 @@ class SavingBenchmark:
         self.mesh = Mesh.create(config.shards, config.processes)
         self.model = GPT.empty(self.shape, self.mesh, 0.5).fill(initial_weights(self.shape, 1))
         self.tensors = full_tensors(self.model)
-        self.engine = Engine(self.model, self.mesh, OptimConfig(), 1, "fp32", 1)
+        self.engine = Engine(self.model, self.mesh, OptimConfig(), stage=1, precision="fp32", accumulation=1)
         text = torch.randint(self.shape.vocab_size, (config.batch, config.sequence + 1))
         self.batch = [(text[:, :-1], text[:, 1:])]
         self.parameters = parameter_count(self.shape)
@@ -117,8 +117,8 @@ class SavingBenchmark:
             self.tensors,
             lambda: architecture,
             tokenizer,
-            self.engine.live,
-            settings,
+            live=self.engine.live,
+            settings=settings,
         )
 
     def _save(self, saver: Saver) -> None:

@@ -62,11 +62,7 @@ def build_run(
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)
     model = _model(config, mesh, device, source or initial, watchdog)
-    tick_in(model, watchdog.tick)
-    if c.compile:
-        model.compile_cores()
-    watchdog.beat("starting DeepSpeed")
-    engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, c.accumulation(mesh.data_size))
+    engine = _engine(config, model, mesh, watchdog)
     tensors = full_tensors(model)
     watchdog.beat("loading the optimizer state")
     if initial is not None:
@@ -104,6 +100,21 @@ def build_run(
         run.output = _output(config, folder, start.tokens, state)
         _introduce(run, folder, source=source, initial=initial, notes=notes)
     return run
+
+
+def _engine(config: Config, model: GPT, mesh: Mesh, watchdog: Watchdog) -> Engine:
+    tick_in(model, watchdog.tick)
+    if config.train.compile:
+        model.compile_cores()
+    watchdog.beat("starting DeepSpeed")
+    return Engine(
+        model,
+        mesh,
+        config.optim,
+        stage=config.zero.stage,
+        precision=config.train.precision,
+        accumulation=config.train.accumulation(mesh.data_size),
+    )
 
 
 def _model(config: Config, mesh: Mesh, device: torch.device, source: Path | None, watchdog: Watchdog) -> GPT:
@@ -185,9 +196,9 @@ def _saver(
         tensors,
         architecture,
         find_tokenizer(tokens),
-        engine.live,
-        config.checkpoint,
-        watchdog.beat,
+        live=engine.live,
+        settings=config.checkpoint,
+        beat=watchdog.beat,
     )
 
 

@@ -45,7 +45,7 @@ def train(checkpoint, tasks, processes: int, stage: int, evaluating: bool):
     """Losses of three steps, and the figures of the model before and after the first."""
     mesh = Mesh.create(SHARDS, processes)
     model = load_model(checkpoint, mesh).train()
-    engine = CutEngine(model, mesh, OptimConfig(lr=1e-2), stage, "fp32", 1)
+    engine = CutEngine(model, mesh, OptimConfig(lr=1e-2), stage=stage, precision="fp32", accumulation=1)
     tokenizer, losses, figures, beats = load_tokenizer(checkpoint / "tokenizer.model"), [], [], []
     for step in range(3):
         if evaluating and step < 2:

@@ -72,7 +72,15 @@ def begin(processes: int, stage: int, precision: str, folder: Path | None = None
     if folder is not None:
         load_weights(model, full_tensors(model), mesh.local_shards, folder)
     optim = OptimConfig()
-    return Engine(model, mesh, optim, stage, precision, 1, optimizer=FeedbackAdamW(model, optim))
+    return Engine(
+        model,
+        mesh,
+        optim,
+        stage=stage,
+        precision=precision,
+        accumulation=1,
+        optimizer=FeedbackAdamW(model, optim),
+    )
 
 
 def losses(engine: Engine, first: int, last: int) -> list[float]:
@@ -104,8 +112,8 @@ def saved(folder: Path, stage: int, precision: str):
         full_tensors(model),
         lambda: architecture,
         folder / "t.model",
-        engine.live,
-        CheckpointConfig(),
+        live=engine.live,
+        settings=CheckpointConfig(),
     )
     before = kept(engine)
     saver.save(state(SAVED_AT))
@@ -128,7 +136,7 @@ def refused(folder: Path) -> str:
     """What a run with plain AdamW says of the state."""
     mesh = Mesh.create(SHARDS, 1)
     model = build(mesh, 0.5, dtype=torch.float32, config=NARROW)
-    engine = Engine(model, mesh, OptimConfig(), 1, "fp32", 1)
+    engine = Engine(model, mesh, OptimConfig(), stage=1, precision="fp32", accumulation=1)
     try:
         load_optimizer(engine.live, full_tensors(model), folder)
     except ValueError as error:

@@ -33,7 +33,9 @@ def train(config: Config, mesh: Mesh) -> None:
     full = initial_weights(config.model, 1)
     model = GPT.empty(config.model, mesh, config.sync.ratio, *how, dtype=PRECISIONS["fp32"]).fill(full)
     accumulation = c.accumulation(mesh.data_size)
-    engine = Engine(model, mesh, config.optim, config.zero.stage, c.precision, accumulation)
+    engine = Engine(
+        model, mesh, config.optim, stage=config.zero.stage, precision=c.precision, accumulation=accumulation
+    )
     for _ in range(STEPS):
         text = torch.randint(config.model.vocab_size, (accumulation, c.micro_batch, c.sequence + 1))
         engine.step([(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in text], 1e-4)

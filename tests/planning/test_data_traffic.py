@@ -57,7 +57,7 @@ def counted_data_bytes(config: ModelConfig, processes: int, accumulation: int, c
 def small_engine(config: ModelConfig, mesh: Mesh, stage: int, precision: str, accumulation: int) -> Engine:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = GPT.empty(config, mesh, 0.5, dtype=dtype).fill(initial_weights(config, 1))
-    return Engine(model, mesh, OptimConfig(), stage, precision, accumulation)
+    return Engine(model, mesh, OptimConfig(), stage=stage, precision=precision, accumulation=accumulation)
 
 
 @contextmanager

@@ -16,7 +16,9 @@ def poisoned(stage: int, precision: str, where: str):
     """A good step, a bad one, a good one; only the last rank is poisoned."""
     mesh = Mesh.create(4, 2)
     model = build(mesh, 0.5, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    engine = Engine(model, mesh, OptimConfig(lr=1e-2, clip=1.0), stage, precision, 1)
+    engine = Engine(
+        model, mesh, OptimConfig(lr=1e-2, clip=1.0), stage=stage, precision=precision, accumulation=1
+    )
     last = torch.distributed.get_rank() == 3
     poison = [False]
 

@@ -57,15 +57,15 @@ def saver(folder: Path, engine: Engine, ratio: float, **settings) -> Saver:
         full_tensors(model),
         lambda: architecture(engine.mesh.shards, ratio),
         tokenizer,
-        engine.live,
-        CheckpointConfig(**settings),
+        live=engine.live,
+        settings=CheckpointConfig(**settings),
     )
 
 
 def start(shards: int, processes: int, ratio: float, stage: int, precision: str = "fp32") -> Engine:
     mesh = Mesh.create(shards, processes)
     model = build(mesh, ratio, dtype=torch.float32)
-    return Engine(model, mesh, OptimConfig(), stage, precision, 1)
+    return Engine(model, mesh, OptimConfig(), stage=stage, precision=precision, accumulation=1)
 
 
 def write(
@@ -117,7 +117,7 @@ def load(folder: Path, shards: int, processes: int, ratio: float, stage: int, pr
     mesh = Mesh.create(shards, processes)
     model = build(mesh, ratio, dtype=torch.float32)
     load_weights(model, full_tensors(model), mesh.local_shards, folder)
-    engine = Engine(model, mesh, OptimConfig(), stage, precision, 1)
+    engine = Engine(model, mesh, OptimConfig(), stage=stage, precision=precision, accumulation=1)
     load_master_weights(engine.live, full_tensors(model), folder)
     assert load_optimizer(engine.live, full_tensors(model), folder) == []
     return whole_state(engine), engine.live.optimizer.steps

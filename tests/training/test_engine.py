@@ -96,7 +96,7 @@ def train(
     mesh = Mesh.create(shards, processes, options)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(mesh, ratio, checkpointing, dtype, config)
-    engine = Engine(model, mesh, OPTIM, stage, precision, ACCUMULATION)
+    engine = Engine(model, mesh, OPTIM, stage=stage, precision=precision, accumulation=ACCUMULATION)
     results = [
         engine.step([micro_batch(step, mesh.data_rank, m) for m in range(ACCUMULATION)], LR)
         for step in range(STEPS)

@@ -37,16 +37,21 @@ def resumed(folder: Path, again: Path | None, stage: int, precision: str):
     model = build(mesh, 0.5, dtype=torch.float32, config=TINY)
     tensors = full_tensors(model)
     load_weights(model, tensors, mesh.local_shards, folder)
-    engine = Engine(model, mesh, OptimConfig(), stage, precision, 1)
+    engine = Engine(model, mesh, OptimConfig(), stage=stage, precision=precision, accumulation=1)
     load_master_weights(engine.live, tensors, folder)
     assert load_optimizer(engine.live, tensors, folder) == []
     state, steps = whole_state(engine), engine.live.optimizer.steps
     if again is not None:
         architecture = read_architecture(folder)
         settings = CheckpointConfig(asynchronous=False)
-        Saver(again, tensors, lambda: architecture, folder / "tokenizer.model", engine.live, settings).save(
-            read_state(folder)[0]
-        )
+        Saver(
+            again,
+            tensors,
+            lambda: architecture,
+            folder / "tokenizer.model",
+            live=engine.live,
+            settings=settings,
+        ).save(read_state(folder)[0])
     return state, steps, [engine.step([batch(seed=seed)], 1e-2).loss for seed in (4, 5)]
 
 

@@ -93,7 +93,9 @@ def run(
     start = State(step=0, tokens=0, position=0, sequence=16, seed=1, data="")
     if source is not None:
         load_weights(model, tensors, mesh.local_shards, source)
-    engine = Engine(model, mesh, config.optim, stage, precision, 4 // mesh.data_size)
+    engine = Engine(
+        model, mesh, config.optim, stage=stage, precision=precision, accumulation=4 // mesh.data_size
+    )
     if source is not None:
         load_master_weights(engine.live, tensors, source)
         assert load_optimizer(engine.live, tensors, source) == []
@@ -106,8 +108,8 @@ def run(
         tensors,
         lambda: replace(architecture(SHARDS, model.ratio), ratio=model.ratio),
         folder / "t.model",
-        engine.live,
-        CheckpointConfig(),
+        live=engine.live,
+        settings=CheckpointConfig(),
     )
     config.checkpoint.every = 1
     watchdog, log = Watchdog(None, 0, 1, 600.0), Log()

@@ -37,7 +37,9 @@ def steps(engine: Engine, first: int, last: int) -> list[float]:
 
 
 def engine_on(mesh: Mesh, model, stage: int, precision: str) -> Engine:
-    return Engine(model, mesh, OPTIM, stage, precision, GLOBAL_BATCH // mesh.data_size)
+    return Engine(
+        model, mesh, OPTIM, stage=stage, precision=precision, accumulation=GLOBAL_BATCH // mesh.data_size
+    )
 
 
 def uninterrupted(

@@ -39,7 +39,7 @@ def extra_bytes(folder: Path) -> tuple[int, int]:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
     mesh = Mesh.create(2, 2)
     model = GPT.empty(WIDE, mesh, 0.5).fill(initial_weights(WIDE, 1))
-    engine = Engine(model, mesh, OptimConfig(), 1, "fp32", 1)
+    engine = Engine(model, mesh, OptimConfig(), stage=1, precision="fp32", accumulation=1)
     (folder / "t.model").touch()
     architecture = Architecture(WIDE, 2, 0.5, model.shared_channels, model.private_scale)
     tensors, settings = full_tensors(model), CheckpointConfig(asynchronous=False)
@@ -48,8 +48,8 @@ def extra_bytes(folder: Path) -> tuple[int, int]:
         tensors,
         lambda: architecture,
         folder / "t.model",
-        engine.live,
-        settings,
+        live=engine.live,
+        settings=settings,
     )
     saver.save(State(step=1, tokens=16, position=1, sequence=16, seed=1, data=""))
     before = resident_bytes()

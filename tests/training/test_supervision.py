@@ -164,7 +164,7 @@ def drift(kind: str, stage: int):
     """What the guard says of good steps and of one in which the last rank's copy changed."""
     mesh = Mesh.create(4, 2)
     model = build(mesh, 0.5, dtype=torch.float32)
-    engine = Engine(model, mesh, OptimConfig(lr=1e-2), stage, "fp32", 1)
+    engine = Engine(model, mesh, OptimConfig(lr=1e-2), stage=stage, precision="fp32", accumulation=1)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, Control(), 2)
     last = dist.get_rank() == 3
     replicas.SHARDED_EACH_TIME = 100
@@ -212,7 +212,7 @@ def apart(kind: str):
     """
     mesh = Mesh.create(4, 2)
     model = build(mesh, 0.5, dtype=torch.float32)
-    engine = Engine(model, mesh, OptimConfig(lr=1e-2), 0, "fp32", 1)
+    engine = Engine(model, mesh, OptimConfig(lr=1e-2), stage=0, precision="fp32", accumulation=1)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, Control(), 2, equal_after=lambda step: step in (1, 5))
     replicas.SHARDED_EACH_TIME = 100
     weights = {name: model.get_parameter(name).detach() for name in ("norm.weight", "head.weight")}

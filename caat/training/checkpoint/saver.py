@@ -58,6 +58,7 @@ class Saver:
         tensors: Sequence[FullTensors],
         architecture: Callable[[], Architecture],
         tokenizer: Path,
+        *,
         live: LiveState,
         settings: CheckpointConfig,
         beat: Callable[[str], None] = lambda doing: None,
