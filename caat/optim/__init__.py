@@ -1,1 +1,1 @@
-"""Optimizers, each with the state that it declares: what checkpoints save and resume of it."""
+"""Optimizers; each declares the state that checkpoints save and resume."""

@@ -1,4 +1,4 @@
-"""AdamW of torch, with decay on matrices alone."""
+"""torch's AdamW, with weight decay on matrices only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
             lr=optim.lr,
             betas=(optim.betas[0], optim.betas[1]),
             eps=optim.eps,
-            # One pass over weights, gradients and moments instead of one for each operator.
+            # One pass over weights, gradients and moments instead of one per operator.
             fused=True if next(model.parameters()).is_cuda else None,
         )
 
@@ -32,14 +32,14 @@ class AdamW(Optimizer, torch.optim.AdamW):
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        # AdamW corrects its moments by them.
+        # AdamW's bias correction of the moments depends on the step.
         for state in self.state.values():
             state["step"].fill_(steps)
 
     def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         if not state:
-            # As AdamW makes it at its first step. The fused one of a GPU counts there.
+            # Initialise like AdamW's first step. The fused implementation keeps its counter on the GPU.
             state["step"] = torch.zeros((), device=weight.device if self.defaults["fused"] else "cpu")
             for kind in ("exp_avg", "exp_avg_sq"):
                 state[kind] = torch.zeros_like(weight)
@@ -47,7 +47,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay matrices (linears, embedding and head, as Megatron does), not the vectors of the norms."""
+    """Return groups that decay matrices (linears, embedding and head, like Megatron) but not norm weights."""
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},

@@ -1,4 +1,4 @@
-"""What training, saving and resuming ask of an optimizer."""
+"""The interface of optimizers to training, saving and resuming."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from caat.optim.kinds import StateKind
 
 
 class Optimizer(torch.optim.Optimizer):
-    """A base beside one of torch's optimizers: ``class AdamW(Optimizer, torch.optim.AdamW)``.
+    """A mixin for torch's optimizers: ``class AdamW(Optimizer, torch.optim.AdamW)``.
 
-    DeepSpeed hands its ranges of the weights to :meth:`step`, and :meth:`shared_state` tells what belongs
-    to them.
+    DeepSpeed puts its flat ranges of the weights into ``param_groups``; :meth:`shared_state` returns their
+    state.
     """
 
-    # Both stand in checkpoints.
+    # Both are written to checkpoints.
     name: ClassVar[str]
     kinds: ClassVar[tuple[StateKind, ...]]
-    # Set by the engine where a step is not good: DeepSpeed checks gradients itself, but not the loss.
+    # Set by the engine to skip a step with a non-finite loss: DeepSpeed itself checks only gradients.
     skip = False
 
     def step(self, closure=None):  # type: ignore[override]
@@ -28,7 +28,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def steps(self) -> int:
-        """Steps taken: those that were not skipped. Set when resuming, after the state is there."""
+        """Number of steps taken, skipped ones not counted. Set when resuming, after the state exists."""
         raise NotImplementedError
 
     @steps.setter
@@ -36,16 +36,16 @@ class Optimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
-        """The shared kinds of ``weight``, live, each of its shape; made if they are not there yet.
+        """Return the live shared kinds of ``weight``, each in its shape; create them if necessary.
 
-        ``weight`` is one of ``param_groups``: a parameter, or a flat range of several of them.
+        ``weight`` is an entry of ``param_groups``: a parameter, or a flat range of several parameters.
         """
         raise NotImplementedError
 
     def replica_state(self, kind: str) -> dict[str, Tensor]:
-        """One kind of which each replica has its own copy, live: this process's part.
+        """Return this process's live state of a kind of which each replica has its own copy.
 
-        By parameter, the whole of it as this process holds it before ZeRO; without the weights' shape, flat
-        tensors by names of the optimizer's own, the same on all processes.
+        Kinds in the shape of the weights: by parameter, in its shape on this process before ZeRO. Other
+        kinds: flat tensors by names that the optimizer chooses, the same on all processes.
         """
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Master weights and optimizer state of this process as they lie in memory, at every ZeRO stage.
+"""Views of the master weights and optimizer state in this process's memory, at every ZeRO stage.
 
-Each stage cuts the state over the replicas in its own way, but always into ranges of the flattened
-parameter. So one view serves all: saving copies the ranges out, loading copies them in.
+Each stage partitions the state over the replicas in a different way, but always into ranges of the flattened
+parameter. One view serves all stages: saving copies the ranges out, loading copies them in.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Place:
-    """Numbers ``[start, start + size)`` of a parameter are ``[offset, offset + size)`` of ``weight``.
+    """Maps numbers ``[start, start + size)`` of a parameter to ``[offset, offset + size)`` of ``weight``.
 
-    ``weight`` is flat, and one of the optimizer's own; None: this process holds nothing of the parameter.
+    ``weight`` belongs to the optimizer and is read as flat; None: this process holds none of the parameter.
     """
 
     weight: Tensor | None
@@ -43,10 +43,10 @@ class Place:
 
 
 class LiveState:
-    """What this process holds of master weights and optimizer state, by kind.
+    """This process's part of master weights and optimizer state, by kind.
 
-    ``zero`` is DeepSpeed's optimizer round ``optimizer``. ``rounded``: the model computes with weights that
-    are rounded from the master weights, so those are loaded and saved by themselves.
+    ``zero`` is DeepSpeed's wrapper around ``optimizer``. ``rounded``: the model's weights are rounded copies
+    of the master weights, so the master weights are loaded and saved separately.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class LiveState:
         return (WEIGHT, *self.optimizer.kinds)
 
     def fragments(self) -> dict[tuple[str, str], Fragment]:
-        """What this process holds, by parameter and kind; of size 0 where it holds nothing.
+        """Return this process's fragments by parameter and kind; a fragment has size 0 if it holds nothing.
 
-        Shared kinds: replicas hold disjoint ranges at stages 1 to 3, all of it at stage 0. Other kinds: the
-        whole of this process's parameter; without the weights' shape, tensors by names of the optimizer's.
+        Shared kinds: replicas hold disjoint ranges at stages 1 to 3, and everything at stage 0. Other kinds:
+        the complete parameter of this process or, if not in its shape, tensors that the optimizer names.
         """
         found = {}
         for name, parameter in self._model.named_parameters():
@@ -101,6 +101,6 @@ def _mapped(parameter: Any, zero: Any, optimizer: Optimizer) -> Place:
 def _partitioned(parameter: Any, zero: Any, optimizer: Optimizer) -> Place:
     group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
     start = size * zero._get_param_partition_rank(parameter)
-    # The last partitions are padded to the length of the others.
+    # The last partition is padded to the length of the others.
     size = max(0, min(size, parameter.ds_numel - start))
     return Place(zero.fp32_partitioned_groups_flat[group], offset, start, size)

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: step, record, validation, what all ranks agree on, checkpoint."""
+"""The training loop: step, record, validation, agreement between ranks, checkpoint."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from conf.schema import Config
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not a finite number."""
+    """Too many steps in a row had a non-finite loss or gradient."""
 
 
 @dataclass
 class Supervision:
-    """What looks after a run: who agrees, asks it to stop, and notices when it hangs or drifts."""
+    """Supervision of a run: agreement between ranks, stop signals, detection of hangs and replica drift."""
 
     control: Control
     request: StopRequest
@@ -41,10 +41,10 @@ class Supervision:
 
 @dataclass
 class Training:
-    """The parts of a run on this rank, and where it stands.
+    """The components of a run on this rank, and its training state.
 
-    ``validation()`` gives this rank's held-out batches, ``benchmarks(step)`` further figures of the model,
-    every ``eval.every`` steps and at the end, logged by themselves.
+    ``validation()`` returns this rank's held-out batches. ``benchmarks(step)`` returns scores of the model;
+    it is called every ``eval.every`` steps and at the end, and the scores are logged as a separate record.
     """
 
     config: Config
@@ -63,19 +63,19 @@ class Training:
             self.output.progress.say(text)
 
     def validate(self, step: int, sampled: bool = False) -> float | None:
-        """The loss of the held-out text; ``sampled``: some of it is shown beside its losses. Collective."""
+        """Return the held-out loss; ``sampled``: also take samples of text with their losses. Collective."""
         see = self.output.samples.see if self.output and sampled else None
         return finite(self.engine.evaluate(self.held_out(step), see))
 
     def held_out(self, step: int) -> Iterable:
-        """The batches of a validation at ``step``, each a sign of life."""
+        """Yield the batches of a validation at ``step``, with a watchdog beat for each."""
         for batch in self.validation():
             self.supervision.watchdog.beat(f"validating at step {step}")
             yield batch
 
 
 def train(run: Training) -> dict:
-    """Train from ``run.state`` to ``train.steps`` steps; returns the last step's record. Collective.
+    """Train from ``run.state`` to ``train.steps`` steps; return the record of the last step. Collective.
 
     Raises on every rank at the same step: :class:`NonFiniteError`, :class:`StoppedBySignal` (after saving),
     :class:`~caat.training.checkpoint.saver.SaveError` and :class:`~caat.supervision.replicas.DriftError`.
@@ -126,7 +126,7 @@ def train(run: Training) -> dict:
 
 
 def _validation_before(run: Training, step: int, ratio: float) -> dict[str, float | None]:
-    """The loss before ``step`` where the model becomes another one in it; else nothing."""
+    """Return the validation loss before ``step`` if the model changes in it, otherwise nothing."""
     if not _begins_anew(run.config, step):
         return {}
     loss = run.engine.evaluate(run.held_out(step))
@@ -135,7 +135,7 @@ def _validation_before(run: Training, step: int, ratio: float) -> dict[str, floa
 
 
 def _after(run: Training, step: int, result: StepResult) -> State:
-    """Where training stands after ``step``."""
+    """Return the training state after ``step``."""
     c, before = run.config.train, run.state
     return replace(
         before,
@@ -148,7 +148,7 @@ def _after(run: Training, step: int, result: StepResult) -> State:
 
 
 def _check_finite(run: Training, result: StepResult) -> None:
-    """Raise :class:`NonFiniteError` after too many skipped steps; every rank counts the same."""
+    """Raise :class:`NonFiniteError` after too many skipped steps. All ranks have the same count."""
     state, config = run.state, run.config
     if state.skipped_in_a_row >= config.train.max_skipped:
         raise NonFiniteError(
@@ -160,12 +160,12 @@ def _check_finite(run: Training, result: StepResult) -> None:
 
 
 def _log_benchmarks(run: Training, step: int) -> None:
-    """Run the benchmarks; where they fail, on whichever ranks, that is a warning. Collective."""
+    """Run the benchmarks; a failure on any rank is only a warning. Collective."""
     assert run.benchmarks is not None
     scores, problem = {}, ""
     try:
         scores = run.benchmarks(step)
-    # Tasks are the programs of others.
+    # Tasks are third-party code and may raise anything.
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     problems = [text for text in run.supervision.control.gather(problem) if text]
@@ -176,7 +176,7 @@ def _log_benchmarks(run: Training, step: int) -> None:
 
 
 def _begins_anew(config: Config, step: int) -> bool:
-    """Whether the model is another one in ``step``: from given weights, or at another ratio than before."""
+    """Return whether the model changes in ``step``: it starts from given weights, or the ratio changes."""
     if step == 1:
         return config.initialize is not None
     return config.sync.ratio_of(step) != config.sync.ratio_of(step - 1)

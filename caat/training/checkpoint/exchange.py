@@ -1,4 +1,4 @@
-"""From the ranks that hold a parameter's state to the rank that writes it."""
+"""Send the state of parameters from the ranks that hold it to the ranks that write it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Ranges = dict[tuple[str, str], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Turn:
-    """One parameter's tensors of one kind, on their way to a file of their writer."""
+    """One parameter's tensors of one kind, to be sent to the rank that writes their file."""
 
     file: File
     tensors: FullTensors
@@ -33,7 +33,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Piece:
-    """Numbers ``[start, start + size)`` of the flattened parameter of a tensor rank, and who sends them."""
+    """Numbers ``[start, start + size)`` of a tensor rank's flattened parameter, and the rank with them."""
 
     source: int
     tensor_rank: int
@@ -42,9 +42,9 @@ class Piece:
 
 
 class Exchange:
-    """Who sends what to whom. A turn of every writer goes on at a time, so each holds one parameter at most.
+    """The plan of messages. In a round, every writer has one turn, so it holds at most one parameter.
 
-    ``ranges`` are those of this rank. Collective to make.
+    ``ranges`` are those of this rank. Creating it is collective.
     """
 
     def __init__(self, files: Sequence[File], ranges: Ranges, mesh: Mesh, control: Control) -> None:
@@ -58,7 +58,7 @@ class Exchange:
         self._buffers: list[Tensor] = []
 
     def sent_by_me(self) -> list[tuple[str, str]]:
-        """Parameters and kinds of which some writer, this rank included, gets this rank's fragment."""
+        """Return the parameters and kinds of which any writer (or this rank itself) needs our fragment."""
         return [
             (turn.tensors.parameter, turn.file.content.kind)
             for turns in self.rounds
@@ -67,7 +67,7 @@ class Exchange:
         ]
 
     def allocate(self) -> None:
-        """Room for the largest parameter that this rank writes: in a round, others wait for who fails."""
+        """Allocate memory for this rank's largest parameter: in a round, a failure would block the others."""
         sizes = [prod(turn.tensors.local_shape(self.mesh.processes)) for turn in self._mine]
         several = any(turn.tensors.sharding is not None for turn in self._mine)
         count = self.mesh.processes if several else 1
@@ -77,7 +77,7 @@ class Exchange:
         self._buffers = []
 
     def run(self, turns: Sequence[Turn], held: Held) -> tuple[Turn, list[Tensor]] | None:
-        """One round; for this rank's turn in it, the parameter of every tensor rank. Collective."""
+        """Run one round; return this rank's turn in it and the parameter of every tensor rank. Collective."""
         me, mine, requests, buffers = self.control.rank, None, [], []
         for turn in turns:
             parameter, kind = turn.tensors.parameter, turn.file.content.kind
@@ -102,7 +102,7 @@ class Exchange:
         return mine
 
     def _pieces(self, turn: Turn) -> list[Piece]:
-        """Each number once, of the replica nearest to the writer or the one whose copy it is."""
+        """Return pieces that cover each number once, from the nearest replica or the owner of the copy."""
         found: dict[tuple[int, int], Piece] = {}
         content, processes = turn.file.content, self.mesh.processes
         ranks = [

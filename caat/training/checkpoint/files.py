@@ -1,4 +1,4 @@
-"""Which files a checkpoint has, and one safetensors file written tensor by tensor."""
+"""The files of a checkpoint, and a writer of one safetensors file, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from caat.parallel.sharding import FullTensors, Sharding
 from caat.storage.durable import write_json
 from caat.training.live import LiveState
 
-# A kind is one file, unless there are ranks to share files of at least SHARE_BYTES, or it is over FILE_BYTES.
+# A kind is one file unless it exceeds FILE_BYTES, or several ranks can write files of at least SHARE_BYTES.
 SHARE_BYTES = 64 * 2**20
 FILE_BYTES = 4 * 2**30
-# Numbers that are summed, hashed and written while they are in the processor's cache: 1 MiB.
+# Numbers that are summed, hashed and written while they are in the CPU cache: 1 MiB.
 BLOCK = 2**18
 
 
 @dataclass(frozen=True)
 class Content:
-    """All tensors of one kind; ``replica``: the copy of this replica, where each replica has its own."""
+    """All tensors of one kind; ``replica`` is set if each replica has its own copy."""
 
     kind: str
     tensors: Sequence[FullTensors]
@@ -38,13 +38,13 @@ class Content:
 
     @property
     def stem(self) -> str:
-        """The file's name before ``.safetensors``. The names inside are the same for all kinds."""
+        """The file's name without ``.safetensors``. All kinds use the same tensor names inside."""
         return stem(self.kind, self.replica)
 
 
 @dataclass(frozen=True)
 class File:
-    """One safetensors file: which tensors of ``content`` it holds, and which rank writes it."""
+    """One safetensors file: the tensors of ``content`` that it holds, and the rank that writes it."""
 
     name: str
     content: Content
@@ -53,7 +53,7 @@ class File:
 
 
 def plan_files(contents: Sequence[Content], world: int) -> list[File]:
-    """Runs of tensors of about equal bytes, for each of ``contents``, spread over the ranks."""
+    """Split each of ``contents`` into files of about equal size and distribute them over the ranks."""
     runs = [(content, run) for content in contents for run in _runs(content.tensors, world)]
     counts = Counter(content.stem for content, _ in runs)
     files: list[File] = []
@@ -82,7 +82,7 @@ def stem(kind: str, replica: int | None = None) -> str:
 
 
 def file_name(stem: str, number: int, count: int) -> str:
-    """Hugging Face's: with the number and the count if there are several."""
+    """Return Hugging Face's name of a file, with its number and their count if there are several."""
     part = "" if count == 1 else f"-{number + 1:05}-of-{count:05}"
     return f"{stem}{part}.safetensors"
 
@@ -105,7 +105,7 @@ def write_indices(folder: Path, files: Sequence[File]) -> dict[str, str]:
 
 
 def own_tensors(kind: StateKind, live: LiveState) -> list[FullTensors]:
-    """The tensors of a kind without the weights' shape; each process holds an equal part."""
+    """Return the tensors of a kind that is not in the shape of the weights; processes hold equal parts."""
     processes = live.mesh.processes
     sizes = {name: held.size for (name, each), held in live.fragments().items() if each == kind.name}
     return [
@@ -120,7 +120,7 @@ def own_tensors(kind: StateKind, live: LiveState) -> list[FullTensors]:
 
 
 class TensorFile:
-    """A new safetensors file of float32 tensors, given in order, each in as many strips as wanted."""
+    """A new safetensors file of float32 tensors, which are appended in order, in any number of strips."""
 
     def __init__(self, path: Path, contents: Sequence[FullTensors]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -137,20 +137,20 @@ class TensorFile:
         self._write(len(text).to_bytes(8, "little") + text)
 
     def append(self, strip: Tensor) -> bool:
-        """The next numbers, float32 on the CPU; returns whether all of them are finite."""
+        """Append numbers, float32 on the CPU; return whether all of them are finite."""
         numbers = strip.contiguous().numpy().reshape(-1)
         self._left -= numbers.nbytes
         finite = True
         for start in range(0, len(numbers), BLOCK):
             block = numbers[start : start + BLOCK]
             with np.errstate(all="ignore"):
-                # A sum is not finite if any of its terms is not. NumPy's leaves the other cores to training.
+                # A non-finite term makes the sum non-finite. NumPy leaves the other cores to training.
                 finite = finite and bool(np.isfinite(block.sum()))
             self._write(block.data.cast("B"))
         return finite
 
     def close(self) -> str:
-        """Make the file durable; returns its checksum."""
+        """Make the file durable and return its checksum."""
         assert self._left == 0, self._left
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -158,7 +158,7 @@ class TensorFile:
         return self._hash.hexdigest()
 
     def abandon(self) -> None:
-        """After an error: let go of the file, and of the space it takes once it is deleted."""
+        """Close the file after an error, so that deleting it frees its space."""
         with suppress(OSError):
             self._file.close()
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints: their checksums, and only the slices that a process needs. Nothing is executed."""
+"""Read checkpoints: verify checksums, and read only the slices that a process needs. Executes no code."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class _Index:
 
 
 class Tensors:
-    """The full tensors in the files ``stem`` of a checkpoint, by Hugging Face name, read when asked for.
+    """The full tensors in the files ``stem`` of a checkpoint, by Hugging Face name, read on demand.
 
-    Raises ``ValueError`` if files or tensors are missing or damaged, or have another shape than asked for.
+    Raises ``ValueError`` if files or tensors are missing or damaged, or have an unexpected shape.
     """
 
     def __init__(self, folder: Path, stem: str = "model") -> None:
@@ -52,30 +52,30 @@ class Tensors:
         return list(self._where)
 
     def fits(self, tensors: Sequence[FullTensors]) -> bool:
-        """Whether the files hold these tensors and no others, in these shapes."""
+        """Return whether the files hold exactly these tensors, in these shapes."""
         wanted = [pair for each in tensors for pair in zip(each.names, each.shapes, strict=True)]
         return dict(wanted) == {name: self._shape(name) for name in self._where}
 
     def dtype(self, name: str) -> str:
-        """As safetensors names it: F32, BF16, ..."""
+        """Return the type by its name in safetensors: F32, BF16, ..."""
         return self._open(self._where[name]).get_slice(name).get_dtype()
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The whole tensor, of this shape."""
+        """Read the tensor and check that it has this shape."""
         self.check(name, shape)
         return self.whole(name)
 
     def whole(self, name: str) -> Tensor:
-        """The tensor, of whatever shape."""
+        """Read the tensor, whatever its shape."""
         return self._open(self._where[name]).get_tensor(name)
 
     def slices(self, name: str, shape: tuple[int, ...]) -> Sliceable:
-        """The tensor, of this shape; only the slices that are asked for are read."""
+        """Return the tensor, with this shape, for reading slices."""
         self.check(name, shape)
         return self._open(self._where[name]).get_slice(name)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise ``ValueError`` unless the tensor is there, with this shape."""
+        """Raise ``ValueError`` unless the tensor exists with this shape."""
         if name not in self._where:
             raise ValueError(f"{self._folder} has no tensor {name}: it belongs to another model")
         file = self._open(self._where[name])
@@ -104,10 +104,10 @@ class Tensors:
 
 
 def damage(folder: Path, control: Control, optimizer: bool = True, tick: Tick = lambda: None) -> list[str]:
-    """What is wrong with the files of a checkpoint, a line each; none if all have their checksums.
+    """Return the problems with the files of a checkpoint, one line each; none if all checksums match.
 
-    ``optimizer``: the files of its state, too. ``tick`` is called for every block read. Every file is read
-    once, by one of the ranks. Collective, with the same answer on all ranks.
+    ``optimizer``: include the optimizer state. ``tick`` is called for every block read. Each file is read
+    once, by one of the ranks. Collective, with the same result on all ranks.
     """
     try:
         checksums = read_checksums(folder)
@@ -129,7 +129,7 @@ def load_weights(
     folder: Path,
     tick: Tick = lambda: None,
 ) -> None:
-    """Fill the parameters of ``model``, which holds the shards ``which``, before DeepSpeed gets them.
+    """Fill the parameters of ``model``, which holds the shards ``which``, before DeepSpeed wraps it.
 
     ``tick`` is called for every parameter.
     """
@@ -146,7 +146,7 @@ def load_weights(
 def load_master_weights(
     live: LiveState, tensors: Sequence[FullTensors], folder: Path, tick: Tick = lambda: None
 ) -> None:
-    """Fill this rank's part of the master weights, unless they are the model's own.
+    """Fill this rank's part of the master weights, unless they are the model's weights themselves.
 
     ``tick`` is called for every parameter.
     """
@@ -157,11 +157,11 @@ def load_master_weights(
 def load_optimizer(
     live: LiveState, tensors: Sequence[FullTensors], folder: Path, tick: Tick = lambda: None
 ) -> list[str]:
-    """Fill this rank's part of the optimizer's state, and set its steps.
+    """Fill this rank's part of the optimizer state, and set the number of its steps.
 
-    ``tick`` is called for every parameter. Returns notes for the user on what could not be resumed: kinds
-    that each replica keeps for itself, where there are more or fewer replicas now. Raises ``ValueError`` for
-    the state of another optimizer.
+    ``tick`` is called for every parameter. Returns notes for the user on state that could not be resumed:
+    kinds of which each replica has its own copy, if the number of replicas has changed. Raises ``ValueError``
+    for the state of another optimizer.
     """
     saved, optimizer = read_optimizer(folder), live.optimizer
     require(

@@ -1,4 +1,4 @@
-"""Saving: a copy between two steps, files written beside training, visible when all of them are on disk."""
+"""Save checkpoints: copy the state between two steps, write it during training, publish it atomically."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from conf.schema import CheckpointConfig
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written; the message names the rank and the cause. Earlier ones are whole."""
+    """A checkpoint could not be written. The message names rank and cause; earlier checkpoints are intact."""
 
 
 class _NotFinite(Exception):
-    """What is to be saved would be of no use."""
+    """The weights or the optimizer state hold nan or inf."""
 
 
-# The disk, the memory, the numbers of this rank: others are told, and training goes on.
+# Problems with this rank's disk, memory or numbers: the other ranks are told, and training continues.
 LOCAL_PROBLEMS = (OSError, MemoryError, RuntimeError, _NotFinite)
 BEAT_SECONDS = 1.0
 
 
 class Saver:
-    """Writes checkpoints of this run, on all ranks together.
+    """Writes checkpoints of a run; all ranks take part.
 
-    ``live`` is what this rank holds of weights and optimizer state, ``architecture()`` the model's now;
-    ``beat`` is called in the main thread while it waits for a save that gets on, however long that takes.
-    Messages travel in a group of their own: they never meet those of training.
+    ``live`` is this rank's part of weights and optimizer state, ``architecture()`` the current architecture.
+    ``beat`` is called in the main thread while it waits for a save that makes progress, however long that
+    takes. Messages use a separate process group, so they cannot be mixed up with those of training.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank knows by now that the save in flight failed; :meth:`wait` then tells all."""
+        """Whether this rank knows that the save in flight has failed; :meth:`wait` raises the error."""
         return self._error is not None
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save, by the clock of this rank; never while a save is being written."""
+        """Whether a save by time is due, by this rank's clock; False while a save is being written."""
         return self._pace.due and not (self._thread is not None and self._thread.is_alive())
 
     def save(self, state: State) -> None:
-        """Save what training holds now. Collective.
+        """Save the current training state. Collective.
 
-        Asynchronous: returns when it has been copied, after an earlier save has ended. Raises
-        :class:`SaveError` on all ranks alike if the earlier one, or this one if not asynchronous, failed.
+        If asynchronous, wait for an earlier save, copy the state and return. Raises :class:`SaveError` on all
+        ranks if the earlier save failed, or this one if it is not asynchronous.
         """
         self.wait()
         self._pace.begin()
@@ -105,7 +105,7 @@ class Saver:
             target=self._write,
             args=(state, optimizer, architecture, held),
             name=f"checkpoint {state.step}",
-            # A run that fails must be able to end.
+            # A failed run must be able to exit.
             daemon=True,
         )
         self._thread.start()
@@ -113,7 +113,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is being written; raises :class:`SaveError` on all ranks if the last save failed."""
+        """Wait for the save in flight. Raise :class:`SaveError` on all ranks if the last save failed."""
         if self._thread is not None:
             seen = -1
             with self._pace.standing():
@@ -128,12 +128,12 @@ class Saver:
             raise error
 
     def finish(self) -> None:
-        """Let what is in flight come to its end, good or bad."""
+        """Wait for the save in flight to end, whether it succeeds or fails."""
         with suppress(SaveError):
             self.wait()
 
     def _copy(self, fragments: dict[tuple[str, str], Fragment]) -> Held:
-        """To host memory that is kept from save to save: touching new memory costs more than the copy."""
+        """Copy to host memory that is reused between saves: touching new memory costs more than the copy."""
         for name, kind in self._sent:
             live = fragments[name, kind].numbers
             if (name, kind) not in self._snapshot:
@@ -144,8 +144,8 @@ class Saver:
         return lambda name, kind: self._snapshot[name, kind]
 
     def _write(self, state: State, optimizer: SavedOptimizer, architecture: Architecture, held: Held) -> None:
-        """In the thread of the save. Ranks agree on the outcome, so all or none of them have an error."""
-        # In the time that training leaves; elsewhere a thread has no priority of its own.
+        """Write the files, in the save's thread. The ranks agree on the outcome: all or none have failed."""
+        # Only use CPU time that training leaves. Only Linux has priorities per thread.
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         folder = self.checkpoints / folders.checkpoint_name(state.step)
@@ -159,18 +159,18 @@ class Saver:
             checksums |= self._together(lambda: self._write_small(aside, architecture))[0]
             self._together(lambda: self._publish(aside, folder, state, optimizer, checksums))
         except SaveError as error:
-            # The disk may be full: what is there of it is of no use.
+            # Remove the incomplete files: the disk may be full.
             shutil.rmtree(aside, ignore_errors=True)
             self._error = error
         except Exception as error:
-            # Another rank is gone, and with it this run.
+            # Another rank has died, so this run is about to end.
             self._error = SaveError(f"rank {self._control.rank}: {error}")
         finally:
             self._exchange.release()
             self._pace.worked(time.thread_time())
 
     def _together(self, work: Callable[[], Any]) -> list[Any]:
-        """``work()`` of every rank; raises :class:`SaveError` on all of them if it fails on one."""
+        """Return ``work()`` of every rank. Raise :class:`SaveError` on all of them if it fails on one."""
         result, problem = None, None
         try:
             result = work()
@@ -190,12 +190,12 @@ class Saver:
         aside.mkdir()
 
     def _write_files(self, aside: Path, held: Held) -> dict[str, str]:
-        """This rank's files, tensor by tensor as they arrive; returns their checksums."""
+        """Write this rank's files, tensor by tensor as they arrive, and return their checksums."""
         checksums, open_file, problem = {}, None, None
         for turns in self._exchange.rounds:
             arrived = self._exchange.run(turns, held)
             self._written += 1
-            # A rank that cannot write goes on receiving: others wait to be rid of what they send.
+            # A rank that cannot write keeps receiving, because others wait until their messages are sent.
             if arrived is None or problem is not None:
                 continue
             turn, parts = arrived
@@ -215,7 +215,7 @@ class Saver:
         return checksums
 
     def _write_small(self, aside: Path, architecture: Architecture) -> dict[str, str]:
-        """The files beside the tensors, by the first rank; returns their checksums."""
+        """Write the other files, on the first rank, and return their checksums."""
         if self._control.rank > 0:
             return {}
         checksums = write_indices(aside, self._files)
@@ -227,7 +227,7 @@ class Saver:
     def _publish(
         self, aside: Path, folder: Path, state: State, optimizer: SavedOptimizer, checksums: dict[str, str]
     ) -> None:
-        """By the first rank, once all files are on disk."""
+        """Publish the checkpoint, on the first rank, once all files are on disk."""
         if self._control.rank > 0:
             return
         write_state(aside, state, optimizer, checksums)
@@ -236,7 +236,7 @@ class Saver:
 
 
 def _contents(kind: StateKind, live: LiveState, tensors: Sequence[FullTensors]) -> list[Content]:
-    """What is saved of a kind: all of it once, or the copy of each replica."""
+    """Return the contents to save of a kind: one for all replicas, or one for each."""
     if kind.shared:
         return [Content(kind.name, tensors)]
     if not kind.shaped:

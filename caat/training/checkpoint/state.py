@@ -1,7 +1,7 @@
-"""state.json: where training stood, what the optimizer keeps, and a checksum of every file, its own included.
+"""state.json: training state, kinds of optimizer state, and a checksum of every file including itself.
 
-Format 2 describes the optimizer under ``optimizer``. Format 1, which has no ``format``, knew AdamW alone:
-its ``adam_steps``, and files of its two moments. Both are read.
+Format 2 describes the optimizer under ``optimizer``. Format 1, which has no ``format``, supported only AdamW:
+its ``adam_steps``, and files of its two moments. Both can be read.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from caat.storage.records import Size, Whole, parse_record
 from conf.checks import require
 
 FORMAT = 2
-# AdamW's, the only optimizer at that time.
+# Those of AdamW, the only optimizer in format 1.
 FORMAT_1_KINDS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where training stands after ``step`` steps."""
+    """The training state after ``step`` steps."""
 
     step: Whole
-    # Trained on so far, and sequences of the data's order consumed.
+    # Tokens trained on so far, and sequences consumed of the data's order.
     tokens: Whole
     position: Whole
-    # What the position counts: sequences of this length, in the order of this seed, of this data.
+    # The position counts sequences of this length, in the order of this seed, of this data.
     sequence: Whole
     seed: Whole
     data: str
     skipped: Whole = 0
     skipped_in_a_row: Whole = 0
-    # Generator states in hexadecimal, by device. Training draws nothing from them so far.
+    # States of random generators in hexadecimal, by device. Training does not use them so far.
     random: dict[str, str] = field(default_factory=dict)
-    # Why it was saved: for the time that had gone by, and neither its step, the end nor a signal.
+    # Whether elapsed time was the only reason to save, and not the step, the end or a signal.
     by_time: bool = False
 
 
 @dataclass(frozen=True)
 class SavedKind:
-    """A :class:`~caat.optim.kinds.StateKind` in a checkpoint; ``copies``: 1, or one for each replica."""
+    """A :class:`~caat.optim.kinds.StateKind` in a checkpoint; ``copies`` is 1 or the number of replicas."""
 
     name: str
     shared: bool
@@ -54,7 +54,7 @@ class SavedKind:
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """The optimizer of a checkpoint: its steps, skipped ones not counted, and what it kept."""
+    """The optimizer of a checkpoint: its steps, skipped ones not counted, and its kinds of state."""
 
     name: str
     steps: Whole
@@ -63,7 +63,7 @@ class SavedOptimizer:
 
 @dataclass(frozen=True)
 class _Checksums:
-    """The part of state.json that every checkpoint has."""
+    """The fields of state.json that every checkpoint has."""
 
     xxh3_128: dict[str, str]
     state_xxh3_128: str
@@ -89,14 +89,14 @@ def write_state(folder: Path, state: State, optimizer: SavedOptimizer, checksums
 
 
 def write_checksums(folder: Path, checksums: dict[str, str]) -> None:
-    """Write the state.json of a checkpoint that holds weights alone, durably."""
+    """Write the state.json of a checkpoint that holds only weights, durably."""
     _write(folder, {}, checksums)
 
 
 def read_state(folder: Path) -> tuple[State, dict[str, str]]:
-    """The state and the checksums by file name.
+    """Return the state, and the checksums by file name.
 
-    Raises ``ValueError`` if state.json is missing, damaged, or not of a checkpoint that training can resume.
+    Raises ``ValueError`` if state.json is missing or damaged, or training cannot resume from the checkpoint.
     """
     content, checksums = _read(folder)
     if json.loads(content).keys() <= CHECKSUMS:
@@ -104,26 +104,26 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
             f"{folder} holds weights alone, nothing to resume: start a new run from them with "
             f"initialize={folder}"
         )
-    # Looked at here as well: a checkpoint is refused before any process starts.
+    # Checked here too, so that a checkpoint is rejected before any process starts.
     _optimizer(content, folder / "state.json")
     return parse_record(content, State, folder / "state.json"), checksums
 
 
 def read_optimizer(folder: Path) -> SavedOptimizer:
-    """What the checkpoint holds of its optimizer; raises ``ValueError`` as :func:`read_state`."""
+    """Return the checkpoint's description of its optimizer. Raises ``ValueError`` like :func:`read_state`."""
     return _optimizer(_read(folder)[0], folder / "state.json")
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """By file name; raises ``ValueError`` if state.json is missing or damaged."""
+    """Return the checksums by file name. Raise ``ValueError`` if state.json is missing or damaged."""
     return _read(folder)[1]
 
 
 def read_checked(path: Path) -> bytes:
-    """A small file of a checkpoint, which is believed before all files are verified.
+    """Read a small file of a checkpoint and verify it, before all files are verified.
 
-    Raises ``ValueError`` if it cannot be read, or does not have the checksum in state.json; weights of the
-    user's own have none.
+    Raises ``ValueError`` if it cannot be read or does not match the checksum in state.json. Folders without
+    state.json have no checksums.
     """
     try:
         content = path.read_bytes()
@@ -144,7 +144,7 @@ def _write(folder: Path, state: dict[str, Any], checksums: dict[str, str]) -> No
 
 
 def _read(folder: Path) -> tuple[bytes, dict[str, str]]:
-    """The content of state.json, which has the checksum that it names, and the checksums in it."""
+    """Return the content of state.json, verified by its own checksum, and the checksums of other files."""
     path = folder / "state.json"
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there")
