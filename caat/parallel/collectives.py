@@ -1,4 +1,4 @@
-"""Collectives of one axis of the mesh, each of them counted."""
+"""Counted collectives over one axis of the mesh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from caat.parallel.ledger import Ledger
 from caat.parallel.sums import SumOptions, needs_slices, sum_by_slices
 from caat.parallel.wire import from_wire, to_wire
 
-# Where in an optimizer step a message is sent.
+# The phase of an optimizer step in which a message is sent.
 Direction = Literal["forward", "backward", "step"]
 
 
@@ -51,7 +51,7 @@ class Collectives:
         return message
 
     def all_gather(self, message: Tensor, direction: Direction, purpose: str) -> Tensor:
-        """The contiguous ``message`` of every process, in the order of their ranks, side by side in dim 0."""
+        """Gather the contiguous ``message`` of every process, concatenated in rank order along dim 0."""
         if self.processes == 1:
             return message
         self._arrived()
@@ -61,16 +61,20 @@ class Collectives:
         return gathered
 
     def start_sum(self, x: Tensor, direction: Direction, purpose: str) -> Wait:
-        """Start to sum the contiguous activations ``x`` in place, as :attr:`options` say.
+        """Start summing the contiguous activations ``x`` in place, according to :attr:`options`.
 
-        ``x`` must be left alone until the returned function has been called. Another collective that starts
-        meanwhile waits for it where another thread makes the sum: processes match messages by their order.
+        The all-reduce is in flight when this returns; the caller computes something else and then calls the
+        returned function, which waits and writes the sum to ``x``. Until then ``x`` must not be touched.
+
+        Processes match messages by their order. Direct all-reduces are issued in program order, so several
+        may be in flight. A sum by slices is issued by a background thread, so every later collective first
+        waits for it: otherwise the order could differ between processes.
         """
         if self.processes == 1 or x.numel() == 0:
             return nothing
         self._arrived()
-        # Without x's version counter: if that moves after a view of x was made, autograd copies the gradient
-        # on its way back through the view, and a copy can be taken before the gradient's own sum is there.
+        # Bypass x's version counter. If it changes after a view of x was taken, autograd copies the gradient
+        # when it passes back through the view, possibly before the gradient's own sum has arrived.
         x = x.data
         message = to_wire(x, self.options.wire_dtype)
         self.ledger.count(message.nbytes, direction, purpose)

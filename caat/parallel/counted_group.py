@@ -1,4 +1,4 @@
-"""A process group that counts what others send through it, for libraries that make their own messages."""
+"""A process group that counts the messages that a library such as DeepSpeed sends through it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from caat.parallel.patience import PATIENCE
 
 BACKEND = "counted"
-# Collectives of torch.distributed.ProcessGroup, and which argument is the whole message: the larger side of a
-# gather or scatter. torch 2.13 renamed some of them; torch calls whichever it has.
+# Collectives of torch.distributed.ProcessGroup, and the position of the argument that holds the full message:
+# the larger side of a gather or scatter. torch 2.13 renamed some of them; only those that exist are used.
 MESSAGE = {
     "broadcast": 0,
     "reduce": 0,
@@ -35,7 +35,7 @@ MESSAGE = {
     "all_to_all_single": 1,
     "send": 0,
 }
-# Methods that send nothing to be counted.
+# Methods whose messages are not counted.
 UNCOUNTED = ("barrier", "monitored_barrier", "recv", "recv_anysource", "_start_coalescing", "_end_coalescing")
 
 # Called with the method's name and the tensors of the message.
@@ -43,9 +43,9 @@ Count = Callable[[str, list[Tensor]], None]
 
 
 class CountedGroup(dist.ProcessGroup):
-    """Hands every collective to ``inner`` as it is, and returns its ``Work``: same streams, same order.
+    """Forwards every collective to ``inner`` and returns its ``Work``: same streams, same order.
 
-    The caller gets the same concurrency as from ``inner``; a message costs one more Python call.
+    Concurrency is the same as with ``inner``; each message costs one additional Python call.
     """
 
     def __init__(self, inner: dist.ProcessGroup, count: Count) -> None:
@@ -57,11 +57,12 @@ class CountedGroup(dist.ProcessGroup):
 
     @property
     def _device_types(self) -> list[torch.device]:
-        """The devices of the messages: torch chooses one of them for a barrier."""
+        """The devices of messages, one of which torch chooses for a barrier."""
         return self.inner._device_types
 
-    # On a GPU torch asks a new group for its backend, and connects that if it can be split. The backend of
-    # ``inner`` is connected already: until the group is made it is its own backend, which cannot be split.
+    # When a group is created on a GPU, torch asks it for its backend and connects that if it can be split.
+    # The backend of ``inner`` is already connected. So until the group is made, it acts as its own backend,
+    # which cannot be split.
     made = supports_splitting = False
 
     def _get_backend(self, device: torch.device) -> Any:
@@ -96,9 +97,9 @@ for _name in UNCOUNTED:
 
 
 def new_counted_group(ranks: list[int], inner: dist.ProcessGroup, count: Count) -> dist.ProcessGroup:
-    """A group of the same ``ranks`` as ``inner``, on the ranks of ``inner``; elsewhere torch's non-member.
+    """Return a group of the same ``ranks`` as ``inner``; on other ranks, torch's non-member object.
 
-    Collective over the world, as ``dist.new_group``.
+    Collective over the world, like ``dist.new_group``.
     """
     if not hasattr(dist.Backend, BACKEND.upper()):
         dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu", "cuda"])

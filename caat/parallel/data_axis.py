@@ -1,4 +1,4 @@
-"""The data-parallel axis: our own messages between replicas and DeepSpeed's, counted in one ledger."""
+"""The data-parallel axis: messages between replicas, ours and DeepSpeed's, counted in one ledger."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from caat.parallel.collectives import Collectives, Direction
 from caat.parallel.counted_group import new_counted_group
 
-# What a training step sends. gradients: their reduction; weights: ZeRO's gathers and broadcasts; loss: its
-# mean; control: single numbers that the replicas agree on, such as the gradient's norm.
+# Purposes of the messages of a training step. gradients: their reduction; weights: ZeRO's gathers and
+# broadcasts; loss: its mean; control: single numbers on which the replicas agree, such as the gradient norm.
 PURPOSES = ("gradients", "weights", "loss", "control")
 
 Value = TypeVar("Value")
@@ -23,9 +23,9 @@ Value = TypeVar("Value")
 class DataAxis(Collectives):
     """Collectives over the D replicas that hold the same shards.
 
-    DeepSpeed gets :attr:`process_group` and makes its own messages there. They are sent by the plain group,
-    and counted by their whole size in bytes, an all-gather by what is gathered. The engine says by
-    :meth:`during` which part of a step they belong to.
+    DeepSpeed sends its messages through :attr:`process_group`, which forwards them to the plain group. They
+    count with their full size in bytes, an all-gather with the size of its result. The engine sets by
+    :meth:`during` to which phase of a step they belong.
     """
 
     def __init__(self, replicas: int = 1, group: dist.ProcessGroup | None = None) -> None:
@@ -35,7 +35,7 @@ class DataAxis(Collectives):
 
     @staticmethod
     def create(columns: Sequence[list[int]], groups: Sequence[dist.ProcessGroup], mine: int) -> DataAxis:
-        """The axis of ``groups[mine]``, a group of the ranks ``columns[mine]``. Collective over the world."""
+        """Create the axis of ``groups[mine]``, with ranks ``columns[mine]``. Collective over the world."""
         axis = DataAxis(len(columns[mine]), groups[mine])
         if axis.processes > 1:
             pairs = zip(columns, groups, strict=True)
@@ -44,7 +44,7 @@ class DataAxis(Collectives):
 
     @contextmanager
     def during(self, direction: Direction) -> Iterator[None]:
-        """DeepSpeed's messages in the context belong to this part of a step; outside of it, to ``step``."""
+        """Count DeepSpeed's messages in this context under ``direction``; outside of it, under ``step``."""
         self._direction = direction
         try:
             yield
@@ -52,7 +52,7 @@ class DataAxis(Collectives):
             self._direction = "step"
 
     def gather_objects(self, value: Value) -> list[Value]:
-        """The ``value`` of every replica, by rank, pickled on its way. Its purpose is ``results``."""
+        """Return the ``value`` of every replica, in rank order. Sent pickled; the purpose is ``results``."""
         if self.processes == 1:
             return [value]
         values = [value] * self.processes
@@ -64,6 +64,6 @@ class DataAxis(Collectives):
         if "gather" in collective or collective == "broadcast":
             purpose = "weights"
         else:
-            # Between two backward passes DeepSpeed reduces numbers only: the norm, and whether it is finite.
+            # Outside backward, DeepSpeed reduces only single numbers: the norm, and whether it is finite.
             purpose = "gradients" if self._direction == "backward" else "control"
         self.ledger.count(sum(part.nbytes for part in message), self._direction, purpose)

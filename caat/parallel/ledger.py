@@ -1,4 +1,4 @@
-"""Counts of what a process puts into collectives."""
+"""Counts of the collectives of a process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 class Ledger:
     """Calls and bytes since the last :meth:`reset`, both by ``(direction, purpose)``.
 
-    ``sent`` is the size of each message in bytes, in the type that travels.
+    ``sent`` counts the bytes of messages, in the type in which they are sent.
     """
 
     def __init__(self) -> None:

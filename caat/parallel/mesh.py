@@ -1,4 +1,4 @@
-"""Who am I: N shards of the model on P processes, times data parallelism."""
+"""The mesh of processes: N shards of the model on P processes, times data parallelism."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from caat.parallel.tape import Tape
 
 @dataclass(frozen=True)
 class Mesh:
-    """The place of this process.
+    """The position of this process in the mesh.
 
-    A replica has ``shards`` (N) tensor-parallel shards on ``processes`` (P) consecutive ranks, each
-    holding ``local`` = N / P of them; ``data_size`` replicas train on different sequences.
+    A replica has ``shards`` (N) tensor-parallel shards on ``processes`` (P) consecutive ranks, each of which
+    holds ``local`` = N / P of them; ``data_size`` replicas train on different sequences.
     """
 
     shards: int
@@ -40,7 +40,7 @@ class Mesh:
         for name, value in (("shards", shards), ("world size", world)):
             if value % processes:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
-        # new_group is collective over the world: every rank makes every group and keeps its own.
+        # new_group is collective over the world: every rank creates every group and keeps its own.
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
         pg_options = sums_first(dist.get_backend(), PATIENCE)
         tensor_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in rows]
@@ -59,7 +59,7 @@ class Mesh:
 
     @property
     def data_size(self) -> int:
-        """Replicas."""
+        """Number of data-parallel replicas."""
         return self.data.processes
 
     @property

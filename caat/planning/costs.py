@@ -1,4 +1,4 @@
-"""What a step must compute and send, from the configuration alone."""
+"""FLOPs and bytes of a step, computed from the configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from conf.sync import WireFormat
 
 
 def flops_per_token(c: ModelConfig, sequence: int) -> int:
-    """Model FLOPs of one trained token, forward and backward, as in PaLM (arXiv 2204.02311, appendix B).
+    """Return the model FLOPs of a trained token, forward and backward, as in PaLM (arXiv 2204.02311, app. B).
 
     6 per weight of a matrix product (the head counts, the embedding look-up does not) plus
     12 · layers · hidden · sequence for attention. Recomputation is not counted.
@@ -16,19 +16,19 @@ def flops_per_token(c: ModelConfig, sequence: int) -> int:
 
 
 def checkpoint_bytes(c: ModelConfig, numbers: int) -> int:
-    """Size of a checkpoint that holds ``numbers`` float32 numbers for each weight, itself included.
+    """Return the size of a checkpoint with ``numbers`` float32 numbers per weight, the weight included.
 
-    Its small files come on top.
+    Its small files are not counted.
     """
     norms, embedding = (2 * c.layers + 1) * c.hidden, c.vocab_size * c.hidden
     return 4 * numbers * (_matrices(c) + embedding + norms)
 
 
 def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str) -> int:
-    """FLOPs that activation checkpointing adds to a trained token.
+    """Return the FLOPs that activation checkpointing adds to a trained token.
 
-    ``full``: a second forward pass of the blocks, without the head; ``selective``: of attention between its
-    projections (SwiGLU's are not counted, as nowhere here); ``none``: nothing.
+    ``full``: a second forward pass of the blocks, without the head; ``selective``: attention between its
+    projections (pointwise work such as SwiGLU is not counted in this module); ``none``: nothing.
     """
     if checkpointing == "none":
         return 0
@@ -38,15 +38,15 @@ def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str
 
 
 def sync_bytes(c: ModelConfig, channels: int, tokens: int, wire: WireFormat) -> int:
-    """Bytes into the all-reduces inside the layers, per process and direction, for ``tokens`` tokens.
+    """Return the bytes of all-reduces inside the layers, per process and direction, for ``tokens`` tokens.
 
-    Two messages a layer of ``channels`` shared channels each (docs/how-it-works.md); ``channels`` = hidden is
-    full synchronisation as in Megatron.
+    Two messages per layer, of ``channels`` shared channels each (docs/how-it-works.md); ``channels`` = hidden
+    is full synchronisation as in Megatron.
     """
     return 2 * c.layers * tokens * wire.token_bytes(channels)
 
 
 def _matrices(c: ModelConfig) -> int:
-    """Weights of all matrix products."""
+    """Return the number of weights in all matrix products."""
     attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
     return c.layers * (attention + 3 * c.hidden * c.ffn) + c.hidden * c.vocab_size

@@ -1,8 +1,8 @@
-"""What DeepSpeed (0.19) sends between replicas in one optimizer step, and how long a process waits for it.
+"""The messages of DeepSpeed (0.19) between replicas in one optimizer step, and the wait for them.
 
-Sizes are those of whole messages, as :class:`~caat.parallel.data_axis.DataAxis` counts them, and equal its
-counts of gradients and weights to the byte. The few numbers of control and loss, at most 40 bytes a step, are
-left out.
+Sizes are those of full messages, as counted by :class:`~caat.parallel.data_axis.DataAxis`, and equal its
+counts of gradients and weights to the byte. The few numbers of control and loss, at most 40 bytes per step,
+are left out.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
 def data_messages(
     held: Sequence[Parameter], replicas: int, stage: int, precision: str, accumulation: int
 ) -> dict[str, int]:
-    """Bytes of the messages of a step by kind of collective, for the parameters that a process holds.
+    """Return the bytes of a step's messages by kind of collective, for the parameters ``held`` by a process.
 
-    ``stage`` as the engine runs it (never 0 in bf16). Gradients are all-reduced at every stage below 3, at
-    stage 2 after every micro-batch; the updated weights are gathered at stages 1 and 2, where each optimizer
-    group is padded to a multiple of 2 D numbers. At stage 3 gradients are reduced and scattered after every
-    micro-batch, and weights gathered (:class:`GatheredWeights`), each padded to a multiple of D.
+    ``stage`` is the one that the engine runs (never 0 in bf16). Gradients are all-reduced at stages below 3,
+    at stage 2 after every micro-batch; the updated weights are gathered at stages 1 and 2, where each
+    optimizer group is padded to a multiple of 2 D numbers. At stage 3 gradients are reduce-scattered after
+    every micro-batch, and weights gathered (:class:`GatheredWeights`), each padded to a multiple of D.
     """
     assert (stage, precision) != (0, "bf16"), "the engine runs stage 1 instead"
     if replicas == 1:
@@ -39,19 +39,19 @@ def data_messages(
         return {"reduce_scatter": scattered * accumulation, "all_gather": gathered.in_a_step(accumulation)}
     groups = [sum(p.numbers for p in held if p.norm is norm) for norm in (False, True)]
     aligned = sum(padded(group, ALIGNMENT * replicas) for group in groups)
-    # Only here does DeepSpeed send gradients as they lie in the optimizer's flat buffer, padding included.
+    # Only in this case does DeepSpeed send the optimizer's flat gradient buffer, padding included.
     sent = aligned if (stage, precision) == (1, "bf16") else numbers
     return {"all_reduce": size * sent * (accumulation if stage == 2 else 1), "all_gather": size * aligned}
 
 
 @dataclass(frozen=True)
 class GatheredWeights:
-    """Bytes of the weights that stage 3 gathers: when, and how often.
+    """Bytes of the weights that stage 3 gathers, by phase.
 
-    Small weights stay whole, and are gathered once after the optimizer's ``step``. Each ``forward`` pass
-    gathers the others. A weight whose next use, in the backward pass, is too far away is released in
+    Small weights are not partitioned and are gathered once, after the optimizer's ``step``. Each ``forward``
+    pass gathers the others. A weight whose next use, in the backward pass, is too far away is released in
     between and gathered again for the ``backward`` pass. Full activation checkpointing moves the uses of a
-    block closer together, which is not counted here: it matters only to models of more than 500 M numbers.
+    block closer together, which is ignored here: it only affects models of more than 500 M parameters.
     """
 
     step: int
@@ -68,7 +68,7 @@ class GatheredWeights:
                 step += whole
             else:
                 forward += whole
-                # Every later weight is used in the forward pass and in the backward pass before this one is.
+                # All later weights are used twice, in forward and backward, before this one is used again.
                 backward += whole if 2 * later >= LIVE else 0
             later += parameter.numbers
         return GatheredWeights(step, forward, backward)
@@ -78,12 +78,12 @@ class GatheredWeights:
 
 
 def padded(numbers: int, multiple: int) -> int:
-    """The least multiple of ``multiple`` that is not below ``numbers``."""
+    """Round ``numbers`` up to a multiple of ``multiple``."""
     return -(-numbers // multiple) * multiple
 
 
 def data_seconds(messages: dict[str, int], replicas: int, link: Link) -> float:
-    """As rings: an all-reduce goes round twice, the others once."""
+    """Return the seconds of ``messages`` as rings: an all-reduce goes around twice, the others once."""
     seconds = 0.0
     for kind, size in messages.items():
         rounds = 2 if kind == "all_reduce" else 1
@@ -103,12 +103,12 @@ def data_wait(
     backward: float,
     layers: int,
 ) -> float:
-    """Seconds of a step in which a process only waits for the messages of data parallelism.
+    """Return the seconds of a step in which a process only waits for data-parallel messages.
 
     ``forward`` and ``backward`` are the seconds of arithmetic of a micro-batch. Below stage 3 DeepSpeed waits
-    for every message, as its ``overlap_comm`` is off. At stage 3 it is on: weights are fetched ahead and
-    gradients sent beside the arithmetic, and what takes longer than that is waited for; so is the share of
-    one layer, since nothing comes before the first weights, nor after the last gradients.
+    for every message, because its ``overlap_comm`` is off. At stage 3 it is on: weights are prefetched and
+    gradients sent during the arithmetic, and only the excess is waited for. At least the share of one layer
+    is exposed, because nothing hides the first weights and the last gradients.
     """
     messages = data_messages(held, replicas, stage, precision, accumulation)
     if stage < 3 or replicas == 1:

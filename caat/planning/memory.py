@@ -1,4 +1,4 @@
-"""Memory of one process by part, at the moment of a step at which it needs most."""
+"""Peak memory of one process in a step, by component."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from caat.planning.zero import Holding, holding
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. ``moment`` is loss, backward, reduce or step: where the sum is largest."""
+    """Bytes by component. ``moment`` is when the sum is largest in a step: loss, backward, reduce or step."""
 
     moment: str
     weights: int
@@ -27,7 +27,7 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
-    # Gathered weights, gradients put together for sending, temporaries of the optimizer.
+    # Gathered weights, buckets of gradients to send, temporaries of the optimizer.
     buffers: int
 
     @property
@@ -37,9 +37,9 @@ class Memory:
 
 
 def memory(p: Pass, replicas: int, stage: int, precision: str, accumulation: int) -> Memory:
-    """Of one optimizer step of ``accumulation`` passes ``p``."""
+    """Return the peak memory of an optimizer step of ``accumulation`` passes ``p``."""
     held = holding(local_numbers(p.model, p.shards, p.processes), replicas, stage, precision)
-    # Until gradients are there it is asked for, but not written to.
+    # Before there are gradients, the bucket is allocated but not written to: on a CPU it does not count.
     bucket = held.bucket if p.cuda else 0
     return max(_moments(p, held, bucket, accumulation), key=lambda moment: moment.total)
 

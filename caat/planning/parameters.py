@@ -1,4 +1,4 @@
-"""The parameters that one process holds, before ZeRO cuts them over the replicas."""
+"""The parameters of one process, before ZeRO partitions them over the replicas."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from conf.model import ModelConfig
 
 
 class Parameter(NamedTuple):
-    """``numbers`` of it; the weight of a norm is in an optimizer group of its own, without weight decay."""
+    """A parameter of ``numbers`` numbers; norms are in a separate optimizer group without weight decay."""
 
     numbers: int
     norm: bool = False
 
 
 def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parameter]:
-    """Of a GPT of ``shards`` shards on ``processes`` processes, in the order of the forward pass."""
+    """Return those of a GPT with ``shards`` shards on ``processes`` processes, in forward order."""
     heads = c.hidden + 2 * c.kv_heads * c.head_dim
     vocabulary, qkv, output, gate_up, down = (
         Parameter(c.hidden * width // processes)
@@ -27,5 +27,5 @@ def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parame
 
 
 def local_numbers(c: ModelConfig, shards: int, processes: int) -> int:
-    """Numbers of all of them: the process's shards, and all of the norms."""
+    """Return the number of parameters of a process: its shards, and all norms."""
     return sum(parameter.numbers for parameter in local_parameters(c, shards, processes))

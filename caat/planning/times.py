@@ -1,4 +1,4 @@
-"""How long a step takes in a layout, on the machine that is planned for."""
+"""Step time of a layout on the planned machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conf.units import delay_seconds, rate_bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """Nodes of GPUs; rates in bytes per second each way, ``flops`` a second of one GPU."""
+    """Nodes of GPUs; rates in bytes/s per direction, ``flops`` in FLOP/s of one GPU."""
 
     nodes: int
     gpus: int
@@ -36,23 +36,23 @@ class Machine:
         return self.nodes * self.gpus
 
     def tensor_link(self, processes: int) -> Link:
-        """Between the processes of a replica, which have consecutive ranks."""
+        """Return the link between the processes of a replica, which have consecutive ranks."""
         if self.nodes == 1 or self.gpus % processes == 0:
             return Link(self.node_rate, self.delay)
-        # The fewest of a replica that are together on a node.
+        # The smallest number of a replica's processes on one node.
         return self._between(gcd(processes, self.gpus))
 
     def data_link(self, processes: int) -> Link:
-        """Between the replicas' processes that hold the same shards."""
+        """Return the link between the processes of different replicas that hold the same shards."""
         return Link(self.node_rate, self.delay) if self.nodes == 1 else self._between(self.gpus // processes)
 
     def _between(self, together: int) -> Link:
-        """NCCL lays a ring through each of the GPUs that are together on a node: all their links are used."""
+        """Return the link of a group with ``together`` GPUs per node: NCCL uses the links of all of them."""
         return Link(min(self.node_rate, max(1, together) * self.rate), self.delay)
 
 
 def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> StepTime:
-    """Of one step at a ratio."""
+    """Return the time of one step at a ratio."""
     c = config.train
     p = pass_of(config, layout, ratio)
     return step_time(
@@ -72,7 +72,7 @@ def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> S
 
 
 def seconds_of(config: Config, layout: Layout, machine: Machine) -> float:
-    """Of a step, the mean over the steps where ``sync.ratio`` changes."""
+    """Return the seconds of a step, averaged over all steps if ``sync.ratio`` is a schedule."""
     starts = [*config.sync.schedule, config.train.steps]
     spans = zip(config.sync.schedule.values(), starts, starts[1:], strict=False)
     total = sum(
@@ -82,5 +82,5 @@ def seconds_of(config: Config, layout: Layout, machine: Machine) -> float:
 
 
 def accumulation_of(config: Config, layout: Layout) -> int:
-    """Micro-batches of a step."""
+    """Return the number of micro-batches per step."""
     return config.train.global_batch // (layout.micro_batch * layout.replicas)

@@ -1,4 +1,4 @@
-"""Bytes that a process puts into collectives in one optimizer step, by axis, and how long they take."""
+"""Bytes of a process's collectives in one optimizer step, by axis, and their time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepTime:
 
 
 def tensor_bytes(p: Pass, accumulation: int, wire: WireFormat) -> int:
-    """Both directions: inside the layers, embedding, loss, and the gradients of the norms (docs)."""
+    """Return the bytes of both directions: inside the layers, embedding, loss, norms' gradients (docs)."""
     if p.processes == 1:
         return 0
     inside = 2 * sync_bytes(p.model, p.channels, p.tokens, wire)
@@ -36,7 +36,7 @@ def tensor_bytes(p: Pass, accumulation: int, wire: WireFormat) -> int:
 
 
 def _waited_for(p: Pass) -> tuple[int, ...]:
-    """Bytes of the messages that nothing hides: the embedding's forward, two of the loss, the norms'."""
+    """Return the bytes of messages that nothing hides: embedding forward, two of the loss, the norms'."""
     c = p.model
     norms = (2 * c.layers + 1) * c.hidden * WIDE
     return c.hidden * p.tokens * p.element_size, p.tokens * WIDE, 2 * p.tokens * WIDE, norms
@@ -57,9 +57,9 @@ def step_time(
     precision: str,
     data_link: Link,
 ) -> StepTime:
-    """Of ``accumulation`` passes by each of ``replicas``; ``held`` are the weights of one process.
+    """Return the time of ``accumulation`` passes on each of ``replicas``; ``held`` are one process's weights.
 
-    What is computed again is added to the arithmetic; no tensor-parallel message hides behind it.
+    Recomputation is added to the arithmetic, but does not hide tensor-parallel messages.
     """
     mode = "overlap" if overlap else "partial"
     each = predict(

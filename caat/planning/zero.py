@@ -1,6 +1,6 @@
-"""What DeepSpeed (0.19) holds of a model of n numbers, by ZeRO stage, on one of d replicas.
+"""Memory of DeepSpeed (0.19) for a model of n parameters, by ZeRO stage, on one of d replicas.
 
-Bytes, found by measuring every allocation of a step and reading DeepSpeed for each; b = min(n, bucket):
+In bytes, from measuring every allocation of a step and finding it in DeepSpeed's code; b = min(n, bucket):
 
     stage    weights   optimizer      gradients, always   later micro-batches   bucket   optimizer step
     fp32 0   4 n       8 n            -                   4 n                   -        4 n + 4 b
@@ -11,8 +11,8 @@ Bytes, found by measuring every allocation of a step and reading DeepSpeed for e
     bf16 2   2 n       12 n / d       -                   4 n / d               2 b      12 n / d
     bf16 3   2 n / d   12 n / d       4 n / d             -                     2 b      12 n / d
 
-The optimizer has a float32 copy of the weights, at stage 0 in float32 alone none, and AdamW's two moments;
-its step makes two temporaries as large as its part. At stage 3 the weights are gathered whole as long as
+The optimizer has a float32 copy of the weights (except at stage 0 in float32) and AdamW's two moments; its
+step creates two temporaries as large as its partition. At stage 3 the full weights are gathered as long as
 they and their use in the backward pass are within DeepSpeed's limit.
 """
 
@@ -20,28 +20,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Numbers in a bucket of DeepSpeed's, as the engine sets it, unless the model is smaller.
+# Numbers in a bucket of DeepSpeed, as set by the engine unless the model is smaller.
 BUCKET = 500_000_000
-# stage3_max_live_parameters and stage3_max_reuse_distance: what is further apart is gathered again.
+# stage3_max_live_parameters and stage3_max_reuse_distance: weights used further apart are gathered again.
 LIVE = 1_000_000_000
-# stage3_param_persistence_threshold: smaller weights stay whole at stage 3.
+# stage3_param_persistence_threshold: smaller weights are not partitioned at stage 3.
 PERSISTENT = 100_000
-# Stages 1 and 2 pad each optimizer group to a multiple of this many numbers a replica.
+# Stages 1 and 2 pad each optimizer group to a multiple of this many numbers per replica.
 ALIGNMENT = 2
 
 
 @dataclass(frozen=True)
 class Holding:
-    """Bytes on one process: the first three all the time, the others at some moment of a step beside them."""
+    """Bytes on one process: the first three always, the others in addition at some moment of a step."""
 
     weights: int
     optimizer: int
     gradients: int
-    # Weights of other replicas, while a pass goes on.
+    # Weights gathered from other replicas during a pass.
     gathered: int
-    # What earlier micro-batches of the step left.
+    # Gradients accumulated over earlier micro-batches of the step.
     accumulated: int
-    # Where gradients are put together to be sent.
+    # Buffer in which gradients are collected for sending.
     bucket: int
     # Gradients at the end of the last backward pass, the bucket included.
     after_backward: int
@@ -50,7 +50,7 @@ class Holding:
 
 
 def holding(numbers: int, replicas: int, stage: int, precision: str) -> Holding:
-    """``stage`` as the engine runs it (never 0 in bf16)."""
+    """Return the bytes of the table above; ``stage`` is the one that the engine runs (never 0 in bf16)."""
     assert (stage, precision) != (0, "bf16"), "the engine runs stage 1 instead"
     n, part, size = numbers, -(-numbers // replicas), 2 if precision == "bf16" else 4
     bucket = min(n, BUCKET) * size

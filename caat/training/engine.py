@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO over our mesh: one optimizer step at a time, the same decision on every rank."""
+"""DeepSpeed ZeRO on our mesh: optimizer steps with the same decisions on every rank."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StepResult:
     loss: float
     # Global L2 norm over all parameters, before clipping; inf or nan if a gradient was not finite.
     grad_norm: float
-    # True: a non-finite loss or gradient, so weights and optimizer state are as they were.
+    # True: loss or gradient was not finite, and weights and optimizer state are unchanged.
     skipped: bool
 
 
@@ -38,9 +38,9 @@ class Engine:
     """Owns the model's gradients, optimizer state and (at stage 3) its weights.
 
     ``model(tokens, targets)`` must return the loss of every token, and ``model.set_ratio`` set the fraction
-    of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage; stage 0 in bfloat16 is wrong in DeepSpeed
-    0.19 under tensor parallelism (its norm ignores all ranks but the first), so there stage 1 takes its place
-    and :attr:`stage` says so. ``optimizer`` is of this ``model``; default: what ``optim`` describes.
+    of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage. Stage 0 in bfloat16 is wrong in DeepSpeed
+    0.19 under tensor parallelism (its norm ignores all ranks but the first): stage 1 is used instead, and
+    :attr:`stage` is 1. ``optimizer`` must be built for ``model``; the default follows ``optim``.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Engine:
         self.stage = 1 if stage == 0 and precision == "bf16" else stage
         for module in model.modules():
             if hasattr(module, "sharding"):
-                # DeepSpeed counts unmarked parameters on tensor rank 0 alone: without this mark the
-                # global norm would silently miss most of the model.
+                # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global
+                # norm would silently miss most of the model.
                 module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
         self._optimizer = optimizer or AdamW(model, optim)
-        # In bf16 it prints memory figures of its own here, past every logger.
+        # In bf16 it prints memory figures to stdout here, bypassing its logger.
         with redirect_stdout(StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=model,
@@ -78,37 +78,37 @@ class Engine:
             self._optimizer,
             mesh,
             stage=self.stage,
-            # DeepSpeed took the master weights from the model, where bfloat16 has rounded them.
+            # DeepSpeed copied the master weights from the model, where they are rounded to bfloat16.
             rounded=precision == "bf16",
         )
 
     def _settings(self, precision: str, accumulation: int, model: nn.Module) -> dict:
         numbers = sum(p.numel() for p in model.parameters())
         settings = {
-            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only reports with it
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed uses it only for reports
             "gradient_accumulation_steps": accumulation,
-            # At stage 0 DeepSpeed does not tell the norm that it clips by: we clip there.
+            # At stage 0 DeepSpeed does not report the norm by which it clips, so we clip ourselves.
             "gradient_clipping": self.clip if self.stage > 0 else 0.0,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**12,
-            # It would wait for the GPU twice in each micro-batch.
+            # The timer would synchronise with the GPU twice per micro-batch.
             "timers": {"throughput": {"enabled": False}},
             "zero_optimization": {
                 "stage": self.stage,
-                # Some buffers have this size whatever the model's.
+                # Some buffers have this size even if the model is smaller.
                 "reduce_bucket_size": min(BUCKET, numbers),
                 "allgather_bucket_size": min(BUCKET, numbers),
             },
         }
         if precision == "bf16":
-            # Each gradient goes into the float32 sum as soon as it is there: 18 instead of 26 bytes a number
-            # and micro-batch, and the bfloat16 ones are never held together.
+            # Each gradient is added to the float32 sum as soon as it is computed: 18 instead of 26 bytes per
+            # number and micro-batch, and bfloat16 gradients are never all in memory at once.
             settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
         return settings
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], lr: float) -> StepResult:
-        """One optimizer step on this rank's micro-batches of (tokens, targets), each [micro_batch, seq]."""
+        """Take an optimizer step on this rank's micro-batches, (tokens, targets) [micro_batch, seq] each."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         losses: list[Tensor] = []
@@ -130,9 +130,10 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See | None = None) -> float:
-        """Mean loss of every token over all replicas, of (tokens, targets, leading rows that count).
+        """Return the mean loss per token over all replicas, for (tokens, targets, leading rows that count).
 
-        Each rank must bring as many batches. ``see`` is shown the rows that count, with their losses.
+        Every rank must have the same number of batches. ``see`` is called with the rows that count and their
+        losses.
         """
         total, count = torch.zeros((), dtype=torch.float64), 0
         with self.evaluating() as forward:
@@ -148,8 +149,11 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[..., Tensor]]:
-        """The model in evaluation mode, to be called as ``model(...)`` is. At stage 3, where weights are
-        gathered from all replicas in each call, every rank must make as many calls."""
+        """Yield the model in evaluation mode, to be called like ``model(...)``.
+
+        At stage 3 each call gathers weights from all replicas, so every rank must make the same number of
+        calls.
+        """
         self._engine.eval()
         try:
             with self.mesh.data.during("forward"):
@@ -162,7 +166,7 @@ class Engine:
         self.model.set_ratio(ratio)  # type: ignore[operator]
 
     def data_mean(self, value: Tensor) -> float:
-        """Mean of a scalar over the data-parallel replicas."""
+        """Return the mean of a scalar over the data-parallel replicas."""
         value = value.double()
         self.mesh.data.all_reduce(value, "forward", "loss")
         return float(value) / self.mesh.data_size
@@ -176,16 +180,16 @@ class Engine:
         self.mesh.tensor.all_reduce(square, "backward", "norm")
         norm = float((square + _square_sum(replicated)).sqrt())
         if isfinite(norm) and 0 < self.clip < norm:
-            # The same small addend as in DeepSpeed and torch, so that every stage takes the same step.
+            # The same epsilon as in DeepSpeed and torch, so that every stage takes the same step.
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
         return norm
 
 
 class _Mpu:
-    """What DeepSpeed asks of a tensor-parallel topology."""
+    """The tensor-parallel topology in the interface that DeepSpeed expects."""
 
     def __init__(self, mesh: Mesh) -> None:
-        # DeepSpeed wants a group even of one.
+        # DeepSpeed needs a group even for a single process.
         self._mesh = mesh
         self._tensor_group = mesh.tensor.group or dist.new_group([dist.get_rank()])
         self._data_group = mesh.data.process_group or dist.group.WORLD
@@ -223,13 +227,13 @@ def _square_sum(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def import_deepspeed():
-    """DeepSpeed, without what it prints and compiles for things that we do not use."""
+    """Import DeepSpeed, without the messages and compilation of features that we do not use."""
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     # Would compile a C++ extension at start for a collective that we do not use.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Of torch, about names that DeepSpeed calls: nothing that our user could mend.
+    # torch's warnings about functions that DeepSpeed calls, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     return deepspeed

@@ -1,4 +1,4 @@
-"""The record of a step: what metrics.jsonl and every tracker get, and the line that a person sees."""
+"""The record of a step, for metrics.jsonl and all trackers, and its status line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conf.schema import Config
 
 
 class Recorder:
-    """Makes the records of one run on this rank."""
+    """Creates the records of one run on this rank."""
 
     def __init__(self, config: Config, mesh: Mesh, device: torch.device) -> None:
         c = config.train
@@ -30,7 +30,7 @@ class Recorder:
         self._peak = peak_tflops(device, c.peak_tflops)
 
     def record(self, taken: TakenStep, state: State, *, ratio: float, learning_rate: float) -> dict[str, Any]:
-        """The step ``taken``, after which training stands at ``state``."""
+        """Return the record of the step ``taken``, after which the training state is ``state``."""
         tflops = self._tflop / taken.seconds
         tensor = self._mesh.tensor.ledger.totals("forward", "backward")
         data = self._mesh.data.ledger.totals(*PURPOSES)
@@ -54,12 +54,12 @@ class Recorder:
 
 
 def finite(value: float) -> float | None:
-    """JSON has no nan: a value that is not finite is null, and the step counts as skipped."""
+    """Replace a non-finite value by None: JSON has no nan, and the step counts as skipped."""
     return value if math.isfinite(value) else None
 
 
 def status_line(record: dict[str, Any]) -> str:
-    """The record in a line: loss, speed, learning rate and, where there is one, validation loss."""
+    """Format the record as one line: loss, speed, learning rate and, if present, validation loss."""
     loss = loss_text(record["loss"]) + (", skipped" if record["loss"] is None else "")
     text = f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  lr {record['learning_rate']:.2e}"
     if "validation_loss" in record:

@@ -1,4 +1,4 @@
-"""One training step: its micro-batches to the device, forward and backward passes, the optimizer, timed."""
+"""One timed training step: move micro-batches to the device, forward, backward, optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caat.training.engine import Engine, StepResult
 
 @dataclass(frozen=True)
 class TakenStep:
-    """What a step came to, and how long it took: ``waited`` seconds for its data, ``seconds`` in all."""
+    """The result of a step and its duration: ``waited`` seconds for data, ``seconds`` in total."""
 
     result: StepResult
     seconds: float
@@ -34,7 +34,7 @@ def take_step(
 ) -> TakenStep:
     """Train on the next global batch. Collective.
 
-    Raises :class:`~caat.supervision.replicas.DriftError` if the step is checked and copies differ.
+    Raises :class:`~caat.supervision.replicas.DriftError` if the step is checked and replicas differ.
     """
     watchdog.beat(f"reading the data of step {step}")
     started = time.perf_counter()
