@@ -43,9 +43,9 @@ def test_unigram_model_of_the_validated_targets(tmp_path, count, used):
             lambda path: path.write_bytes(path.read_bytes().replace(b"(40,)", b"(1" + b"0" * 12 + b",)")),
             "cannot be read as a .npy file",
         ),
-        (lambda path: np.save(path, np.zeros(40)), "holds no counts of 40 pieces"),
-        (lambda path: np.save(path, np.zeros(41, dtype=np.int64)), "holds no counts of 40 pieces"),
-        (lambda path: np.save(path, np.full(40, -1)), "holds no counts of 40 pieces"),
+        (lambda path: np.save(path, np.zeros(40)), "does not hold the counts of 40 pieces"),
+        (lambda path: np.save(path, np.zeros(41, dtype=np.int64)), "does not hold the counts of 40 pieces"),
+        (lambda path: np.save(path, np.full(40, -1)), "does not hold the counts of 40 pieces"),
         (lambda path: np.save(path, np.array(["x"] * 40, dtype=object)), "cannot be read as a .npy file"),
     ],
 )
