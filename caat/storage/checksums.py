@@ -58,5 +58,5 @@ def _problem(path: Path, checksum: str, listed_in: str, tick: Tick) -> str | Non
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     if digest.hexdigest() != checksum:
-        return f"{path.name} is damaged: its content does not have the checksum in {listed_in}"
+        return f"{path.name} is damaged: its content does not match the checksum in {listed_in}"
     return None

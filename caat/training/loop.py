@@ -170,7 +170,7 @@ def _log_benchmarks(run: Training, step: int) -> None:
         problem = f"{type(error).__name__}: {error}"
     problems = [text for text in run.supervision.control.gather(problem) if text]
     if problems:
-        run.say(f"WARNING: the benchmarks failed ({problems[0]}). Training is not touched by it")
+        run.say(f"WARNING: the benchmarks failed ({problems[0]}). Training is not affected")
     elif run.output and scores:
         run.output.scores({"step": step, "tokens": run.state.tokens, **scores})
 

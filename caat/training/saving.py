@@ -82,6 +82,6 @@ class SavePolicy:
             if self._settings.on_failure == "stop":
                 raise
             self._say(
-                f"WARNING: no checkpoint was written ({error}). Training goes on, and the next one is tried "
-                "when it is due; until then, what is trained is only in memory. Earlier checkpoints are whole"
+                f"WARNING: no checkpoint was written ({error}). Training continues, and the next save is "
+                "tried when it is due; until then, progress is only in memory. Earlier checkpoints are intact"
             )

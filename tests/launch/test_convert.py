@@ -286,7 +286,7 @@ def test_a_class_with_rules_of_its_own_does_not_change_the_numbers(tmp_path):
 def test_what_has_no_state_is_not_resumed(tmp_path):
     write_llama(tmp_path / "hf")
     convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
-    with pytest.raises(ValueError, match=r"holds weights alone, nothing to resume: .* with initialize="):
+    with pytest.raises(ValueError, match=r"holds only weights, nothing to resume: .* with initialize="):
         read_state(tmp_path / "ours")
 
 

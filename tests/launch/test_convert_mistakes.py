@@ -177,10 +177,10 @@ def test_a_checkpoint_with_another_small_file_is_not_exported(tmp_path, name):
     main([f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=2"])
     if name == "tokenizer.model":
         train_tokenizer((f"line {i} says {i * i}" for i in range(500)), 280, ours / name)
-        says = "tokenizer.model is no file of this checkpoint"
+        says = "tokenizer.model is not a file of this checkpoint"
     else:
         (ours / name).write_bytes((ours / name).read_bytes() + b"\n")
-        says = f"{name} is damaged: its content does not have the checksum"
+        says = f"{name} is damaged: its content does not match the checksum"
     with pytest.raises(ValueError, match=says):
         main([f"from={ours}", f"to={tmp_path / 'back'}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ours"]

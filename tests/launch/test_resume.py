@@ -229,7 +229,7 @@ def test_a_latest_that_is_gone_is_passed_over_or_refused(run):
         assert steps(checkpoints_to_try(compose(settings))) == [150, 100, 50]
         state = check_resume(compose(settings))
         assert state is not None and state.step == 100
-        with pytest.raises(ValueError, match=r"step-00000150 is not there \(checkpoint.on_damage=stop\)"):
+        with pytest.raises(ValueError, match=r"step-00000150 does not exist \(checkpoint.on_damage=stop\)"):
             check_resume(compose([*settings, "checkpoint.on_damage=stop"]))
 
 
@@ -251,7 +251,7 @@ def dangle(run: Path) -> None:
 @pytest.mark.parametrize(
     ("lose", "says"),
     [
-        (lose_all, "no checkpoint to resume from is intact: run/checkpoints/step-00000150 is not there"),
+        (lose_all, "no checkpoint to resume from is intact: run/checkpoints/step-00000150 does not exist"),
         (lose_folder, "run.dir=run is finished, so it was saved, but run/checkpoints holds no checkpoint"),
         (dangle, "run/checkpoints does not lead to a folder ("),
     ],

@@ -56,7 +56,7 @@ def test_damaged_files_give_no_numbers(run, name):
         content[-3] ^= 4
     assert content != (folder / name).read_bytes()
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is damaged: its content does not have the checksum"):
+    with pytest.raises(ValueError, match=f"{name} is damaged: its content does not match the checksum"):
         score.main(arguments(run))
 
 

@@ -65,7 +65,7 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
         if whole := [folder for folder in (latest(checkpoints), *whole_checkpoints(checkpoints)) if folder]:
             return whole[0]
         require(
-            not (checkpoints / LATEST).is_file(), f"{checkpoints / LATEST} names no checkpoint that is there"
+            not (checkpoints / LATEST).is_file(), f"{checkpoints / LATEST} names no existing checkpoint"
         )
     raise ValueError(f"{setting}={path} holds no checkpoint: no config.json, and no step-... folder in it")
 

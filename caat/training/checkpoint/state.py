@@ -101,7 +101,7 @@ def read_state(folder: Path) -> tuple[State, dict[str, str]]:
     content, checksums = _read(folder)
     if json.loads(content).keys() <= CHECKSUMS:
         raise ValueError(
-            f"{folder} holds weights alone, nothing to resume: start a new run from them with "
+            f"{folder} holds only weights, nothing to resume: start a new run from them with "
             f"initialize={folder}"
         )
     # Checked here too, so that a checkpoint is rejected before any process starts.
@@ -132,7 +132,7 @@ def read_checked(path: Path) -> bytes:
     if (path.parent / "state.json").is_file():
         require(
             read_checksums(path.parent).get(path.name) in (None, xxh3_128(content).hexdigest()),
-            f"{path} is damaged: its content does not have the checksum in state.json. Put back the "
+            f"{path} is damaged: its content does not match the checksum in state.json. Restore the "
             "one that the model was trained with",
         )
     return content
@@ -147,21 +147,21 @@ def _read(folder: Path) -> tuple[bytes, dict[str, str]]:
     """Return the content of state.json, verified by its own checksum, and the checksums of other files."""
     path = folder / "state.json"
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there")
+        raise ValueError(f"{folder} does not exist")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): the checkpoint is not whole") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}): the checkpoint is incomplete") from None
     found = parse_record(content, _Checksums, path)
     require(
         found.format <= FORMAT,
-        f"{path} has format={found.format}, and this version of caat reads formats up to {FORMAT}: use the "
+        f"{path} has format={found.format}, but this version of caat reads formats up to {FORMAT}: use the "
         "version that wrote it, or a later one",
     )
     values = json.loads(content)
     del values["state_xxh3_128"]
     if _digest(values) != found.state_xxh3_128:
-        raise ValueError(f"{path} is damaged: its content does not have the checksum that it names")
+        raise ValueError(f"{path} is damaged: its content does not match its own checksum")
     return content, found.xxh3_128
 
 

@@ -20,8 +20,8 @@ def checked_tokenizer(folder: Path) -> Path:
         checksums = read_checksums(folder)
         require(
             path.name in checksums,
-            f"{path} is no file of this checkpoint, as state.json lists them: remove it, or put back the one "
-            "that the model was trained with",
+            f"{path} is not a file of this checkpoint, as listed in state.json: remove it, or restore the "
+            "one that the model was trained with",
         )
         for name in {path.name, SETTINGS} & checksums.keys():
             read_checked(folder / name)
