@@ -64,9 +64,7 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
     for checkpoints in (start, start / "checkpoints"):
         if whole := [folder for folder in (latest(checkpoints), *whole_checkpoints(checkpoints)) if folder]:
             return whole[0]
-        require(
-            not (checkpoints / LATEST).is_file(), f"{checkpoints / LATEST} names no existing checkpoint"
-        )
+        require(not (checkpoints / LATEST).is_file(), f"{checkpoints / LATEST} names no existing checkpoint")
     raise ValueError(f"{setting}={path} holds no checkpoint: no config.json, and no step-... folder in it")
 
 
