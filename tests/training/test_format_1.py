@@ -80,5 +80,5 @@ def test_all_else_reads_it(tmp_path):
 def test_a_later_format_is_refused(tmp_path):
     path = tmp_path / "state.json"
     path.write_text(json.dumps({"format": 3, "xxh3_128": {}, "state_xxh3_128": ""}))
-    with pytest.raises(ValueError, match=r"format=3, and this version of caat reads formats up to 2: use"):
+    with pytest.raises(ValueError, match=r"format=3, but this version of caat reads formats up to 2: use"):
         read_state(tmp_path)
