@@ -24,7 +24,7 @@ class VocabParallelEmbedding(nn.Module):
         self.sharding = Sharding(0, (padded_vocab,), mesh.shards)
         self.sharding.check("padded_vocab")
         self.mesh = mesh
-        # Of the full table, as the linears': the same seed on every process gives one consistent model.
+        # Draw the full table, like the linears: with the same seed, all processes draw the same numbers.
         full = torch.randn(padded_vocab, hidden)
         self.weight = nn.Parameter(self.sharding.cut([full], mesh.local_shards))
 

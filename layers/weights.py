@@ -28,7 +28,7 @@ class Weight:
     std: float | None
 
     def full_tensors(self, sharding: Sharding | None) -> FullTensors:
-        """The full tensors, cut by ``sharding``; None: not cut."""
+        """Return the full tensors as sharded by ``sharding``; None: replicated."""
         return FullTensors(self.parameter, self.names, self.shapes, sharding)
 
 

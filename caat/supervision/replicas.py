@@ -14,12 +14,12 @@ from caat.supervision.control import Control
 
 # Sharded parameters are large and equal only between replicas: each check covers a few of them, in turn.
 SHARDED_EACH_TIME = 2
-# equal_after(step): whether all replicas are to hold equal weights after this step. The same on all ranks.
+# equal_after(step): whether all replicas must have equal weights after this step. The same on all ranks.
 EqualAfter = Callable[[int], bool]
 
 
 def after_every_step(step: int) -> bool:
-    """Replicas that take each step together are always equal."""
+    """Return True: replicas that take each step together are always equal."""
     return True
 
 
@@ -32,8 +32,8 @@ class ReplicaGuard:
 
     It compares all replicated parameters between all ranks, some of the sharded parameters between
     replicas, and the shared channels of the output of ``block`` between the processes of a replica. Replicas
-    are compared with each other only after steps for which ``equal_after`` holds: the first of these from the
-    step on at which a check is due.
+    are compared with each other only after steps for which ``equal_after`` holds: a check that is due waits
+    for the next such step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ReplicaGuard:
     ) -> None:
         self._mesh, self._control, self._every = mesh, control, every
         self._equal_after = equal_after
-        # Whether a comparison between replicas is due, and waits for a step after which they are equal.
+        # True if a comparison between replicas is due and waits for a step after which they are equal.
         self._waiting = False
         sharded = {id(m.weight) for m in model.modules() if hasattr(m, "sharding")}
         named = list(model.named_parameters())

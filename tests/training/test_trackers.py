@@ -82,8 +82,8 @@ def test_a_tracker_that_fails_is_a_warning(capsys):
         tracker.close({})
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "caat: WARNING: Somebody fails (the network is gone); training goes on",
-        "caat: WARNING: Somebody fails (no server); training goes on",
+        "caat: WARNING: Somebody fails (the network is gone); training continues",
+        "caat: WARNING: Somebody fails (no server); training continues",
     ]
 
 

@@ -55,5 +55,5 @@ class Guarded(Tracker):
             if not self._warned:
                 what = " ".join(str(error).split())
                 with suppress(OSError):
-                    print(f"caat: WARNING: {self._name} fails ({what}); training goes on", file=sys.stderr)
+                    print(f"caat: WARNING: {self._name} fails ({what}); training continues", file=sys.stderr)
             self._warned = True
