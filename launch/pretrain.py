@@ -16,9 +16,9 @@ from launch.command.errors import STOPPED, user_errors
 from launch.command.processes import Stopped
 from launch.run.compose import compose
 from launch.run.folder import claim
-from launch.run.go_on import how_to_go_on
 from launch.run.local import interrupts_kept, run_in_processes, set_up
 from launch.run.resume import check_restartable, check_resume
+from launch.run.resume_command import how_to_resume
 from launch.run.start import Start
 from launch.run.validate import validate
 
@@ -68,10 +68,10 @@ def _main(argv: list[str]) -> int:
         status = run_in_processes(start, config.launch)
     except Stopped as stop:
         if stop.code == STOPPED:
-            print(how_to_go_on(argv, start.folder), file=sys.stderr)
+            print(how_to_resume(argv, start.folder), file=sys.stderr)
         raise
     if status == STOPPED:
-        print(how_to_go_on(argv, start.folder), file=sys.stderr)
+        print(how_to_resume(argv, start.folder), file=sys.stderr)
     return status
 
 

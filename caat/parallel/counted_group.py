@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caat.parallel.patience import PATIENCE
+from caat.parallel.timeout import GROUP_TIMEOUT
 
 BACKEND = "counted"
 # Collectives of torch.distributed.ProcessGroup, and the position of the argument that holds the full message:
@@ -103,7 +103,7 @@ def new_counted_group(ranks: list[int], inner: dist.ProcessGroup, count: Count) 
     """
     if not hasattr(dist.Backend, BACKEND.upper()):
         dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu", "cuda"])
-    group = dist.new_group(ranks, PATIENCE, BACKEND, pg_options=(inner, count))
+    group = dist.new_group(ranks, GROUP_TIMEOUT, BACKEND, pg_options=(inner, count))
     if isinstance(group, CountedGroup):
         group.made = True
     return group

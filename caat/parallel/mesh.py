@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.data_axis import DataAxis
-from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first, wake_gloo_first
 from caat.parallel.sums import SumOptions
 from caat.parallel.tape import Tape
+from caat.parallel.timeout import GROUP_TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Mesh:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
         # new_group is collective over the world: every rank creates every group and keeps its own.
         rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
-        pg_options = sums_first(dist.get_backend(), PATIENCE)
-        tensor_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in rows]
+        pg_options = sums_first(dist.get_backend(), GROUP_TIMEOUT)
+        tensor_groups = [dist.new_group(ranks, GROUP_TIMEOUT, pg_options=pg_options) for ranks in rows]
         columns = list(map(list, zip(*rows, strict=True)))
-        data_groups = [dist.new_group(ranks, PATIENCE, pg_options=pg_options) for ranks in columns]
+        data_groups = [dist.new_group(ranks, GROUP_TIMEOUT, pg_options=pg_options) for ranks in columns]
         wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
         return Mesh(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from caat.parallel.patience import PATIENCE
+from caat.parallel.timeout import GROUP_TIMEOUT
 
 
 class Control:
@@ -18,7 +18,7 @@ class Control:
 
     def __init__(self) -> None:
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        self.group = dist.new_group(timeout=PATIENCE, backend="gloo") if self.world > 1 else None
+        self.group = dist.new_group(timeout=GROUP_TIMEOUT, backend="gloo") if self.world > 1 else None
 
     def maximum(self, *values: int) -> list[int]:
         """Return the maximum over all ranks of each value."""

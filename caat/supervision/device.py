@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from caat.parallel.patience import PATIENCE
 from caat.parallel.priority import sums_first
+from caat.parallel.timeout import GROUP_TIMEOUT
 from caat.parallel.world import be_alone, launched, master, use_gpu
-from caat.supervision.meeting import meet
+from caat.supervision.rendezvous import meet
 
 # Compute types by the name that the user gives.
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
@@ -48,7 +48,9 @@ def choose_device(
     return torch.device("cuda", local_rank % gpus)
 
 
-def start_process_group(device: torch.device, timeout: timedelta = PATIENCE, backend: str = "auto") -> None:
+def start_process_group(
+    device: torch.device, timeout: timedelta = GROUP_TIMEOUT, backend: str = "auto"
+) -> None:
     """Join the process group that torchrun describes in the environment, or create one of size 1.
 
     ``backend`` ``auto`` means NCCL for a CUDA ``device`` and gloo for the CPU.

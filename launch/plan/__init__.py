@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from caat.planning.compare import compare, fastest
+from caat.planning.compare_layouts import compare, fastest
 from caat.planning.costs import flops_per_token
 from caat.planning.data_traffic import data_messages
 from caat.planning.layouts import Layout, layout_of, needs, pass_of

@@ -12,9 +12,9 @@ from caat.storage.records import Whole, parse_record
 from conf.checks import require
 from conf.reading.saved import config_text
 from conf.schema import Config
+from launch.run.disk_space import check_space
 from launch.run.initial import check_initial
 from launch.run.resume import check_resume_data
-from launch.run.space import check_space
 from launch.run.tokens import check_tokens
 from launch.run.validate import check_data
 

@@ -14,8 +14,8 @@ from caat.supervision.replicas import DriftError
 from caat.supervision.signals import StoppedBySignal, StopRequest
 from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint.saver import SaveError
+from caat.training.estimate import forecast, product_rate
 from caat.training.loop import NonFiniteError, train
-from caat.training.outlook import outlook, product_rate
 from caat.training.output import Output
 from conf.schema import Config
 from launch.command.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_ERROR, only_warned
@@ -54,14 +54,14 @@ def train_run(
     run = build_run(config, start, folder, device=device, control=control, request=request, watchdog=watchdog)
     # The final figures need these, and by then the text may be gone.
     base = baselines(start.tokens, c.sequence, c.eval_sequences)
-    forecast = outlook(_step_seconds(config, device, control), c.steps - run.state.step)
+    expected = forecast(_step_seconds(config, device, control), c.steps - run.state.step)
     if run.output:
         write_status(folder, "running")
     summary: dict = {}
     # Empty after other errors: the worker records those, because another rank may know the cause.
     status, why = "", ""
     try:
-        run.say(forecast)
+        run.say(expected)
         request.training = True
         record = train(run)
         watchdog.rest()

@@ -22,8 +22,8 @@ from caat.supervision.watchdog import Watchdog
 from conf.schema import Config
 from launch.command.errors import STOPPED
 from launch.run.folder import leave_finished, open_run_folder
-from launch.run.go_on import how_to_go_on
 from launch.run.resume import check_resume, given_folder
+from launch.run.resume_command import how_to_resume
 from launch.run.start import Start, make_start
 from launch.run.trainer import ENDINGS, train_run
 
@@ -77,7 +77,7 @@ def work(
                 stopped = type(error) is StoppedBySignal
                 print(f"caat: {'' if stopped else 'error: '}{error}", file=sys.stderr)
                 if stopped and settings is not None:
-                    print(how_to_go_on(settings, run, torchrun=world > 1), file=sys.stderr)
+                    print(how_to_resume(settings, run, torchrun=world > 1), file=sys.stderr)
             status = ENDINGS[type(error)]
         except Exception as error:
             _fail(error, watchdog)

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from caat.storage.records import read_record
-from launch.run.go_on import command_to_go_on
+from launch.run.resume_command import resume_command
 from launch.sweep.run import Run
 
 
@@ -26,7 +26,7 @@ class Outcome:
 
     @classmethod
     def of(cls, run: Run, status: str) -> Outcome:
-        command = command_to_go_on(run.overrides, run.folder)
+        command = resume_command(run.overrides, run.folder)
         return cls(run.name, str(run.folder), status, "", command)
 
 

@@ -11,7 +11,7 @@ from conf.reading.saved import read_config, save_config
 from conf.schema import RunConfig
 from launch.pretrain import main as pretrain
 from launch.run.compose import compose
-from launch.run.go_on import command_to_go_on
+from launch.run.resume_command import resume_command
 from launch.sweep.plan import plan_sweep
 
 
@@ -144,7 +144,7 @@ def test_options_of_ones_own(here, capsys):
         write(here / "file.yaml", "model: {layers: 2}")
         assert compose(["file.yaml", "experiment=try"]).model.layers == 3
         assert "mine" in GROUPS["model"] and "130m" in GROUPS["model"]
-        assert "--config-dir" in command_to_go_on(["model=mine"], here / "run")
+        assert "--config-dir" in resume_command(["model=mine"], here / "run")
     assert before == GROUPS
     assert pretrain(["--config-dir", str(folder), "--cfg", "job", "model=mine"]) == 0
     assert "layers: 3" in capsys.readouterr().out

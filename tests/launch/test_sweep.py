@@ -25,7 +25,7 @@ from launch.command.processes import Stopped
 from launch.run import local
 from launch.run.compose import compose
 from launch.run.folder import create_run_folder, leave_finished, open_run_folder
-from launch.run.go_on import quoted
+from launch.run.resume_command import quoted
 from launch.run.start import Start
 from launch.sweep import here
 from launch.sweep.combinations import combinations

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from caat.training import outlook
+from caat.training import estimate
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from caat.training import outlook
     ],
 )
 def test_in_words(seconds, words):
-    assert outlook.in_words(seconds) == words
+    assert estimate.in_words(seconds) == words
 
 
 def test_a_step_and_the_whole():
-    assert outlook.outlook(720, 30010).startswith("about 12 min a step, 250 days in all, if it computes")
+    assert estimate.forecast(720, 30010).startswith("about 12 min a step, 250 days in all, if it computes")
 
 
 def test_the_rate_is_that_of_products(monkeypatch):
@@ -39,7 +39,7 @@ def test_the_rate_is_that_of_products(monkeypatch):
         count[0] += 1
         now[0] += 0.01 * (1 + count[0] % 3)
 
-    monkeypatch.setattr(outlook, "_finished", product)
+    monkeypatch.setattr(estimate, "_finished", product)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    rate = outlook.product_rate(torch.device("cpu"), "fp32")
-    assert rate == pytest.approx(2 * outlook.SIDE["cpu"] ** 3 / 0.01)
+    rate = estimate.product_rate(torch.device("cpu"), "fp32")
+    assert rate == pytest.approx(2 * estimate.SIDE["cpu"] ** 3 / 0.01)

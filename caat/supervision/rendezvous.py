@@ -28,7 +28,7 @@ def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
         name = store.get(f"answer/{word}").decode()
         store.set(f"{name}/{rank}", "")
         return name
-    name, missing = f"meeting-{secrets.token_hex(8)}", set(range(1, world))
+    name, missing = f"rendezvous-{secrets.token_hex(8)}", set(range(1, world))
     started, told = monotonic(), False
     while missing:
         for each in [each for each in missing if store.check([f"asks/{each}"])]:

@@ -30,7 +30,7 @@ def product_rate(device: torch.device, precision: str) -> float:
     return 2 * side**3 / fastest
 
 
-def outlook(step_seconds: float, steps: int) -> str:
+def forecast(step_seconds: float, steps: int) -> str:
     """Return the message about a run of ``steps`` that take about ``step_seconds`` each."""
     return (
         f"about {in_words(step_seconds)} a step, {in_words(step_seconds * steps)} in all, if it computes as "

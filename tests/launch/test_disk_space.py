@@ -14,8 +14,8 @@ from caat.storage.disk import disk_problem, no_room, size_text
 from conf.data import DataConfig
 from launch.command.errors import user_errors
 from launch.run.compose import compose
+from launch.run.disk_space import check_space
 from launch.run.folder import create_run_folder
-from launch.run.space import check_space
 from layers.weights import parameter_count
 
 Usage = namedtuple("Usage", "total used free")
@@ -55,7 +55,7 @@ def test_room_for_one_more_checkpoint(disk, tmp_path):
 
 def test_no_run_begins_where_its_checkpoints_cannot_be_written(disk, monkeypatch):
     disk(NEED)
-    monkeypatch.setattr("launch.run.space.os.access", lambda *_: False)
+    monkeypatch.setattr("launch.run.disk_space.os.access", lambda *_: False)
     with pytest.raises(ValueError, match=r"for new/checkpoints, is not writable: give run\.dir"):
         check_space(compose(["run.dir=new"]))
 

@@ -11,7 +11,7 @@ from conf.reading.explain import is_hydras
 from conf.reading.options import FOLDERS
 
 
-def command_to_go_on(settings: Sequence[str], folder: Path) -> str:
+def resume_command(settings: Sequence[str], folder: Path) -> str:
     """Return the shell command that resumes the run in ``folder``, which was started with ``settings``."""
     replaced = ("resume=", "run.dir=")
     kept = [text for text in settings if not (is_hydras(text) or text.startswith(replaced))]
@@ -19,11 +19,11 @@ def command_to_go_on(settings: Sequence[str], folder: Path) -> str:
     return shlex.join(["caat", "pretrain", *own, *kept, f"run.dir={quoted(folder)}", "resume=auto"])
 
 
-def how_to_go_on(settings: Sequence[str], folder: Path, torchrun: bool = False) -> str:
+def how_to_resume(settings: Sequence[str], folder: Path, torchrun: bool = False) -> str:
     """Return the line printed after a stop. ``torchrun``: a launcher like it started the processes."""
     if torchrun:
         return f"to resume: the same torchrun command, with run.dir={quoted(folder)} resume=auto"
-    return f"to resume: {command_to_go_on(settings, folder)}"
+    return f"to resume: {resume_command(settings, folder)}"
 
 
 def quoted(path: Path) -> str:
