@@ -1,4 +1,4 @@
-"""The settings of `caat bench`, one class a benchmark; each documents itself by `caat bench WHAT --help`."""
+"""The settings of `caat bench`, one class per benchmark. `caat bench NAME --help` prints them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from conf.units import check_link, delay_seconds, rate_bytes
 
 @dataclass
 class ShapeConfig:
-    """A model made for measuring: its sizes, and those of its input."""
+    """The sizes of the model to measure and of its input."""
 
     layers: int = setting(4, "Number of transformer blocks.")
     hidden: int = setting(512, "Number of channels of the residual stream.")
     ffn: int = setting(1408, "Number of channels inside the MLP.")
-    heads: int = setting(8, "Number of attention heads, and of key and value heads.")
+    heads: int = setting(8, "Number of attention heads; there are as many key and value heads.")
     sequence: int = setting(256, "Tokens per sequence.")
     batch: int = setting(4, "Sequences per step.")
 
@@ -39,14 +39,14 @@ class ShapeConfig:
 
 @dataclass
 class BenchShardsConfig(ShapeConfig):
-    """`caat bench shards`: the shard axis in one process against plain nn.Linear."""
+    """`caat bench shards`: compare the shard axis in one process with plain nn.Linear."""
 
     shards: int = setting(8, "Number of shards (N).")
-    compile: bool = setting(False, "Also measure with train.compile, which takes a while to start.")
+    compile: bool = setting(False, "Also measure with train.compile. Compiling takes a while.")
     vocab_size: int = setting(4096, "Number of entries of the vocabulary.")
     precision: str = setting("fp32", "Numeric format: fp32 or bf16.")
     device: str = setting("cpu", "Device: auto, cpu or cuda.")
-    rounds: int = setting(10, "Steps of each variant; the median counts.")
+    rounds: int = setting(10, "Steps of each variant; the median is reported.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-shards-<time>.json.")
     memory_of: int | None = setting(None, "Print the peak memory of one variant. Used by the command itself.")
 
@@ -58,11 +58,11 @@ class BenchShardsConfig(ShapeConfig):
 
 @dataclass
 class BenchTokenizeConfig:
-    """`caat bench tokenize`: speed against bare SentencePiece, memory against the size of the corpus."""
+    """`caat bench tokenize`: compare the speed with bare SentencePiece, and memory with the corpus size."""
 
     vocab_size: int = setting(4096, "Number of pieces of the tokenizer.")
     copies: int = setting(20, "Number of copies of the quick-start text (5 MB each) to tokenise.")
-    rounds: int = setting(3, "Number of times to run each; the median counts.")
+    rounds: int = setting(3, "Number of times to run each; the median is reported.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-tokenize-<time>.json.")
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class BenchTokenizeConfig:
 
 @dataclass
 class BenchCheckpointConfig(ShapeConfig):
-    """`caat bench checkpoint`: training with and without saving, and loading against reading the bytes."""
+    """`caat bench checkpoint`: time training with and without saving, and loading against a plain read."""
 
     layers: int = 8
     hidden: int = 768
@@ -84,10 +84,10 @@ class BenchCheckpointConfig(ShapeConfig):
         None,
         "Threads of each process. Default: all cores, shared by the processes.",
     )
-    rounds: int = setting(8, "Number of pairs of an interval with a save and one without.")
+    rounds: int = setting(8, "Number of pairs of intervals: one with a save, one without.")
     interval: float = setting(
         10.0,
-        "Length of an interval, as a multiple of the time that a save takes when training waits for it.",
+        "Length of an interval, as a multiple of the time of a save that training waits for.",
     )
     folder: str = setting("outputs", "Folder for the temporary checkpoints, on the disk to measure.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-checkpoint-<time>.json.")
@@ -97,14 +97,14 @@ class BenchCheckpointConfig(ShapeConfig):
         require_positive(processes=self.processes, interval=self.interval, threads=self.threads or 1)
         require(
             self.shards % self.processes == 0,
-            f"processes={self.processes} do not divide shards={self.shards}: choose a divisor",
+            f"processes={self.processes} does not divide shards={self.shards}: choose a divisor",
         )
         self.model(self.vocab_size).check_shards(self.shards)
 
 
 @dataclass
 class BenchMfuConfig:
-    """`caat bench mfu`: a training step in one process, by shard count, as a share of the device's peak."""
+    """`caat bench mfu`: time a training step in one process, by shard count, and compute its MFU."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     shards: list[int] = setting([1, 8], "Numbers of shards (N) to measure, one row each.")
@@ -115,14 +115,15 @@ class BenchMfuConfig:
     device: str = setting("auto", "Device: auto, cpu or cuda.")
     peak_tflops: float | None = setting(
         None,
-        "Dense peak of the device in TFLOP/s. Default: known for common GPUs, else no MFU is shown.",
+        "Dense peak of the device in TFLOP/s. Default: the value in caat's table; for other devices, no MFU "
+        "is shown.",
     )
-    rounds: int = setting(10, "Steps of each row; the median counts.")
+    rounds: int = setting(10, "Steps of each row; the median is reported.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-mfu-<time>.json.")
 
     def __post_init__(self) -> None:
         require_positive(rounds=self.rounds, micro_batch=self.micro_batch, peak_tflops=self.peak_tflops or 1)
-        require(bool(self.shards), "shards=[] measures nothing: give a number of shards or several, [1,8]")
+        require(bool(self.shards), "shards=[] is empty: give one or more numbers of shards, such as [1,8]")
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require(0.0 <= self.ratio <= 1.0, f"ratio={self.ratio} is outside [0, 1]")
@@ -130,7 +131,7 @@ class BenchMfuConfig:
 
 @dataclass
 class BenchStackConfig(ShapeConfig):
-    """A stack of transformer blocks, forward and backward: what is common to the communication benchmarks."""
+    """Settings that the communication benchmarks share. They time a stack of transformer blocks."""
 
     precision: str = setting("fp32", "Numeric format: fp32 or bf16.")
     processes: int = setting(2, "Number of processes (P), and of shards.")
@@ -141,9 +142,9 @@ class BenchStackConfig(ShapeConfig):
     wire_dtypes: list[str] = setting(
         [],
         "Values of sync.wire_dtype to measure in addition to auto, such as [int8] or [int8,bfloat16]: "
-        "one more row for each ratio, overlapped.",
+        "one more row per ratio, with overlap.",
     )
-    rounds: int = setting(15, "Steps of each variant, in turns; the median counts.")
+    rounds: int = setting(15, "Steps of each variant, taken in turn; the median is reported.")
     device: str = setting("auto", "Device: auto, cpu or cuda.")
     out: str | None = setting(
         None,
@@ -154,9 +155,7 @@ class BenchStackConfig(ShapeConfig):
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence)
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
-        require(
-            self.processes > 1, f"processes={self.processes} must be at least 2: one has nobody to talk to"
-        )
+        require(self.processes > 1, f"processes={self.processes}: this benchmark needs at least 2 processes")
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
         for dtype in self.wire_dtypes:
@@ -165,36 +164,38 @@ class BenchStackConfig(ShapeConfig):
 
     @property
     def shape(self) -> ModelConfig:
-        """Its head is as wide as the stream: there is no vocabulary."""
+        """Return the model's sizes. The stack has no vocabulary, so ``vocab_size`` is set to ``hidden``."""
         return self.model(vocab_size=self.hidden)
 
 
 @dataclass
 class BenchStepConfig(BenchStackConfig):
-    """`caat bench step`: time and bytes of a step on this machine's own network, by ratio, with and without
-    overlap, beside full synchronisation in Megatron's form and no communication at all."""
+    """`caat bench step`: time and bytes of a step on this machine's network, by ratio, with and without
+    overlap, compared with full synchronisation as in Megatron and with no communication at all."""
 
 
 @dataclass
 class BenchProfileConfig(BenchStackConfig):
-    """`caat bench profile`: what torch's profiler sees of the same steps (GEMMs, copies, the rest) and what
-    they keep for backward."""
+    """`caat bench profile`: profile the same steps with torch's profiler (GEMMs, copies, the rest) and
+    measure the memory that they keep for the backward pass."""
 
     rounds: int = 5
 
 
 @dataclass
 class BenchLinkConfig(BenchStackConfig):
-    """`caat bench link`: the same between network namespaces joined by a shaped link (root, ip and tc)."""
+    """`caat bench link`: time the same steps over a shaped link between network namespaces (needs root, ip
+    and tc)."""
 
     rate: str = setting(
         "1gbit",
-        "Rate of the link, or several, as tc writes them: 1gbit, or 100mbit,1gbit,10gbit.",
+        "Rate of the link, or several rates, in tc's notation: 1gbit, or 100mbit,1gbit,10gbit.",
     )
-    delay: str = setting("0ms", "One-way delay, as tc writes it: 0ms, 1ms, ...")
+    delay: str = setting("0ms", "One-way delay, in tc's notation: 0ms, 1ms, ...")
     burst: str = setting(
         "128kb",
-        "Bytes that may pass at once above the rate. Keep it small, or short messages never meet the rate.",
+        "Bytes that may be sent at once above the rate. Keep it small, or the rate does not limit short "
+        "messages.",
     )
 
     def __post_init__(self) -> None:
@@ -209,24 +210,25 @@ class BenchLinkConfig(BenchStackConfig):
 
 @dataclass
 class BenchPeersConfig(BenchStackConfig):
-    """`caat bench peers`: the same blocks, sizes and data in torch's parallelize_module, megatron-core's
-    linears (if installed: the extra "peers"), DeepSpeed AutoTP and DeepSpeed-Domino (needs two sequences,
-    and two heads a process), beside ours at ratio 1 and below."""
+    """`caat bench peers`: time the same blocks, sizes and data with torch's parallelize_module,
+    megatron-core's linears (if installed: the extra "peers"), DeepSpeed AutoTP and DeepSpeed-Domino (needs
+    two sequences, and two heads per process), compared with caat at ratio 1 and below."""
 
     ratios: list[float] = setting([1.0, 0.5])
     rate: str | None = setting(
         None,
-        "Rate of a shaped link to measure over, as in `caat bench link`. Default: this machine's own "
+        "Rate of a shaped link to measure over, as in `caat bench link`. Default: measure on this machine's "
         "network.",
     )
     delay: str = setting("0ms", "One-way delay of the shaped link.")
-    burst: str = setting("128kb", "Bytes that may pass at once above the rate.")
+    burst: str = setting("128kb", "Bytes that may be sent at once above the rate.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.rate is not None or (self.delay, self.burst) == ("0ms", "128kb"),
-            f"delay={self.delay} burst={self.burst} are of a shaped link: give its rate=1gbit as well",
+            f"delay={self.delay} and burst={self.burst} describe a shaped link: give its rate too, such as "
+            "rate=1gbit",
         )
         if self.rate is not None:
             check_link(self.rate, self.delay, self.burst)
@@ -235,7 +237,7 @@ class BenchPeersConfig(BenchStackConfig):
 @dataclass
 class BenchGenerateConfig(BenchPeersConfig):
     """`caat bench generate`: time to the first token of `batch` prompts of `sequence` tokens, and new tokens
-    per second, by ratio, beside full synchronisation in Megatron's form and no communication at all."""
+    per second, by ratio, compared with full synchronisation as in Megatron and with no communication."""
 
     ratios: list[float] = setting([1.0, 0.5, 0.25])
     new_tokens: int = setting(16, "Tokens in the continuation of each prompt.")
@@ -247,12 +249,13 @@ class BenchGenerateConfig(BenchPeersConfig):
 
 @dataclass
 class BenchPredictConfig:
-    """`caat bench predict`: step time by ratio from FLOPs, bytes and a link's rate and delay; nothing is run.
+    """`caat bench predict`: predict step time by ratio from FLOPs, bytes and a link's rate and delay.
 
-    One forward and backward pass of a replica on parallel.processes (default: parallel.tensor) processes.
+    A step is one forward and backward pass of a replica on parallel.processes (default: parallel.tensor)
+    processes. Nothing is run.
     """
 
-    # A real model: communication of the tiny one means nothing.
+    # The tiny model's communication times say nothing about a real run.
     OPTIONS: ClassVar[dict[str, str]] = {"model": "7b"}
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -266,18 +269,20 @@ class BenchPredictConfig:
         "GPU of each process, as in `caat plan`: a100, h100, h200, b200, mi300x, 4090 and others.",
     )
     link: str | None = setting(
-        None, "Rate between any two processes, each way, such as 400gbit. Default: that between two nodes."
+        None,
+        "Rate between any two processes in each direction, such as 400gbit. Default: the GPU's rate between "
+        "two nodes.",
     )
     delay: str = setting("5us", "One-way delay of the link.")
     tflops: float | None = setting(
         None,
-        "TFLOP/s that a process sustains in arithmetic alone. Default: 40 % of the GPU's peak.",
+        "TFLOP/s that a process sustains without communication. Default: 40 % of the GPU's peak.",
     )
     micro_batch: int = setting(1, "Sequences of model.sequence tokens per pass.")
     precision: str = setting("bf16", "Numeric format of the activations: bf16 or fp32.")
     wire_dtype: str = setting(
         "auto",
-        "Value of sync.wire_dtype. The time that rounding takes is not predicted.",
+        "Value of sync.wire_dtype. The prediction ignores the time of rounding.",
     )
     out: str | None = setting(
         None,
@@ -295,5 +300,5 @@ class BenchPredictConfig:
 
     @property
     def hardware(self) -> Gpu:
-        """The GPU, with what was given."""
+        """Return the GPU named ``gpu``, with ``link`` and ``tflops`` replaced where given."""
         return gpu_named(self.gpu, link=self.link, tflops=self.tflops)

@@ -1,4 +1,4 @@
-"""How a setting is refused: `ValueError` with the value, the rule and the remedy."""
+"""Checks of settings. They raise `ValueError` with the value, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ SHOWN = 60
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ``ValueError(message)`` unless ``condition`` holds: the user's mistake, not ours."""
+    """Raise ``ValueError(message)`` unless ``condition`` holds. For mistakes of the user, not ours."""
     if not condition:
         raise ValueError(message)
 
 
 def check_seed(seed: int) -> None:
-    """Raise ``ValueError`` unless every generator of random numbers takes it."""
+    """Raise ``ValueError`` unless all random number generators accept ``seed``."""
     require(0 <= seed < 2**32, f"seed={seed} is outside 0 to {2**32 - 1}")
 
 
 def require_positive(**settings: float) -> None:
-    """Raise ``ValueError`` naming the first of ``settings`` that is not above zero."""
+    """Raise ``ValueError`` naming the first of ``settings`` that is not above 0."""
     for name, value in settings.items():
         require(value > 0, f"{name.replace('__', '.')}={value} must be above 0")
 
 
 def check_values(values: Any, name: str = "") -> None:
-    """Raise ``ValueError`` for the first of nested ``values`` that nothing can be done with.
+    """Raise ``ValueError`` for the first of the nested ``values`` that cannot be used.
 
-    That is a number that is not finite, denormal or beyond 64 bits, text that is not UTF-8, or a path that
-    cannot be one. ``name`` is where ``values`` stand, in the user's terms.
+    These are numbers that are not finite, denormal or beyond 64 bits, text that is not UTF-8, and invalid
+    paths. ``name`` is the dotted name of the setting that holds ``values``.
     """
     if isinstance(values, dict):
         for key, value in values.items():
@@ -46,9 +46,12 @@ def check_values(values: Any, name: str = "") -> None:
             check_values(value, name)
     elif isinstance(values, float):
         normal = values == 0 or float_info.min <= abs(values) <= float_info.max
-        require(normal, f"{name}={values} is no number that can be computed with: give a finite one")
+        require(normal, f"{name}={values} is not finite, or too close to 0: give another number")
     elif isinstance(values, int):
-        require(abs(values) < 2**63, f"{name}={str(values)[:20]}... is beyond 64 bits: give a smaller one")
+        require(
+            abs(values) < 2**63,
+            f"{name}={str(values)[:20]}... exceeds 64 bits: give a smaller number",
+        )
     elif isinstance(values, str):
         shown = ascii(values)[1:-1][:SHOWN]
         require(values.isascii() or not SURROGATE.search(values), f"{name}={shown} is not UTF-8 text")
@@ -57,18 +60,18 @@ def check_values(values: Any, name: str = "") -> None:
 
 
 def check_path(value: str, name: str) -> None:
-    """Raise ``ValueError`` if no file system can have a file at ``value``, given as ``name``."""
+    """Raise ``ValueError`` if ``value`` is not a valid path. ``name`` is the setting."""
     shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
     try:
         path = Path(value).expanduser()
     except RuntimeError:
-        raise ValueError(f"{name}={shown}: there is no such user: write the folder out") from None
-    require("\0" not in value, f"{name}={shown} holds a null character, which no path can")
+        raise ValueError(f"{name}={shown}: there is no such user: give the path without ~") from None
+    require("\0" not in value, f"{name}={shown} contains a null character, which is not allowed in a path")
     longest = max((len(part.encode()) for part in path.parts), default=0)
     require(
         longest <= 255 and len(str(path).encode()) < 4096,
-        f"{name}={shown} has a part of {longest} bytes, {len(str(path).encode())} in all: no file has more "
-        "than 255, no path more than 4095",
+        f"{name}={shown} is too long: its longest name has {longest} bytes (at most 255), the path "
+        f"{len(str(path).encode())} (at most 4095)",
     )
 
 
@@ -78,5 +81,5 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The gist of an error that has more to say."""
+    """Return the first line of an error's message, or its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from conf.sync import checked_ratio
 class ConvertParallel:
     tensor: int | None = setting(
         None,
-        "Number of shards (N) to cut a Hugging Face model into. A checkpoint of caat brings its own.",
+        "Number of shards (N) of an imported Hugging Face model. Export uses the number of the checkpoint.",
     )
 
     def __post_init__(self) -> None:
@@ -25,8 +25,8 @@ class ConvertParallel:
 class ConvertSync:
     ratio: float | None = setting(
         None,
-        "Fraction of the channels to synchronise. Default: 1, where the function is that of the Hugging "
-        "Face model.",
+        "Fraction of the channels to synchronise. Default: 1, which computes the same function as the "
+        "Hugging Face model.",
     )
 
     def __post_init__(self) -> None:
@@ -36,11 +36,11 @@ class ConvertSync:
 
 @dataclass
 class ConvertConfig:
-    """`caat convert`: a Hugging Face Llama to a checkpoint of caat, or such a checkpoint to Hugging Face."""
+    """`caat convert`: convert a Hugging Face Llama to a checkpoint of caat, or the reverse."""
 
     from_: str = setting(
         "???",
-        "Hugging Face folder, or run or checkpoint of caat. The one is converted to the other.",
+        "Hugging Face folder to import, or run or checkpoint of caat to export.",
     )
     to: str = setting("???", "Folder to write, new or empty.")
     parallel: ConvertParallel = field(default_factory=ConvertParallel)

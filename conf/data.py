@@ -1,4 +1,4 @@
-"""The text, and what becomes of it before training."""
+"""Settings of the text and its tokenizer: `data.*`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conf.field import setting
 
 @dataclass
 class DataConfig:
-    """Text in, token shards out. Prepared once per distinct setting, under ``dir``."""
+    """The text to train on. It is tokenised once per combination of settings, into ``dir``."""
 
     path: str | None = setting(
         None,
@@ -23,12 +23,12 @@ class DataConfig:
     text_field: str = setting("text", "Column that holds the text in jsonl, parquet and Hugging Face data.")
     tokenizer: str | None = setting(
         None,
-        "SentencePiece model, or the tokenizer.json of a Hugging Face model with the files beside it. "
+        "SentencePiece model, or the tokenizer.json of a Hugging Face model with the files next to it. "
         "Default: train a SentencePiece model of `vocab_size` pieces on the text.",
     )
     vocab_size: int = setting(
         32000,
-        "Number of pieces of a tokenizer that is trained. caat pretrain takes model.vocab_size.",
+        "Number of pieces, if a tokenizer is trained. caat pretrain uses model.vocab_size.",
     )
     validation: float = setting(
         0.01,

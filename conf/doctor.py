@@ -9,10 +9,10 @@ from conf.field import setting
 
 @dataclass
 class DoctorConfig:
-    """`caat doctor`: what this machine can do, and what to install or set for the rest.
+    """`caat doctor`: check what this machine can run, and what to install or set for the rest.
 
-    Under torchrun the link is measured between its ranks, else between two processes of this machine."""
+    It measures the link between the ranks of torchrun, if any, else between two processes on this machine."""
 
     link: bool = setting(True, "Measure the link, which takes a few seconds.")
-    sizes: list[int] = setting([4, 64, 1024, 16384], "Sizes of the messages to measure it with, in KiB.")
+    sizes: list[int] = setting([4, 64, 1024, 16384], "Message sizes to measure the link with, in KiB.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/doctor-<time>.json.")

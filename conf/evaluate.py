@@ -11,7 +11,7 @@ from conf.processes import ProcessesConfig
 
 @dataclass
 class EvaluateConfig:
-    """`caat evaluate`: benchmarks of lm-eval on a trained model."""
+    """`caat evaluate`: run lm-eval benchmarks on a trained model."""
 
     checkpoint: str = setting(
         "???",
@@ -19,42 +19,42 @@ class EvaluateConfig:
     )
     tasks: str = setting(
         "paper",
-        "Names of lm-eval tasks, separated by commas; `paper`, the seven of the CAAT-Net paper; or a "
+        "Names of lm-eval tasks, separated by commas; `paper` for the seven of the CAAT-Net paper; or a "
         "folder of task files (YAML).",
     )
     limit: int | None = setting(None, "Number of documents to use from the start of each task. Default: all.")
     num_fewshot: int | None = setting(
         None,
-        "Number of examples in front of each question. Default: as the task says.",
+        "Number of examples before each question. Default: the number that the task sets.",
     )
     add_bos: bool = setting(
         False,
         "Begin every context with the begin-of-text token. lm-eval's Hugging Face model does so only if "
         "the tokenizer adds it, which a SentencePiece model alone does not.",
     )
-    batch: int = setting(0, "Sequences per forward pass. 0: as many as fit, by their length.")
+    batch: int = setting(0, "Sequences per forward pass. 0: as many as fit, depending on their length.")
     precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
     track_online: bool = setting(
         False,
-        "Also send the scores to the run's Weights & Biases, if that was online. Check first: a run "
-        "folder from somebody else names their account.",
+        "Also send the scores to the run's Weights & Biases project, if the run was tracked online. Check "
+        "first: a run folder from somebody else names their account.",
     )
     out: str | None = setting(
         None,
-        "Path of the result. Default: evaluation.json in the run folder, or beside the weights.",
+        "Path of the result. Default: evaluation.json in the run folder, or next to the weights.",
     )
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     @property
-    def asked_otherwise(self) -> str:
-        """What makes scores that are not to be put beside others', as part of a file name; else empty."""
+    def filename_suffix(self) -> str:
+        """Return the non-default options that make scores incomparable, for the file name; else empty."""
         parts = {"limit": self.limit, "fewshot": self.num_fewshot, "bos": self.add_bos or None}
         return "".join(f"-{name}-{value}" for name, value in parts.items() if value is not None)
 
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, ("fp32", "fp64", "bf16"))
         require(
-            bool(self.tasks.strip("[], ")), "tasks is empty: give names of tasks, a folder, or leave it out"
+            bool(self.tasks.strip("[], ")), "tasks is empty: give names of tasks or a folder, or leave it out"
         )
         require(self.batch >= 0, f"batch={self.batch} must not be negative (0: as many as fit)")
         if self.limit is not None:

@@ -1,4 +1,4 @@
-"""A setting is a field of a schema with a default and a description, which `--help` and the site print."""
+"""A setting is a dataclass field with a default and a description, which `--help` and the site print."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ DESCRIPTION = "description"
 
 
 def setting(default: Any, description: str = "") -> Any:
-    """A dataclass field with this ``default``, of which every object gets its own copy.
+    """Return a dataclass field. Every object gets its own copy of a list or dict ``default``.
 
-    A schema that only changes the default of an inherited setting leaves the ``description`` out.
+    Leave ``description`` out to change only the default of an inherited setting.
     """
     metadata = {DESCRIPTION: description} if description else {}
     if isinstance(default, list | dict):
@@ -21,12 +21,12 @@ def setting(default: Any, description: str = "") -> Any:
 
 
 def default_of(of: Field) -> Any:
-    """The default of a field, which has one or a factory."""
+    """Return the default of a field, from its factory if it has one."""
     return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 def descriptions(schema: type) -> dict[str, str]:
-    """Descriptions by name of field: the schema's own, else that of the schema it inherits from."""
+    """Return the descriptions by field name. A description left out is inherited."""
     found: dict[str, str] = {}
     for each in reversed(schema.__mro__):
         if "__dataclass_fields__" in vars(each):

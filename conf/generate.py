@@ -1,4 +1,4 @@
-"""The settings of `caat generate`, and how any text is continued."""
+"""The settings of `caat generate` and of sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conf.processes import ProcessesConfig
 
 @dataclass
 class SamplingConfig:
-    """How a text is continued."""
+    """Settings of sampling."""
 
     max_new_tokens: int = setting(
         128,
@@ -19,42 +19,42 @@ class SamplingConfig:
     )
     temperature: float = setting(
         0.0,
-        "Number that the logits are divided by. 0: always take the most likely token.",
+        "Divisor of the logits. 0: always take the most likely token.",
     )
-    top_k: int = setting(0, "Draw among this many of the most likely tokens. 0: draw among all.")
+    top_k: int = setting(0, "Sample from this many of the most likely tokens. 0: sample from all.")
     top_p: float = setting(
         1.0,
-        "Draw among the fewest most likely tokens whose probabilities reach this sum.",
+        "Sample from the smallest set of most likely tokens whose probabilities reach this sum.",
     )
     stop: list[str] = setting(
         [],
         'Strings that end the continuation, such as ["\\n\\n"]. They are not in the result.',
     )
-    seed: int = setting(1, "Seed of the draws.")
+    seed: int = setting(1, "Seed of the samples.")
 
     def __post_init__(self) -> None:
         require_positive(max_new_tokens=self.max_new_tokens)
         require(
             0.0 <= self.temperature < float("inf"),
-            f"temperature={self.temperature} must be a number from 0 on (0: always the most likely token)",
+            f"temperature={self.temperature} must be finite, not negative (0: always the most likely token)",
         )
-        require(self.top_k >= 0, f"top_k={self.top_k} must not be negative (0: draw among all tokens)")
+        require(self.top_k >= 0, f"top_k={self.top_k} must not be negative (0: sample from all tokens)")
         require(
             0.0 < self.top_p <= 1.0,
-            f"top_p={self.top_p} is outside (0, 1]: it is the probability of the tokens to draw among",
+            f"top_p={self.top_p} is outside (0, 1]: it is the total probability of the tokens to sample from",
         )
         require(
             self.temperature > 0 or (self.top_k == 0 and self.top_p == 1.0),
-            "top_k and top_p say what to draw among, and at temperature=0 nothing is drawn: "
-            "give temperature=1",
+            "top_k and top_p have no effect with temperature=0, which always takes the most likely token: "
+            "set temperature=1",
         )
-        require(all(self.stop), "stop holds an empty text, which is everywhere: leave it out")
+        require(all(self.stop), "stop contains an empty string, which would match everywhere: leave it out")
         check_seed(self.seed)
 
 
 @dataclass
 class GenerateConfig(SamplingConfig):
-    """`caat generate`: texts continued by a trained model."""
+    """`caat generate`: continue texts with a trained model."""
 
     checkpoint: str = setting(
         "???",
@@ -67,7 +67,7 @@ class GenerateConfig(SamplingConfig):
     )
     out: str | None = setting(
         None,
-        "Path of the result. Default: generations.json in the run folder, or beside the weights.",
+        "Path of the result. Default: generations.json in the run folder, or next to the weights.",
     )
     precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
     batch: int = setting(8, "Number of prompts to continue together.")
@@ -79,5 +79,5 @@ class GenerateConfig(SamplingConfig):
         require_positive(batch=self.batch)
         require(
             (self.prompt is None) != (self.prompts is None),
-            'give either prompt="a text" or prompts=FILE, each line of it a JSON string',
+            'give either prompt="a text" or prompts=FILE, a file with one JSON string per line',
         )

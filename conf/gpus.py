@@ -1,4 +1,4 @@
-"""GPUs by name: what `caat plan gpu=` takes for given, and the peaks that MFU is measured against."""
+"""A table of GPUs by name: the defaults of `caat plan gpu=` and the peaks for MFU."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 
 from conf.checks import require
 
-# Of the peak, in arithmetic alone: a guess where it was not measured (torchtitan has 33 to 39 % with FSDP
-# for Llama 3 8B on H100s, communication included).
+# Assumed fraction of the peak that a GPU sustains without communication, if it was not measured. (torchtitan
+# reports 33 to 39 % with FSDP for Llama 3 8B on H100s, communication included.)
 SUSTAINED = 0.4
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as its maker's data sheet has it, in a server of eight.
+    """One GPU of a server with eight, with the values of the manufacturer's data sheet.
 
-    ``device`` are whole words of the name that CUDA or ROCm gives it, ``peak`` is dense bfloat16 in TFLOP/s.
-    Rates are each way, as tc writes them: ``node_link`` to the others of its node, ``link`` its share of the
-    network, which no data sheet has: as the maker's own servers come, else a guess.
+    ``device`` is a part of the name that CUDA or ROCm reports, in whole words. ``peak`` is the dense bfloat16
+    peak in TFLOP/s. Rates are per direction, in tc's notation. ``node_link`` is the rate to the other GPUs of
+    the node. ``link`` is the GPU's share of the node's network, which no data sheet states: the value of the
+    manufacturer's own servers, or else an assumption.
     """
 
     device: str
@@ -27,7 +28,7 @@ class Gpu:
     memory: str
     node_link: str
     link: str
-    # What it sustains in arithmetic alone, in TFLOP/s, if it was given.
+    # Sustained TFLOP/s without communication, if the user gave it.
     given: float | None = None
 
     @property
@@ -35,7 +36,7 @@ class Gpu:
         return self.given or SUSTAINED * self.peak
 
 
-# The first whose words are in a device's name is that device.
+# Order matters: a device is the first entry whose ``device`` is in its name.
 GPUS: Mapping[str, Gpu] = {
     "a100": Gpu("A100", 312.0, "80gb", "2400gbit", "200gbit"),
     "a800": Gpu("A800", 312.0, "80gb", "1600gbit", "200gbit"),
@@ -73,22 +74,25 @@ def gpu_named(
     tflops: float | None = None,
     peak_tflops: float | None = None,
 ) -> Gpu:
-    """The GPU of our table with what is given in place of its own; raises ``ValueError`` for another name."""
-    require(name in GPUS, f"gpu={name} is not known: choose from {', '.join(GPUS)}, and give what differs")
-    its = GPUS[name]
+    """Return the GPU ``name`` of the table, with the given values replaced.
+
+    Raise ``ValueError`` if ``name`` is not in the table.
+    """
+    require(name in GPUS, f"gpu={name} is not known: choose from {', '.join(GPUS)}, and set what differs")
+    gpu = GPUS[name]
     return replace(
-        its,
-        peak=peak_tflops or its.peak,
-        memory=memory or its.memory,
-        node_link=node_link or its.node_link,
-        link=link or its.link,
+        gpu,
+        peak=peak_tflops or gpu.peak,
+        memory=memory or gpu.memory,
+        node_link=node_link or gpu.node_link,
+        link=link or gpu.link,
         given=tflops,
     )
 
 
 def peak_of(device: str) -> float | None:
-    """Dense bfloat16 peak in TFLOP/s of a device by the name it gives itself; None if we do not know it."""
-    # A laptop's has the name of the card and half its speed.
+    """Return the dense bfloat16 peak in TFLOP/s of the device with this reported name, or None if unknown."""
+    # A laptop GPU has the name of the desktop card and half its speed.
     if "Laptop" in device:
         return None
     return next((gpu.peak for gpu in GPUS.values() if re.search(rf"\b{gpu.device}\b", device)), None)

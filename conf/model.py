@@ -1,4 +1,4 @@
-"""The architecture of a GPT: `model.*`."""
+"""Settings of the model's architecture: `model.*`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ class ModelConfig:
     )
     sequence: int = setting(
         256,
-        "Longest sequence that the model is meant for, in tokens. Positions are rotary, so nothing is "
-        "learned per position.",
+        "Maximum sequence length, in tokens. Positions are rotary, so no weight depends on it.",
     )
     vocab_size: int = setting(
         4096,
-        "Number of entries of the vocabulary. A tokenizer that is trained has as many pieces; another "
-        "one may have fewer.",
+        "Number of entries of the vocabulary. A tokenizer trained by caat has as many pieces; a given one "
+        "may have fewer.",
     )
     padded_vocab_size: int | None = setting(
         None,
@@ -63,7 +62,7 @@ class ModelConfig:
         )
         for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "sequence", "vocab_size"):
             value = getattr(self, name)
-            require(value < 2**31, f"model.{name}={value} is beyond {2**31 - 1:,}: no tensor is that long")
+            require(value < 2**31, f"model.{name}={value} is too large: the maximum is {2**31 - 1:,}")
         require(
             self.hidden % self.heads == 0,
             f"model.hidden={self.hidden} is not divisible by model.heads={self.heads}: "
@@ -71,7 +70,7 @@ class ModelConfig:
         )
         require(
             self.head_dim % 2 == 0,
-            f"model.hidden / model.heads = {self.head_dim} is odd: rotary positions turn pairs of channels",
+            f"model.hidden / model.heads = {self.head_dim} is odd: rotary positions rotate pairs of channels",
         )
         require(
             self.heads % self.kv_heads == 0,
@@ -82,7 +81,7 @@ class ModelConfig:
             require(
                 self.padded_vocab_size >= self.vocab_size,
                 f"model.padded_vocab_size={self.padded_vocab_size} is below "
-                f"model.vocab_size={self.vocab_size}: padding can only add entries",
+                f"model.vocab_size={self.vocab_size}: padding can only add rows",
             )
 
     @property
@@ -90,7 +89,7 @@ class ModelConfig:
         return self.hidden // self.heads
 
     def check_shards(self, shards: int) -> None:
-        """Raise ``ValueError`` unless the model can be cut into ``shards`` tensor-parallel shards."""
+        """Raise ``ValueError`` unless the model can be split into ``shards`` tensor-parallel shards."""
         require(shards >= 1, f"parallel.tensor={shards} must be at least 1")
         for name in ("heads", "kv_heads", "ffn"):
             value = getattr(self, name)
@@ -103,11 +102,11 @@ class ModelConfig:
             require(
                 self.padded_vocab_size % shards == 0,
                 f"model.padded_vocab_size={self.padded_vocab_size} is not divisible by "
-                f"parallel.tensor={shards}: leave it out and the next multiple is used",
+                f"parallel.tensor={shards}: leave it out to use the next multiple",
             )
 
     def padded_vocab(self, shards: int) -> int:
-        """Rows of the embedding and head, a multiple of ``shards``; rows past ``vocab_size`` are masked."""
+        """Return the rows of embedding and head, a multiple of ``shards``. The padding is masked."""
         if self.padded_vocab_size is not None:
             return self.padded_vocab_size
         return -(-self.vocab_size // shards) * shards

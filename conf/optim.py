@@ -1,4 +1,4 @@
-"""The optimizer and the course of its learning rate: `optim.*`."""
+"""Settings of the optimizer and its learning-rate schedule: `optim.*`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conf.field import setting
 
 @dataclass
 class OptimConfig:
-    """AdamW. Weight decay acts on matrices, embeddings and head included, never on norm weights."""
+    """AdamW. Weight decay applies to all matrices, including embedding and head, but not to norm weights."""
 
     lr: float = setting(1e-3, "Peak learning rate, reached at the end of the warm-up.")
     min_lr: float = setting(1e-4, "Learning rate at the end of the decay.")
@@ -26,12 +26,12 @@ class OptimConfig:
     clip: float = setting(1.0, "Maximum global norm of the gradient. 0 turns clipping off.")
     schedule: str = setting(
         "cosine",
-        "Course of the learning rate after the linear warm-up: cosine or linear (decay to min_lr), "
+        "Learning-rate schedule after the linear warm-up: cosine or linear (decay to min_lr), "
         "constant, or wsd (warm-up, stable, decay: constant until the last `decay_steps`, then linear "
         "to min_lr).",
     )
     warmup_steps: int = setting(20, "Number of steps over which the learning rate rises from 0.")
-    decay_steps: int | None = setting(None, "Number of decay steps of wsd. Default: a tenth of all steps.")
+    decay_steps: int | None = setting(None, "Number of decay steps of wsd. Default: a tenth of train.steps.")
 
     def __post_init__(self) -> None:
         require_positive(optim__lr=self.lr, optim__eps=self.eps)
@@ -50,10 +50,10 @@ class OptimConfig:
             require_positive(optim__decay_steps=self.decay_steps)
             require(
                 self.schedule == "wsd",
-                f"optim.decay_steps={self.decay_steps} means nothing to optim.schedule={self.schedule}: "
-                "leave it out, or give optim.schedule=wsd",
+                f"optim.decay_steps={self.decay_steps} has no effect with optim.schedule={self.schedule}: "
+                "leave it out, or set optim.schedule=wsd",
             )
 
     def decay(self, steps: int) -> int:
-        """The last of ``steps`` steps, over which wsd falls; 0 of other schedules. Default a tenth."""
+        """Return the number of decay steps of wsd in a run of ``steps`` steps; 0 for other schedules."""
         return (self.decay_steps or max(1, steps // 10)) if self.schedule == "wsd" else 0

@@ -1,4 +1,4 @@
-"""The settings of `caat plan` beside those of `caat pretrain`."""
+"""The settings that `caat plan` has in addition to those of `caat pretrain`."""
 
 from __future__ import annotations
 
@@ -12,50 +12,53 @@ from conf.units import delay_seconds, memory_bytes, rate_bytes
 
 @dataclass
 class PlanConfig:
-    """`caat plan`: what a run would need, before any job is queued: memory by part, bytes and seconds of a
-    step by ratio, days, which layouts fit and the fastest of them. Nothing is run.
+    """`caat plan`: predict what a run needs before you queue a job: memory by part, bytes and seconds of a
+    step by ratio, days, the layouts that fit and the fastest of them. Nothing is run.
 
-    Takes the settings of `caat pretrain` (model=, sync.*, parallel.*, zero.stage, train.*) and these."""
+    Accepts the settings of `caat pretrain` (model=, sync.*, parallel.*, zero.stage, train.*) and these."""
 
     nodes: int = setting(1, "Number of nodes.")
     gpus: int = setting(8, "Number of GPUs per node, one process each.")
     gpu: str = setting(
         "h100",
-        "GPU: a100, h100, h200, b200, mi300x, l40s, 4090 and others. A wrong name lists all.",
+        "GPU: a100, h100, h200, b200, mi300x, l40s, 4090 and others. An unknown name lists all.",
     )
-    memory: str | None = setting(None, "Memory of a GPU, such as 80gb. Default: that of gpu.")
+    memory: str | None = setting(None, "Memory of a GPU, such as 80gb. Default: the value in caat's table.")
     spare: float = setting(
         0.1,
         "Fraction of the memory that the plan leaves free for CUDA itself, NCCL's buffers and fragmentation.",
     )
     link: str | None = setting(
         None,
-        "Rate between two nodes, for each GPU, each way, as tc writes rates: 400gbit. Default: that of gpu.",
+        "Rate between two nodes per GPU and direction, in tc's notation: 400gbit. Default: the value in "
+        "caat's table.",
     )
-    node_link: str | None = setting(None, "Rate between two GPUs of a node. Default: that of gpu.")
+    node_link: str | None = setting(
+        None, "Rate between two GPUs of a node. Default: the value in caat's table."
+    )
     delay: str = setting("5us", "One-way delay of the links.")
     tflops: float | None = setting(
         None,
-        "TFLOP/s that a GPU sustains in arithmetic alone; caat bench mfu measures it. Default: 40 % of "
+        "TFLOP/s that a GPU sustains without communication; caat bench mfu measures it. Default: 40 % of "
         "the peak.",
     )
     peak_tflops: float | None = setting(
         None,
-        "Dense bf16 peak of a GPU in TFLOP/s, for MFU, if train.peak_tflops is not given. Default: that "
-        "of gpu.",
+        "Dense bf16 peak of a GPU in TFLOP/s, for MFU, if train.peak_tflops is not given. Default: the "
+        "value in caat's table.",
     )
     ratios: list[float] = setting(
         [1.0, 0.75, 0.5, 0.25, 0.0],
         "Ratios to compare, in addition to sync.ratio.",
     )
-    tokens: float | None = setting(None, "Number of tokens to train on. Default: those of train.steps.")
+    tokens: float | None = setting(None, "Number of tokens to train on. Default: those of train.steps steps.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/plan-<time>.json.")
 
     def __post_init__(self) -> None:
         amounts = {"tflops": self.tflops, "peak_tflops": self.peak_tflops, "tokens": self.tokens}
         given = {name: amount for name, amount in amounts.items() if amount is not None}
         require_positive(nodes=self.nodes, gpus=self.gpus, **given)
-        require(0.0 <= self.spare < 1.0, f"spare={self.spare} is outside [0, 1): it is a share of the memory")
+        require(0.0 <= self.spare < 1.0, f"spare={self.spare} is outside [0, 1): it is a fraction of memory")
         memory_bytes(self.hardware.memory)
         rate_bytes(self.hardware.link, "link")
         rate_bytes(self.hardware.node_link, "node_link")
@@ -65,7 +68,7 @@ class PlanConfig:
 
     @property
     def hardware(self) -> Gpu:
-        """The GPU, with what was given."""
+        """Return the GPU named ``gpu``, with the values that were given in place of those in the table."""
         return gpu_named(
             self.gpu,
             memory=self.memory,

@@ -1,4 +1,4 @@
-"""Processes: how many, where, and how a model is laid out over them."""
+"""Settings of the processes: `launch.*`, and how a model is laid out over them: `parallel.*`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from conf.field import setting
 
 @dataclass
 class ParallelConfig:
-    """Shards are architecture (N), processes are deployment (P divides N)."""
+    """The number of shards (N) is part of the architecture, the number of processes (P, divides N) is not."""
 
     tensor: int = setting(
         8,
-        "Number of shards of the model (N). With sync.ratio below 1, another N is another model.",
+        "Number of shards of the model (N). With sync.ratio below 1, a different N is a different model.",
     )
     processes: int | None = setting(
         None,
-        "Number of processes that share a replica (P). Default: as many as the world offers and N allows.",
+        "Number of processes that share a replica (P). Default: the greatest common divisor of N and the "
+        "number of all processes.",
     )
 
     def __post_init__(self) -> None:
@@ -33,7 +34,7 @@ class ParallelConfig:
             )
 
     def tensor_processes(self, world: int) -> int:
-        """P for a world of ``world`` processes; raises ``ValueError`` if the world is not a multiple."""
+        """Return P for ``world`` processes. Raise ``ValueError`` if ``world`` is not a multiple of it."""
         processes = self.processes or gcd(self.tensor, world)
         require(
             world % processes == 0,
@@ -45,11 +46,11 @@ class ParallelConfig:
 
 @dataclass
 class ProcessesConfig:
-    """Who does the work."""
+    """The processes of a command and their device."""
 
     processes: int = setting(
         1,
-        "Number of processes to start on this node. 1 works in the calling process. Ignored under torchrun.",
+        "Number of processes to start on this node. 1 runs in the calling process. Ignored under torchrun.",
     )
     device: str = setting(
         "auto",
@@ -59,7 +60,7 @@ class ProcessesConfig:
     backend: str = setting(
         "auto",
         "Communication backend: auto, nccl or gloo. auto is NCCL on GPUs and gloo on CPUs. With gloo, "
-        "several processes can share a GPU, which is meant for trials: messages go through the host.",
+        "several processes can share a GPU. Meant for tests: messages go through the host.",
     )
 
     def __post_init__(self) -> None:
@@ -68,21 +69,21 @@ class ProcessesConfig:
         require_choice("launch.backend", self.backend, ("auto", "nccl", "gloo"))
         require(
             not (self.device == "cpu" and self.backend == "nccl"),
-            "launch.backend=nccl needs launch.device=cuda: on CPUs it is gloo",
+            "launch.backend=nccl needs launch.device=cuda: CPUs use gloo",
         )
 
 
 @dataclass
 class LaunchConfig(ProcessesConfig):
-    """Who trains, and what becomes of those that hang or die."""
+    """The processes that train, and what happens when one hangs or dies."""
 
     hang_seconds: float = setting(
         600.0,
-        "End the run, and name the processes that hang, if no process gets on by even a layer for this long.",
+        "Seconds without progress on any rank before the run is aborted and the hanging ranks are reported.",
     )
     max_restarts: int = setting(
         0,
-        "Number of times to restart all processes from the last checkpoint after one has died.",
+        "Number of times to restart all processes from the last checkpoint after a process has died.",
     )
 
     def __post_init__(self) -> None:

@@ -9,10 +9,10 @@ from conf.field import setting
 
 @dataclass
 class ReportConfig:
-    """`caat report FOLDER...`: every run in or below the folders, as one HTML page, Markdown and JSON."""
+    """`caat report FOLDER...`: report all runs in or below the folders as HTML, Markdown and JSON."""
 
     out: str | None = setting(
         None,
-        "Folder for report.html, report.md and report.json. Default: the folder that all runs are in.",
+        "Folder for report.html, report.md and report.json. Default: the folder that contains all runs.",
     )
     title: str | None = setting(None, "Heading of the report. Default: the models and the number of runs.")

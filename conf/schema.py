@@ -1,8 +1,8 @@
-"""Every setting, its default and its rule: the structured schema behind the YAML groups beside it.
+"""The schema of all training settings: their types, defaults and rules.
 
-Hydra checks names and types against these classes; ranges and what must divide what are checked
-in each ``__post_init__`` and in :meth:`Config.check_layout`. Nothing here imports torch, so a wrong
-setting is reported at once. All checks raise ``ValueError`` with the value, the rule and the remedy.
+Hydra checks names and types against these classes. ``__post_init__`` and :meth:`Config.check_layout` check
+ranges and divisibility, and raise ``ValueError`` with the value, the rule and the remedy. Nothing here
+imports torch, so a wrong setting is reported at once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class TrainConfig:
     )
     activation_checkpointing: str = setting(
         "none",
-        "What to recompute in the backward pass: none, full (every block; collectives are kept, never "
-        "repeated) or selective (attention core and SwiGLU: large to store, cheap to repeat).",
+        "What to recompute in the backward pass: none, full (every block; results of collectives are kept, "
+        "not sent again) or selective (attention core and SwiGLU: large to store, cheap to recompute).",
     )
     compile: bool = setting(
         False,
@@ -47,23 +47,23 @@ class TrainConfig:
     )
     eval_every: int = setting(
         50,
-        "Number of steps between two validations on `eval_sequences` held-out sequences. 0: validate "
-        "only at the end.",
+        "Number of steps between validations on `eval_sequences` held-out sequences. 0: validate only at "
+        "the end.",
     )
     eval_sequences: int = setting(64, "Number of held-out sequences per validation.")
-    log_every: int = setting(10, "Number of steps between two log lines. metrics.jsonl has every step.")
+    log_every: int = setting(10, "Number of steps between log lines. metrics.jsonl has every step.")
     deterministic: bool = setting(
         False,
-        "Use deterministic kernels only, so that every run gives the same bits. Slower on a GPU.",
+        "Use deterministic kernels only, so that every run gives identical results. Slower on a GPU.",
     )
     max_skipped: int = setting(
         10,
-        "Stop after this many consecutive steps were skipped for a non-finite loss or gradient.",
+        "Stop after this many consecutive steps were skipped because the loss or gradient was not finite.",
     )
     check_replicas_every: int = setting(
         100,
-        "Number of steps between two checks that replicated tensors are the same on all their "
-        "processes. 0: never check.",
+        "Number of steps between checks that replicated tensors are identical on all their processes. 0: "
+        "never check.",
     )
     peak_tflops: float | None = setting(
         None,
@@ -96,7 +96,7 @@ class TrainConfig:
             require_positive(train__peak_tflops=self.peak_tflops)
 
     def accumulation(self, data_parallel: int) -> int:
-        """Micro-batches per step; raises ``ValueError`` if ``global_batch`` is not a multiple."""
+        """Return the micro-batches per step. Raise ``ValueError`` if ``global_batch`` is not a multiple."""
         per_pass = self.micro_batch * data_parallel
         require(
             self.global_batch % per_pass == 0,
@@ -108,17 +108,17 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Saved by time, every so many steps, at the end, and on Ctrl-C, SIGTERM and SIGUSR1."""
+    """When to save checkpoints and which to keep. Ctrl-C, SIGTERM and SIGUSR1 also save."""
 
     minutes: float = setting(
         30.0,
-        "Save when this many minutes have passed since the last save, or later if saving would take "
-        "more than 3 % of the time. 0: do not save by time.",
+        "Save when this many minutes have passed since the last save, or later if saving would take more "
+        "than 3 % of the time. 0: do not save by time.",
     )
     every: int = setting(
         0,
-        "Also save whenever this many steps have been done. 0: save only by time, at the end, when told "
-        "to stop, and before benchmarks.",
+        "Also save every this many steps. 0: save only by time, at the end, on a signal to stop, and before "
+        "benchmarks.",
     )
     asynchronous: bool = setting(
         True,
@@ -128,13 +128,13 @@ class CheckpointConfig:
     keep: int | None = setting(
         None,
         "Number of recent checkpoints to keep; older ones are deleted. 0: keep all. Default: keep the "
-        "last two of those saved by time, and all others.",
+        "last two that were saved by time, and all others.",
     )
     keep_every: int = setting(0, "Also keep the older checkpoints whose step is a multiple of this. 0: none.")
     on_failure: str = setting(
         "warn",
         "What to do when a checkpoint cannot be written, for example because the disk is full: warn and "
-        "train on (warn), or stop.",
+        "continue (warn), or stop.",
     )
     on_damage: str = setting(
         "previous",
@@ -158,12 +158,11 @@ class CheckpointConfig:
 
 @dataclass
 class EvalConfig:
-    """Benchmarks of lm-eval while training; validation loss is another matter (train.eval_every)."""
+    """Benchmarks of lm-eval during training. The validation loss is separate (train.eval_every)."""
 
     every: int = setting(
         0,
-        "Number of steps between two runs of the benchmarks, which then also run at the end. 0: never "
-        "run them.",
+        "Number of steps between runs of the benchmarks, which then also run at the end. 0: never run them.",
     )
     tasks: list[str] = setting(
         ["paper"],
@@ -175,13 +174,13 @@ class EvalConfig:
         require(self.every >= 0, f"eval.every={self.every} must not be negative (0: never)")
         require(
             bool(self.tasks),
-            "eval.tasks is empty: give eval.tasks=[paper], or leave eval.every out",
+            "eval.tasks is empty: give a task such as eval.tasks=[paper], or leave it out",
         )
         if self.limit is not None:
             require_positive(eval__limit=self.limit)
         require(
             self.every > 0 or (list(self.tasks) == ["paper"] and self.limit is None),
-            "eval.tasks and eval.limit mean nothing without eval.every: give it, or leave them out",
+            "eval.tasks and eval.limit have no effect without eval.every: set it, or leave them out",
         )
 
 
@@ -195,7 +194,7 @@ class RunConfig:
 
 @dataclass
 class Config:
-    """One training run, whole."""
+    """All settings of a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
@@ -209,7 +208,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    seed: int = setting(1, "Seed of the initial weights and of the order of the text.")
+    seed: int = setting(1, "Seed of the initial weights and of the data order.")
     resume: str = setting(
         "never",
         "Where to resume from: never, auto (the last checkpoint in run.dir, or the start if there is "
@@ -223,16 +222,16 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        # Hydra builds the schema before the YAML is merged; only a finished config is checked further.
+        # Hydra builds the schema before it merges the YAML: check_layout() checks the complete config later.
         check_seed(self.seed)
         require(
             self.resume != "auto" or self.run.dir is not None,
-            "resume=auto needs run.dir=...: the folder of the run, the same each time it is started",
+            "resume=auto needs run.dir=...: give the run folder, the same one at each start",
         )
         require(
             self.initialize is None or self.resume in ("never", "auto"),
-            f"resume={self.resume} continues a run and initialize={self.initialize} begins one: give one of "
-            "the two",
+            f"resume={self.resume} continues a run and initialize={self.initialize} starts one: give only "
+            "one of the two",
         )
 
     def check_layout(self, world: int) -> None:
@@ -245,7 +244,7 @@ class Config:
         require(
             last < self.train.steps,
             f"sync.ratio changes after {last} steps, but train.steps={self.train.steps}: raise train.steps, "
-            "or leave that entry out",
+            "or remove that entry",
         )
         require(
             self.train.sequence <= self.model.sequence,
@@ -255,11 +254,11 @@ class Config:
         require(
             self.optim.warmup_steps <= self.train.steps,
             f"optim.warmup_steps={self.optim.warmup_steps} is more than train.steps={self.train.steps}: "
-            "the learning rate would never reach its peak",
+            "the learning rate would never reach its peak; lower optim.warmup_steps",
         )
         decay = self.optim.decay(self.train.steps)
         require(
             self.optim.warmup_steps + decay <= self.train.steps,
             f"optim.warmup_steps={self.optim.warmup_steps} plus optim.decay_steps={decay} is more than "
-            f"train.steps={self.train.steps}: the learning rate would fall before it has risen",
+            f"train.steps={self.train.steps}: warm-up and decay would overlap; lower one of the two",
         )

@@ -11,13 +11,13 @@ from conf.processes import ProcessesConfig
 
 @dataclass
 class ScoreConfig:
-    """`caat score`: the log-probability of every next token."""
+    """`caat score`: compute the log-probability of every next token."""
 
     checkpoint: str = setting(
         "???",
         "Run folder, of which the latest checkpoint is used, or checkpoint folder.",
     )
-    tokens: str = setting("???", "File of token numbers (.npy), [length] or [batch, length].")
+    tokens: str = setting("???", "File of token ids (.npy) of shape [length] or [batch, length].")
     out: str | None = setting(
         None,
         "Path of the result without its extension; .json and .npy are written. Default: scores in the "

@@ -1,4 +1,4 @@
-"""Which channels are synchronised, and in which types: `sync.*`."""
+"""Settings of the synchronised channels and their numeric types: `sync.*`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from conf.checks import require, require_choice
 from conf.field import setting
 from conf.partition import paper_scale
 
-# Beside each token's 8-bit integers there is their scale, a float32.
+# Each token's 8-bit integers are sent with one float32 scale.
 INT8_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
 class WireFormat:
-    """Bytes of what travels: ``number`` each, and ``scale`` for what all numbers of a token share."""
+    """Size of a message: ``number`` bytes per element plus ``scale`` bytes per token."""
 
     number: int
     scale: int = 0
 
     def token_bytes(self, channels: int) -> int:
-        """Of one token's ``channels`` channels; no message is sent for none."""
+        """Return the message bytes per token for ``channels`` channels; 0 if there are none."""
         return channels * self.number + self.scale if channels else 0
 
 
@@ -40,24 +40,24 @@ class SyncConfig:
     ratio: Any = setting(
         0.5,
         "Fraction of the hidden channels that all shards share. 1 is Megatron's tensor parallelism. A "
-        "schedule gives the fraction from a number of steps on: {0:1,1000:0.5}.",
+        "schedule maps a number of completed steps to the fraction used from then on: {0:1,1000:0.5}.",
     )
     private_scale: Any = setting(
         1.0,
-        "Factor on the private channels. sqrt is the paper's sqrt(parallel.tensor), which gives the "
+        "Factor on the private channels. sqrt is the paper's sqrt(parallel.tensor), which gives them the "
         "variance of a sum of N terms; models were better without it (docs/ablation.md).",
     )
     overlap: bool = setting(True, "Compute while sums are in flight. The result is the same.")
     wire_dtype: str = setting(
         "auto",
-        "Type that is sent. auto is the type of the activations (train.precision). int8 halves the "
-        "bytes of bfloat16: each process rounds what it sends, and the sum, to 8-bit integers with one "
+        "Numeric type of the messages. auto is the type of the activations (train.precision). int8 halves "
+        "the bytes of bfloat16: each process rounds its message, and the sum, to 8-bit integers with one "
         "scale per token.",
     )
     sum_dtype: str = setting(
         "auto",
-        "Type that sums are made in before they are rounded once. auto is float32. bfloat16 with a "
-        "bfloat16 wire is a plain all-reduce, which rounds after every addition.",
+        "Numeric type in which sums are computed before they are rounded once. auto is float32. bfloat16 "
+        "with bfloat16 messages is a plain all-reduce, which rounds after every addition.",
     )
 
     def __post_init__(self) -> None:
@@ -70,35 +70,35 @@ class SyncConfig:
         require_choice("sync.sum_dtype", self.sum_dtype, ("auto", "bfloat16", "float32"))
 
     def scale(self, shards: int) -> float:
-        """Factor on the private channels of ``shards`` shards."""
+        """Return the factor on the private channels for ``shards`` shards."""
         return paper_scale(shards) if self.private_scale == "sqrt" else self.private_scale
 
     @property
     def schedule(self) -> dict[int, float]:
-        """Ratio by the number of steps done before it holds, in order; a plain number holds from 0 on."""
+        """Return the schedule as {completed steps: ratio}, sorted. A constant ratio is {0: ratio}."""
         return self.ratio if isinstance(self.ratio, dict) else {0: self.ratio}
 
     @property
     def last_ratio(self) -> float:
-        """What the trained model has."""
+        """Return the ratio at the end of training."""
         return self.schedule[max(self.schedule)]
 
     def ratio_of(self, step: int) -> float:
-        """The ratio that step ``step`` (1 to ``train.steps``) trains with."""
+        """Return the ratio of step ``step`` (1 to ``train.steps``)."""
         return next(ratio for first, ratio in reversed(self.schedule.items()) if first < step)
 
     def describe_ratio(self) -> str:
-        """For people: ``0.5``, or ``1 (0.5 after 1000 steps)``."""
+        """Format the ratio for display: ``0.5``, or ``1 (0.5 after 1000 steps)``."""
         first, *later = self.schedule.items()
         changes = ", ".join(f"{ratio:g} after {step} steps" for step, ratio in later)
         return f"{first[1]:g}" + (f" ({changes})" if changes else "")
 
     def wire_format(self, precision: str) -> WireFormat:
-        """Of what travels inside the layers at this ``train.precision``."""
+        """Return the wire format of the layers' activations at this ``train.precision``."""
         return wire_format(self.wire_dtype, precision)
 
     def check_types(self, precision: str) -> None:
-        """Raise ``ValueError`` if what travels at this ``train.precision`` cannot be summed in that type."""
+        """Raise ``ValueError`` if ``sum_dtype`` cannot sum the messages at this ``train.precision``."""
         if self.sum_dtype != "bfloat16":
             return
         require(
@@ -108,24 +108,24 @@ class SyncConfig:
         )
         require(
             self.wire_format(precision) != WIRE_FORMATS["float32"],
-            f"sync.sum_dtype=bfloat16 is narrower than the float32 that travels (sync.wire_dtype="
+            f"sync.sum_dtype=bfloat16 is narrower than the float32 messages (sync.wire_dtype="
             f"{self.wire_dtype}, train.precision={precision}): leave sync.sum_dtype out, or set "
             "sync.wire_dtype=bfloat16",
         )
 
 
 def wire_format(wire_dtype: str, precision: str) -> WireFormat:
-    """Of ``sync.wire_dtype`` at this ``train.precision``."""
+    """Return the wire format for ``wire_dtype``; ``auto`` follows ``precision``."""
     activations = "bfloat16" if precision == "bf16" else "float32"
     return WIRE_FORMATS[activations if wire_dtype == "auto" else wire_dtype]
 
 
 def checked_ratio(ratio: Any, what: str) -> float:
-    """``ratio`` as a number; raises ``ValueError`` about ``what`` if it is none in [0, 1]."""
+    """Return ``ratio`` as a float. Raise ``ValueError`` naming ``what`` unless it is a number in [0, 1]."""
     require(
         isinstance(ratio, int | float) and not isinstance(ratio, bool),
-        f"{what} is not a number from 0 to 1, nor a schedule such as 'sync.ratio={{0:1,1000:0.5}}': 1 at "
-        "first, 0.5 once 1000 steps are done",
+        f"{what} is not a number from 0 to 1 or a schedule such as 'sync.ratio={{0:1,1000:0.5}}' (1 at "
+        "first, 0.5 after 1000 steps)",
     )
     require(
         0.0 <= ratio <= 1.0,
@@ -139,7 +139,7 @@ def _checked_scale(scale: Any) -> float | str:
     require(
         scale == "sqrt"
         or (isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < inf),
-        f"sync.private_scale={scale} is neither a positive number nor sqrt, the root of parallel.tensor",
+        f"sync.private_scale={scale} is neither a positive number nor sqrt (the root of parallel.tensor)",
     )
     return scale if scale == "sqrt" else float(scale)
 
@@ -148,13 +148,12 @@ def _checked_schedule(schedule: dict[Any, Any]) -> dict[int, float]:
     for step in schedule:
         require(
             isinstance(step, int) and not isinstance(step, bool) and step >= 0,
-            f"sync.ratio has an entry for {step}: a schedule goes from a whole number of steps done to a "
+            f"sync.ratio has an entry for {step}: a schedule maps a whole number of completed steps to a "
             "ratio, as in 'sync.ratio={0:1,1000:0.5}'",
         )
     require(
         0 in schedule,
-        f"sync.ratio={schedule} says nothing of the first steps: give an entry for 0, as in "
-        "'sync.ratio={0:1,1000:0.5}'",
+        f"sync.ratio={schedule} has no entry for step 0: add one, as in 'sync.ratio={{0:1,1000:0.5}}'",
     )
     return {
         step: checked_ratio(schedule[step], f"sync.ratio={schedule[step]} after {step} steps")

@@ -10,10 +10,10 @@ from conf.field import setting
 
 @dataclass
 class TokenizeConfig:
-    """`caat tokenize`: text to token shards in `out`."""
+    """`caat tokenize`: convert text to token shards in `out`."""
 
     data: DataConfig = field(default_factory=DataConfig)
     out: str | None = setting(
         None,
-        "Folder to write. Default: the one that `caat pretrain` would use for the same settings.",
+        "Folder to write. Default: the folder that `caat pretrain` uses with the same settings.",
     )

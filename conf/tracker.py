@@ -1,4 +1,4 @@
-"""Where metrics go besides the run folder: `tracker.*`."""
+"""Settings of Weights & Biases and TensorBoard: `tracker.*`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conf.field import setting
 
 @dataclass
 class TrackerConfig:
-    """Besides metrics.jsonl, which is always written; several at once with tracker=[wandb,tensorboard]."""
+    """Trackers in addition to metrics.jsonl, always written. For both: tracker=[wandb,tensorboard]."""
 
     wandb: str = setting(
         "none",
@@ -21,7 +21,7 @@ class TrackerConfig:
     name: str | None = setting(None, "Name of the run. Default: the name of its folder.")
     group: str | None = setting(
         None,
-        "Group that the run is shown in. Default: its sweep, or its model if it is not part of a sweep.",
+        "Group of the run. Default: its sweep, or its model if it is not part of a sweep.",
     )
     tags: list[str] = setting([], "Tags in addition to ratio-<sync.ratio> and N-<parallel.tensor>.")
     samples: int = setting(
@@ -30,7 +30,7 @@ class TrackerConfig:
     )
     artifacts: bool = setting(
         False,
-        "Upload the last checkpoint and the run's report to Weights & Biases when the run has finished.",
+        "Upload the last checkpoint and the run's report to Weights & Biases at the end of the run.",
     )
 
     def __post_init__(self) -> None:
@@ -38,5 +38,5 @@ class TrackerConfig:
         require(self.samples >= 0, f"tracker.samples={self.samples} must not be negative (0: none)")
         require(
             not self.artifacts or self.wandb != "none",
-            "tracker.artifacts=true needs Weights & Biases: give tracker=wandb or tracker=wandb_offline",
+            "tracker.artifacts=true needs Weights & Biases: set tracker=wandb or tracker=wandb_offline",
         )

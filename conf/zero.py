@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: `zero.*`."""
+"""Settings of DeepSpeed ZeRO: `zero.*`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conf.field import setting
 
 @dataclass
 class ZeroConfig:
-    """DeepSpeed ZeRO cuts over data parallelism: 1 optimizer state, 2 and gradients, 3 and weights."""
+    """The stage of DeepSpeed ZeRO, which partitions training state over the data-parallel replicas."""
 
     stage: int = setting(
         1,

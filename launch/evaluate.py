@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
     tasks.check(architecture.model.sequence)
-    out = result_path(folder, config.out, f"evaluation{config.asked_otherwise}.json")
+    out = result_path(folder, config.out, f"evaluation{config.filename_suffix}.json")
     if not ran_in_processes("launch.evaluate", argv, config.launch):
         _evaluate(config, folder, tasks, out)
 
@@ -88,7 +88,7 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
     console().print(table)
     try:
         # Results of a part of the documents, or with other contexts, are not comparable between runs.
-        if not config.asked_otherwise:
+        if not config.filename_suffix:
             _track(folder, results, config.track_online)
     except ValueError as error:
         print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""From the words that a user types to settings, and what to say about those that are wrong."""
+"""Reading settings from the command line and from files, and reporting mistakes in them."""

@@ -1,4 +1,4 @@
-"""Text settings in Hydra's grammar: `run.dir=2024_01` means that text, and not the number 202401."""
+"""Quoting of text settings for Hydra: without quotes, it reads `run.dir=2024_01` as the number 202401."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ QUOTES = ("'", '"')
 
 
 def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser) -> str:
-    """The override ``text``, its value in quotes where Hydra would read other than what was typed.
+    """Return the override ``text``, its value in quotes if Hydra would otherwise change it.
 
-    For settings of text and lists of it. A value that the user quoted or that refers to other settings
-    (``${...}``) is left to Hydra; one with commas is several, each by itself.
+    Only settings of type text or list of texts are quoted. A value that the user quoted or that refers to
+    other settings (``${...}``) is left to Hydra. The values of a sweep, separated by commas, are quoted one
+    by one.
     """
     key, _, value = text.partition("=")
     if key not in settings:
@@ -47,6 +48,6 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
 
 
 def quoted(value: str) -> str:
-    """In Hydra's single quotes; backslashes count where a quote follows."""
+    """Return ``value`` in single quotes for Hydra. Backslashes need escaping only before a quote."""
     value = re.sub(r"(\\*)'", lambda match: 2 * match[1] + r"\'", value)
     return "'" + re.sub(r"\\+$", lambda match: 2 * match[0], value) + "'"

@@ -1,4 +1,4 @@
-"""From composed values to the objects of a schema, whose ranges are checked as they are built."""
+"""Builds the objects of a schema from composed values. Their constructors check the ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
-    """The objects of ``config``; building them checks the ranges, by ``ValueError``."""
+    """Return ``config`` as an object of ``schema``. Raise ``ValueError`` for a wrong value."""
     try:
         check_values(OmegaConf.to_container(config, resolve=True))
         built = OmegaConf.to_object(config)
@@ -28,7 +28,7 @@ def build(config: Any, schema: type[T], overrides: Sequence[str] = ()) -> T:
 
 
 def put(config: DictConfig, setting: Setting, value: Any, given: str) -> None:
-    """Set ``setting`` in ``config``; raises ``ValueError`` about ``given`` for a value of another type."""
+    """Set ``setting`` in ``config``. Raise ``ValueError`` naming ``given`` for a value of the wrong type."""
     try:
         OmegaConf.update(config, setting.field, literal(value), merge=False)
     except OmegaConfBaseException as error:
@@ -36,8 +36,7 @@ def put(config: DictConfig, setting: Setting, value: Any, given: str) -> None:
 
 
 def literal(value: Any) -> Any:
-    """Text, also in lists and objects, in which OmegaConf is to see no ``${...}`` of its own: the prompt of a
-    shell script, say."""
+    """Escape ``${...}`` in text, also within lists and dicts, so that OmegaConf does not interpolate it."""
     if isinstance(value, dict):
         return {key: literal(each) for key, each in value.items()}
     if isinstance(value, list):

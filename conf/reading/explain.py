@@ -1,4 +1,4 @@
-"""What is wrong with an override, in the user's terms: what was given, the rule, the remedy."""
+"""Error messages for wrong overrides: the value, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = settings_of(Config)
 
 
 def is_hydras(text: str) -> bool:
-    """Whether an override is a setting of Hydra's own, which are for sweeps."""
+    """Return whether an override is one of Hydra's own settings, which are used for sweeps."""
     return text.lstrip("+~").split("=")[0].startswith(("hydra.", "hydra/"))
 
 
@@ -28,7 +28,7 @@ def check_known(override: Override) -> None:
     if is_hydras(text):
         return
     if override.is_delete():
-        raise ValueError(f"{text} would remove a setting: give it another value, {key}=...")
+        raise ValueError(f"{text} would remove a setting: set another value instead, {key}=...")
     if key in GROUPS and not isinstance(override.value(), dict):
         sweep = override.is_sweep_override()
         value = override.value()
@@ -40,7 +40,7 @@ def check_known(override: Override) -> None:
 
 
 def check_option(group: str, option: Any, text: str) -> str:
-    """``option`` as a name; raises ``ValueError`` unless ``group`` has it."""
+    """Return ``option`` as a name. Raise ``ValueError`` unless it is an option of ``group``."""
     name = "null" if option is None else str(option)
     if name not in GROUPS[group] and not (group == "experiment" and option is None):
         inside = next((key for key in SETTINGS if key.startswith(f"{group}.")), None)
@@ -52,14 +52,14 @@ def check_option(group: str, option: Any, text: str) -> str:
 
 
 def unknown(key: str, text: str, known: Iterable[str]) -> NoReturn:
-    """Raise the ``ValueError`` for the setting ``key`` that is not among ``known``."""
+    """Raise ``ValueError`` for the unknown setting ``key``, with the closest of the ``known`` ones."""
     close = _closest(key, list(known))
     hint = f"did you mean {close}?" if close else "see --help for the settings"
     raise ValueError(f"{text}: there is no setting {key}, {hint}")
 
 
 def no_option(argv: Sequence[str], known: Iterable[str]) -> NoReturn:
-    """Raise the ``ValueError`` for what in ``argv`` is no setting=value, saying how it is written."""
+    """Raise ``ValueError`` for the first word in ``argv`` that is not of the form setting=value."""
     wrong = [text for text in argv if text.startswith("-")] or [text for text in argv if "=" not in text]
     text = wrong[0]
     key, equals, value = text.lstrip("-").partition("=")
@@ -75,7 +75,7 @@ def no_option(argv: Sequence[str], known: Iterable[str]) -> NoReturn:
 
 
 def _closest(key: str, known: list[str]) -> str | None:
-    """Of the ``known`` settings, the one that ``key`` may mean: one that ends alike, else one like it."""
+    """Return the known setting closest to ``key``; one with the same last part comes first."""
     if key in known:
         return key
     alike = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -84,11 +84,11 @@ def _closest(key: str, known: list[str]) -> str | None:
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> NoReturn:
-    """Raise what Hydra or OmegaConf found in ``overrides`` as a ``ValueError``."""
+    """Raise the ``error`` of Hydra or OmegaConf in ``overrides`` as a ``ValueError``."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
-    # The key of a list's element is the list's.
+    # An error in an element of a list is reported for the list.
     key = (getattr(cause, "full_key", None) or "").split("[")[0]
     given = next((text for text in reversed(overrides) if text.lstrip("+").startswith(f"{key}=")), None)
     if isinstance(cause, ValidationError) and key in SETTINGS:

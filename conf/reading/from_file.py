@@ -1,4 +1,4 @@
-"""Settings from a YAML file: config=FILE, and those of the run that resume=auto continues."""
+"""Settings from a YAML file: config=FILE, or the config.yaml of the run that resume=auto continues."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from conf.reading.options import GROUPS, option_file
 from conf.reading.settings import typed
 from conf.reading.yaml_values import read_file
 
-# A new run with the settings of another has a folder of its own.
+# Settings not read from a file: a new run with the settings of another needs its own run folder.
 NOT_TAKEN = ("run.dir", "resume")
-# What a key without a value has.
+# The values of a YAML key without a value.
 EMPTY = (None, "")
 
 
 @dataclass(frozen=True)
 class FromFile:
-    """What the file ``path`` sets: options by group, then values by setting."""
+    """The contents of the file ``path``: options by group, and values by setting."""
 
     path: Path | None = None
     options: Mapping[str, str] = field(default_factory=dict)
@@ -32,9 +32,9 @@ class FromFile:
 
 
 def take_file(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """``config=FILE``, or FILE.yaml alone, as ``[config=FILE]`` or none; and the other ``overrides``.
+    """Return ``[config=FILE]``, also for FILE.yaml alone, or ``[]``; and the other ``overrides``.
 
-    Raises ``ValueError`` for several.
+    Raise ``ValueError`` for several files.
     """
     files, others = [], []
     for text in overrides:
@@ -44,12 +44,12 @@ def take_file(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             files.append(f"config={text}")
         else:
             others.append(text)
-    require(len(files) < 2, f"{' '.join(files)}: settings come from one file, give one config=FILE")
+    require(len(files) < 2, f"{' '.join(files)}: only one file of settings is allowed: give one config=FILE")
     return files, others
 
 
 def settings_file(given: Sequence[str], parsed: Sequence[Override]) -> Path | None:
-    """The file that ``given``, config=FILE, names; else that of the run that ``parsed`` continue, if any."""
+    """Return the settings file: config=FILE if ``given``, else that of an existing run with resume=auto."""
     for text in given:
         path = Path(os.path.expanduser(text.removeprefix("config=")))
         return path / "config.yaml" if os.path.isdir(path) else path
@@ -62,9 +62,9 @@ def settings_file(given: Sequence[str], parsed: Sequence[Override]) -> Path | No
 
 
 def read_settings(path: Path) -> FromFile:
-    """What ``path`` sets; some settings or all. Raises ``ValueError`` for one that there is not."""
+    """Read the settings in ``path``, all or some. Raise ``ValueError`` for an unknown setting."""
     values, as_typed = read_file(path) or {}, read_file(path, as_typed=True) or {}
-    require(isinstance(values, dict), f"{path} holds no settings: write `train:` and below it `steps: 100`")
+    require(isinstance(values, dict), f"{path} has no settings: write `train:` and below it `steps: 100`")
     texts = dict(settings_in(as_typed, path))
     options, settings = {}, {}
     for name, value in settings_in(values, path):
@@ -78,7 +78,7 @@ def read_settings(path: Path) -> FromFile:
 
 
 def settings_in(values: Mapping[str, Any], where: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings and groups with their values in nested ``values``; ``ValueError`` for what is neither."""
+    """Yield settings and groups with their values. Raise ``ValueError`` for a key that is neither."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         inside = name not in SETTINGS and any(each.startswith(f"{name}.") for each in SETTINGS)
@@ -91,7 +91,7 @@ def settings_in(values: Mapping[str, Any], where: object, prefix: str = "") -> I
 
 
 def set_by(parsed: Sequence[Override]) -> set[str]:
-    """Settings and groups that overrides give, and all settings that the options among them set."""
+    """Return the settings and groups in the overrides, and the settings that their options set."""
     found: set[str] = set()
     for override in parsed:
         key, value = override.key_or_group, override.value()
@@ -111,7 +111,7 @@ def _set_by_option(group: str, option: str) -> set[str]:
     values = read_file(path) or {}
     found: set[str] = set()
     for entry in values.pop("defaults", []):
-        # As in "- override /model: tiny", and "- ablation" for another option of this group.
+        # Entries are "- override /model: tiny" or, for another option of this group, "- ablation".
         for key, other in entry.items() if isinstance(entry, dict) else [(group, entry)]:
             if other not in (None, "_self_"):
                 found |= _set_by_option(key.removeprefix("override").strip(" /"), other)

@@ -1,4 +1,4 @@
-"""The options of each group: the YAML files in ``conf``, and those in a folder of the user's own."""
+"""The options of each group: the YAML files in ``conf`` and in the user's ``--config-dir``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conf.checks import require
 from conf.reading.as_typed import quoted
 
 CONF = Path(str(conf.__file__)).parent
-# Where options are looked for, in this order.
+# Folders that are searched for options, in this order.
 FOLDERS = [CONF]
 
 
@@ -19,21 +19,21 @@ def _names(group: Path) -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in group.glob("*.yaml"))
 
 
-# Group -> names of its options.
+# The names of the options by group.
 GROUPS = {folder.name: _names(folder) for folder in sorted(CONF.iterdir()) if any(folder.glob("*.yaml"))}
 
 
 @contextmanager
 def options_in(folder: str | None) -> Iterator[None]:
-    """Within it, ``folder``, if given, has options too: ``folder/model/mine.yaml`` is model=mine.
+    """Add the options in ``folder``, if given, within the context: ``folder/model/mine.yaml`` is model=mine.
 
-    Raises ``ValueError`` if it is no folder.
+    Raise ``ValueError`` if it is not a folder.
     """
     if folder is None:
         yield
         return
     path = Path(folder).expanduser().absolute()
-    require(path.is_dir(), f"--config-dir {folder} is not a folder: give one that has model/NAME.yaml")
+    require(path.is_dir(), f"--config-dir {folder} is not a folder: give one that contains model/NAME.yaml")
     before = dict(GROUPS)
     FOLDERS.append(path)
     GROUPS.update({group: sorted({*names, *_names(path / group)}) for group, names in before.items()})
@@ -45,13 +45,13 @@ def options_in(folder: str | None) -> Iterator[None]:
 
 
 def option_file(group: str, name: str) -> Path | None:
-    """The file of an option; None of what Hydra alone knows."""
+    """Return the file of an option, or None for an option that only Hydra has."""
     paths = (folder / group / f"{name}.yaml" for folder in FOLDERS)
     return next((path for path in paths if path.is_file()), None)
 
 
 def take_config_dir(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The folder of ``--config-dir FOLDER``, if given, and the rest of ``argv``."""
+    """Return the folder of ``--config-dir FOLDER``, if given, and the rest of ``argv``."""
     rest = list(argv)
     for at, text in enumerate(argv):
         flag, equals, folder = text.partition("=")
@@ -64,6 +64,6 @@ def take_config_dir(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def search_path() -> list[str]:
-    """Overrides that tell Hydra of the user's own folder."""
+    """Return the override that adds the user's folder to Hydra's search path, if there is one."""
     own = [quoted(f"file://{folder}") for folder in FOLDERS[1:]]
     return [f"hydra.searchpath=[{','.join(own)}]"] if own else []

@@ -1,4 +1,4 @@
-"""What Hydra makes of `setting=value` and `group=option`, each of which exists."""
+"""Parsing and composing `setting=value` and `group=option` with Hydra."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ ConfigStore.instance().store("base_config", node=Config)
 
 
 def initialise() -> AbstractContextManager[None]:
-    """Hydra, looking for its YAML in the package ``conf``, wherever that is installed."""
+    """Return a context in which Hydra finds the YAML files of the installed package ``conf``."""
     return initialize_config_module("conf", job_name="caat", version_base="1.3")
 
 
 def hydra_config(overrides: Sequence[str], **how: Any) -> DictConfig:
-    """What Hydra composes, with the options of the user's own folder if one is given."""
+    """Compose ``overrides`` with Hydra, including the options of ``--config-dir``."""
     return hydra_compose("config", overrides=[*search_path(), *overrides], **how)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Hydra's reading of ``overrides``, each of a known setting or option. Within `initialise` only.
+    """Parse ``overrides`` with Hydra. Call it only within :func:`initialise`.
 
-    Raises ``ValueError`` for bad syntax, an unknown setting or option.
+    Raise ``ValueError`` for bad syntax, an unknown setting or an unknown option.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = []
@@ -47,7 +47,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             override = parser.parse_overrides([as_typed(text, SETTINGS, parser)])[0]
         except HydraException as error:
             raise ValueError(
-                f"{text} cannot be read as key=value: quote a value that has spaces, brackets or '=' in it, "
+                f"{text} cannot be read as key=value: quote a value that contains spaces, brackets or '=', "
                 "once for caat and once for the shell: 'key=\"value\"'"
             ) from error
         check_known(override)

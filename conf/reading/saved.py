@@ -1,4 +1,4 @@
-"""The configuration of a run as a file, written once and read back by anybody."""
+"""Writing and reading config.yaml, the configuration of a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from conf.schema import Config
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write ``config`` as YAML to the new file ``path``; raises ``FileExistsError`` if it is there."""
+    """Write ``config`` as YAML to the new file ``path``. Raise ``FileExistsError`` if it exists."""
     with path.open("x", encoding="utf-8") as file:
         file.write(config_text(config))
 
 
 def config_text(config: Config) -> str:
-    """``config`` as YAML, every setting in it."""
+    """Return ``config`` as YAML with all settings."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def read_config(path: Path) -> Config:
-    """The configuration in ``path``, which may be a stranger's: nothing in it is executed, and no ``${...}``
-    is resolved.
+    """Return the configuration in ``path``.
 
-    Raises ``ValueError`` if it is missing, not YAML, or holds what the schema does not know or allow.
+    The file may be untrusted: nothing in it is executed, and ``${...}`` is not resolved. Raise ``ValueError``
+    if it is missing, not YAML, or has a setting or value that the schema does not allow.
     """
     values = read_file(path)
     try:
@@ -36,7 +36,7 @@ def read_config(path: Path) -> Config:
     except (OmegaConfBaseException, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a configuration of this version of caat ({first_line(error)}): "
-            "give a run folder that caat made"
+            "give a run folder that caat created"
         ) from error
     try:
         return build(config, Config)

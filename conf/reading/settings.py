@@ -1,4 +1,4 @@
-"""What a schema offers: its settings by dotted name, with type, default and description."""
+"""The settings of a schema by dotted name, with type, default and description."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One value that a user may give; ``field`` is its place in the schema."""
+    """One setting. ``name`` is the name that users give, ``field`` the dotted path in the schema."""
 
     name: str
     field: str
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def types(self) -> tuple[Any, ...]:
-        """The type, or those of a union."""
+        """Return the type, or the types of a union."""
         union = get_origin(self.kind) in (Union, types.UnionType)
         return get_args(self.kind) if union else (self.kind,)
 
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def rule(self) -> str:
-        """What a value has to be, in words."""
+        """Describe the allowed values, for error messages."""
         kinds = [KINDS.get(kind) for kind in self.types]
         words = " or ".join(kind for kind in kinds if kind) or "such a value"
         optional = " or null" if type(None) in self.types else ""
@@ -61,44 +61,46 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """The default as a user would type it."""
+        """Return the default as a user would type it."""
         return "required" if self.default == "???" else typed(self.default)
 
     def parse(self, text: str) -> Any:
-        """The value of ``text``: as it stands for text (or null), else as YAML reads it."""
+        """Return the value of ``text``: unchanged for a text setting (or null), else parsed as YAML."""
         if self.is_text:
             return None if text == "null" and type(None) in self.types else text
         self.check(text)
         try:
             return read_as_typed(text) if self.is_texts else read(text)
         except yaml.YAMLError:
-            return text  # of the wrong type, as the schema will say
+            return text  # It has the wrong type, which the schema reports.
 
     def of_file(self, value: Any, text: Any) -> Any:
-        """``value`` as YAML read it, or the ``text`` that was typed where text is wanted: name: 1.10."""
+        """Return the parsed ``value``, or its source ``text`` for a text setting: `name: 1.10` is "1.10"."""
         if self.is_text and isinstance(value, bool | int | float):
             return text
         if self.is_texts and isinstance(value, list):
-            return [each if isinstance(each, str) else its for each, its in zip(value, text, strict=True)]
+            return [
+                each if isinstance(each, str) else source for each, source in zip(value, text, strict=True)
+            ]
         return value
 
     def check(self, text: str) -> None:
-        """Raise ``ValueError`` for ``text`` that is no value of any setting but text itself."""
+        """Raise ``ValueError`` if ``text`` can only be the value of a text setting, and this is not one."""
         if self.is_text:
             return
         require(
             re.search(r"\d{300}", text) is None,
-            f"{self.name}={text[:20]}... has hundreds of digits: no such number can be computed with",
+            f"{self.name}={text[:20]}... has hundreds of digits: give a shorter number",
         )
         nested = re.sub(r"\s", "", text).startswith(("[[", "[{"))
         require(
             not nested or get_origin(self.types[0]) is not list,
-            f"{text} is no value of {self.name}: it must be {self.rule}",
+            f"{text} is not a value of {self.name}: it must be {self.rule}",
         )
 
 
 def typed(value: Any) -> str:
-    """``value`` as a user would type it."""
+    """Return ``value`` as a user would type it."""
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
     if isinstance(value, dict):
@@ -110,30 +112,30 @@ def typed(value: Any) -> str:
 
 
 def field_types(schema: type) -> dict[str, Any]:
-    """Field names and types of a dataclass."""
+    """Return the field names and types of a dataclass."""
     hints = get_type_hints(schema)
     return {field.name: hints[field.name] for field in fields(schema)}
 
 
 def settings_of(schema: type, prefix: str = "") -> dict[str, Setting]:
-    """Every setting of ``schema`` and the schemas in it, by dotted name."""
+    """Return the settings of ``schema`` and its nested schemas by dotted name."""
     found: dict[str, Setting] = {}
     kinds, described = field_types(schema), descriptions(schema)
-    # What a schema takes from another comes after its own.
+    # Inherited settings come after those of the schema.
     own = inspect.get_annotations(schema)
     for field in sorted(fields(schema), key=lambda field: field.name not in own):
         place, kind = prefix + field.name, kinds[field.name]
         if is_dataclass(kind):
             found |= settings_of(kind, f"{place}.")  # type: ignore[arg-type]
             continue
-        # A field cannot have the name of a keyword: from_ is the setting "from".
+        # A field cannot be named like a keyword: the field from_ is the setting "from".
         name = place.removesuffix("_")
         found[name] = Setting(name, place, kind, default_of(field), described.get(field.name, ""))
     return found
 
 
 def print_settings(schema: type, settings: Iterable[Setting], groups: Mapping[str, Sequence[str]]) -> None:
-    """The help of a verb: the schema's docstring, then its settings with defaults and descriptions."""
+    """Print the help of a verb: the schema's docstring, then its settings with defaults and descriptions."""
     print(
         f"{inspect.cleandoc(schema.__doc__ or '')}\n\nsettings, given as setting=value, with their defaults:"
     )

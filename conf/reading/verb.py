@@ -1,4 +1,4 @@
-"""The settings of a verb: `setting=value` merged into a schema of its own."""
+"""Reading the settings of a verb from `setting=value` into its schema."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 def load_verb(schema: type[T], argv: Sequence[str]) -> T:
-    """``schema`` with the ``setting=value`` of ``argv``; ``--help`` prints the settings and exits.
+    """Return ``schema`` with the ``setting=value`` of ``argv``. ``--help`` prints the settings and exits.
 
-    A setting of type text takes what follows the ``=`` as it stands. A nested schema that has a group in
-    ``conf`` starts from that group's default and takes its options: ``data=fineweb_edu``.
+    The value of a text setting is used unchanged. A nested schema that has a group in ``conf`` starts from
+    the group's default option and accepts the others: ``data=fineweb_edu``.
 
-    Raises ``ValueError`` for an unknown or missing setting, a wrong type, or a value out of range.
+    Raise ``ValueError`` for an unknown or missing setting, a wrong type, or a value out of range.
     """
     if "--help" in argv or "-h" in argv:
         print_settings(schema, defaults(schema).values(), {name: GROUPS[name] for name in _groups(schema)})
@@ -52,7 +52,7 @@ def load_verb(schema: type[T], argv: Sequence[str]) -> T:
 
 
 def defaults(schema: type) -> dict[str, Setting]:
-    """Every setting of ``schema`` by name, with the default that the groups' default options give it."""
+    """Return the settings of ``schema`` by name, with the defaults of the groups' default options."""
     if schema is Config:
         with initialise():
             config = hydra_config([])
@@ -64,23 +64,23 @@ def defaults(schema: type) -> dict[str, Setting]:
 
 
 def _groups(schema: type) -> list[str]:
-    """The groups in ``conf`` that a verb takes as `caat pretrain` does."""
+    """Return the groups in ``conf`` that the verb shares with `caat pretrain`."""
     ours = field_types(Config)
     return [name for name, kind in field_types(schema).items() if name in GROUPS and kind is ours.get(name)]
 
 
 def _with_groups(schema: type, options: Mapping[str, str]) -> DictConfig:
-    """The defaults of ``schema``, then what the options of its groups set."""
+    """Return the defaults of ``schema``, overridden by the options of its groups."""
     config = OmegaConf.structured(schema)
     for group in _groups(schema):
         option = DictConfig(OmegaConf.load(CONF / group / f"{options[group]}.yaml"))
-        # An option of the whole configuration (a model brings its schedule) has this group by name.
+        # A global option (a model also sets the learning rate) has this group under its name.
         OmegaConf.update(config, group, option.get(group, option))
     return config
 
 
 def _default_options(schema: type) -> dict[str, str]:
-    """The option of every group that config.yaml starts from, unless ``schema`` has its own."""
+    """Return the default option of every group: that of ``schema.OPTIONS``, else that of config.yaml."""
     defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
     entries = (entry for entry in defaults["defaults"] if isinstance(entry, dict))
     return {key: option for entry in entries for key, option in entry.items()} | getattr(

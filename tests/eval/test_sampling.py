@@ -137,9 +137,9 @@ def test_the_nucleus_ends_with_what_reaches_top_p_exactly(top_p, kept):
         (dict(temperature=1.0, top_p=0.0), "top_p=0.0 is outside"),
         (dict(temperature=1.0, top_p=1.1), "top_p=1.1 is outside"),
         (dict(temperature=1.0, top_k=-1), "top_k=-1 must not be negative"),
-        (dict(top_k=5), "at temperature=0 nothing is drawn"),
+        (dict(top_k=5), "have no effect with temperature=0"),
         (dict(max_new_tokens=0), "max_new_tokens=0 must be above 0"),
-        (dict(stop=["a", ""]), "stop holds an empty text"),
+        (dict(stop=["a", ""]), "stop contains an empty string"),
         (dict(seed=-1), "seed=-1"),
     ],
 )

@@ -200,12 +200,12 @@ def test_units():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: BenchLinkConfig(rate="fast"), "rate=fast is not a rate of tc"),
-        (lambda: BenchLinkConfig(delay="2"), "delay=2 is not a time of tc"),
-        (lambda: BenchLinkConfig(burst="lots"), "burst=lots is not a size of tc"),
-        (lambda: BenchPeersConfig(rate="1gb"), "rate=1gb is not a rate of tc"),
+        (lambda: BenchLinkConfig(rate="fast"), "rate=fast is not a rate in tc's notation"),
+        (lambda: BenchLinkConfig(delay="2"), "delay=2 is not a time in tc's notation"),
+        (lambda: BenchLinkConfig(burst="lots"), "burst=lots is not a size in tc's notation"),
+        (lambda: BenchPeersConfig(rate="1gb"), "rate=1gb is not a rate in tc's notation"),
         (lambda: BenchGenerateConfig(new_tokens=0), "new_tokens=0 must be above 0"),
-        (lambda: BenchStepConfig(processes=1), "processes=1 must be at least 2"),
+        (lambda: BenchStepConfig(processes=1), "processes=1: this benchmark needs at least 2 processes"),
         (lambda: BenchStepConfig(ratios=[1.5]), "ratios: 1.5 is outside"),
         (lambda: BenchStepConfig(processes=3), "not divisible by"),
     ],

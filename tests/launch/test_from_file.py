@@ -111,8 +111,8 @@ def test_a_file_sends_nothing_to_an_account_by_itself(here):
         ("train: {steps: many}", "mine.yaml: train.steps=many is not a whole number"),
         ("train: {steps: -1}", "train.steps=-1 must be above 0"),
         ("train: 5", "mine.yaml: train: there is no setting train"),
-        ("- train", "mine.yaml holds no settings"),
-        ("seed", "mine.yaml holds no settings"),
+        ("- train", "mine.yaml has no settings"),
+        ("seed", "mine.yaml has no settings"),
         ("train: [", "mine.yaml is not YAML"),
         (f"seed: {'1' * 5000}", "mine.yaml is not YAML"),
         (f"optim: {{betas: {'[' * 5000}", "mine.yaml is not YAML"),
@@ -127,7 +127,7 @@ def test_a_file_that_is_wrong_is_named(here, text, says):
 def test_one_file_that_is_there(here):
     with pytest.raises(ValueError, match=r"a\.yaml cannot be read \(No such file"):
         compose(["a.yaml"])
-    with pytest.raises(ValueError, match=r"config=a\.yaml config=b: settings come from one file"):
+    with pytest.raises(ValueError, match=r"config=a\.yaml config=b: only one file of settings is allowed"):
         compose(["a.yaml", "config=b"])
     (here / "latin.yaml").write_bytes(b"tracker: {name: caf\xe9}")
     with pytest.raises(ValueError, match=r"latin\.yaml is not YAML .*utf-8"):

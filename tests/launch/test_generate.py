@@ -102,7 +102,7 @@ MISTAKES = {
     "long result": ([PROMPT, "max_new_tokens=64"], ["max_new_tokens=64", "context of 64", "give max_new"]),
     "temperature": ([PROMPT, "temperature=-1"], ["temperature=-1.0 must be"]),
     "top_p": ([PROMPT, "temperature=1", "top_p=0"], ["top_p=0.0 is outside (0, 1]"]),
-    "top_k": ([PROMPT, "top_k=3"], ["at temperature=0 nothing is drawn"]),
+    "top_k": ([PROMPT, "top_k=3"], ["have no effect with temperature=0"]),
     "stop": ([PROMPT, "stop=END"], ["stop=END", "a list of texts"]),
     "processes": ([PROMPT, "launch.processes=3"], ["3 processes do not divide", "4 shards"]),
     "checkpoint": ([PROMPT, "checkpoint=nowhere"], ["checkpoint=nowhere is not a folder"]),

@@ -217,7 +217,7 @@ def test_units():
     [
         (["memory=lots"], "memory=lots is not a size"),
         (["link=fast"], "link=fast is not a rate"),
-        (["link=0gbit"], "link=0gbit carries nothing"),
+        (["link=0gbit"], "link=0gbit must be above 0"),
         (["node_link=fast"], "node_link=fast is not a rate"),
         (["spare=1"], "spare=1.0 is outside"),
         (["ratios=[2.0]"], "ratios: 2.0 is outside"),

@@ -108,7 +108,7 @@ def test_settings():
     assert SumOptions.of(SyncConfig(wire_dtype="int8")) == SumOptions(torch.int8)
     SyncConfig(sum_dtype="bfloat16").check_types("bf16")
     SyncConfig(wire_dtype="int8", sum_dtype="float32").check_types("fp32")
-    with pytest.raises(ValueError, match="sum_dtype=bfloat16 is narrower than the float32 that travels"):
+    with pytest.raises(ValueError, match="sum_dtype=bfloat16 is narrower than the float32 messages"):
         SyncConfig(sum_dtype="bfloat16").check_types("fp32")
     with pytest.raises(ValueError, match="wire_dtype=int4 is not known"):
         SyncConfig(wire_dtype="int4")
