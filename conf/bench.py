@@ -81,8 +81,7 @@ class BenchCheckpointConfig(ShapeConfig):
     shards: int = setting(8, "Number of shards (N).")
     processes: int = setting(1, "Number of processes (P), a divisor of shards.")
     threads: int | None = setting(
-        None,
-        "Threads of each process. Default: all cores, shared by the processes.",
+        None, "Threads of each process. Default: all cores, shared by the processes."
     )
     rounds: int = setting(8, "Number of pairs of intervals: one with a save, one without.")
     interval: float = setting(
@@ -115,8 +114,7 @@ class BenchMfuConfig:
     device: str = setting("auto", "Device: auto, cpu or cuda.")
     peak_tflops: float | None = setting(
         None,
-        "Dense peak of the device in TFLOP/s. Default: the value in caat's table; for other devices, no MFU "
-        "is shown.",
+        "Dense peak of the device in TFLOP/s, for MFU. Needed only if the device is not in caat's table.",
     )
     rounds: int = setting(10, "Steps of each row; the median is reported.")
     out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-mfu-<time>.json.")
@@ -148,7 +146,7 @@ class BenchStackConfig(ShapeConfig):
     device: str = setting("auto", "Device: auto, cpu or cuda.")
     out: str | None = setting(
         None,
-        "Path of the JSON; the plot is written beside it. Default: outputs/bench-<benchmark>-<time>.json.",
+        "Path of the JSON; the plot is written next to it. Default: outputs/bench-<benchmark>-<time>.json.",
     )
 
     def __post_init__(self) -> None:
@@ -227,8 +225,7 @@ class BenchPeersConfig(BenchStackConfig):
         super().__post_init__()
         require(
             self.rate is not None or (self.delay, self.burst) == ("0ms", "128kb"),
-            f"delay={self.delay} and burst={self.burst} describe a shaped link: give its rate too, such as "
-            "rate=1gbit",
+            f"delay={self.delay} and burst={self.burst} describe a shaped link: give its rate=1gbit as well",
         )
         if self.rate is not None:
             check_link(self.rate, self.delay, self.burst)
@@ -270,8 +267,7 @@ class BenchPredictConfig:
     )
     link: str | None = setting(
         None,
-        "Rate between any two processes in each direction, such as 400gbit. Default: the GPU's rate between "
-        "two nodes.",
+        "Rate between two processes per direction: 400gbit. Default: the GPU's rate between nodes.",
     )
     delay: str = setting("5us", "One-way delay of the link.")
     tflops: float | None = setting(
@@ -280,13 +276,10 @@ class BenchPredictConfig:
     )
     micro_batch: int = setting(1, "Sequences of model.sequence tokens per pass.")
     precision: str = setting("bf16", "Numeric format of the activations: bf16 or fp32.")
-    wire_dtype: str = setting(
-        "auto",
-        "Value of sync.wire_dtype. The prediction ignores the time of rounding.",
-    )
+    wire_dtype: str = setting("auto", "Value of sync.wire_dtype. The time of rounding is not predicted.")
     out: str | None = setting(
         None,
-        "Path of the JSON; the plot is written beside it. Default: outputs/bench-predict-<time>.json.",
+        "Path of the JSON; the plot is written next to it. Default: outputs/bench-predict-<time>.json.",
     )
 
     def __post_init__(self) -> None:

@@ -111,9 +111,9 @@ def train(run: Training) -> dict:
         to.watchdog.beat(f"agreeing after step {step}")
         stop = saving.agree(to.request)
         benchmark = run.benchmarks is not None and (last or _is_due(config.eval.every, step))
-        saving.wanted(step, benchmark)
+        saving.note_due(step, benchmark)
         must = last or stop > 0
-        if saving.saves(skipped=taken.result.skipped, must=must):
+        if saving.should_save(skipped=taken.result.skipped, must=must):
             to.watchdog.beat(f"saving step {step}")
             now = replace(run.state, random=random_state())
             saving.save(now, must=must)
@@ -170,7 +170,7 @@ def _log_benchmarks(run: Training, step: int) -> None:
         problem = f"{type(error).__name__}: {error}"
     problems = [text for text in run.supervision.control.gather(problem) if text]
     if problems:
-        run.say(f"WARNING: the benchmarks failed ({problems[0]}). Training is not affected")
+        run.say(f"WARNING: the benchmarks failed ({problems[0]}). Training continues")
     elif run.output and scores:
         run.output.scores({"step": step, "tokens": run.state.tokens, **scores})
 

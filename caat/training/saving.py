@@ -39,12 +39,12 @@ class SavePolicy:
             self.wait()
         return stop
 
-    def wanted(self, step: int, benchmark: bool) -> None:
-        """Note whether to save at this step. Benchmarks take long and may fail, so save before them."""
+    def note_due(self, step: int, benchmark: bool) -> None:
+        """Note whether a save is due at this step. Benchmarks take long and may fail, so save before them."""
         every = self._settings.every
         self._due = self._due or benchmark or (every > 0 and step % every == 0)
 
-    def saves(self, *, skipped: bool, must: bool) -> bool:
+    def should_save(self, *, skipped: bool, must: bool) -> bool:
         """Return whether to save now; ``must``: training ends here.
 
         While steps are skipped, the weights may be wrong, and the previous checkpoint is the better one.
@@ -82,6 +82,6 @@ class SavePolicy:
             if self._settings.on_failure == "stop":
                 raise
             self._say(
-                f"WARNING: no checkpoint was written ({error}). Training continues, and the next save is "
-                "tried when it is due; until then, progress is only in memory. Earlier checkpoints are intact"
+                f"WARNING: checkpoint not written ({error}). Training continues and retries at the next "
+                "save; progress since the last checkpoint is not saved yet. Earlier checkpoints are intact"
             )

@@ -82,7 +82,10 @@ def _steps(plan: dict[str, Any]) -> Table:
 
 
 def _layouts(plan: dict[str, Any]) -> Table:
-    title = "Largest micro-batch that fits by checkpointing; step and days of the best, by ratio"
+    title = (
+        "Largest micro-batch that fits with checkpointing none, selective and full; "
+        "seconds per step and days of the fastest, by ratio"
+    )
     columns = "processes", "replicas", "ZeRO", "none", "selective", "full"
     # A schedule's description is too long for a column.
     asked = plan["ratio"] if len(plan["ratio"]) < 6 else "asked"

@@ -92,7 +92,7 @@ def _check_vocabulary(config: Config, pieces: int, what: str) -> None:
     size = config.model.vocab_size
     require(
         pieces <= size,
-        f"{what} has {pieces:,} pieces, but the model only model.vocab_size={size}: "
+        f"{what} has {pieces:,} pieces, but the model has only model.vocab_size={size}: "
         f"give model.vocab_size={pieces} or a smaller tokenizer",
     )
 

@@ -80,8 +80,8 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
     tokenizer = load_tokenizer(path)
     require(
         tokenizer.vocab_size() <= model.vocab_size,
-        f"{path} has {tokenizer.vocab_size():,} pieces, but the model only vocab_size={model.vocab_size}: it "
-        "belongs to another model, replace it by this model's tokenizer",
+        f"{path} has {tokenizer.vocab_size():,} pieces, but the model has only vocab_size="
+        f"{model.vocab_size}: it belongs to another model, replace it by this model's tokenizer",
     )
     architecture = replace(architecture, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
     tied = flagged and _head_is_embedding(tensors, model)

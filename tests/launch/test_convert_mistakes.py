@@ -102,7 +102,10 @@ WRONG = {
         lambda f: (f / "tokenizer.json").unlink(),
         "holds no tokenizer: put its tokenizer.model or",
     ),
-    "larger tokenizer": (lambda f: edit(f, vocab_size=399), r"has shape|has 400 pieces, but the model only"),
+    "larger tokenizer": (
+        lambda f: edit(f, vocab_size=399),
+        r"has shape|has 400 pieces, but the model has only",
+    ),
 }
 
 
@@ -119,7 +122,7 @@ def test_wrong_input_is_named_and_nothing_written(name, tmp_path):
 
 def test_a_tokenizer_with_more_pieces_than_the_model(tmp_path):
     write_llama(tmp_path / "hf", vocab_size=399)
-    with pytest.raises(ValueError, match=r"has 400 pieces, but the model only vocab_size=399"):
+    with pytest.raises(ValueError, match=r"has 400 pieces, but the model has only vocab_size=399"):
         main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2"])
 
 
