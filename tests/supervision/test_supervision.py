@@ -258,13 +258,17 @@ def test_all_ranks_agree(ranks):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_signal_is_a_request(number):
-    before = signal.getsignal(number)
-    with StopRequest() as request:
-        request.training = True
-        assert request.number == 0
-        os.kill(os.getpid(), number)
-        assert request.number == number
-    assert signal.getsignal(number) == before
+    # A shell starts jobs in the background with SIGINT ignored, and what is ignored stays so.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with StopRequest() as request:
+            request.training = True
+            assert request.number == 0
+            os.kill(os.getpid(), number)
+            assert request.number == number
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_saved_anywhere_scored_anywhere(ranks, tmp_path, stage, ratio):
             torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("share_bytes", [2**26, 20_000])
+@pytest.mark.parametrize("share_bytes", [pytest.param(2**26, marks=pytest.mark.slow), 20_000])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_optimizer_state_survives_every_change_of_layout(ranks, tmp_path, stage, share_bytes):
     """Written by one stage on four processes, in one file of each kind or several; read by all others."""

@@ -169,7 +169,7 @@ def train_with_no_weight_whole(*arguments):
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, 1.0])
 def test_weights_that_stage_3_cuts(ranks, ratio, checkpointing):
     by_rank = ranks(4).run(train_with_no_weight_whole, SMALL, 4, 2, ratio, 3, "fp32", checkpointing)
     check(by_rank, SMALL, 4, ratio, 2, f"stage 3, ratio {ratio}, {checkpointing}")

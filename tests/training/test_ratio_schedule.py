@@ -164,8 +164,9 @@ def test_a_schedule_that_never_changes_is_the_number(ranks, folder, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "checkpointing", "precision"),
     [
-        (1, "full", "fp32"),
-        (3, "none", "fp32"),
+        (3, "full", "fp32"),
+        pytest.param(1, "full", "fp32", marks=pytest.mark.slow),
+        pytest.param(3, "none", "fp32", marks=pytest.mark.slow),
         pytest.param(0, "none", "fp32", marks=pytest.mark.slow),
         pytest.param(2, "selective", "fp32", marks=pytest.mark.slow),
         pytest.param(1, "none", "bf16", marks=pytest.mark.slow),

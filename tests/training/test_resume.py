@@ -68,7 +68,7 @@ def resumed(folder: Path, shards: int, processes: int, ratio: float, stage: int,
     return steps(engine, read_state(folder)[0].step + 1, STEPS), whole_state(engine)
 
 
-@pytest.mark.parametrize("at", [2, 5])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16")]
 )
