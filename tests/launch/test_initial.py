@@ -85,7 +85,7 @@ REFUSED = {
         r"other.model differs from .*tokenizer.json, the tokenizer that the weights",
     ),
     "longer sequences": (["train.sequence=65"], r"train.sequence=65 is longer than model.sequence=64"),
-    "resume as well": (["resume=llama"], r"resume=llama continues a run and initialize=llama begins one"),
+    "resume as well": (["resume=llama"], r"resume=llama continues a run and initialize=llama starts one"),
     "N that does not divide": (["parallel.tensor=3"], r"not divisible by parallel.tensor=3"),
 }
 
