@@ -162,6 +162,8 @@ class Drill:
             refused = run.resume("checkpoint.on_damage=stop")
             if refused != 2 or name not in run.output:
                 problems.append(f"not refused: {refused} {run.output[-300:]}")
+            # As the message says: a run is resumed with its own settings, and now one of them is to stop.
+            run.settings.append("checkpoint.on_damage=previous")
         outcome = self.outcome(run, status, {75})
         if "WARNING" not in run.output or name not in run.output:
             problems.append("no loud warning")
