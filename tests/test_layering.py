@@ -15,7 +15,7 @@ PACKAGES = ("conf", "caat", "layers", "eval", "launch")
 ORDER = [
     ("conf",),
     ("conf.reading", "caat"),
-    ("caat.storage",),
+    ("caat.storage", "caat.compression"),
     ("caat.data", "caat.parallel"),
     ("caat.parallel.partial", "caat.planning", "caat.optim"),
     ("caat.supervision",),

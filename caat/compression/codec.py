@@ -1,0 +1,66 @@
+"""The interface of a codec: a flat message of floats to a few smaller tensors, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Parts = tuple[Tensor, ...]
+# How encoded messages are summed over ranks. sliced: each rank owns a slice, decodes and adds it, and encodes
+# the sum again. gathered: every rank decodes and adds all messages. linear: the parts themselves are summed.
+Way = Literal["sliced", "gathered", "linear"]
+
+
+class Codec(ABC):
+    """Encodes a flat message of n floats. A message that contains nan or inf decodes to one that does.
+
+    ``biased``: the expected decoded message differs from the message, so training needs error feedback.
+    ``exact_size``: :meth:`size` is exact; otherwise it is the mean over messages with independent entries.
+    """
+
+    way: Way = "sliced"
+    biased = True
+    exact_size = True
+
+    @abstractmethod
+    def encode(self, flat: Tensor) -> Parts:
+        """Encode ``flat`` [n], of any floating type."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, n: int) -> Tensor:
+        """Return the message [n] in float32."""
+
+    @abstractmethod
+    def size(self, n: int) -> int:
+        """Return the bytes of the parts of a message of ``n`` numbers."""
+
+
+class Plain(Codec):
+    """``none``: float32 as it is."""
+
+    biased = False
+
+    def encode(self, flat: Tensor) -> Parts:
+        return (flat.float(),)
+
+    def decode(self, parts: Parts, n: int) -> Tensor:
+        return parts[0][:n]
+
+    def size(self, n: int) -> int:
+        return 4 * n
+
+
+class BFloat16(Codec):
+    """``bfloat16``: rounded to the nearest of 8 bits of mantissa."""
+
+    def encode(self, flat: Tensor) -> Parts:
+        return (flat.to(torch.bfloat16),)
+
+    def decode(self, parts: Parts, n: int) -> Tensor:
+        return parts[0][:n].float()
+
+    def size(self, n: int) -> int:
+        return 2 * n

@@ -1,0 +1,1 @@
+"""Codecs of the indices that a sparse codec sends."""

@@ -1,0 +1,28 @@
+"""Random numbers that depend only on a seed and a count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASK = (1 << 63) - 1
+
+
+class Counter:
+    """Gives the same n-th draw for a seed in every process."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.number = seed, 0
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return the generator of one message; each call returns the next."""
+        self.number += 1
+        generator = torch.Generator(device)
+        # Odd 64-bit multipliers keep the states of neighbouring seeds and counts apart.
+        mixed = self.seed * 0x9E3779B97F4A7C15 + self.number * 0xBF58476D1CE4E5B9
+        generator.manual_seed((mixed ^ (mixed >> 31)) & MASK)
+        return generator
+
+    def uniform_like(self, x: Tensor) -> Tensor:
+        """Uniform in [0, 1), of the shape of ``x``, in float32."""
+        return torch.rand(x.shape, generator=self.generator(x.device), device=x.device)

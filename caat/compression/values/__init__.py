@@ -1,0 +1,1 @@
+"""Codecs of the values that a sparse codec sends."""
