@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from caat.parallel.sums import SumOptions
+from tests.models import SMALL
 from tests.training.test_engine import check, train
 
 SETTINGS = {
@@ -43,6 +44,7 @@ def covering() -> list[tuple]:
 def test_as_one_plain_process(ranks, case):
     processes, ratio, stage, precision, checkpointing, overlap, wire_dtype = case
     options = SumOptions(wire_dtype, overlap=overlap)
-    by_rank = ranks(WORLD).run(train, SHARDS, processes, ratio, stage, precision, checkpointing, options)
+    how = (SHARDS, processes, ratio, stage, precision, checkpointing, options)
+    by_rank = ranks(WORLD).run(train, SMALL, *how)
     sent = wire_dtype if processes > 1 else None
-    check(by_rank, SHARDS, ratio, WORLD // processes, str(case), precision, sent)
+    check(by_rank, SMALL, SHARDS, ratio, WORLD // processes, str(case), precision, sent)
