@@ -198,3 +198,12 @@ def test_runs_of_no_sweep_go_by_their_model(tmp_path):
     config = compose(["model=130m"])
     assert default_group(config, tmp_path / "outputs" / "run") == "130m"
     assert default_group(config, tmp_path / "sweeps" / "friday" / "run") == "friday"
+
+
+def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    tracker = JsonLines(path, 2)
+    tracker.log({"step": 3, "loss": 1.0})
+    tracker.close({})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'

@@ -1,0 +1,71 @@
+"""Stop signals: the first is a request, the second Ctrl-C ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from caat.supervision.signals import StopRequest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_stop_signal_is_a_request(number):
+    # A shell starts jobs in the background with SIGINT ignored, and what is ignored stays so.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with StopRequest() as request:
+            request.training = True
+            assert request.number == 0
+            os.kill(os.getpid(), number)
+            assert request.number == number
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize(
+    ("training", "signals", "says"),
+    [
+        (True, [signal.SIGINT, signal.SIGINT], "stopped at once by a second Ctrl-C"),
+        (True, [signal.SIGINT, signal.SIGTERM], "stopped at once by a second Ctrl-C"),
+        (False, [signal.SIGINT], "interrupted before training began: there was nothing to save"),
+    ],
+)
+def test_ctrl_c_ends_what_computes_at_once(training, signals, says):
+    """Though the main thread is not in Python, as in a product of matrices or a collective."""
+    code = f"""
+import ctypes, signal
+from caat.supervision.signals import StopRequest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with StopRequest() as request:
+    request.training = {training}
+    request.record = lambda why: print("recorded:", why, flush=True)
+    print("ready", flush=True)
+    # An interrupted sleep returns what is left.
+    left = 60
+    while left:
+        left = ctypes.CDLL(None).sleep(left)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.3)
+    printed = process.communicate(timeout=30)[0]
+    assert process.returncode == 130, printed
+    assert f"recorded: {says}" in printed and f"caat: {says}" in printed
+    assert ("Ctrl-C: finishing this step, then saving" in printed) == training
