@@ -43,8 +43,10 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     if argv[:1] == ["--run-folder"]:
         # This is a worker: its parent has created the folder and holds its lock.
-        config = read_config(Path(argv[1]) / "config.yaml")
-        return _work(config, Start.from_argument(argv[2]))
+        from launch.run.worker import work
+
+        work(read_config(Path(argv[1]) / "config.yaml"), Start.from_argument(argv[2]))
+        return 0
     if argv[:1] == ["--queued-run"]:
         return _queued(Path(argv[1]))
     flags = {argument.split("=")[0] for argument in argv if argument.startswith("-")}
@@ -125,7 +127,7 @@ def _work(
     folder: Path | None = None,
     settings: Sequence[str] | None = None,
 ) -> int:
-    if is_first_rank() and "--run-folder" not in sys.argv:
+    if is_first_rank():
         print("caat: loading torch", file=sys.stderr, flush=True)
     from launch.run.worker import work
 

@@ -51,7 +51,7 @@ class PowerSGD(Codec):
         n, (rows, columns) = len(flat), _shape(len(flat))
         matrix = F.pad(flat.float(), (0, rows * columns - n)).view(rows, columns)
         if n not in self.q:
-            generator = self.counter.generator(flat.device)
+            generator = self.counter.generator(self.counter.next(), flat.device)
             shape = (columns, self._rank(n))
             self.q[n] = torch.randn(shape, generator=generator, device=flat.device)
         p = total(matrix @ self.q[n])

@@ -14,15 +14,19 @@ class Counter:
     def __init__(self, seed: int) -> None:
         self.seed, self.number = seed, 0
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """Return the generator of one message; each call returns the next."""
+    def next(self) -> int:
+        """Return the number of the next draw."""
         self.number += 1
+        return self.number
+
+    def generator(self, number: int, device: torch.device) -> torch.Generator:
+        """Return the generator of the draw ``number``."""
         generator = torch.Generator(device)
         # Odd 64-bit multipliers keep the states of neighbouring seeds and counts apart.
-        mixed = self.seed * 0x9E3779B97F4A7C15 + self.number * 0xBF58476D1CE4E5B9
+        mixed = self.seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9
         generator.manual_seed((mixed ^ (mixed >> 31)) & MASK)
         return generator
 
     def uniform_like(self, x: Tensor) -> Tensor:
-        """Uniform in [0, 1), of the shape of ``x``, in float32."""
-        return torch.rand(x.shape, generator=self.generator(x.device), device=x.device)
+        """Return the next draw: uniform in [0, 1), of the shape of ``x``, in float32."""
+        return torch.rand(x.shape, generator=self.generator(self.next(), x.device), device=x.device)

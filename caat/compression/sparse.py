@@ -78,9 +78,12 @@ class RandomK(Selector):
         self.share, self.counter = share, counter
 
     def choose(self, flat: Tensor) -> Tensor:
-        generator = self.counter.generator(flat.device)
-        drawn = torch.rand(len(flat), generator=generator, device=flat.device)
-        return drawn.topk(self.count(len(flat)), sorted=False).indices.sort().values
+        return self.draw(self.counter.next(), len(flat), flat.device)
+
+    def draw(self, number: int, n: int, device: torch.device) -> Tensor:
+        """Return the indices of the draw ``number``: the same for a seed on every rank."""
+        drawn = torch.rand(n, generator=self.counter.generator(number, device), device=device)
+        return drawn.topk(self.count(n), sorted=False).indices.sort().values
 
     def count(self, n: int) -> int:
         return min(n, max(1, round(self.share * n)))
@@ -115,26 +118,31 @@ class Sparse(Codec):
 
 
 class Shared(Codec):
-    """The numbers that ``selector`` chooses on all ranks alike: no index is sent, and values are summed."""
+    """The numbers that ``selector`` chooses on all ranks alike: the number of its draw replaces the indices.
 
-    way: Way = "linear"
+    The values, as float32, can be summed before they are decoded; encoded values cannot.
+    """
 
     def __init__(self, selector: RandomK, values: ValueCodec) -> None:
         self.selector, self.values = selector, values
         self.exact_size = values.exact_size
+        self.way: Way = "linear" if values.linear else "gathered"
 
     def encode(self, flat: Tensor) -> Parts:
-        self._chosen = self.selector.choose(flat)
-        return self.values.encode(poisoned(flat.float()[self._chosen], flat))
+        number = self.selector.counter.next()
+        chosen = self.selector.draw(number, len(flat), flat.device)
+        values = poisoned(flat.float()[chosen], flat)
+        return torch.tensor([number], device=flat.device), *self.values.encode(values)
 
     def decode(self, parts: Parts, n: int) -> Tensor:
-        """Return the message that was encoded last, by this rank or another."""
-        message = torch.zeros(n, device=parts[0].device)
-        message[self._chosen] = self.values.decode(parts, len(self._chosen))
+        number, *values = parts
+        chosen = self.selector.draw(int(number), n, number.device)
+        message = torch.zeros(n, device=number.device)
+        message[chosen] = self.values.decode(tuple(values), len(chosen))
         return message
 
     def size(self, n: int) -> int:
-        return self.values.size(self.selector.count(n))
+        return 8 + self.values.size(self.selector.count(n))
 
 
 def poisoned(values: Tensor, flat: Tensor) -> Tensor:

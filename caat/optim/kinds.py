@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conf.optim import OptimConfig
-
 
 @dataclass(frozen=True)
 class StateKind:
@@ -29,11 +27,6 @@ DECLARED: dict[str, tuple[StateKind, ...]] = {
     # The first and second moment of the gradient.
     "adamw": (StateKind("exp_avg"), StateKind("exp_avg_sq")),
 }
-
-
-def state_kinds(config: OptimConfig) -> tuple[StateKind, ...]:
-    """Return the kinds declared by the optimizer of these settings."""
-    return DECLARED["adamw"]
 
 
 def saved_numbers(kinds: Sequence[StateKind], replicas: int = 1) -> int:

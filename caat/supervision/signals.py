@@ -11,10 +11,10 @@ from contextlib import suppress
 from types import FrameType
 
 from caat.parallel.world import launched_by_torchrun
+from caat.supervision.exit_status import INTERRUPTED
 
 # Slurm sends SIGUSR1 before the time limit (with --signal) and SIGTERM on preemption.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-INTERRUPTED_STATUS = 130
 
 
 class StopRequest:
@@ -71,7 +71,7 @@ class StopRequest:
         if self._first:
             self.record(why)
         self._say(why)
-        os._exit(INTERRUPTED_STATUS)
+        os._exit(INTERRUPTED)
 
     def _say(self, text: str) -> None:
         if self._first:

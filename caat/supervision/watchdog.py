@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from caat.parallel.world import launched_by_torchrun
+from caat.supervision.exit_status import HUNG
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -32,7 +33,6 @@ REPORT_SECONDS = 5.0
 # Delay before the other ranks exit, so that the launcher sees the failed rank exit first.
 LATER_SECONDS = 2.0
 FAILED = "failed"
-HUNG_STATUS = 5
 
 
 class Watchdog:
@@ -115,7 +115,7 @@ class Watchdog:
                 try:
                     self._report()
                 finally:
-                    os._exit(HUNG_STATUS)
+                    os._exit(HUNG)
 
     def _listen(self) -> None:
         """Exchange progress with the other ranks, and end this process when one of them has failed."""

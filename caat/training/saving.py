@@ -71,10 +71,6 @@ class SavePolicy:
         """Wait for the save in flight; a failure is a warning, or raised as in :meth:`save`."""
         self._warned(self._saver.wait)
 
-    def finish(self) -> None:
-        """Wait for the save in flight to end, whether it succeeds or fails."""
-        self._saver.finish()
-
     def _warned(self, save: Callable[[], None]) -> None:
         try:
             save()

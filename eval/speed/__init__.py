@@ -1,1 +1,1 @@
-"""The speed of the layers: stacks to compare, timed in turns. Nothing here prints."""
+"""The speed of the layers: stacks to compare, timed in turns. It prints only progress and left-out peers."""

@@ -15,17 +15,16 @@ from typing import NoReturn
 
 from caat.parallel.world import check_launcher, is_first_rank, rank_name
 from caat.storage.disk import no_room
+from caat.supervision.exit_status import HUNG, INTERRUPTED
 
-# Exit statuses.
+# Exit statuses, in addition to HUNG and INTERRUPTED.
 USER_ERROR = 2
 NOT_FINITE = 3
 DRIFTED = 4
-HUNG = 5
 NOT_SAVED = 6
 # Stopped by a signal after saving: the same command resumes with resume=auto. As in sysexits.h: "temporary
 # failure, try again later".
 STOPPED = 75
-INTERRUPTED = 130
 REASONS = {
     USER_ERROR: "a mistake in the settings, or no good checkpoint",
     NOT_FINITE: "too many steps in a row were not finite",

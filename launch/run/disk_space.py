@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from caat.optim.kinds import saved_numbers, state_kinds
+from caat.optim.kinds import DECLARED, saved_numbers
 from caat.planning.costs import checkpoint_bytes
 from caat.storage.disk import free_bytes, nearest_folder, size_text
 from caat.training.checkpoint.folder import leftovers
@@ -20,7 +20,7 @@ def check_space(config: Config, folder: Path | None = None) -> None:
     Looks at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
     """
     checkpoints = (folder or given_folder(config) or Path("outputs")) / "checkpoints"
-    need = checkpoint_bytes(config.model, saved_numbers(state_kinds(config.optim)))
+    need = checkpoint_bytes(config.model, saved_numbers(DECLARED["adamw"]))
     there, free = nearest_folder(checkpoints), free_bytes(checkpoints)
     remedy = "give run.dir=... on another disk"
     require(os.access(there, os.W_OK | os.X_OK), f"{there}, for {checkpoints}, is not writable: {remedy}")

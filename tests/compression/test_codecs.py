@@ -90,7 +90,7 @@ def test_signs_have_the_mean_magnitude_of_their_block():
 
 
 def variance(spec: str, x: torch.Tensor) -> torch.Tensor:
-    """Of each decoded number, by the formula of its paper; ``x`` is one block in float64."""
+    """Return the variance of each decoded number by its paper's formula; ``x`` is a block in float64."""
     if spec == "tern":
         return x.abs() * (x.abs().max() - x.abs())
     if spec == "natural":
@@ -142,6 +142,20 @@ def test_ranks_draw_alike_and_messages_differ():
     assert torch.equal(first, again)
     assert not torch.equal(first, one.decode(one.encode(flat), 5000))
     assert not torch.equal(first, passed("randomk:0.1", flat))
+    # An older message decodes as well as the latest.
+    older, n = one.encode(flat), len(flat)
+    wanted = one.decode(older, n)
+    one.encode(flat)
+    assert torch.equal(one.decode(older, n), wanted)
+
+
+def test_messages_of_shared_indices_are_summed_before_they_are_decoded():
+    one, other = make_codec("randomk:0.1", seed=5), make_codec("randomk:0.1", seed=5)
+    (number, ours), (again, theirs) = one.encode(message(5000)), other.encode(message(5000, 1))
+    assert one.way == "linear" and torch.equal(number, again)
+    decoded = one.decode((number, ours), 5000) + one.decode((number, theirs), 5000)
+    assert torch.equal(one.decode((number, ours + theirs), 5000), decoded)
+    assert make_codec("randomk:0.1,values=int8").way == "gathered"
 
 
 def test_powersgd_warms_up_to_the_best_low_rank_matrix():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from caat.runs.status import read_status, read_why, write_status
-from caat.supervision.watchdog import HUNG_STATUS
 from conf.processes import LaunchConfig
 from conf.schema import Config
 from launch import pretrain
@@ -91,7 +90,6 @@ def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path, monkeypatch, capsys)
 
 
 def test_reasons():
-    assert errors.HUNG == HUNG_STATUS
     assert errors.reason(3) == "too many steps in a row were not finite"
     assert errors.reason(137) == "a process was ended by SIGKILL"
     assert errors.reason(1) == "a process failed with status 1"

@@ -14,6 +14,8 @@ class ValueCodec(ABC):
     """Encodes the values of ascending indices."""
 
     exact_size = True
+    # Whether the sum of encoded values is the encoded sum.
+    linear = False
 
     @abstractmethod
     def encode(self, values: Tensor) -> Parts: ...
@@ -29,7 +31,7 @@ class Dense(ValueCodec):
     """``values=float32``, ``values=int8``: a dense codec on the values alone."""
 
     def __init__(self, codec: Codec) -> None:
-        self.codec = codec
+        self.codec, self.linear = codec, isinstance(codec, Plain)
 
     def encode(self, values: Tensor) -> Parts:
         return self.codec.encode(values)
