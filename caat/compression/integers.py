@@ -8,33 +8,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caat.compression.blocks import blocks, count, pack, packed_bytes, unpack
-from caat.compression.codec import Codec, Parts
+from caat.compression.blocks import BLOCK, BlockCodec
+from caat.compression.codec import Parts
+from caat.compression.packing import pack, unpack
 
 # Avoids a division by zero in a block of zeros.
 SMALLEST = 1e-38
 
 
-class Integers(Codec):
+class Integers(BlockCodec):
     """4 + 256 · bits / 8 bytes per block. A block with nan or inf gets that scale, and decodes to nan."""
 
     def __init__(self, bits: int) -> None:
         self.bits, self.top = bits, 2 ** (bits - 1) - 1
+        self.layout = (torch.float32, 1), (torch.int8, BLOCK * bits // 8)
 
-    def encode(self, flat: Tensor) -> Parts:
-        rows = blocks(flat)
-        scale = torch.linalg.vector_norm(rows, float("inf"), 1, keepdim=True) / self.top
-        levels = (rows / scale.clamp_min(SMALLEST)).round_()
-        if self.bits == 8:
-            return scale[:, 0], levels.to(torch.int8)
-        # Above zero, for the shifts of packing.
-        return scale[:, 0], pack(levels.add_(self.top + 1).to(torch.uint8), self.bits)
+    def encode_rows(self, rows: Tensor, scratch: Tensor, parts: Parts) -> None:
+        scale, packed = parts
+        torch.abs(rows, out=scratch)
+        torch.amax(scratch, 1, keepdim=True, out=scale).div_(self.top)
+        levels = torch.div(rows, scale.clamp_min(SMALLEST), out=scratch).round_()
+        packed.copy_(pack(levels, self.bits))
 
-    def decode(self, parts: Parts, n: int) -> Tensor:
-        scale, levels = parts
-        if self.bits < 8:
-            levels = unpack(levels, self.bits).to(torch.int8) - (self.top + 1)
-        return (levels * scale[:, None]).view(-1)[:n]
-
-    def size(self, n: int) -> int:
-        return 4 * count(n) + packed_bytes(n, self.bits)
+    def decode_rows(self, parts: Parts, out: Tensor) -> None:
+        scale, packed = parts
+        unpack(packed, self.bits, out, signed=True).mul_(scale)

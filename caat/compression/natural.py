@@ -10,34 +10,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caat.compression.blocks import blocks, pack, packed_bytes, unpack
-from caat.compression.codec import Codec, Parts
+from caat.compression.blocks import BLOCK, BlockCodec
+from caat.compression.codec import Parts
+from caat.compression.packing import pack, unpack
 from caat.compression.randomness import Counter
 
 MANTISSA = (1 << 23) - 1
 INFINITE = 255
 
 
-class Natural(Codec):
+class Natural(BlockCodec):
     """9 bits per number. inf and nan become inf; no finite number does."""
 
     biased = False
+    layout = (torch.uint8, BLOCK), (torch.uint8, BLOCK // 8)
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
 
-    def encode(self, flat: Tensor) -> Parts:
-        rows = blocks(flat)
+    def encode_rows(self, rows: Tensor, scratch: Tensor, parts: Parts) -> None:
+        exponents, negative = parts
         bits = rows.view(torch.int32)
         exponent, mantissa = (bits >> 23) & 0xFF, bits & MANTISSA
         up = self.counter.uniform_like(rows) * (MANTISSA + 1) < mantissa
-        exponent = exponent + (up & (exponent < INFINITE - 1))
-        return exponent.to(torch.uint8), pack((rows < 0).to(torch.uint8), 1)
+        exponents.copy_(exponent + (up & (exponent < INFINITE - 1)))
+        negative.copy_(pack(torch.lt(rows, 0, out=scratch), 1))
 
-    def decode(self, parts: Parts, n: int) -> Tensor:
-        exponent, negative = parts
-        bits = (exponent.int() << 23) | (unpack(negative, 1).int() << 31)
-        return bits.view(torch.float32).view(-1)[:n]
-
-    def size(self, n: int) -> int:
-        return packed_bytes(n, 8) + packed_bytes(n, 1)
+    def decode_rows(self, parts: Parts, out: Tensor) -> None:
+        exponents, negative = parts
+        # 0 becomes 1, 1 becomes -1.
+        signs = unpack(negative, 1, out, signed=False).mul_(-2).add_(1)
+        signs.mul_((exponents.int() << 23).view(torch.float32))

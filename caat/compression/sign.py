@@ -10,24 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caat.compression.blocks import BLOCK, blocks, count, pack, packed_bytes, unpack
-from caat.compression.codec import Codec, Parts
+from caat.compression.blocks import BLOCK, BlockCodec
+from caat.compression.codec import Parts
+from caat.compression.packing import pack, unpack
 
 
-class Sign(Codec):
+class Sign(BlockCodec):
     """36 bytes per block."""
 
+    layout = (torch.float32, 1), (torch.uint8, BLOCK // 8)
+
     def encode(self, flat: Tensor) -> Parts:
-        rows = blocks(flat)
-        scale = torch.linalg.vector_norm(rows, 1, 1) / BLOCK
+        scale, signs = super().encode(flat)
         if filled := len(flat) % BLOCK:
             # The padding does not count.
             scale[-1] *= BLOCK / filled
-        return scale, pack((rows >= 0).to(torch.uint8), 1)
+        return scale, signs
 
-    def decode(self, parts: Parts, n: int) -> Tensor:
+    def encode_rows(self, rows: Tensor, scratch: Tensor, parts: Parts) -> None:
         scale, signs = parts
-        return ((2.0 * unpack(signs, 1) - 1) * scale[:, None]).view(-1)[:n]
+        torch.abs(rows, out=scratch)
+        torch.sum(scratch, 1, keepdim=True, out=scale).div_(BLOCK)
+        # As float32: torch does not vectorise a comparison into bool.
+        signs.copy_(pack(torch.ge(rows, 0, out=scratch), 1))
 
-    def size(self, n: int) -> int:
-        return 4 * count(n) + packed_bytes(n, 1)
+    def decode_rows(self, parts: Parts, out: Tensor) -> None:
+        scale, signs = parts
+        # 1 becomes the scale, 0 its negative.
+        unpack(signs, 1, out, signed=False).mul_(2 * scale).sub_(scale)

@@ -8,15 +8,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from caat.compression.blocks import blocks, count, pack, packed_bytes, unpack
-from caat.compression.codec import Codec, Parts
+from caat.compression.blocks import BLOCK, BlockCodec
+from caat.compression.codec import Parts
+from caat.compression.packing import pack, unpack
 from caat.compression.randomness import Counter
 
 
-class Stochastic(Codec):
+class Stochastic(BlockCodec):
     """``levels`` S per sign, packed into 2, 4 or 8 bits, and one scale per 256 numbers."""
 
     biased = False
@@ -24,19 +27,20 @@ class Stochastic(Codec):
     def __init__(self, levels: int, norm: float, counter: Counter) -> None:
         self.levels, self.norm, self.counter = levels, norm, counter
         self.bits = next(bits for bits in (2, 4, 8) if 2 * levels < 2**bits)
+        self.layout = (torch.float32, 1), (torch.int8, BLOCK * self.bits // 8)
 
-    def encode(self, flat: Tensor) -> Parts:
-        rows = blocks(flat)
-        scale = torch.linalg.vector_norm(rows, self.norm, 1, keepdim=True)
-        # Rounding in the division must not lift a number above the last level.
-        magnitude = (rows.abs() / scale.clamp_min(1e-38)).clamp_max_(1.0).mul_(self.levels)
-        level = magnitude.add_(self.counter.uniform_like(rows)).floor_().copysign_(rows)
-        return scale[:, 0], pack(level.add_(self.levels).to(torch.uint8), self.bits)
-
-    def decode(self, parts: Parts, n: int) -> Tensor:
+    def encode_rows(self, rows: Tensor, scratch: Tensor, parts: Parts) -> None:
         scale, packed = parts
-        level = unpack(packed, self.bits).float() - self.levels
-        return (level * (scale / self.levels)[:, None]).view(-1)[:n]
+        torch.abs(rows, out=scratch)
+        if self.norm == math.inf:
+            torch.amax(scratch, 1, keepdim=True, out=scale)
+        else:
+            torch.linalg.vector_norm(scratch, self.norm, 1, keepdim=True, out=scale)
+        # Rounding in the division must not lift a number above the last level.
+        scratch.div_(scale.clamp_min(1e-38)).clamp_max_(1.0).mul_(self.levels)
+        levels = scratch.add_(self.counter.uniform_like(rows)).floor_().copysign_(rows)
+        packed.copy_(pack(levels, self.bits))
 
-    def size(self, n: int) -> int:
-        return 4 * count(n) + packed_bytes(n, self.bits)
+    def decode_rows(self, parts: Parts, out: Tensor) -> None:
+        scale, packed = parts
+        unpack(packed, self.bits, out, signed=True).mul_(scale / self.levels)

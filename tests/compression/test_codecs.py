@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from caat.compression import Feedback, make_codec
+from caat.compression.blocks import BLOCK, CHUNK
 from caat.compression.indices.bloom import Bloom
+from caat.compression.packing import pack, unpack
 
 DENSE = ("none", "bfloat16", "int8", "int4", "sign", "tern", "qsgd:4", "qsgd:127", "natural", "powersgd:3")
 SELECTED = ("topk:0.1", "randomk:0.1", "threshold:1.5")
@@ -43,7 +45,7 @@ def test_a_message_comes_back_in_the_bytes_that_are_said(spec):
         codec, flat = make_codec(spec), message(n)
         before = torch.random.get_rng_state()
         parts = codec.encode(flat)
-        assert torch.equal(torch.random.get_rng_state(), before)
+        assert torch.equal(torch.random.get_rng_state(), before) and torch.equal(flat, message(n))
         found = codec.decode(parts, n)
         assert found.dtype == torch.float32 and found.shape == (n,) and found.isfinite().all()
         sent = sum(part.nbytes for part in parts)
@@ -87,6 +89,28 @@ def test_signs_have_the_mean_magnitude_of_their_block():
     for block, found in zip(flat.double().split(256), passed("sign", flat).double().split(256), strict=True):
         signs = torch.where(block >= 0, 1.0, -1.0).double()
         torch.testing.assert_close(found, block.abs().mean() * signs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("spec", ["int8", "int4", "sign"])
+def test_a_block_depends_on_no_other(spec):
+    """Neither on the chunk that it is encoded in, whose size does not divide this message."""
+    flat = message(3 * CHUNK * BLOCK // 2 + 7)
+    alone = torch.cat([passed(spec, piece) for piece in flat.split(100 * BLOCK)])
+    assert torch.equal(passed(spec, flat), alone)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_numbers_are_packed_to_the_bit(bits):
+    held, top = 8 // bits, 2 ** (bits - 1)
+    # Each possible byte once, in a row of its own.
+    digits = torch.cartesian_prod(*[torch.arange(2**bits)] * held).float().view(256, held)
+    for signed, numbers in ((False, digits), (True, digits[(digits != 0).all(1)] - top)):
+        dtype = torch.int8 if signed else torch.uint8
+        packed = pack(numbers.repeat_interleave(8, 1), bits).to(dtype)
+        assert packed.shape == (len(numbers), 8) and len(packed.unique()) == len(numbers)
+        out = torch.empty(len(numbers), 8 * held)
+        found = unpack(packed, bits, out, signed=signed)
+        assert torch.equal(found, numbers.repeat_interleave(8, 1))
 
 
 def variance(spec: str, x: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from caat.compression.blocks import pack, unpack
 from caat.compression.codec import Parts
+from caat.compression.packing import pack, unpack
 
 
 class IndexCodec(ABC):
@@ -50,12 +50,13 @@ class Bitmap(IndexCodec):
     """``index=bitmap``: one bit per number; smaller than raw above a density of 1 in 32."""
 
     def encode(self, indices: Tensor, n: int) -> Parts:
-        bits = torch.zeros(-(-n // 8), 8, dtype=torch.uint8, device=indices.device)
-        bits.view(-1)[indices] = 1
-        return (pack(bits, 1).view(-1),)
+        bits = torch.zeros(8 * self.size(n, len(indices)), dtype=torch.uint8, device=indices.device)
+        bits[indices] = 1
+        return (pack(bits[None], 1)[0].clone(),)
 
     def decode(self, parts: Parts, n: int) -> Tensor:
-        return unpack(parts[0][:, None], 1).view(-1)[:n].nonzero().squeeze(1)
+        bits = torch.empty(1, 8 * len(parts[0]), device=parts[0].device)
+        return unpack(parts[0][None], 1, bits, signed=False)[0, :n].nonzero().squeeze(1)
 
     def size(self, n: int, count: int) -> int:
         return -(-n // 8)
