@@ -38,7 +38,7 @@ class Times:
 
 
 def take_turns(
-    variants: Mapping[str, Callable[[], None]],
+    variants: Mapping[str, Callable[[], object]],
     rounds: int,
     warm_up: int = 2,
     before: Callable[[], object] = lambda: None,

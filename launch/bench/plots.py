@@ -81,6 +81,25 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_codecs(rows: list[dict], title: str, path: Path) -> None:
+    """Plot the speed of encoding and decoding of each codec, and that of a plain copy."""
+    shown = [row for row in rows if row["encode_gbps"] is not None]
+    figure, axes = _figure(1.6 + 0.45 * len(shown))
+    for way, shift, colour in (("encode", -0.2, "#4c72b0"), ("decode", 0.2, "#bbbbbb")):
+        places = [number + shift for number in range(len(shown))]
+        rates, spreads = ([row[f"{way}_{name}"] for row in shown] for name in ("gbps", "spread"))
+        axes.barh(places, rates, 0.4, xerr=spreads, color=colour, label=way, error_kw={"lw": 1})
+    axes.axvline(rows[0]["memcpy_gbps"], color="gray", ls="--", lw=1, label="copy")
+    labels = [f"{row['mode']}\n{row['relative_bytes']:.2g} of float32's bytes" for row in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set(xlabel="GB/s of float32")
+    _title(axes, title)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
 def _gbit(rate: str) -> float:
     return rate_bytes(rate) * 8 / 1e9
 

@@ -1,9 +1,10 @@
-"""The communication benchmarks: their rows, error messages and output files."""
+"""The benchmarks: their rows, error messages and output files."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from conf.bench import (
 from conf.reading.verb import load_verb
 from conf.units import delay_seconds, rate_bytes
 from eval.speed.namespaces import shaped_hosts
+from launch.bench import main
 
 SMALL = [
     "layers=1",
@@ -127,6 +129,39 @@ def test_predict(tmp_path):
         989,
     )
     assert (sent["full"], sent["overlap"]) == (of_layers * 4096 * 2, of_layers * (2048 + 4))
+
+
+def test_codecs(tmp_path):
+    """A codec may have options, which commas separate from it."""
+    specs = ["none", "bfloat16", "int8", "sign", "topk:0.125", "index=bitmap", "values=int8"]
+    rows = bench(tmp_path, "codecs", "numbers=4096", "rounds=2", f"codecs=[{','.join(specs)}]")
+    assert [row["mode"] for row in rows] == [*specs[:4], "topk:0.125,index=bitmap,values=int8"]
+    scaled = 256 + 4
+    whole = 4096 * 4
+    sizes = [whole, whole / 2, 16 * scaled, 16 * 36, 4096 / 8 + 2 * scaled]
+    assert [row["relative_bytes"] for row in rows] == [size / whole for size in sizes]
+    by = {row["mode"]: row["error"] for row in rows}
+    # Rounding to 8 bits of mantissa: at most 2^-9 of each number, and a uniform share of that on average.
+    assert by["none"] == 0 and 2**-10 < by["bfloat16"] < 2**-9 < by["int8"] < by["sign"] < 1
+    for row in rows[1:]:
+        assert min(row["encode_gbps"], row["decode_gbps"], row["memcpy_share"], row["memcpy_gbps"]) > 0
+        assert row["encode_best_gbps"] >= row["encode_gbps"] and row["encode_spread"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["codecs=[int8,int3]"], "codec int3 is not known: choose from none"),
+        (["codecs=[topk:0.01,index=tree]"], "codec topk:0.01,index=tree: index=tree is not known"),
+        (["codecs=[]"], "codecs=[] is empty: give one or more codecs"),
+        (["numbers=0"], "numbers=0 must be above 0"),
+    ],
+)
+def test_mistakes_of_codecs(settings, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        main(["codecs", *settings, "out=new/result.json"])
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def hosts_of(pid: int) -> list[str]:

@@ -1,0 +1,33 @@
+"""The settings of `caat bench`, one class per benchmark. `caat bench NAME --help` prints them."""
+
+from conf.bench.single import (
+    BenchCheckpointConfig,
+    BenchCodecsConfig,
+    BenchMfuConfig,
+    BenchShardsConfig,
+    BenchTokenizeConfig,
+)
+from conf.bench.stack import (
+    BenchGenerateConfig,
+    BenchLinkConfig,
+    BenchPeersConfig,
+    BenchPredictConfig,
+    BenchProfileConfig,
+    BenchStackConfig,
+    BenchStepConfig,
+)
+
+__all__ = [
+    "BenchCheckpointConfig",
+    "BenchCodecsConfig",
+    "BenchGenerateConfig",
+    "BenchLinkConfig",
+    "BenchMfuConfig",
+    "BenchPeersConfig",
+    "BenchPredictConfig",
+    "BenchProfileConfig",
+    "BenchShardsConfig",
+    "BenchStackConfig",
+    "BenchStepConfig",
+    "BenchTokenizeConfig",
+]
