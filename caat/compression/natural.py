@@ -15,8 +15,8 @@ from caat.compression.codec import Parts
 from caat.compression.packing import pack, unpack
 from caat.compression.randomness import Counter
 
-MANTISSA = (1 << 23) - 1
-INFINITE = 255
+# The bits of infinity; those of nan are above.
+INFINITY = 0x7F800000
 
 
 class Natural(BlockCodec):
@@ -30,10 +30,13 @@ class Natural(BlockCodec):
 
     def encode_rows(self, rows: Tensor, scratch: Tensor, parts: Parts) -> None:
         exponents, negative = parts
-        bits = rows.view(torch.int32)
-        exponent, mantissa = (bits >> 23) & 0xFF, bits & MANTISSA
-        up = self.counter.uniform_like(rows) * (MANTISSA + 1) < mantissa
-        exponents.copy_(exponent + (up & (exponent < INFINITE - 1)))
+        bits = torch.abs(rows, out=scratch).view(torch.int32).clamp_max_(INFINITY)
+        exponent = bits >> 23
+        # A random mantissa that is added carries into the exponent with the wanted probability.
+        bits += self.counter.uniform_like(rows).mul_(1 << 23).int()
+        bits >>= 23
+        # No finite number becomes infinite.
+        exponents.copy_(torch.minimum(bits, exponent.clamp_min_(254)))
         negative.copy_(pack(torch.lt(rows, 0, out=scratch), 1))
 
     def decode_rows(self, parts: Parts, out: Tensor) -> None:
