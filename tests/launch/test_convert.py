@@ -23,6 +23,7 @@ from caat.training.checkpoint.state import read_checksums, read_state
 from eval.open import load_model
 from eval.quality.score import next_token_log_probabilities
 from launch.convert import main
+from layers.huggingface.llama import model_config, read_llama
 from layers.huggingface.tokenizers import choose_tokenizer
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
 
@@ -308,3 +309,17 @@ def test_the_sizes_are_those_of_the_file(tmp_path):
     model = read_architecture(tmp_path / "ours").model
     assert (model.hidden, model.kv_heads, model.rope_base) == (SIZES["hidden_size"], 4, 5000.0)
     assert (model.sequence, model.norm_eps, model.padded_vocab_size) == (64, 1e-6, 404)
+
+
+def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(tmp_path):
+    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {key: SIZES[key] for key in needed}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    ours, theirs = read_llama(tmp_path), transformers.LlamaConfig(**sizes)
+    for key in ("hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings"):
+        assert getattr(ours, key) == getattr(theirs, key), key
+    model = model_config(ours, "a")
+    assert (model.kv_heads, model.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert (model.sequence, model.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
+    assert model.init_std == theirs.initializer_range
+    assert model.rope_base == theirs.rope_parameters["rope_theta"]

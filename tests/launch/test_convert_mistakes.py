@@ -95,7 +95,10 @@ WRONG = {
         r"model.norm.weight holds nan or inf",
     ),
     "whole numbers": (
-        lambda f: change_tensors(f, model__norm__weight=torch.ones(32, dtype=torch.int8)),
+        lambda f: (
+            edit(f, tie_word_embeddings=True),
+            change_tensors(f, model__norm__weight=torch.ones(32, dtype=torch.int8)),
+        ),
         r"model.norm.weight is I8, and only F32, BF16, F16",
     ),
     "no tokenizer": (

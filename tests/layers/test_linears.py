@@ -9,6 +9,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import enter
 from caat.parallel.sums import SumOptions
 from layers import ColumnParallelLinear, RMSNorm, RowParallelLinear, vocab_parallel_cross_entropy
+from layers.loss import mask_padding
 
 
 def double(layer):
@@ -88,29 +89,44 @@ def test_sums_of_norms_wait_for_a_thread_that_sums(ranks):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def masked_loss(processes: int):
+def masked_loss(processes: int, vocabulary: int):
     mesh = Mesh.create(4, processes) if processes > 1 else Mesh(4)
     generator = torch.Generator().manual_seed(2)
     full = torch.randn(3, 7, 64, generator=generator, dtype=torch.float64)
-    targets = torch.randint(61, (3, 7), generator=generator)
+    targets = torch.randint(vocabulary, (3, 7), generator=generator)
     targets[0, :4] = targets[2, 6] = -100
     logits = full.chunk(processes, -1)[mesh.tensor_rank].clone().requires_grad_()
-    losses = vocab_parallel_cross_entropy(logits, targets, 61, mesh)
+    losses = vocab_parallel_cross_entropy(logits, targets, vocabulary, mesh)
     losses.sum().backward()
     return losses.detach(), logits.grad, full, targets
 
 
-def test_a_target_of_minus_100_counts_for_nothing_on_any_processes(ranks):
-    losses, gradient, full, targets = masked_loss(1)
+# Of two processes with 32 columns each, the second holds 29 entries of a vocabulary of 61, and none of 30.
+@pytest.mark.parametrize("vocabulary", [61, 30])
+def test_a_target_of_minus_100_counts_for_nothing_on_any_processes(ranks, vocabulary):
+    losses, gradient, full, targets = masked_loss(1, vocabulary)
     plain = full.clone().requires_grad_()
     want = torch.nn.functional.cross_entropy(
-        plain[..., :61].flatten(0, 1), targets.flatten(), reduction="none"
+        plain[..., :vocabulary].flatten(0, 1), targets.flatten(), reduction="none"
     )
     want.sum().backward()
     torch.testing.assert_close(losses.flatten(), want.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(gradient, plain.grad, rtol=0, atol=1e-12)
     assert losses[0, :4].eq(0).all() and gradient[0, :4].eq(0).all()
-    parts = ranks(2).run(masked_loss, 2)
+    parts = ranks(2).run(masked_loss, 2, vocabulary)
     for theirs, *_ in parts:
         torch.testing.assert_close(theirs, losses, rtol=0, atol=1e-12)
     torch.testing.assert_close(torch.cat([part[1] for part in parts], -1), gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("vocabulary", [61, 40])
+def test_padding_entries_get_the_smallest_logit(vocabulary):
+    """On four processes with 16 columns each; of 40 entries, the last process holds none."""
+    full = torch.randn(2, 3, 64)
+    parts = [
+        mask_padding(part, vocabulary, Mesh(8, processes=4, tensor_rank=rank))
+        for rank, part in enumerate(full.chunk(4, -1))
+    ]
+    masked = torch.cat(parts, -1)
+    assert torch.equal(masked[..., :vocabulary], full[..., :vocabulary])
+    assert masked[..., vocabulary:].eq(torch.finfo(full.dtype).min).all()

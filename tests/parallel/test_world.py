@@ -85,7 +85,7 @@ def test_a_whole_set_is_left_alone(given):
         ({"RANK": ""}, "RANK= is not a whole number"),
         ({"RANK": "1.5"}, "RANK=1.5 is not a whole number"),
         ({"RANK": "4"}, "RANK=4 is not below WORLD_SIZE=4"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is not a port"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 is not a port"),
         ({"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT=x is not a whole number"),
     ],
 )

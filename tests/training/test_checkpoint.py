@@ -189,7 +189,10 @@ def test_hugging_face_reads_ratio_one(ranks, tmp_path):
     transformers = pytest.importorskip("transformers")
     ranks(2).run(write, tmp_path, 2, 2, 1.0, 1, 0, 2**10)
     folder = find(tmp_path / "checkpoints")
-    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs, loading = transformers.LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
     tokens, targets = batch()
     with torch.no_grad():
         logits = theirs(tokens).logits

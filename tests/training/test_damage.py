@@ -35,7 +35,7 @@ def saved(ranks, tmp_path) -> Path:
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("{}"), "config.json has no num_hidden_layers"),
         (lambda f: (f / "config.json").write_text("[]"), r"config.json holds \[\], which must be an object"),
-        (lambda f: edit_config(f, caat=None), "is it a caat checkpoint"),
+        (lambda f: edit_config(f, caat=None), "has no caat: is it a caat checkpoint"),
         (lambda f: edit_config(f, hidden_size="32"), 'hidden_size="32", which must be a valid integer'),
         (lambda f: edit_config(f, num_hidden_layers=2.0), "num_hidden_layers=2.0, which must be"),
         (lambda f: edit_config(f, bos_token_id=True), "bos_token_id=true, which must be"),

@@ -26,6 +26,7 @@ def due_after(pace: Pace, clock: list[float], limit: int = 100_000) -> int:
 def test_minutes_after_the_last_save_whatever_it_was_for(clock):
     pace = Pace(30)
     assert due_after(pace, clock) == 1800
+    assert due_after(Pace(0.5), clock) == 30, "nothing has been spent on saves yet"
     pace.begin()
     clock[0] += 600
     pace.begin()

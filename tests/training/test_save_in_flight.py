@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -18,7 +21,7 @@ def failing_save(folder, asynchronous: bool):
     """The first save cannot make its folder, the second is not finite on the last rank, the third is good."""
     engine = start(4, 2, 0.5, 0)
     writer = saver(folder, engine, 0.5, asynchronous=asynchronous)
-    messages = []
+    messages, still_open = [], []
     if dist.get_rank() == 0:
         (folder / "checkpoints").write_text("in the way")
     dist.barrier()
@@ -30,7 +33,17 @@ def failing_save(folder, asynchronous: bool):
         if step == 3:
             engine.model.get_parameter("blocks.0.mlp.down.weight").detach()[0, 0] = 1.0
         messages.append(saved(writer, step))
-    return messages
+        still_open += open_files(folder)
+    return messages, still_open
+
+
+def open_files(folder: Path) -> list[str]:
+    """Files below ``folder`` that this process holds open, deleted ones included, where Linux says so."""
+    found = []
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):  # that of the listing itself is closed by now
+            found.append(os.readlink(descriptor))
+    return [path for path in found if path.startswith(f"{folder}/")]
 
 
 def saved(writer: saving.Saver, step: int) -> str:
@@ -45,8 +58,9 @@ def saved(writer: saving.Saver, step: int) -> str:
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_save_that_fails_is_known_to_all_and_leaves_nothing(ranks, tmp_path, asynchronous):
-    first, second = ranks(2).run(failing_save, tmp_path, asynchronous)
+    (first, *still_open), (second, *others) = ranks(2).run(failing_save, tmp_path, asynchronous)
     assert first == second
+    assert still_open == others == [[]], "an open file keeps its space, and the disk may be full"
     assert "rank 0" in first[0] and "checkpoints" in first[0]
     assert "weight of model.layers.0.mlp.down_proj.weight holds nan or inf" in first[1]
     assert first[2] == "saved"
