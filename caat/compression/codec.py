@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from caat.compression.randomness import Counter
 
 Parts = tuple[Tensor, ...]
 # How encoded messages are summed over ranks. sliced: each rank owns a slice, decodes and adds it, and encodes
@@ -24,6 +27,8 @@ class Codec(ABC):
     way: Way = "sliced"
     biased = True
     exact_size = True
+    # Numbers the random draws; make_codec sets it.
+    counter: Counter
 
     @abstractmethod
     def encode(self, flat: Tensor) -> Parts:
@@ -36,6 +41,19 @@ class Codec(ABC):
     @abstractmethod
     def size(self, n: int) -> int:
         """Return the bytes of the parts of a message of ``n`` numbers."""
+
+
+class Linear(Codec):
+    """A codec whose parts, apart from what all ranks share, can be summed before they are decoded."""
+
+    way: Way = "linear"
+
+    @abstractmethod
+    def reduce(self, key: Hashable, flat: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the decoded sum of all ranks' messages [n], and this rank's contribution to it.
+
+        ``total`` sums a tensor over the ranks. Successive messages with the same ``key`` resemble each other.
+        """
 
 
 class Plain(Codec):

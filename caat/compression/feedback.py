@@ -5,12 +5,12 @@ c = C(g + e),  e <- g + e - decode(c)
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
-from caat.compression.codec import Codec, Parts
+from caat.compression.codec import Codec, Linear, Parts
 
 
 class Feedback:
@@ -26,11 +26,25 @@ class Feedback:
 
         A message that is not finite leaves the residual unchanged, because its step is skipped.
         """
-        n = len(flat)
-        residual = self.residuals.get((key, n))
-        whole = flat.float() if residual is None else flat.float() + residual
+        whole = self._whole(key, flat)
         parts = self.codec.encode(whole)
-        left = whole - self.codec.decode(parts, n)
-        if left.isfinite().all():
-            self.residuals[key, n] = left
+        self._keep(key, whole, self.codec.decode(parts, len(flat)))
         return parts
+
+    @torch.no_grad()
+    def reduce(self, key: Hashable, flat: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the sum of all ranks' messages [n] and residuals, with a linear codec."""
+        assert isinstance(self.codec, Linear)
+        whole = self._whole(key, flat)
+        summed, own = self.codec.reduce(key, whole, total)
+        self._keep(key, whole, own)
+        return summed
+
+    def _whole(self, key: Hashable, flat: Tensor) -> Tensor:
+        residual = self.residuals.get((key, len(flat)))
+        return flat.float() if residual is None else flat.float() + residual
+
+    def _keep(self, key: Hashable, whole: Tensor, sent: Tensor) -> None:
+        left = whole - sent
+        if left.isfinite().all():
+            self.residuals[key, len(whole)] = left

@@ -8,33 +8,32 @@ of many parameters, whose own shapes are lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from math import isqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caat.compression.codec import Codec, Parts, Way
+from caat.compression.codec import Linear, Parts
 from caat.compression.randomness import Counter
 
 
-class PowerSGD(Codec):
+class PowerSGD(Linear):
     """R (rows + columns) numbers; exact if R is at least min(rows, columns)."""
-
-    way: Way = "linear"
 
     def __init__(self, rank: int, counter: Counter) -> None:
         self.rank, self.counter = rank, counter
-        # The factor that starts the next iteration, by the length of the message.
-        self.q: dict[int, Tensor] = {}
+        # The factor that starts the next iteration, by the key and length of the message.
+        self.q: dict[tuple[Hashable, int], Tensor] = {}
 
     def encode(self, flat: Tensor) -> Parts:
-        return self._factors(flat, lambda factor: factor)
+        p, q, _ = self._factors(None, flat, lambda factor: factor)
+        return p, q
 
-    def reduce(self, flat: Tensor, total: Callable[[Tensor], Tensor]) -> Parts:
-        """Return the factors of the sum of all ranks' messages; ``total`` sums a tensor over the ranks."""
-        return self._factors(flat, total)
+    def reduce(self, key: Hashable, flat: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        p, q, own = self._factors(key, flat, total)
+        return self.decode((p, q), len(flat)), self.decode((p, own), len(flat))
 
     def decode(self, parts: Parts, n: int) -> Tensor:
         p, q = parts
@@ -47,21 +46,25 @@ class PowerSGD(Codec):
     def _rank(self, n: int) -> int:
         return min(self.rank, *_shape(n))
 
-    def _factors(self, flat: Tensor, total: Callable[[Tensor], Tensor]) -> Parts:
+    def _factors(
+        self, key: Hashable, flat: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return P and Q of the sum of all ranks' messages, and this rank's contribution to Q."""
         n, (rows, columns) = len(flat), _shape(len(flat))
         matrix = F.pad(flat.float(), (0, rows * columns - n)).view(rows, columns)
-        if n not in self.q:
+        if (key, n) not in self.q:
             generator = self.counter.generator(self.counter.next(), flat.device)
             shape = (columns, self._rank(n))
-            self.q[n] = torch.randn(shape, generator=generator, device=flat.device)
-        p = total(matrix @ self.q[n])
+            self.q[key, n] = torch.randn(shape, generator=generator, device=flat.device)
+        p = total(matrix @ self.q[key, n])
         # QR may not terminate on numbers that are not finite.
         finite = bool(p.isfinite().all())
         p = torch.linalg.qr(p).Q if finite else torch.full_like(p, torch.nan)
-        q = total(matrix.T @ p)
+        own = matrix.T @ p
+        q = total(own.clone())
         if finite and bool(q.isfinite().all()):
-            self.q[n] = q
-        return p, q
+            self.q[key, n] = q
+        return p, q, own
 
 
 def _shape(n: int) -> tuple[int, int]:

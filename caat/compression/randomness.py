@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 MASK = (1 << 63) - 1
+# More than the messages of a step.
+DRAWS = 1 << 24
 
 
 class Counter:
@@ -13,6 +15,10 @@ class Counter:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.number = seed, 0
+
+    def start(self, step: int) -> None:
+        """Continue with the draws of ``step``, so that a resumed run draws the same numbers."""
+        self.number = step * DRAWS
 
     def next(self) -> int:
         """Return the number of the next draw."""

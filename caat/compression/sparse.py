@@ -6,11 +6,12 @@ Indices and values each have their own codec (DeepReduce, NeurIPS 2021): ``index
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
-from caat.compression.codec import Codec, Parts, Way
+from caat.compression.codec import Codec, Linear, Parts, Way
 from caat.compression.indices.index import IndexCodec
 from caat.compression.randomness import Counter
 from caat.compression.values.value import ValueCodec
@@ -117,7 +118,7 @@ class Sparse(Codec):
         return self.index.size(n, chosen) + self.values.size(self.index.returned(n, chosen))
 
 
-class Shared(Codec):
+class Shared(Linear):
     """The numbers that ``selector`` chooses on all ranks alike: the number of its draw replaces the indices.
 
     The values, as float32, can be summed before they are decoded; encoded values cannot.
@@ -140,6 +141,11 @@ class Shared(Codec):
         message = torch.zeros(n, device=number.device)
         message[chosen] = self.values.decode(tuple(values), len(chosen))
         return message
+
+    def reduce(self, key: Hashable, flat: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        number, values = self.encode(flat)
+        summed = total(values.clone())
+        return self.decode((number, summed), len(flat)), self.decode((number, values), len(flat))
 
     def size(self, n: int) -> int:
         return 8 + self.values.size(self.selector.count(n))

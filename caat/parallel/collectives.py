@@ -47,8 +47,12 @@ class Collectives:
         if self.processes > 1 and message.numel() > 0:
             self._arrived()
             dist.all_reduce(message, op, group=self.group)
-            self.ledger.count(message.nbytes, direction, purpose)
+            self.ledger.count(self._sent_bytes(message), direction, purpose)
         return message
+
+    def _sent_bytes(self, message: Tensor) -> int:
+        """Return the bytes to count for the all-reduce of ``message``."""
+        return message.nbytes
 
     def all_gather(self, message: Tensor, direction: Direction, purpose: str) -> Tensor:
         """Gather the contiguous ``message`` of every process, concatenated in rank order along dim 0."""

@@ -1,4 +1,4 @@
-"""A process group that counts the messages that a library such as DeepSpeed sends through it."""
+"""A process group that counts, and can replace, the messages that a library such as DeepSpeed sends."""
 
 from __future__ import annotations
 
@@ -38,19 +38,21 @@ MESSAGE = {
 # Methods whose messages are not counted.
 UNCOUNTED = ("barrier", "monitored_barrier", "recv", "recv_anysource", "_start_coalescing", "_end_coalescing")
 
-# Called with the method's name and the tensors of the message.
-Count = Callable[[str, list[Tensor]], None]
+# Called with the method's name, its arguments and the bytes that this rank sends. A handler that sends the
+# message itself returns its ``Work``.
+Handle = Callable[[str, tuple[Any, ...], int], dist.Work | None]
 
 
 class CountedGroup(dist.ProcessGroup):
-    """Forwards every collective to ``inner`` and returns its ``Work``: same streams, same order.
+    """Hands every collective to ``handle``, then to ``inner``, and returns its ``Work``.
 
-    Concurrency is the same as with ``inner``; each message costs one additional Python call.
+    Streams, order and concurrency are those of ``inner``; each message costs one additional Python call.
     """
 
-    def __init__(self, inner: dist.ProcessGroup, count: Count) -> None:
+    def __init__(self, inner: dist.ProcessGroup, handle: Handle) -> None:
         super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]
-        self.inner, self.count = inner, count
+        self.inner, self.handle = inner, handle
+        self.gloo = dist.get_backend(inner) == "gloo"
 
     def getBackendName(self) -> str:
         return BACKEND
@@ -71,10 +73,36 @@ class CountedGroup(dist.ProcessGroup):
 
 def _counted(name: str) -> Callable[..., Any]:
     def call(self: CountedGroup, *arguments: Any, **named: Any) -> Any:
-        self.count(name, list(_tensors(arguments[MESSAGE[name]])))
-        return getattr(self.inner, name)(*arguments, **named)
+        size = sum(part.nbytes for part in _tensors(arguments[MESSAGE[name]]))
+        root = getattr(arguments[1], "rootRank", 0) if len(arguments) > 1 else 0
+        sent = sent_bytes(name, size, self.size(), is_root=root == self.rank(), gloo=self.gloo)
+        work = self.handle(name, arguments, sent)
+        return getattr(self.inner, name)(*arguments, **named) if work is None else work
 
     return call
+
+
+def sent_bytes(name: str, size: int, ranks: int, *, is_root: bool = False, gloo: bool = False) -> int:
+    """Return the bytes that a rank sends in a collective with a full message of ``size`` bytes.
+
+    An all-reduce counts as a ring, of which each rank sends its share twice; gathers and scatters count a
+    rank's own share once for every other rank. ``is_root``: of a reduce or broadcast. ``gloo``: its
+    reduce-scatter sends as much as an all-reduce. Rounded up.
+    """
+    if name.startswith("allreduce") or (gloo and "reduce_scatter" in name):
+        return ring_bytes(size, ranks)
+    if name == "reduce":
+        return 0 if is_root else size
+    if name == "broadcast":
+        return size if is_root else 0
+    if name == "send":
+        return size
+    return -(-(ranks - 1) * size // ranks)
+
+
+def ring_bytes(size: int, ranks: int) -> int:
+    """Return the bytes that each of ``ranks`` sends in a ring all-reduce of ``size`` bytes, rounded up."""
+    return -(-2 * (ranks - 1) * size // ranks)
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -96,18 +124,18 @@ for _name in UNCOUNTED:
     setattr(CountedGroup, _name, _passed_on(_name))
 
 
-def new_counted_group(ranks: list[int], inner: dist.ProcessGroup, count: Count) -> dist.ProcessGroup:
+def new_counted_group(ranks: list[int], inner: dist.ProcessGroup, handle: Handle) -> dist.ProcessGroup:
     """Return a group of the same ``ranks`` as ``inner``; on other ranks, torch's non-member object.
 
     Collective over the world, like ``dist.new_group``.
     """
     if not hasattr(dist.Backend, BACKEND.upper()):
         dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu", "cuda"])
-    group = dist.new_group(ranks, GROUP_TIMEOUT, BACKEND, pg_options=(inner, count))
+    group = dist.new_group(ranks, GROUP_TIMEOUT, BACKEND, pg_options=(inner, handle))
     if isinstance(group, CountedGroup):
         group.made = True
     return group
 
 
-def _create(options: Any, inner_and_count: tuple[dist.ProcessGroup, Count]) -> CountedGroup:
-    return CountedGroup(*inner_and_count)
+def _create(options: Any, inner_and_handle: tuple[dist.ProcessGroup, Handle]) -> CountedGroup:
+    return CountedGroup(*inner_and_handle)

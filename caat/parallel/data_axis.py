@@ -5,13 +5,17 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.collectives import Collectives, Direction
-from caat.parallel.counted_group import new_counted_group
+from caat.parallel.counted_group import new_counted_group, ring_bytes
+from caat.parallel.exchange import Exchange
+from caat.parallel.timeout import GROUP_TIMEOUT
+from caat.parallel.zero_messages import ZeroMessages
+from conf.data_sync import DataSyncConfig
 
 # Purposes of the messages of a training step. gradients: their reduction; weights: ZeRO's gathers and
 # broadcasts; loss: its mean; control: single numbers on which the replicas agree, such as the gradient norm.
@@ -23,29 +27,42 @@ Value = TypeVar("Value")
 class DataAxis(Collectives):
     """Collectives over the D replicas that hold the same shards.
 
-    DeepSpeed sends its messages through :attr:`process_group`, which forwards them to the plain group. They
-    count with their full size in bytes, an all-gather with the size of its result. The engine sets by
-    :meth:`during` to which phase of a step they belong.
+    DeepSpeed sends its messages through :attr:`process_group`, and :attr:`zero` decides how they travel; if it
+    is None, they are left to the backend. All messages count with the bytes that this rank sends. The engine
+    sets by :meth:`during` to which phase of a step they belong.
     """
 
     def __init__(self, replicas: int = 1, group: dist.ProcessGroup | None = None) -> None:
         super().__init__(replicas, group)
         self.process_group = group
+        self.zero: ZeroMessages | None = None
         self._direction: Direction = "step"
 
     @staticmethod
-    def create(columns: Sequence[list[int]], groups: Sequence[dist.ProcessGroup], mine: int) -> DataAxis:
+    def create(
+        columns: Sequence[list[int]],
+        groups: Sequence[dist.ProcessGroup],
+        mine: int,
+        settings: DataSyncConfig,
+        seed: int,
+    ) -> DataAxis:
         """Create the axis of ``groups[mine]``, with ranks ``columns[mine]``. Collective over the world."""
         axis = DataAxis(len(columns[mine]), groups[mine])
         if axis.processes > 1:
+            gloo = dist.get_backend(groups[mine]) == "gloo"
+            ways = [[dist.new_group(ranks, GROUP_TIMEOUT) for _ in range(2)] for ranks in columns if gloo]
+            exchange = Exchange(groups[mine], ways[mine] if gloo else None)
+            axis.zero = ZeroMessages(exchange, settings, axis._count, seed)
             pairs = zip(columns, groups, strict=True)
-            axis.process_group = [new_counted_group(*pair, axis._count) for pair in pairs][mine]
+            axis.process_group = [new_counted_group(*pair, axis._handle) for pair in pairs][mine]
         return axis
 
     @contextmanager
     def during(self, direction: Direction) -> Iterator[None]:
-        """Count DeepSpeed's messages in this context under ``direction``; outside of it, under ``step``."""
+        """Assign DeepSpeed's messages in this context to ``direction``; outside of it, to ``step``."""
         self._direction = direction
+        if direction == "backward" and self.zero:
+            self.zero.begin()
         try:
             yield
         finally:
@@ -57,13 +74,27 @@ class DataAxis(Collectives):
             return [value]
         values = [value] * self.processes
         dist.all_gather_object(values, value, group=self.group)
-        self.ledger.count(len(pickle.dumps(value)), "step", "results")
+        self.ledger.count(len(pickle.dumps(value)) * (self.processes - 1), "step", "results")
         return values
 
-    def _count(self, collective: str, message: list[Tensor]) -> None:
-        if "gather" in collective or collective == "broadcast":
+    def _sent_bytes(self, message: Tensor) -> int:
+        return ring_bytes(message.nbytes, self.processes)
+
+    def _handle(self, name: str, arguments: tuple[Any, ...], sent: int) -> dist.Work | None:
+        """Send a message of DeepSpeed, or leave it to the backend and count the bytes that it sends."""
+        work, purpose = None, "control"
+        if "gather" in name or name == "broadcast":
             purpose = "weights"
-        else:
-            # Outside backward, DeepSpeed reduces only single numbers: the norm, and whether it is finite.
-            purpose = "gradients" if self._direction == "backward" else "control"
-        self.ledger.count(sum(part.nbytes for part in message), self._direction, purpose)
+            # In other phases, stage 3 gathers weights while it computes, which the backend does well.
+            if self._direction == "step" and self.zero:
+                work = self.zero.gathered(name, arguments)
+        elif self._direction == "backward":
+            purpose = "gradients"
+            work = self.zero.reduced(name, arguments) if self.zero else None
+        # Outside backward, DeepSpeed reduces only single numbers: the norm, and whether it is finite.
+        if work is None:
+            self._count(sent, purpose)
+        return work
+
+    def _count(self, sent: int, purpose: str) -> None:
+        self.ledger.count(sent, self._direction, purpose)

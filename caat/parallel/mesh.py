@@ -12,6 +12,7 @@ from caat.parallel.priority import sums_first, wake_gloo_first
 from caat.parallel.sums import SumOptions
 from caat.parallel.tape import Tape
 from caat.parallel.timeout import GROUP_TIMEOUT
+from conf.data_sync import DataSyncConfig
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,17 @@ class Mesh:
     tape: Tape = field(default_factory=Tape)
 
     @staticmethod
-    def create(shards: int, processes: int, options: SumOptions | None = None) -> Mesh:
+    def create(
+        shards: int,
+        processes: int,
+        options: SumOptions | None = None,
+        *,
+        data_sync: DataSyncConfig | None = None,
+        seed: int = 0,
+    ) -> Mesh:
         """Build the groups over the initialised world; every rank must call it with the same arguments.
+
+        ``seed`` is that of the random draws of gradient codecs.
 
         Raises ``ValueError`` unless ``processes`` divides both ``shards`` and the world.
         """
@@ -46,15 +56,16 @@ class Mesh:
         tensor_groups = [dist.new_group(ranks, GROUP_TIMEOUT, pg_options=pg_options) for ranks in rows]
         columns = list(map(list, zip(*rows, strict=True)))
         data_groups = [dist.new_group(ranks, GROUP_TIMEOUT, pg_options=pg_options) for ranks in columns]
-        wake_gloo_first()
         data_rank, tensor_rank = divmod(rank, processes)
+        data = DataAxis.create(columns, data_groups, tensor_rank, data_sync or DataSyncConfig(), seed)
+        wake_gloo_first()
         return Mesh(
             shards,
             processes,
             tensor_rank,
             data_rank,
             Collectives(processes, tensor_groups[data_rank], options),
-            DataAxis.create(columns, data_groups, tensor_rank),
+            data,
         )
 
     @property

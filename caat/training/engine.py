@@ -19,6 +19,7 @@ from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
 from caat.training.live import LiveState
+from caat.training.owners import zero_owners
 from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].
@@ -72,6 +73,10 @@ class Engine:
                 dist_init_required=False,
                 config=self._settings(precision, accumulation, model),
             )
+        zero = mesh.data.zero
+        # In bf16, stage 1 uses another optimizer of DeepSpeed, whose norm needs all gradients on every rank.
+        if zero and self.stage in (1, 2) and hasattr(self._engine.optimizer, "ipg_buckets"):
+            zero.owners = zero_owners(self._engine.optimizer, mesh.data_size)
         self.live = LiveState(
             model,
             self._engine.optimizer,
@@ -98,6 +103,8 @@ class Engine:
                 # Some buffers have this size even if the model is smaller.
                 "reduce_bucket_size": min(BUCKET, numbers),
                 "allgather_bucket_size": min(BUCKET, numbers),
+                # Stages 1 and 2: one reduce for each owner, unless the all-reduce is replaced anyway.
+                "use_multi_rank_bucket_allreduce": self.mesh.data.zero is None or self.mesh.data.zero.reduces,
             },
         }
         if precision == "bf16":

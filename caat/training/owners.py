@@ -1,0 +1,45 @@
+"""Which replica owns which gradients of the messages that DeepSpeed all-reduces at ZeRO stages 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from caat.parallel.zero_messages import Ranges
+
+
+def zero_owners(zero: Any, replicas: int) -> Callable[[int], Ranges | None]:
+    """Return a function from the length of a message to the ranges of it that each replica owns.
+
+    ``zero`` is DeepSpeed's optimizer of stage 1 or 2. It all-reduces a bucket of gradients although each
+    replica keeps only its partition, and reads who owns what from the attributes used here. The function
+    returns None if its ranges do not add up to the message, so that all replicas get all of it.
+    """
+
+    def owners(n: int) -> Ranges | None:
+        filled = [bucket for bucket in zero.ipg_buckets.values() if bucket.params]
+        if len(filled) != 1:
+            return None
+        ranges: Ranges = [[] for _ in range(replicas)]
+        at = 0
+        for group, index, number in filled[0].params:
+            numbers = zero.bit16_groups[group][index].numel()
+            starts = sorted(
+                (zero.grad_start_offset[group][owner][number], owner)
+                for owner in zero.param_to_partition_ids[group][number]
+            )
+            ends = [start for start, _ in starts[1:]] + [numbers]
+            for (start, owner), end in zip(starts, ends, strict=True):
+                _append(ranges[owner], at + start, end - start)
+            at += numbers
+        return ranges if at == n else None
+
+    return owners
+
+
+def _append(ranges: list[tuple[int, int]], start: int, size: int) -> None:
+    """Append a range, or extend the last one if it ends where this one starts."""
+    if ranges and sum(ranges[-1]) == start:
+        start, size = ranges[-1][0], ranges[-1][1] + size
+        ranges.pop()
+    ranges.append((start, size))

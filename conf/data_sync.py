@@ -1,0 +1,44 @@
+"""Settings of the messages between replicas: `data_sync.*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.checks import require, require_choice
+from conf.codec import parse_codec
+from conf.field import setting
+
+
+@dataclass
+class DataSyncConfig:
+    """Compression of gradients and weights on their way between data-parallel replicas."""
+
+    codec: str = setting(
+        "none",
+        "Codec of the gradients: none, bfloat16, int8, int4, sign, tern, qsgd:LEVELS, natural, "
+        "powersgd:RANK, topk:SHARE, randomk:SHARE or threshold:MAGNITUDE; behind the last three also "
+        "',index=raw|bitmap|huffman|bloom:RATE' and ',values=float32|int8|poly'.",
+    )
+    feedback: bool = setting(
+        True,
+        "Add what a biased codec lost of a gradient to the next one (error feedback). Unbiased codecs "
+        "(tern, qsgd, natural) do without.",
+    )
+    weights_codec: str = setting(
+        "none",
+        "Codec of the updated weights that ZeRO 1 and 2 gather: none, bfloat16, int8 or int4. Codecs encode "
+        "the change since the last step, so errors do not add up.",
+    )
+
+    def __post_init__(self) -> None:
+        parse_codec(self.codec)
+        require_choice("data_sync.weights_codec", self.weights_codec, ("none", "bfloat16", "int8", "int4"))
+
+    def check_stage(self, stage: int) -> None:
+        """Raise ``ValueError`` unless ZeRO ``stage`` gathers what ``weights_codec`` compresses."""
+        require(
+            self.weights_codec == "none" or stage in (1, 2),
+            f"data_sync.weights_codec={self.weights_codec} does not go with zero.stage={stage}: only stages "
+            "1 and 2 gather updated weights and keep them, so that a change can be added to them; leave "
+            "data_sync.weights_codec out, or set zero.stage=1",
+        )
