@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from conf.checks import check_seed, require, require_choice, require_positive
 from conf.data import DataConfig
+from conf.data_sync import DataSyncConfig
 from conf.field import setting
 from conf.model import ModelConfig
 from conf.optim import OptimConfig
@@ -198,6 +199,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
+    data_sync: DataSyncConfig = field(default_factory=DataSyncConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -240,6 +242,8 @@ class Config:
         processes = self.parallel.tensor_processes(world)
         self.train.accumulation(world // processes)
         self.sync.check_types(self.train.precision)
+        # In bf16, stage 0 runs as stage 1.
+        self.data_sync.check_stage(self.zero.stage or int(self.train.precision == "bf16"))
         last = max(self.sync.schedule)
         require(
             last < self.train.steps,

@@ -27,6 +27,8 @@ class Codec(ABC):
     way: Way = "sliced"
     biased = True
     exact_size = True
+    # Whether :meth:`memory` fills.
+    remembers = False
     # Numbers the random draws; make_codec sets it.
     counter: Counter
 
@@ -41,6 +43,10 @@ class Codec(ABC):
     @abstractmethod
     def size(self, n: int) -> int:
         """Return the bytes of the parts of a message of ``n`` numbers."""
+
+    def memory(self) -> dict[tuple[Hashable, int], Tensor]:
+        """Return what the codec keeps from one message to the next, by the key and length of the message."""
+        return {}
 
 
 class Linear(Codec):

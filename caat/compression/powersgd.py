@@ -22,6 +22,8 @@ from caat.compression.randomness import Counter
 class PowerSGD(Linear):
     """R (rows + columns) numbers; exact if R is at least min(rows, columns)."""
 
+    remembers = True
+
     def __init__(self, rank: int, counter: Counter) -> None:
         self.rank, self.counter = rank, counter
         # The factor that starts the next iteration, by the key and length of the message.
@@ -42,6 +44,9 @@ class PowerSGD(Linear):
     def size(self, n: int) -> int:
         rows, columns = _shape(n)
         return 4 * self._rank(n) * (rows + columns)
+
+    def memory(self) -> dict[tuple[Hashable, int], Tensor]:
+        return self.q
 
     def _rank(self, n: int) -> int:
         return min(self.rank, *_shape(n))

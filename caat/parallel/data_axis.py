@@ -27,8 +27,8 @@ Value = TypeVar("Value")
 class DataAxis(Collectives):
     """Collectives over the D replicas that hold the same shards.
 
-    DeepSpeed sends its messages through :attr:`process_group`, and :attr:`zero` decides how they travel; if it
-    is None, they are left to the backend. All messages count with the bytes that this rank sends. The engine
+    DeepSpeed sends its messages through :attr:`process_group`, and :attr:`zero` decides how they travel;
+    without it, the backend sends them. All messages count with the bytes that this rank sends. The engine
     sets by :meth:`during` to which phase of a step they belong.
     """
 
@@ -57,12 +57,18 @@ class DataAxis(Collectives):
             axis.process_group = [new_counted_group(*pair, axis._handle) for pair in pairs][mine]
         return axis
 
+    def start_step(self, step: int) -> None:
+        """Reset the counts, and draw the random numbers of ``step`` in codecs."""
+        self.ledger.reset()
+        if self.zero:
+            self.zero.gradients.start_step(step)
+
     @contextmanager
     def during(self, direction: Direction) -> Iterator[None]:
         """Assign DeepSpeed's messages in this context to ``direction``; outside of it, to ``step``."""
         self._direction = direction
         if direction == "backward" and self.zero:
-            self.zero.begin()
+            self.zero.gradients.begin()
         try:
             yield
         finally:

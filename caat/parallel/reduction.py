@@ -88,6 +88,19 @@ class Reduction:
         for part, arrived in zip(slices, came, strict=True):
             part.copy_(self._sum([arrived], len(part), torch.float32))
 
+    def start_step(self, step: int) -> None:
+        """Draw the random numbers of ``step``."""
+        self.codec.counter.start(step)
+
+    def memories(self) -> dict[str, dict[tuple[Hashable, int], Tensor]]:
+        """Return what is kept between steps, by kind and message."""
+        return {"feedback": self.feedback.residuals if self.feedback else {}, "codec": self.codec.memory()}
+
+    def forget(self) -> None:
+        """Drop the residuals: those of a skipped step hold a part of its gradient."""
+        if self.feedback:
+            self.feedback.residuals.clear()
+
     def _next(self) -> int:
         self._turn += 1
         return self._turn

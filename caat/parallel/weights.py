@@ -9,6 +9,8 @@ exact w stay in the owner's float32 master weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,44 +22,51 @@ from caat.parallel.reduction import Count
 
 
 class WeightGather:
-    """Gathers weights over the ranks of ``exchange`` with the codec ``spec``. Collective.
-
-    The output of a gather of changes must be the one of the step before, untouched but for this rank's own
-    part: it holds w~.
-    """
+    """Gathers weights over the ranks of ``exchange`` with the codec ``spec``. Collective."""
 
     def __init__(self, exchange: Exchange, spec: str, count: Count) -> None:
         self.exchange, self.count = exchange, count
         self.exact = spec == "none"
         self._messages: Messages = Exact() if self.exact else Encoded(make_codec(spec), spec)
-        # This rank's part of w~, by the place of the gather in the step and its length.
-        self.held: dict[tuple[int, int], Tensor] = {}
-        self._turn = 0
+        # This rank's parts of the gathered weights, and copies of them that change only in a gather: w~.
+        self._parts: list[Tensor] = []
+        self.held: list[Tensor] = []
 
-    def begin(self) -> None:
-        """Begin a step. Its gathers are told apart by their order, the same in every step."""
-        self._turn = 0
+    @torch.no_grad()
+    def hold(self, parts: Sequence[Tensor]) -> None:
+        """Start from weights that all ranks agree on; ``parts`` are this rank's, flat and live."""
+        if not self.exact:
+            self._parts = list(parts)
+            self.held = [part.detach().clone() for part in parts]
 
     @torch.no_grad()
     def start(self, out: Tensor, own: Tensor) -> dist.Work:
-        """Gather ``own`` [n] of every rank into ``out`` [D n], of which ``own`` may be a part."""
-        self._turn += 1
-        rows, key = out.view(self.exchange.size, -1), (self._turn, own.numel())
-        if not self.exact and key in self.held:
-            self._gather_changes(rows, own.view(-1), key)
-            return Finished()
+        """Gather ``own`` [n] of every rank into ``out`` [D n], of which it may be a part.
+
+        A gather of changes needs an ``out`` that still holds the weights of the last gather.
+        """
+        rows = out.view(self.exchange.size, -1)
         mine = rows[self.exchange.rank]
+        if not self.exact:
+            self._gather_changes(rows, own.view(-1), self._held(own))
+            return Finished()
         if mine.data_ptr() != own.data_ptr():
             mine.copy_(own.view(-1))
-        if not self.exact:
-            self.held[key] = mine.clone()
         sent = [mine] * self.exchange.size
         self.count(self.exchange.sent_bytes(sent), "weights")
         return self.exchange.start(sent, list(rows))
 
-    def _gather_changes(self, rows: Tensor, own: Tensor, key: tuple[int, int]) -> None:
-        me, n, held = self.exchange.rank, len(own), self.held[key]
-        message = self._messages.encode(key, own.float() - held.float())
+    def _held(self, own: Tensor) -> Tensor:
+        """Return w~ of ``own``, a range of one of the parts."""
+        for part, held in zip(self._parts, self.held, strict=True):
+            start = (own.data_ptr() - part.data_ptr()) // part.itemsize
+            if start >= 0 and start + own.numel() <= part.numel():
+                return held[start : start + own.numel()]
+        raise AssertionError("DeepSpeed gathers weights that are not in its partitions")
+
+    def _gather_changes(self, rows: Tensor, own: Tensor, held: Tensor) -> None:
+        me, n = self.exchange.rank, len(own)
+        message = self._messages.encode("weights", own.float() - held.float())
         came = [message if r == me else torch.empty_like(message) for r in range(self.exchange.size)]
         sent = [message] * self.exchange.size
         self.exchange.start(sent, came).wait()

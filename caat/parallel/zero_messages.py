@@ -30,6 +30,7 @@ class ZeroMessages:
     """
 
     def __init__(self, exchange: Exchange, settings: DataSyncConfig, count: Count, seed: int) -> None:
+        self.settings = settings
         self.gradients = Reduction(exchange, settings, count, seed)
         self.weights = WeightGather(exchange, settings.weights_codec, count)
         gloo = exchange.ways is not None
@@ -38,11 +39,6 @@ class ZeroMessages:
         self.gathers = gloo or not self.weights.exact
         # Returns who owns which numbers of an all-reduced message of a length; None: every rank needs all.
         self.owners: Callable[[int], Ranges | None] = lambda n: None
-
-    def begin(self) -> None:
-        """Begin the messages of a backward pass and of the step after it."""
-        self.gradients.begin()
-        self.weights.begin()
 
     def reduced(self, name: str, arguments: Sequence[Any]) -> dist.Work | None:
         """Reduce a message of gradients; return None to leave it to the backend."""

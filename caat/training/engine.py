@@ -19,7 +19,7 @@ from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
 from caat.training.live import LiveState
-from caat.training.owners import zero_owners
+from caat.training.partitions import zero_owners
 from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].
@@ -133,7 +133,10 @@ class Engine:
         self._engine.step()
         if grad_norm is None:
             grad_norm = float(self._engine.get_global_grad_norm())
-        return StepResult(loss, grad_norm, self._optimizer.skip or not isfinite(grad_norm))
+        skipped = self._optimizer.skip or not isfinite(grad_norm)
+        if skipped and self.mesh.data.zero:
+            self.mesh.data.zero.gradients.forget()
+        return StepResult(loss, grad_norm, skipped)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See | None = None) -> float:

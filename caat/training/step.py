@@ -39,7 +39,7 @@ def take_step(
     watchdog.beat(f"reading the data of step {step}")
     started = time.perf_counter()
     engine.mesh.tensor.ledger.reset()
-    engine.mesh.data.ledger.reset()
+    engine.mesh.data.start_step(step)
     batches = [(tokens.to(device), targets.to(device)) for tokens, targets in loader.step()]
     waited = time.perf_counter() - started
     watchdog.beat(f"training step {step}")

@@ -12,6 +12,8 @@ from hydra.errors import HydraException
 from conf.reading.settings import Setting
 
 QUOTES = ("'", '"')
+# Separates values, but not the options of a codec: topk:0.01,index=bitmap.
+COMMA = re.compile(",(?!index=|values=)")
 
 
 def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser) -> str:
@@ -29,10 +31,10 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
     if not value or value.startswith(QUOTES) or "${" in value or (value == "null" and setting.is_text):
         return text
     if setting.is_text:
-        written = ",".join(map(quoted, value.split(",")))
+        written = ",".join(map(quoted, COMMA.split(value)))
         wanted: str | list[str] = value
     elif setting.is_texts and re.fullmatch(r"\[[^][{}'\"]*\]", value):
-        wanted = [each.strip() for each in value[1:-1].split(",")] if value != "[]" else []
+        wanted = [each.strip() for each in COMMA.split(value[1:-1])] if value != "[]" else []
         written = f"[{','.join(map(quoted, wanted))}]"
     else:
         return text

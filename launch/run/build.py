@@ -30,6 +30,7 @@ from caat.training.progress import RunProgress
 from caat.training.randomness import set_random_state
 from caat.training.trackers import open_trackers
 from caat.training.trackers.samples import Samples
+from conf.data_sync import DataSyncConfig
 from conf.schema import Config
 from launch.run.checkpoint import choose_checkpoint, choose_initial
 from launch.run.start import Start
@@ -57,7 +58,13 @@ def build_run(
     """
     c = config.train
     processes = config.parallel.tensor_processes(dist.get_world_size())
-    mesh = Mesh.create(config.parallel.tensor, processes, SumOptions.of(config.sync))
+    mesh = Mesh.create(
+        config.parallel.tensor,
+        processes,
+        SumOptions.of(config.sync),
+        data_sync=config.data_sync,
+        seed=config.seed,
+    )
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)
@@ -266,6 +273,8 @@ def _opening(run: Training, folder: Path) -> str:
         lines.append(
             f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
         )
+    if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
+        lines.append("note: data_sync has no effect, because the run has one replica")
     if engine.stage != config.zero.stage:
         lines.append(
             f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "

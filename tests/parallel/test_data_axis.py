@@ -9,7 +9,7 @@ from torch.distributed.distributed_c10d import AllgatherOptions, ReduceScatterOp
 from caat.parallel.mesh import Mesh
 
 # By hand, for 6 and 4 numbers of float32 on 2 ranks: (direction, purpose) -> calls, bytes that a rank sends.
-# An all-reduce sends each half of its 24 bytes twice, and so does the one reduce-scatter that gloo does itself.
+# An all-reduce sends each half of its 24 bytes twice, and so does the reduce-scatter that is left to gloo.
 COUNTED = {
     ("backward", "gradients"): (6, 3 * 24 + 3 * 12),
     ("step", "weights"): (4, 4 * 16),

@@ -81,6 +81,16 @@ def stem(kind: str, replica: int | None = None) -> str:
     return f"optimizer.{kind}" if replica is None else f"optimizer.{kind}.replica-{replica}"
 
 
+def data_file_name(live: LiveState) -> str:
+    """Return the name of the file that holds this process's part of ``live.data``."""
+    return f"optimizer.data.replica-{live.mesh.data_rank}.process-{live.mesh.tensor_rank}.safetensors"
+
+
+def whole_tensor(name: str, shape: Sequence[int]) -> FullTensors:
+    """Return a tensor that one process holds completely."""
+    return FullTensors(name, (name,), (tuple(shape),), Sharding(0, tuple(shape[:1]), 1))
+
+
 def file_name(stem: str, number: int, count: int) -> str:
     """Return Hugging Face's name of a file, with its number and their count if there are several."""
     part = "" if count == 1 else f"-{number + 1:05}-of-{count:05}"

@@ -24,7 +24,15 @@ from caat.supervision.control import Control
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.exchange import Exchange, Held, Turn
-from caat.training.checkpoint.files import Content, TensorFile, own_tensors, plan_files, write_indices
+from caat.training.checkpoint.files import (
+    Content,
+    TensorFile,
+    data_file_name,
+    own_tensors,
+    plan_files,
+    whole_tensor,
+    write_indices,
+)
 from caat.training.checkpoint.pace import Pace
 from caat.training.checkpoint.state import SavedKind, SavedOptimizer, State, write_state
 from caat.training.live import Fragment, LiveState
@@ -101,9 +109,10 @@ class Saver:
             fragments, architecture = self._live.fragments(), self._architecture()
             held = self._copy(fragments) if self.settings.asynchronous else _in_place(fragments)
             optimizer = _describe(self._live)
+            own = {name: live.float().cpu().clone() for name, live in self._live.data.tensors().items()}
         self._thread = threading.Thread(
             target=self._write,
-            args=(state, optimizer, architecture, held),
+            args=(state, optimizer, architecture, held, own),
             name=f"checkpoint {state.step}",
             # A failed run must be able to exit.
             daemon=True,
@@ -143,7 +152,14 @@ class Saver:
             torch.cuda.synchronize()
         return lambda name, kind: self._snapshot[name, kind]
 
-    def _write(self, state: State, optimizer: SavedOptimizer, architecture: Architecture, held: Held) -> None:
+    def _write(
+        self,
+        state: State,
+        optimizer: SavedOptimizer,
+        architecture: Architecture,
+        held: Held,
+        own: dict[str, Tensor],
+    ) -> None:
         """Write the files, in the save's thread. The ranks agree on the outcome: all or none have failed."""
         # Only use CPU time that training leaves. Only Linux has priorities per thread.
         if sys.platform == "linux":
@@ -155,6 +171,8 @@ class Saver:
             self._together(self._exchange.allocate)
             checksums: dict[str, str] = {}
             for part in self._together(lambda: self._write_files(aside, held)):
+                checksums |= part
+            for part in self._together(lambda: self._write_own(aside, own)):
                 checksums |= part
             checksums |= self._together(lambda: self._write_small(aside, architecture))[0]
             self._together(lambda: self._publish(aside, folder, state, optimizer, checksums))
@@ -214,6 +232,21 @@ class Saver:
             raise problem
         return checksums
 
+    def _write_own(self, aside: Path, own: dict[str, Tensor]) -> dict[str, str]:
+        """Write what only this process holds, and return the checksum."""
+        if not self._live.data.layout:
+            return {}
+        name = data_file_name(self._live)
+        file = TensorFile(aside / name, [whole_tensor(key, values.shape) for key, values in own.items()])
+        try:
+            for key, values in own.items():
+                if not file.append(values):
+                    raise _NotFinite(f"{key} in {name} holds nan or inf")
+            return {name: file.close()}
+        except LOCAL_PROBLEMS:
+            file.abandon()
+            raise
+
     def _write_small(self, aside: Path, architecture: Architecture) -> dict[str, str]:
         """Write the other files, on the first rank, and return their checksums."""
         if self._control.rank > 0:
@@ -250,7 +283,7 @@ def _describe(live: LiveState) -> SavedOptimizer:
         SavedKind(kind.name, kind.shared, kind.shaped, 1 if kind.shared else replicas)
         for kind in optimizer.kinds
     )
-    return SavedOptimizer(optimizer.name, optimizer.steps, kinds)
+    return SavedOptimizer(optimizer.name, optimizer.steps, kinds, live.data.layout)
 
 
 def _in_place(fragments: dict[tuple[str, str], Fragment]) -> Held:

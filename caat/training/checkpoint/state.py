@@ -59,6 +59,8 @@ class SavedOptimizer:
     name: str
     steps: Whole
     kinds: tuple[SavedKind, ...]
+    # The layout of what messages between replicas keep from step to step; empty if they keep nothing.
+    data: str = ""
 
 
 @dataclass(frozen=True)

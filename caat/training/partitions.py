@@ -1,9 +1,11 @@
-"""Which replica owns which gradients of the messages that DeepSpeed all-reduces at ZeRO stages 1 and 2."""
+"""What each replica owns at ZeRO stages 1 and 2, read from attributes of DeepSpeed's optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from caat.parallel.zero_messages import Ranges
 
@@ -43,3 +45,15 @@ def _append(ranges: list[tuple[int, int]], start: int, size: int) -> None:
         start, size = ranges[-1][0], ranges[-1][1] + size
         ranges.pop()
     ranges.append((start, size))
+
+
+def gathered_weights(zero: Any, rank: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the flat live weights that replicas gather after a step, and this replica's part of each.
+
+    ``zero`` is DeepSpeed's optimizer of stage 1 or 2; in bf16, stage 1 has an optimizer of its own.
+    """
+    if hasattr(zero, "bf16_partitioned_groups"):
+        flats, parts = zero.bf16_groups_flat, zero.bf16_partitioned_groups
+    else:
+        flats, parts = zero.bit16_groups_flat, zero.parallel_partitioned_bit16_groups
+    return [(flat, each[rank]) for flat, each in zip(flats, parts, strict=True)]
