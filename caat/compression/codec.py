@@ -61,6 +61,10 @@ class Linear(Codec):
         ``total`` sums a tensor over the ranks. Successive messages with the same ``key`` resemble each other.
         """
 
+    @abstractmethod
+    def summed_sizes(self, n: int) -> tuple[int, ...]:
+        """Return the bytes of each part that is summed over the ranks, for a message of ``n`` numbers."""
+
 
 class Plain(Codec):
     """``none``: float32 as it is."""

@@ -42,8 +42,11 @@ class PowerSGD(Linear):
         return (p @ q.T).view(-1)[:n]
 
     def size(self, n: int) -> int:
+        return sum(self.summed_sizes(n))
+
+    def summed_sizes(self, n: int) -> tuple[int, ...]:
         rows, columns = _shape(n)
-        return 4 * self._rank(n) * (rows + columns)
+        return 4 * self._rank(n) * rows, 4 * self._rank(n) * columns
 
     def memory(self) -> dict[tuple[Hashable, int], Tensor]:
         return self.q

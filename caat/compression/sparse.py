@@ -150,6 +150,10 @@ class Shared(Linear):
     def size(self, n: int) -> int:
         return 8 + self.values.size(self.selector.count(n))
 
+    def summed_sizes(self, n: int) -> tuple[int, ...]:
+        # Ranks count draws alike, so their number is not sent.
+        return (self.values.size(self.selector.count(n)),)
+
 
 def poisoned(values: Tensor, flat: Tensor) -> Tensor:
     """Return ``values``, with nan in the first if any number in ``flat`` is not finite."""

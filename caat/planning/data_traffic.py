@@ -1,25 +1,31 @@
 """The messages of DeepSpeed (0.19) between replicas in one optimizer step, and the wait for them.
 
-Sizes are those of full messages, as counted by :class:`~caat.parallel.data_axis.DataAxis`, and equal its
-counts of gradients and weights to the byte. The few numbers of control and loss, at most 40 bytes per step,
-are left out.
+:func:`full_messages` are those that DeepSpeed asks for. :func:`sent_bytes` are the bytes that the first
+replica sends for them, by slices or through codecs, and equal the counts of gradients and weights of
+:class:`~caat.parallel.data_axis.DataAxis` to the byte, if gradients fit into one bucket and the codec has a
+fixed size. The few numbers of control and loss are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from caat.planning.activations import WIDE
 from caat.planning.parameters import Parameter
 from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
+from conf.data_sync import DataSyncConfig
+
+# Numbers of a codec that share a scale: slices of a message are whole blocks.
+BLOCK = 256
 
 
-def data_messages(
+def full_messages(
     held: Sequence[Parameter], replicas: int, stage: int, precision: str, accumulation: int
 ) -> dict[str, int]:
-    """Return the bytes of a step's messages by kind of collective, for the parameters ``held`` by a process.
+    """Return the bytes of a step's full messages by collective, for the parameters ``held`` by a process.
 
     ``stage`` is the one that the engine runs (never 0 in bf16). Gradients are all-reduced at stages below 3,
     at stage 2 after every micro-batch; the updated weights are gathered at stages 1 and 2, where each
@@ -37,11 +43,98 @@ def data_messages(
         scattered = size * sum(padded(parameter.numbers, replicas) for parameter in held)
         gathered = GatheredWeights.of(held, replicas, precision)
         return {"reduce_scatter": scattered * accumulation, "all_gather": gathered.in_a_step(accumulation)}
-    groups = [sum(p.numbers for p in held if p.norm is norm) for norm in (False, True)]
-    aligned = sum(padded(group, ALIGNMENT * replicas) for group in groups)
+    aligned = sum(padded(group, ALIGNMENT * replicas) for group in _groups(held))
     # Only in this case does DeepSpeed send the optimizer's flat gradient buffer, padding included.
     sent = aligned if (stage, precision) == (1, "bf16") else numbers
     return {"all_reduce": size * sent * (accumulation if stage == 2 else 1), "all_gather": size * aligned}
+
+
+class Sent(NamedTuple):
+    """Bytes that the first replica sends in a step."""
+
+    gradients: int = 0
+    weights: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.gradients + self.weights
+
+
+def sent_bytes(
+    held: Sequence[Parameter],
+    replicas: int,
+    stage: int,
+    precision: str,
+    accumulation: int,
+    *,
+    sync: DataSyncConfig | None = None,
+) -> Sent:
+    """Return what the first replica sends; arguments as in :func:`full_messages`.
+
+    An all-reduce counts as a ring. At stages 1 and 2 gradients go to their owners: each replica sends what
+    belongs to others. ``sync`` are the codecs; the size of some codecs is a mean.
+    """
+    if replicas == 1:
+        return Sent()
+    sync = sync or DataSyncConfig()
+    full = full_messages(held, replicas, stage, precision, accumulation)
+    micro_batches = accumulation if stage > 1 else 1
+    slices, whole = _slices(held, replicas, stage, precision)
+    if sync.codec != "none":
+        gradients = micro_batches * _encoded(sync.codec, slices, whole)
+    elif whole:
+        gradients = -(-2 * (replicas - 1) * full["all_reduce"] // replicas)
+    else:
+        gradients = micro_batches * (2 if precision == "bf16" else WIDE) * sum(slices[1:])
+    weights = full.get("all_gather", 0) * (replicas - 1) // replicas
+    if sync.weights_codec != "none" and stage in (1, 2):
+        from caat.compression.spec import make_codec
+
+        codec = make_codec(sync.weights_codec)
+        parts = [padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held)]
+        weights = (replicas - 1) * sum(codec.size(part) for part in parts)
+    return Sent(gradients, weights)
+
+
+def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str) -> tuple[list[int], bool]:
+    """Return the numbers of a message that each replica sums, and whether all replicas need all sums."""
+    if stage == 3:
+        scattered = sum(padded(parameter.numbers, replicas) for parameter in held)
+        return [scattered // replicas] * replicas, False
+    groups = _groups(held)
+    if stage == 0 or (stage, precision) == (1, "bf16"):
+        alignment = ALIGNMENT * replicas if stage else 1
+        numbers = sum(padded(group, alignment) for group in groups)
+        each = padded(-(-numbers // replicas), BLOCK)
+        return [min(each, max(0, numbers - each * owner)) for owner in range(replicas)], True
+    owned = []
+    for owner in range(replicas):
+        parts = [padded(group, ALIGNMENT * replicas) // replicas for group in groups]
+        left = [group - owner * part for group, part in zip(groups, parts, strict=True)]
+        owned.append(sum(min(part, max(0, n)) for part, n in zip(parts, left, strict=True)))
+    return owned, False
+
+
+def _encoded(spec: str, slices: Sequence[int], whole: bool) -> int:
+    """Return the bytes that the first replica sends for one message of gradients."""
+    from caat.compression.codec import Linear
+    from caat.compression.spec import make_codec
+
+    codec, others = make_codec(spec), len(slices) - 1
+    if codec.way == "linear":
+        assert isinstance(codec, Linear)
+        messages = [sum(slices)] if whole else slices
+        sizes = (size for n in messages if n for size in codec.summed_sizes(n))
+        return sum(-(-2 * others * size // (others + 1)) for size in sizes)
+    if whole and codec.way == "gathered":
+        return others * codec.size(sum(slices))
+    to_owners = sum(codec.size(n) for n in slices[1:] if n)
+    return to_owners + (others * codec.size(slices[0]) if whole else 0)
+
+
+def _groups(held: Sequence[Parameter]) -> list[int]:
+    """Return the numbers of each optimizer group: with weight decay, and without."""
+    return [sum(p.numbers for p in held if p.norm is norm) for norm in (False, True)]
 
 
 @dataclass(frozen=True)
@@ -82,13 +175,9 @@ def padded(numbers: int, multiple: int) -> int:
     return -(-numbers // multiple) * multiple
 
 
-def data_seconds(messages: dict[str, int], replicas: int, link: Link) -> float:
-    """Return the seconds of ``messages`` as rings: an all-reduce goes around twice, the others once."""
-    seconds = 0.0
-    for kind, size in messages.items():
-        rounds = 2 if kind == "all_reduce" else 1
-        seconds += link.all_reduce_seconds(size, replicas) * rounds / 2 if size else 0.0
-    return seconds
+def gather_seconds(size: int, replicas: int, link: Link) -> float:
+    """Return the seconds in which each replica sends ``size`` bytes, around a ring once."""
+    return (replicas - 1) * link.delay + size / link.rate if size else 0.0
 
 
 def data_wait(
@@ -102,24 +191,29 @@ def data_wait(
     forward: float,
     backward: float,
     layers: int,
+    sync: DataSyncConfig | None = None,
 ) -> float:
     """Return the seconds of a step in which a process only waits for data-parallel messages.
 
     ``forward`` and ``backward`` are the seconds of arithmetic of a micro-batch. Below stage 3 DeepSpeed waits
     for every message, because its ``overlap_comm`` is off. At stage 3 it is on: weights are prefetched and
     gradients sent during the arithmetic, and only the excess is waited for. At least the share of one layer
-    is exposed, because nothing hides the first weights and the last gradients.
+    is exposed, because nothing hides the first weights and the last gradients. Encoding takes no time here.
     """
-    messages = data_messages(held, replicas, stage, precision, accumulation)
-    if stage < 3 or replicas == 1:
-        return data_seconds(messages, replicas, link)
+    if replicas == 1:
+        return 0.0
+    sent = sent_bytes(held, replicas, stage, precision, accumulation, sync=sync)
+    if stage < 3:
+        _, whole = _slices(held, replicas, stage, precision)
+        # An all-reduce goes around the ring twice.
+        again = (replicas - 1) * link.delay if whole else 0.0
+        return sum(gather_seconds(size, replicas, link) for size in sent) + again
 
-    def seconds(kind: str, size: int) -> float:
-        return data_seconds({kind: size}, replicas, link)
+    def seconds(full: int) -> float:
+        return gather_seconds(full * (replicas - 1) // replicas, replicas, link)
 
     gathered = GatheredWeights.of(held, replicas, precision)
-    fetched = seconds("all_gather", gathered.forward)
-    reduced = seconds("reduce_scatter", messages["reduce_scatter"] // accumulation)
-    again = seconds("all_gather", gathered.backward)
+    fetched, again = seconds(gathered.forward), seconds(gathered.backward)
+    reduced = gather_seconds(sent.gradients // accumulation, replicas, link)
     each = max(fetched / layers, fetched - forward) + max(reduced / layers, reduced + again - backward)
-    return seconds("all_gather", gathered.step) + accumulation * each
+    return seconds(gathered.step) + accumulation * each

@@ -68,6 +68,7 @@ def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> S
         stage=layout.stage,
         precision=c.precision,
         data_link=machine.data_link(layout.processes),
+        data_sync=config.data_sync,
     )
 
 

@@ -10,6 +10,7 @@ from caat.planning.costs import recomputed_flops_per_token, sync_bytes
 from caat.planning.data_traffic import data_wait
 from caat.planning.parameters import Parameter
 from caat.planning.prediction import Link, predict
+from conf.data_sync import DataSyncConfig
 from conf.sync import WireFormat
 
 
@@ -56,6 +57,7 @@ def step_time(
     stage: int,
     precision: str,
     data_link: Link,
+    data_sync: DataSyncConfig,
 ) -> StepTime:
     """Return the time of ``accumulation`` passes on each of ``replicas``; ``held`` are one process's weights.
 
@@ -87,5 +89,6 @@ def step_time(
         forward=forward,
         backward=backward,
         layers=p.model.layers,
+        sync=data_sync,
     )
     return StepTime(accumulation * (forward + backward), exposed * accumulation, wait)

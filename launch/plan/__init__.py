@@ -8,7 +8,7 @@ from typing import Any
 
 from caat.planning.compare_layouts import compare, fastest
 from caat.planning.costs import flops_per_token
-from caat.planning.data_traffic import data_messages
+from caat.planning.data_traffic import sent_bytes
 from caat.planning.layouts import Layout, layout_of, needs, pass_of
 from caat.planning.memory import Memory
 from caat.planning.parameters import local_parameters
@@ -79,7 +79,7 @@ def _by_ratio(
     c = config.train
     accumulation = accumulation_of(config, layout)
     held = local_parameters(config.model, config.parallel.tensor, layout.processes)
-    messages = data_messages(held, layout.replicas, layout.stage, c.precision, accumulation)
+    sent = sent_bytes(held, layout.replicas, layout.stage, c.precision, accumulation, sync=config.data_sync)
     wire = config.sync.wire_format(c.precision)
     flops = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence
     peak = (c.peak_tflops or plan.hardware.peak) * 1e12 * machine.world
@@ -90,7 +90,7 @@ def _by_ratio(
             {
                 "ratio": ratio,
                 "tensor_bytes": tensor_bytes(pass_of(config, layout, ratio), accumulation, wire),
-                "data_bytes": sum(messages.values()),
+                "data_bytes": sent.total,
                 "compute_seconds": time.compute,
                 "tensor_exposed_seconds": time.tensor_exposed,
                 "data_exposed_seconds": time.data_exposed,

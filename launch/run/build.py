@@ -57,14 +57,7 @@ def build_run(
     Raises :class:`~launch.run.checkpoint.DamagedError` on all ranks if no intact checkpoint can be used.
     """
     c = config.train
-    processes = config.parallel.tensor_processes(dist.get_world_size())
-    mesh = Mesh.create(
-        config.parallel.tensor,
-        processes,
-        SumOptions.of(config.sync),
-        data_sync=config.data_sync,
-        seed=config.seed,
-    )
+    mesh = _mesh(config)
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)
@@ -107,6 +100,16 @@ def build_run(
         run.output = _output(config, folder, start.tokens, state)
         _introduce(run, folder, source=source, initial=initial, notes=notes)
     return run
+
+
+def _mesh(config: Config) -> Mesh:
+    return Mesh.create(
+        config.parallel.tensor,
+        config.parallel.tensor_processes(dist.get_world_size()),
+        SumOptions.of(config.sync),
+        data_sync=config.data_sync,
+        seed=config.seed,
+    )
 
 
 def _engine(config: Config, model: GPT, mesh: Mesh, watchdog: Watchdog) -> Engine:

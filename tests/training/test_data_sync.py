@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,17 @@ from tests.reference import random_weights
 from tests.training.test_checkpoint import saver, state
 
 STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+# Without padding of the vocabulary, which is not saved: `sign` and `powersgd` decode to numbers other than 0
+# there, which the model ignores.
+EVEN = replace(SMALL, vocab_size=64)
 ACCUMULATION, LR = 2, 3e-3
 OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
 
 
 def engine_of(mesh: Mesh, stage: int, precision: str, folder: Path | None = None) -> Engine:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    weights = random_weights(SMALL)
-    model = GPT.empty(SMALL, mesh, 0.5, dtype=dtype)
+    weights = random_weights(EVEN)
+    model = GPT.empty(EVEN, mesh, 0.5, dtype=dtype)
     if folder is None:
         model.fill(lambda name, _: weights[name])
     else:
@@ -120,7 +124,7 @@ class Reference:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, mesh = engine, engine.mesh
-        self.model = GPT.empty(SMALL, mesh, 0.5)
+        self.model = GPT.empty(EVEN, mesh, 0.5)
         names = dict(self.model.named_parameters())
         groups = [
             {"params": [p for p in names.values() if (p.dim() > 1) is decayed]} for decayed in (True, False)
@@ -239,9 +243,9 @@ def test_replicas_are_alike_with_every_kind_of_codec_and_compressed_weights(rank
         assert same and 3 < loss < 5 and other[1] == loss, case
         if case[3] != "none":
             # A step of AdamW moves a weight by about LR, of which the codec loses half a level at most.
+            # bfloat16 rounds weights of norms, which are about 1, by up to 1 / 256, before and after.
             levels = 127 if case[3] == "int8" else 7
-            rounding = 0 if case[1] == "fp32" else 1 / 128
-            assert 0 < distance < 3 * LR * (1 / levels + rounding) + rounding * 0.2, case
+            assert 0 < distance < 3 * LR / levels + (0 if case[1] == "fp32" else 1 / 128), case
             assert sent == sum(make_codec(case[3]).size(n) for n in numbers), case
 
 
@@ -271,10 +275,7 @@ def resumed(folder: Path, stage: int, precision: str, codec: str, weights: str) 
 def engine_step(engine: Engine, step: int) -> tuple:
     engine.mesh.data.start_step(step)
     result = engine.step(micro_batches(engine.mesh, step), LR)
-    # Without embedding and head: padding, which is not saved, drifts because `sign` knows no zero.
-    first, *_, last = (getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
-    weights = master(engine)[first:-last]
-    return result.loss, result.grad_norm, weights.double().sum().item()
+    return result.loss, result.grad_norm, master(engine).double().sum().item()
 
 
 @pytest.mark.parametrize(
