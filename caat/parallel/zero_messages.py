@@ -39,6 +39,8 @@ class ZeroMessages:
         self.gathers = gloo or not self.weights.exact
         # Returns who owns which numbers of an all-reduced message of a length; None: every rank needs all.
         self.owners: Callable[[int], Ranges | None] = lambda n: None
+        # Returns the ranges of a reduce-scattered message of a length that hold no gradients; None: unknown.
+        self.padding: Callable[[int], list[tuple[int, int]] | None] = lambda n: []
 
     def reduced(self, name: str, arguments: Sequence[Any]) -> dist.Work | None:
         """Reduce a message of gradients; return None to leave it to the backend."""
@@ -49,6 +51,12 @@ class ZeroMessages:
             return self._all_reduced(message.view(-1)) if message.is_floating_point() else None
         if name in REDUCE_SCATTERS:
             out, message = arguments[0], arguments[1].view(-1)
+            padding = self.padding(len(message))
+            if padding is None:
+                return None
+            # It may hold any numbers, and a codec mixes them with others.
+            for start, size in padding:
+                message[start : start + size] = 0
             total = self.gradients.to_owners(message.chunk(self.gradients.exchange.size))
             # Only now: ``out`` may be a part of the message.
             out.view(-1).copy_(total)

@@ -1,4 +1,4 @@
-"""What each replica owns at ZeRO stages 1 and 2, read from attributes of DeepSpeed's optimizers."""
+"""What each replica owns of a message of ZeRO, read from attributes of DeepSpeed's optimizers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ def zero_owners(zero: Any, replicas: int) -> Callable[[int], Ranges | None]:
     """
 
     def owners(n: int) -> Ranges | None:
-        filled = [bucket for bucket in zero.ipg_buckets.values() if bucket.params]
-        if len(filled) != 1:
-            return None
         ranges: Ranges = [[] for _ in range(replicas)]
         at = 0
-        for group, index, number in filled[0].params:
+        for group, index, number in _bucket(zero):
             numbers = zero.bit16_groups[group][index].numel()
             starts = sorted(
                 (zero.grad_start_offset[group][owner][number], owner)
@@ -37,6 +34,34 @@ def zero_owners(zero: Any, replicas: int) -> Callable[[int], Ranges | None]:
         return ranges if at == n else None
 
     return owners
+
+
+def zero_padding(zero: Any, replicas: int) -> Callable[[int], list[tuple[int, int]] | None]:
+    """Return a function from the length of a reduce-scattered message to the ranges of it that are padding.
+
+    ``zero`` is DeepSpeed's optimizer of stage 3, which pads each parameter with uninitialised memory. The
+    function returns None if its ranges do not add up to the message.
+    """
+
+    def padding(n: int) -> list[tuple[int, int]] | None:
+        found, at = [], 0
+        sizes = [parameter.ds_numel for parameter in _bucket(zero)]
+        for owner in range(replicas):
+            for size in sizes:
+                part = -(-size // replicas)
+                real = min(part, max(0, size - owner * part))
+                if real < part:
+                    found.append((at + real, part - real))
+                at += part
+        return found if at == n else None
+
+    return padding
+
+
+def _bucket(zero: Any) -> list[Any]:
+    """Return DeepSpeed's description of the parameters in the message that it is sending."""
+    filled = [bucket.params for bucket in zero.ipg_buckets.values() if bucket.params]
+    return filled[0] if len(filled) == 1 else []
 
 
 def _append(ranges: list[tuple[int, int]], start: int, size: int) -> None:

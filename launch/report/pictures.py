@@ -47,6 +47,11 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
         found[f"Validation loss against communication, ± over seeds.{one}"] = _svg(
             lambda axes: _trade_off(axes, rows, labels), legend
         )
+    between = [row["data_bytes_per_step"] for row in rows]
+    if None not in between and len(set(between)) > 1:
+        found[
+            f"Validation loss against bytes between replicas, ± over seeds; line: the best so far.{one}"
+        ] = _svg(lambda axes: _front(axes, rows, labels), legend)
     return found
 
 
@@ -95,11 +100,38 @@ def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     """Plot loss against bytes, or against the share of channels if all shards were in one process."""
     counted = all(row["bytes_per_step"] for row in rows)
-    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        sent = row["bytes_per_step"] / MIB if counted else row["synchronised"]
+    _scatter(
+        axes, rows, labels, [row["bytes_per_step"] / MIB if counted else row["synchronised"] for row in rows]
+    )
+    axes.margins(x=0.1, y=0.15)
+    sent_by = "MiB per step and process, both ways" if counted else "share of channels synchronised"
+    axes.set(xlabel=sent_by, ylabel="validation loss (nats per token)")
+    _legend(axes)
+
+
+def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+    """Plot loss against bytes between replicas, and join those with the least loss for their bytes."""
+    points = [(row["data_bytes_per_step"] / MIB, row["validation_loss"]) for row in rows]
+    _scatter(axes, rows, labels, [sent for sent, _ in points])
+    best = [(sent, loss) for sent, loss in points if loss <= min(y for x, y in points if x <= sent)]
+    sent, losses = zip(*sorted(best), strict=True)
+    axes.step(sent, losses, where="post", color=INK, lw=0.8, ls=":", zorder=0)
+    axes.set_xscale("log")
+    axes.margins(x=0.1, y=0.15)
+    axes.set(
+        xlabel="MiB per step that a process sends to replicas", ylabel="validation loss (nats per token)"
+    )
+    _legend(axes)
+
+
+def _scatter(
+    axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str], places: Sequence[float]
+) -> None:
+    """Plot the validation loss of each row, with its spread, at its place on the x axis."""
+    for number, (row, label, place) in enumerate(zip(rows, labels, places, strict=True)):
         how = _marker(number, len(row["seeds"]))
         axes.errorbar(
-            sent,
+            place,
             row["validation_loss"],
             yerr=row["validation_loss_spread"],
             ms=7,
@@ -108,10 +140,6 @@ def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]
             label=label,
             **how,
         )
-    axes.margins(x=0.1, y=0.15)
-    sent_by = "MiB per step and process, both ways" if counted else "share of channels synchronised"
-    axes.set(xlabel=sent_by, ylabel="validation loss (nats per token)")
-    _legend(axes)
 
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
