@@ -272,6 +272,9 @@ def test_channels_as_caat_once_rounded_are_kept(saved):
     found = read_architecture(saved)
     assert shared_channels(3200, 0.29, 4) == 928 and int(0.29 * 3200) == 927
     assert found.shared_channels == 927 == shared_channels(3200, found.ratio, 4)
+    edit_config(saved, caat={**ours, "ratio": 0.29, "shared_channels": 929})
+    with pytest.raises(ValueError, match=r"shared_channels=929, but .* are 928: it was changed by hand"):
+        read_architecture(saved)
 
 
 def edit_config(folder: Path, **values) -> None:

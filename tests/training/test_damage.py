@@ -13,9 +13,12 @@ from xxhash import xxh3_128
 
 from caat.parallel.mesh import Mesh
 from caat.storage import checksums
+from caat.storage.durable import write_bytes
 from caat.supervision.control import Control
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.reading import damage, load_weights
+from caat.training.checkpoint.state import write_checksums
+from caat.training.checkpoint.tokenizer import checked_tokenizer
 from eval.open import load_model
 from layers.full_tensors import full_tensors
 from tests.training.test_checkpoint import edit_config, verify, write
@@ -103,6 +106,16 @@ def test_every_damaged_file_is_found_by_all_ranks(ranks, saved, name, how):
     assert first == second and len(first) == 1 and name in first[0]
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_was_changed_is_not_used(tmp_path, name):
+    names = "tokenizer.json", "tokenizer_config.json"
+    write_checksums(tmp_path, {each: write_bytes(tmp_path / each, b"{}") for each in names})
+    assert checked_tokenizer(tmp_path) == tmp_path / "tokenizer.json"
+    (tmp_path / name).write_bytes(b"[]")
+    with pytest.raises(ValueError, match=f"{name} is damaged: its content does not match the checksum"):
+        checked_tokenizer(tmp_path)
+
+
 def test_reading_ticks_by_block_and_by_parameter(saved, monkeypatch):
     monkeypatch.setattr(checksums, "HASHED_BYTES", 1000)
     ticks = []
@@ -116,7 +129,9 @@ def test_reading_ticks_by_block_and_by_parameter(saved, monkeypatch):
 
 
 def test_nothing_is_unpickled(saved):
+    """And the tensors of a file begin at a multiple of 8 bytes, as safetensors writes them."""
     assert {path.suffix for path in saved.iterdir()} == {".safetensors", ".json", ".model"}
     for path in saved.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:
             assert len(tensors.keys()) > 0
+        assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0

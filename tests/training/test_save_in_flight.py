@@ -68,26 +68,32 @@ def test_a_save_that_fails_is_known_to_all_and_leaves_nothing(ranks, tmp_path, a
 
 
 def save_without_memory(folder):
-    """The second rank has no room for what it would write."""
+    """The second rank has no room for what it would write; then the connection breaks; then all is well."""
     engine = start(4, 2, 0.5, 0)
     writer = saver(folder, engine, 0.5)
-    allocate = writer._exchange.allocate
+    allocate, gather = writer._exchange.allocate, writer._control.gather
     messages = []
 
     def no_memory():
         raise MemoryError("no memory")
 
+    def closed(_):
+        raise RuntimeError("Connection closed by peer")
+
     if dist.get_rank() == 1:
         writer._exchange.allocate = no_memory
-    for step in (1, 2):
+    for step in (1, 2, 3):
+        writer._control.gather = closed if step == 2 else gather
         messages.append(saved(writer, step))
         writer._exchange.allocate = allocate
     return messages
 
 
-def test_a_rank_without_memory_fails_the_save_of_all(ranks, tmp_path):
-    assert ranks(2).run(save_without_memory, tmp_path, timeout=60) == [["rank 1: no memory", "saved"]] * 2
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000002"]
+def test_a_rank_without_memory_or_connection_fails_the_save_of_all(ranks, tmp_path):
+    assert ranks(2).run(save_without_memory, tmp_path, timeout=60) == [
+        ["rank 1: no memory", f"rank {rank}: Connection closed by peer", "saved"] for rank in range(2)
+    ]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000003"]
 
 
 def beats_of_saves(folder):
