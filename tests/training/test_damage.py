@@ -114,6 +114,10 @@ def test_a_tokenizer_that_was_changed_is_not_used(tmp_path, name):
     (tmp_path / name).write_bytes(b"[]")
     with pytest.raises(ValueError, match=f"{name} is damaged: its content does not match the checksum"):
         checked_tokenizer(tmp_path)
+    (tmp_path / name).unlink()
+    says = "holds no tokenizer" if name == names[0] else f"{name} cannot be read .No such file"
+    with pytest.raises(ValueError, match=says):
+        checked_tokenizer(tmp_path)
 
 
 def test_reading_ticks_by_block_and_by_parameter(saved, monkeypatch):
