@@ -8,6 +8,8 @@ from conf.checks import require, require_choice
 from conf.codec import parse_codec
 from conf.field import setting
 
+WEIGHTS_CODECS = ("none", "bfloat16", "int8", "int4")
+
 
 @dataclass
 class DataSyncConfig:
@@ -32,7 +34,7 @@ class DataSyncConfig:
 
     def __post_init__(self) -> None:
         parse_codec(self.codec)
-        require_choice("data_sync.weights_codec", self.weights_codec, ("none", "bfloat16", "int8", "int4"))
+        require_choice("data_sync.weights_codec", self.weights_codec, WEIGHTS_CODECS)
 
     def check_stage(self, stage: int) -> None:
         """Raise ``ValueError`` unless ZeRO ``stage`` gathers what ``weights_codec`` compresses."""

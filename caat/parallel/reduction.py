@@ -11,10 +11,7 @@ encode its own slice for itself.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,6 +24,7 @@ from caat.compression.messages import Encoded, Exact, Messages
 from caat.compression.spec import make_codec
 from caat.parallel.counted_group import ring_bytes
 from caat.parallel.exchange import Exchange
+from caat.parallel.seconds import Seconds
 from conf.data_sync import DataSyncConfig
 
 # Called with the bytes that this rank sends, and their purpose.
@@ -49,7 +47,7 @@ class Reduction:
         self.codec = codec
         self.feedback = Feedback(codec) if settings.feedback and codec.biased and not self.exact else None
         self.messages: Messages = Exact() if self.exact else Encoded(codec, settings.codec, self.feedback)
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds = Seconds()
         self._turn = 0
 
     def begin(self) -> None:
@@ -121,7 +119,7 @@ class Reduction:
     ) -> list[Tensor | None]:
         """Exchange messages; rank r sends ``numbers[r]`` numbers of type ``dtype``."""
         device = next(message.device for message in out if message is not None)
-        with self._timed("wire"):
+        with self.seconds.timed("wire"):
             if self.messages.fixed:
                 lengths = [self.messages.length(n, dtype) for n in numbers]
             else:
@@ -136,14 +134,14 @@ class Reduction:
         return came
 
     def _encoded(self, key: Hashable, flat: Tensor) -> Tensor:
-        with self._timed("encode"):
+        with self.seconds.timed("encode"):
             return self.messages.encode(key, flat)
 
     def _sum(
         self, came: Iterable[Tensor | None], n: int, dtype: torch.dtype, own: Tensor | None = None
     ) -> Tensor:
         """Add the ``n`` numbers of each message, in rank order; ``own`` takes the place of None."""
-        with self._timed("decode"):
+        with self.seconds.timed("decode"):
             total = None
             for message in came:
                 if message is None:
@@ -159,7 +157,7 @@ class Reduction:
         assert isinstance(self.codec, Linear)
 
         def total(part: Tensor) -> Tensor:
-            with self._timed("wire"):
+            with self.seconds.timed("wire"):
                 dist.all_reduce(part, group=self.exchange.group)
             self.count(ring_bytes(part.nbytes, self.exchange.size), "gradients")
             return part
@@ -167,16 +165,10 @@ class Reduction:
         if len(flat) == 0:
             return flat.float()
         before = self.seconds["wire"]
-        with self._timed("encode"):
+        with self.seconds.timed("encode"):
             if self.feedback:
                 summed = self.feedback.reduce(key, flat, total)
             else:
                 summed = self.codec.reduce(key, flat.float(), total)[0]
         self.seconds["encode"] -= self.seconds["wire"] - before
         return summed
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - start

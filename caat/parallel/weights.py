@@ -19,14 +19,19 @@ from caat.compression.messages import Encoded, Exact, Messages
 from caat.compression.spec import make_codec
 from caat.parallel.exchange import Exchange, Finished
 from caat.parallel.reduction import Count
+from caat.parallel.seconds import Seconds
 
 
 class WeightGather:
-    """Gathers weights over the ranks of ``exchange`` with the codec ``spec``. Collective."""
+    """Gathers weights over the ranks of ``exchange`` with the codec ``spec``. Collective.
+
+    :attr:`seconds` adds up the host's time in the phases encode, wire and decode of changes.
+    """
 
     def __init__(self, exchange: Exchange, spec: str, count: Count) -> None:
         self.exchange, self.count = exchange, count
         self.exact = spec == "none"
+        self.seconds = Seconds()
         self._messages: Messages = Exact() if self.exact else Encoded(make_codec(spec), spec)
         # This rank's parts of the gathered weights, and copies of them that change only in a gather: w~.
         self._parts: list[Tensor] = []
@@ -66,13 +71,16 @@ class WeightGather:
 
     def _gather_changes(self, rows: Tensor, own: Tensor, held: Tensor) -> None:
         me, n = self.exchange.rank, len(own)
-        message = self._messages.encode("weights", own.float() - held.float())
+        with self.seconds.timed("encode"):
+            message = self._messages.encode("weights", own.float() - held.float())
         came = [message if r == me else torch.empty_like(message) for r in range(self.exchange.size)]
         sent = [message] * self.exchange.size
-        self.exchange.start(sent, came).wait()
+        with self.seconds.timed("wire"):
+            self.exchange.start(sent, came).wait()
         self.count(self.exchange.sent_bytes(sent), "weights")
-        # Only now: ``own`` may be a view of this row.
-        rows[me].copy_(held)
-        for row, each in zip(rows, came, strict=True):
-            row.add_(self._messages.decode(each, n, torch.float32))
-        held.copy_(rows[me])
+        with self.seconds.timed("decode"):
+            # Only now: ``own`` may be a view of this row.
+            rows[me].copy_(held)
+            for row, each in zip(rows, came, strict=True):
+                row.add_(self._messages.decode(each, n, torch.float32))
+            held.copy_(rows[me])

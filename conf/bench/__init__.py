@@ -1,5 +1,6 @@
 """The settings of `caat bench`, one class per benchmark. `caat bench NAME --help` prints them."""
 
+from conf.bench.data import BenchDataConfig
 from conf.bench.single import (
     BenchCheckpointConfig,
     BenchCodecsConfig,
@@ -20,6 +21,7 @@ from conf.bench.stack import (
 __all__ = [
     "BenchCheckpointConfig",
     "BenchCodecsConfig",
+    "BenchDataConfig",
     "BenchGenerateConfig",
     "BenchLinkConfig",
     "BenchMfuConfig",

@@ -51,11 +51,16 @@ def measure(codecs: Mapping[str, Codec], message: Tensor, rounds: int) -> tuple[
 
 
 def _figures(codec: Codec, parts: Parts, message: Tensor) -> dict[str, float | None]:
-    left = message.double() - codec.decode(parts, len(message)).double()
     return {
         "relative_bytes": sum(part.nbytes for part in parts) / message.nbytes,
-        "error": float(left.norm() / message.double().norm()),
+        "error": relative_error(codec, parts, message),
     }
+
+
+def relative_error(codec: Codec, parts: Parts, message: Tensor) -> float:
+    """Return the L2 norm of what ``codec`` loses of ``message``, relative to that of ``message``."""
+    left = message.double() - codec.decode(parts, len(message)).double()
+    return float(left.norm() / message.double().norm())
 
 
 def _rates(way: str, times: Times | None, size: int) -> dict[str, float | None]:

@@ -29,7 +29,7 @@ def measure(variants: list[Variant], config: BenchStackConfig, device: torch.dev
         if size["bytes_forward"]:
             runs[_alone(variant, size)] = _messages_alone(variant, config, device)
     times = take_turns(runs, config.rounds, before=dist.barrier, show=dist.get_rank() == 0)
-    times = {name: _slowest(values) for name, values in times.items()}
+    times = {name: slowest(values) for name, values in times.items()}
     peers = [times[name] for name, v in zip(names, variants, strict=True) if v.messages is None]
     fastest = min(peers, key=lambda peer: peer.median, default=None)
     return [
@@ -83,7 +83,7 @@ def _messages_alone(variant: Variant, config: BenchStackConfig, device: torch.de
     return run
 
 
-def _slowest(times: Times) -> Times:
+def slowest(times: Times) -> Times:
     """Return the times of the slowest rank, which ends the step."""
     values = torch.tensor(times.values)
     if dist.get_backend() == "nccl":

@@ -68,16 +68,33 @@ def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
         axes.plot(x, predicted, "--", lw=1, color=colour, alpha=alpha)
     axes.plot([], [], "--", color="gray", lw=1, label="predicted")
     axes.axhline(1.0, color="gray", lw=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks([_gbit(rate) for rate in rates], [f"{_gbit(rate):g}" for rate in rates])
-    axes.minorticks_off()
-    axes.set(
-        xlabel="rate of the link (Gbit/s)",
-        ylabel="speed-up over full synchronisation",
-    )
+    _against_rate(axes, rates, "speed-up over full synchronisation")
     _title(axes, title)
-    axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def plot_replicas(rows: list[dict], title: str, path: Path) -> None:
+    """Plot the speed-up of each mode over plain DeepSpeed against the rate of the link; bars for one rate."""
+    rates = list(dict.fromkeys(row["rate"] for row in rows))
+    series: dict[str, list[float]] = {}
+    for row in rows:
+        series.setdefault(row["mode"], []).append(row["speed_up"])
+    figure, axes = _figure(4.2)
+    if len(rates) == 1:
+        axes.barh(list(series), [values[0] for values in series.values()], color=OTHER)
+        axes.axvline(1.0, color="gray", lw=0.8)
+        axes.invert_yaxis()
+        axes.set(xlabel=f"speed-up over plain DeepSpeed at {rates[0]}")
+    else:
+        for number, (mode, values) in enumerate(series.items()):
+            codec = any(row["mode"] == mode and row["encode_ms"] is not None for row in rows)
+            style = "o-" if codec else "s:"
+            axes.plot([_gbit(rate) for rate in rates], values, style, label=mode, color=f"C{number}")
+        axes.axhline(1.0, color="gray", lw=0.8)
+        _against_rate(axes, rates, "speed-up over plain DeepSpeed")
+        axes.legend(frameon=False, fontsize=8)
+    _title(axes, title)
     figure.savefig(path, dpi=130)
 
 
@@ -98,6 +115,14 @@ def plot_codecs(rows: list[dict], title: str, path: Path) -> None:
     _title(axes, title)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+def _against_rate(axes: Axes, rates: list[str], label: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks([_gbit(rate) for rate in rates], [f"{_gbit(rate):g}" for rate in rates])
+    axes.minorticks_off()
+    axes.set(xlabel="rate of the link (Gbit/s)", ylabel=label)
+    axes.grid(alpha=0.25)
 
 
 def _gbit(rate: str) -> float:

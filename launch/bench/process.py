@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from caat.parallel.world import local_rank
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf import bench
+from conf.reading.build import build, literal
+from eval.speed.data import data_rows
 from eval.speed.measure import measure
 from eval.speed.profiling import profile_rows
 from eval.speed.variants import decode_variants, network_variants, peer_variants, prefill_variants
@@ -29,11 +32,15 @@ VARIANTS = {
 
 
 def main(kind: str, schema: str, settings: Path, out: Path) -> None:
-    config = getattr(bench, schema)(**json.loads(settings.read_text()))
+    made = getattr(bench, schema)
+    values = OmegaConf.merge(made, literal(json.loads(settings.read_text())))
+    config = build(values, made)
     device = choose_device(config.device, local_rank(), config.processes)
     start_process_group(device)
     if kind == "profile":
         rows = profile_rows(config, device)
+    elif kind == "data":
+        rows = data_rows(config)
     else:
         rows = measure(VARIANTS[kind](config, device), config, device)
     if dist.get_rank() == 0:

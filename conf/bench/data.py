@@ -1,0 +1,77 @@
+"""The benchmark of the messages between replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.bench.single import with_options
+from conf.checks import require, require_choice, require_positive
+from conf.codec import parse_codec
+from conf.data_sync import WEIGHTS_CODECS
+from conf.field import setting
+from conf.model import ModelConfig
+from conf.units import check_link
+
+
+@dataclass
+class BenchDataConfig:
+    """`caat bench data`: time whole training steps of replicas at ZeRO 1 in float32 over a shaped link
+    between network namespaces (needs root, ip and tc), by the codec of their messages, compared with
+    DeepSpeed's own messages and with DistributedDataParallel of torch with its PowerSGD hook."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codecs: list[str] = setting(
+        ["none", "bfloat16", "int8", "int4", "powersgd:4", "topk:0.01"],
+        "Values of data_sync.codec to measure, with their options, such as [int8,topk:0.01,index=bitmap]; "
+        "none sends exact slices.",
+    )
+    weights_codec: str = setting(
+        "auto",
+        "Value of data_sync.weights_codec, for all codecs: none, bfloat16, int8 or int4. auto: the codec of "
+        "the gradients where it is one of these, and int8 for the other codecs.",
+    )
+    replicas: int = setting(2, "Number of data-parallel replicas, one process on one host each.")
+    micro_batch: int = setting(4, "Sequences of model.sequence tokens per micro-batch.")
+    accumulation: int = setting(2, "Micro-batches per step of a replica.")
+    rate: str = setting(
+        "100mbit",
+        "Rate of the link, or several rates, in tc's notation: 1gbit, or 100mbit,1gbit,10gbit.",
+    )
+    delay: str = setting("0ms", "One-way delay, in tc's notation: 0ms, 1ms, ...")
+    burst: str = setting("128kb", "Bytes that may be sent at once above the rate.")
+    rounds: int = setting(10, "Steps of each variant, taken in turn; the median is reported.")
+    out: str | None = setting(
+        None, "Path of the JSON; the plot is written next to it. Default: outputs/bench-data-<time>.json."
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(rounds=self.rounds, micro_batch=self.micro_batch, accumulation=self.accumulation)
+        require(self.replicas > 1, f"replicas={self.replicas}: this benchmark needs at least 2 replicas")
+        require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [none,int8]")
+        self.codecs = with_options(self.codecs)
+        for number, codec in enumerate(self.codecs):
+            parse_codec(codec)
+            require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
+        require_choice("weights_codec", self.weights_codec, ("auto", *WEIGHTS_CODECS))
+        for rate in self.rates:
+            check_link(rate, self.delay, self.burst)
+
+    @property
+    def rates(self) -> list[str]:
+        return [rate.strip() for rate in self.rate.strip("[]").split(",")]
+
+    @property
+    def processes(self) -> int:
+        """One process per replica."""
+        return self.replicas
+
+    @property
+    def device(self) -> str:
+        """The hosts are namespaces of one machine, whose GPUs would share its network."""
+        return "cpu"
+
+    def weights_codec_with(self, codec: str) -> str:
+        """Return the codec of the weights where ``codec`` is that of the gradients."""
+        if self.weights_codec != "auto":
+            return self.weights_codec
+        return codec if codec in WEIGHTS_CODECS else "int8"

@@ -1,0 +1,180 @@
+"""The variants of `caat bench data`: training steps of the same model whose messages travel differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from caat.optim.adamw import AdamW
+from caat.parallel.counted_group import new_counted_group
+from caat.parallel.exchange import Finished
+from caat.parallel.ledger import Ledger
+from caat.parallel.mesh import Mesh
+from caat.parallel.zero_messages import ALL_GATHERS, ZeroMessages
+from caat.training.engine import Engine
+from conf.bench import BenchDataConfig
+from conf.data_sync import DataSyncConfig
+from conf.optim import OptimConfig
+from layers import GPT
+from layers.weights import initial_weights
+
+SEED, LR, OPTIM = 1, 1e-4, OptimConfig()
+NOTHING, PLAIN = "nothing sent", "deepspeed"
+DDP_RANK = 4
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Replica:
+    """This process's replica of one variant. ``step`` returns the loss; ``ledger`` counts its messages."""
+
+    mode: str
+    step: Callable[[], float]
+    ledger: Ledger
+    codec: str | None = None
+    weights_codec: str | None = None
+    # Milliseconds of encoding and decoding, by step.
+    coded: list[float] = field(default_factory=list)
+
+
+class NothingSent(ZeroMessages):
+    """Leaves out all messages of gradients and weights: replicas drift apart, at no cost."""
+
+    def reduced(self, name: str, arguments: Sequence[Any]) -> dist.Work:
+        return Finished()
+
+    def gathered(self, name: str, arguments: Sequence[Any]) -> dist.Work | None:
+        return Finished() if name in ALL_GATHERS else None
+
+
+class InBfloat16(Engine):
+    """DeepSpeed's ``communication_data_type``, which caat does not offer."""
+
+    def _settings(self, *arguments: Any) -> dict:
+        return super()._settings(*arguments) | {"communication_data_type": "bf16"}
+
+
+def replicas(config: BenchDataConfig) -> list[Replica]:
+    """Return nothing sent, the peers, and each of ``config.codecs``. Collective."""
+    batches = batches_of(config)
+    return [
+        _without_messages(config, batches),
+        _deepspeed(config, batches, PLAIN, Engine),
+        _deepspeed(config, batches, f"{PLAIN}, bf16", InBfloat16),
+        _ddp(config, batches),
+        *(_ours(config, batches, codec) for codec in config.codecs),
+    ]
+
+
+def batches_of(config: BenchDataConfig) -> Batches:
+    """Return this replica's micro-batches of a step: random tokens, and for each the next as target."""
+    c, generator = config.model, torch.Generator().manual_seed(SEED + dist.get_rank())
+    size = (config.accumulation, config.micro_batch, c.sequence + 1)
+    tokens = torch.randint(c.vocab_size, size, generator=generator)
+    return [(each[:, :-1], each[:, 1:]) for each in tokens]
+
+
+def model_of(config: BenchDataConfig, mesh: Mesh) -> GPT:
+    """Return the model with its initial weights, equal in all variants."""
+    return GPT.empty(config.model, mesh, 1.0).fill(initial_weights(config.model, SEED))
+
+
+def first_gradient(config: BenchDataConfig) -> Tensor:
+    """Return this replica's gradient [n] of the first step."""
+    model = model_of(config, Mesh(1))
+    for tokens, targets in batches_of(config):
+        (model(tokens, targets).mean() / config.accumulation).backward()
+    return torch.cat([p.grad.view(-1) for p in model.parameters() if p.grad is not None])
+
+
+def _ours(config: BenchDataConfig, batches: Batches, codec: str) -> Replica:
+    weights = config.weights_codec_with(codec)
+    mesh = Mesh.create(1, 1, data_sync=DataSyncConfig(codec, weights_codec=weights), seed=SEED)
+    replica = _by_engine(config, batches, codec, mesh)
+    replica.codec, replica.weights_codec = codec, weights
+    return replica
+
+
+def _without_messages(config: BenchDataConfig, batches: Batches) -> Replica:
+    mesh = Mesh.create(1, 1)
+    zero = mesh.data.zero
+    assert zero is not None
+    mesh.data.zero = NothingSent(zero.gradients.exchange, zero.settings, lambda sent, purpose: None, SEED)
+    return _by_engine(config, batches, NOTHING, mesh)
+
+
+def _deepspeed(config: BenchDataConfig, batches: Batches, mode: str, kind: type[Engine]) -> Replica:
+    mesh = Mesh.create(1, 1)
+    # DeepSpeed's own messages, by the backend's own collectives.
+    mesh.data.zero = None
+    return _by_engine(config, batches, mode, mesh, kind)
+
+
+def _by_engine(
+    config: BenchDataConfig, batches: Batches, mode: str, mesh: Mesh, kind: type[Engine] = Engine
+) -> Replica:
+    model, accumulation = model_of(config, mesh), config.accumulation
+    engine = kind(model, mesh, OPTIM, stage=1, precision="fp32", accumulation=accumulation)
+    zero, steps = mesh.data.zero, 0
+    coders = [zero.gradients.seconds, zero.weights.seconds] if zero else []
+
+    def step() -> float:
+        nonlocal steps
+        mesh.data.start_step(steps)
+        for seconds in coders:
+            seconds.clear()
+        loss = engine.step(batches, LR).loss
+        replica.coded.append(1e3 * sum(s[phase] for s in coders for phase in ("encode", "decode")))
+        steps += 1
+        return loss
+
+    replica = Replica(mode, step, mesh.data.ledger)
+    return replica
+
+
+def _ddp(config: BenchDataConfig, batches: Batches) -> Replica:
+    """Return torch's DistributedDataParallel with its PowerSGD hook: no ZeRO, so no gather of weights."""
+    mesh, ledger = Mesh(1), Ledger()
+
+    def count(name: str, arguments: tuple[Any, ...], sent: int) -> None:
+        ledger.count(sent, "step", "gradients")
+
+    ranks = list(range(dist.get_world_size()))
+    group = new_counted_group(ranks, dist.new_group(ranks), count)
+    model = model_of(config, mesh)
+    mib = sum(p.nbytes for p in model.parameters()) // 2**20 + 1
+    # One bucket: the hook starts a bucket's later messages from threads of gloo, so that those of several
+    # buckets can start in another order on each rank, which fails.
+    parallel = DistributedDataParallel(model, process_group=group, bucket_cap_mb=mib)
+    # The first steps of PowerSGD are exact: DDP changes its buckets after the first.
+    state = PowerSGDState(group, matrix_approximation_rank=DDP_RANK, start_powerSGD_iter=2)
+    parallel.register_comm_hook(state, powerSGD_hook)
+    optimizer = AdamW(model, OPTIM)
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = LR
+
+    def step() -> float:
+        ledger.reset()
+        losses = []
+        for number, (tokens, targets) in enumerate(batches, 1):
+            with nullcontext() if number == len(batches) else parallel.no_sync():
+                loss = parallel(tokens, targets).mean()
+                (loss / len(batches)).backward()
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean()
+        dist.all_reduce(mean)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(mean) / len(ranks)
+
+    return Replica(f"ddp, powersgd:{DDP_RANK}", step, ledger)
