@@ -86,6 +86,28 @@ def test_link(tmp_path):
 
 
 @pytest.mark.slow
+@namespaces
+def test_data(tmp_path):
+    """A step takes at least as long as the link needs for its bytes."""
+    small = ["model.layers=1", "model.vocab_size=512", "model.sequence=64", "micro_batch=1", "rounds=2"]
+    rows = bench(tmp_path, "data", *small, "rate=20mbit,1gbit", "codecs=[int8,topk:0.01,index=bitmap]")
+    modes = [
+        "nothing sent",
+        "deepspeed",
+        "deepspeed, bf16",
+        "ddp, powersgd:4",
+        "int8",
+        "topk:0.01,index=bitmap",
+    ]
+    assert [(row["rate"], row["mode"]) for row in rows] == [
+        (r, m) for r in ("20mbit", "1gbit") for m in modes
+    ]
+    burst = 2 * 128e3
+    for row in rows[: len(modes)]:
+        assert row["step_ms"] >= 8e3 * (row["bytes"] - burst) / 20e6, row["mode"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [[], pytest.param(["rate=1gbit"], marks=namespaces)])
 def test_generate(tmp_path, where):
     rows = bench(tmp_path, "generate", *SMALL, "new_tokens=3", *where, plot=False)
@@ -158,10 +180,38 @@ def test_codecs(tmp_path):
     ],
 )
 def test_mistakes_of_codecs(settings, says, tmp_path, monkeypatch):
+    refused("codecs", settings, says, tmp_path, monkeypatch)
+
+
+def refused(benchmark, settings, says, tmp_path, monkeypatch):
+    """One line, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=re.escape(says)) as error:
-        main(["codecs", *settings, "out=new/result.json"])
+        main([benchmark, *settings, "out=new/result.json"])
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["codecs=[int8,int3]"], "codec int3 is not known: choose from none"),
+        (["codecs=[int8,topk:0]"], "codec topk:0: topk:0 must be a share above 0"),
+        (["codecs=[int8,int4,int8]"], "codecs: int8 is given twice"),
+        (
+            ["weights_codec=sign"],
+            "weights_codec=sign is not known: choose one of auto, none, bfloat16, int8, int4",
+        ),
+        (["rate=100mbit,fast"], "rate=fast is not a rate in tc's notation"),
+        (["replicas=1"], "replicas=1: this benchmark needs at least 2 replicas"),
+        (["accumulation=0"], "accumulation=0 must be above 0"),
+        (["model.heads=7"], "heads"),
+        ([], "network namespaces need root"),
+    ],
+)
+def test_mistakes_of_data(settings, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/sbin/{tool}")
+    refused("data", settings, says, tmp_path, monkeypatch)
 
 
 def hosts_of(pid: int) -> list[str]:

@@ -1,0 +1,52 @@
+"""The rows of `caat bench data`, on two processes of this machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.bench import BenchDataConfig
+from eval.speed.data import data_rows
+from layers.weights import gpt_weights
+from tests.models import SMALL
+
+CODECS = ["none", "bfloat16", "int8", "int4", "topk:0.1"]
+
+
+def powersgd_bytes(rank: int) -> int:
+    """PowerSGD's factors of matrices that are at least twice as large; other weights as they are."""
+    numbers = 0
+    for weight in gpt_weights(SMALL):
+        rows, columns = sum(shape[0] for shape in weight.shapes), weight.shapes[0][1:]
+        whole = rows * (columns[0] if columns else 1)
+        factors = rank * (rows + columns[0]) if columns else whole
+        numbers += factors if 2 * factors < whole else whole
+    return 4 * numbers
+
+
+def test_rows(ranks):
+    """They take the same steps (or data_rows raises), and each sends what its messages hold."""
+    config = BenchDataConfig(SMALL, codecs=CODECS, micro_batch=2, rounds=2)
+    rows = ranks(2).run(data_rows, config)[0]
+    by = {row["mode"]: row for row in rows}
+    peers = ["deepspeed", "deepspeed, bf16", "ddp, powersgd:4"]
+    assert list(by) == ["nothing sent", *peers, *CODECS]
+    assert by["nothing sent"]["bytes"] == by["nothing sent"]["exposed_ms"] == 0
+    plain = by["deepspeed"]
+    assert plain["speed_up"] == 1 and plain["bytes_gradients"] == pytest.approx(
+        2 * plain["bytes_weights"], rel=1e-3
+    )
+    shares = {"deepspeed, bf16": (1 / 2, 1), "none": (1 / 2, 1), "bfloat16": (1 / 4, 1 / 2)}
+    shares |= {"int8": (65 / 512, 65 / 256), "int4": (33 / 512, 33 / 256), "topk:0.1": (0.1, 65 / 256)}
+    for mode, (gradients, weights) in shares.items():
+        # Blocks of 256 numbers, and replicas that own a few numbers more than others.
+        assert by[mode]["bytes_gradients"] == pytest.approx(gradients * plain["bytes_gradients"], rel=0.02)
+        assert by[mode]["bytes_weights"] == pytest.approx(weights * plain["bytes_weights"], rel=0.02)
+    assert by["ddp, powersgd:4"]["bytes"] == powersgd_bytes(4)
+    for mode, row in by.items():
+        assert row["bytes"] == row["bytes_gradients"] + row["bytes_weights"] and row["step_ms"] > 0
+        assert (row["encode_ms"] is None) == (mode not in CODECS)
+        assert (row["error"] is None) == (mode not in CODECS[1:])
+    assert [by[codec]["weights_codec"] for codec in CODECS] == ["none", "bfloat16", "int8", "int4", "int8"]
+    # Levels are 127 / 7 times as far apart, and the loss of a 10th of a vector is below its length.
+    assert by["int4"]["error"] / by["int8"]["error"] == pytest.approx(127 / 7, rel=0.1)
+    assert 2**-10 < by["bfloat16"]["error"] < 2**-8 < by["int4"]["error"] < by["topk:0.1"]["error"] < 1
