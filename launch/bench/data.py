@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from conf.bench import BenchDataConfig
 from conf.reading.verb import load_verb
 from eval.speed.namespaces import shaped_hosts
@@ -41,12 +43,17 @@ def main(argv: list[str]) -> None:
         f"Training steps of {c.name} at ZeRO 1 in fp32, {config.replicas} replicas of "
         f"{config.accumulation} x {config.micro_batch} x {c.sequence} tokens; speed-up over plain DeepSpeed",
         plot_replicas,
+        list(_slower(report.rows, config.rates)),
     )
-    for rate in config.rates:
-        slower = [
+
+
+def _slower(rows: Sequence[dict], rates: Sequence[str]) -> Iterator[str]:
+    """Name the codecs that do not pay, by rate."""
+    for rate in rates:
+        found = [
             f"{row['mode']} ({1 / row['speed_up']:.2f} of its time)"
-            for row in report.rows
+            for row in rows
             if row["rate"] == rate and row["encode_ms"] is not None and row["speed_up"] * SLOWER < 1
         ]
-        if slower:
-            print(f"At {rate} these do not pay, DeepSpeed's own messages are faster: {', '.join(slower)}")
+        if found:
+            yield f"At {rate}, slower than DeepSpeed's own messages: {', '.join(found)}"

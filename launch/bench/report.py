@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -42,8 +42,8 @@ class Report:
     def add(self, **figures: str | float | None) -> None:
         self.rows.append(figures)
 
-    def finish(self, heading: str, plot: Plot | None = None) -> None:
-        """Write the JSON, print the table under ``heading``, and print the path last.
+    def finish(self, heading: str, plot: Plot | None = None, notes: Sequence[str] = ()) -> None:
+        """Write the JSON, print the table under ``heading`` and the ``notes``, and print the path last.
 
         ``plot(rows, heading, path)`` writes a plot next to the JSON file.
         """
@@ -58,6 +58,8 @@ class Report:
         result = {"benchmark": self.name, "heading": heading, "machine": machine, "rows": self.rows}
         write_json(self.out, result)
         console().print(table)
+        for note in notes:
+            print(note)
         if plot is not None:
             plot(self.rows, heading, self.out.with_suffix(".png"))
             print(self.out.with_suffix(".png"))
