@@ -8,7 +8,7 @@ import pytest
 
 from caat.training.checkpoint import folder as folders
 from caat.training.checkpoint.folder import find, latest, publish, retain, roll_back, whole_checkpoints
-from caat.training.checkpoint.state import SavedOptimizer, State, write_state
+from caat.training.checkpoint.state import SavedOptimizer, State, read_state, write_state
 
 
 def add(checkpoints: Path, *steps: int) -> None:
@@ -58,6 +58,8 @@ def test_of_those_saved_by_time_the_last_two_are_kept(tmp_path):
     assert steps(tmp_path) == [60, 50, 40, 30, 20, 10]
     retain(tmp_path, None, 0)
     assert steps(tmp_path) == [60, 50, 30, 10]
+    found = read_state(tmp_path / "step-00000060")[0]
+    assert (found.skipped, found.skipped_in_a_row) == (0, 0), "a run starts without skipped steps"
 
 
 def test_what_cannot_be_deleted_yet_is_no_failure(tmp_path, monkeypatch):
