@@ -28,7 +28,7 @@ class Feedback:
         """
         whole = self._whole(key, flat)
         parts = self.codec.encode(whole)
-        self._keep(key, whole, self.codec.decode(parts, len(flat)))
+        self._subtract(key, whole, self.codec.decode(parts, len(flat)))
         return parts
 
     @torch.no_grad()
@@ -37,14 +37,22 @@ class Feedback:
         assert isinstance(self.codec, Linear)
         whole = self._whole(key, flat)
         summed, own = self.codec.reduce(key, whole, total)
-        self._keep(key, whole, own)
+        self._subtract(key, whole, own)
         return summed
 
     def _whole(self, key: Hashable, flat: Tensor) -> Tensor:
-        residual = self.residuals.get((key, len(flat)))
-        return flat.float() if residual is None else flat.float() + residual
+        """Return ``flat`` plus its residual, in the memory of the residual."""
+        n = len(flat)
+        if not flat.sum(dtype=torch.float32).isfinite():
+            residual = self.residuals.get((key, n))
+            return flat.float() if residual is None else flat + residual
+        if (key, n) not in self.residuals:
+            self.residuals[key, n] = torch.zeros(n, device=flat.device)
+        return self.residuals[key, n].add_(flat)
 
-    def _keep(self, key: Hashable, whole: Tensor, sent: Tensor) -> None:
-        left = whole - sent
-        if left.isfinite().all():
-            self.residuals[key, len(whole)] = left
+    def _subtract(self, key: Hashable, whole: Tensor, sent: Tensor) -> None:
+        """Leave in the residual what was not sent; nothing if another rank's numbers are not finite."""
+        if self.residuals.get((key, len(whole))) is whole:
+            whole.sub_(sent)
+            if not whole.sum().isfinite():
+                whole.zero_()

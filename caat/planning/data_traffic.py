@@ -96,6 +96,27 @@ def sent_bytes(
     return Sent(gradients, weights)
 
 
+def kept_bytes(
+    held: Sequence[Parameter], replicas: int, stage: int, precision: str, *, sync: DataSyncConfig
+) -> int:
+    """Return the memory of what messages keep between steps: residuals, and the gathered weights."""
+    if replicas == 1:
+        return 0
+    kept = 0
+    if sync.codec != "none" and sync.feedback:
+        from caat.compression.spec import make_codec
+
+        codec = make_codec(sync.codec)
+        slices, whole = _slices(held, replicas, stage, precision)
+        # A replica does not encode its own slice, unless all replicas need it or encode alike.
+        numbers = sum(slices) if whole or codec.way == "linear" else sum(slices[1:])
+        kept += WIDE * numbers if codec.biased else 0
+    if sync.weights_codec != "none" and stage in (1, 2):
+        parts = [padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held)]
+        kept += (2 if precision == "bf16" else WIDE) * sum(parts)
+    return kept
+
+
 def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str) -> tuple[list[int], bool]:
     """Return the numbers of a message that each replica sums, and whether all replicas need all sums."""
     if stage == 3:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from caat.planning.activations import Pass
+from caat.planning.data_traffic import kept_bytes
 from caat.planning.memory import Memory, memory
+from caat.planning.parameters import local_parameters
 from conf.partition import shared_channels
 from conf.schema import Config
 
@@ -53,7 +55,10 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
     """Return the memory of one process; for a schedule of ``sync.ratio``, at the ratio that needs most."""
     accumulation = config.train.global_batch // (layout.micro_batch * layout.replicas)
     passes = (pass_of(config, layout, ratio, cuda) for ratio in config.sync.schedule.values())
-    needed = (memory(p, layout.replicas, layout.stage, config.train.precision, accumulation) for p in passes)
+    where = (layout.replicas, layout.stage, config.train.precision)
+    held = local_parameters(config.model, config.parallel.tensor, layout.processes)
+    kept = kept_bytes(held, *where, sync=config.data_sync)
+    needed = (memory(p, *where, accumulation, kept=kept) for p in passes)
     return max(needed, key=lambda each: each.total)
 
 

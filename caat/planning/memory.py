@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caat.planning.activations import (
     Pass,
@@ -36,9 +36,13 @@ class Memory:
         return sum(parts)
 
 
-def memory(p: Pass, replicas: int, stage: int, precision: str, accumulation: int) -> Memory:
-    """Return the peak memory of an optimizer step of ``accumulation`` passes ``p``."""
+def memory(p: Pass, replicas: int, stage: int, precision: str, accumulation: int, *, kept: int = 0) -> Memory:
+    """Return the peak memory of an optimizer step of ``accumulation`` passes ``p``.
+
+    ``kept`` are the bytes that messages between replicas keep; they count as the optimizer's.
+    """
     held = holding(local_numbers(p.model, p.shards, p.processes), replicas, stage, precision)
+    held = replace(held, optimizer=held.optimizer + kept)
     # Before there are gradients, the bucket is allocated but not written to: on a CPU it does not count.
     bucket = held.bucket if p.cuda else 0
     return max(_moments(p, held, bucket, accumulation), key=lambda moment: moment.total)

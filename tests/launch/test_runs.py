@@ -193,13 +193,14 @@ def test_a_sweep_trains_every_ratio(text, tmp_path):
         ("ablation", ["sync.ratio=1,0"], 2),
         ("ablation_130m", ["sync.ratio=1,0.5"], 2),
         ("ablation_shards", ["parallel.tensor=2,16"], 2),
+        ("codecs", ["data_sync.codec=none,topk:0.1,index=bitmap", "train.global_batch=2"], 2),
     ],
 )
 def test_the_ablations_in_a_short_form(text, tmp_path, experiment, grid, runs):
-    settings = [f"experiment={experiment}", *grid, "seed=1", "hydra.sweep.dir=sweep", f"data.path={text}"]
+    settings = [f"experiment={experiment}", "seed=1", "hydra.sweep.dir=sweep", f"data.path={text}"]
     settings += ["data.validation=0.1", "model.vocab_size=400", "model.layers=1", "train.steps=1"]
     settings += ["train.sequence=32", "train.micro_batch=1", "train.global_batch=1", "train.eval_sequences=1"]
-    settings += ["optim.warmup_steps=0", "data.subset=null"]
+    settings += ["optim.warmup_steps=0", "data.subset=null", *grid]
     command("-m", "launch.cli", "pretrain", "-m", *settings, cwd=tmp_path)
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/summary.json")]
     assert len(summaries) == runs and all(summary["validation_loss"] > 0 for summary in summaries)

@@ -63,7 +63,8 @@ def at_owner(codec: str, sizes: tuple[int, ...], owner: int) -> list[torch.Tenso
 
 
 def decoded(feedback: Feedback, flat: torch.Tensor) -> torch.Tensor:
-    return feedback.codec.decode(feedback.encode(0, flat), len(flat)) if len(flat) else flat
+    codec = feedback.codec
+    return codec.decode(feedback.encode(0, flat), len(flat)) if len(flat) and codec.biased else flat
 
 
 def everywhere(codec: str) -> list[torch.Tensor]:

@@ -34,6 +34,7 @@ MEASURED = [
     (2, ["zero.stage=0", "train.micro_batch=8"]),
     (2, ["zero.stage=1", "train.precision=bf16", "train.micro_batch=4"]),
     (2, ["zero.stage=2", "parallel.processes=1", "train.global_batch=16"]),
+    (2, ["zero.stage=1", "parallel.processes=1", "data_sync.codec=int4", "data_sync.weights_codec=int8"]),
     (2, ["zero.stage=3", "parallel.processes=1", "train.precision=bf16", "train.global_batch=16"]),
 ]
 
