@@ -142,14 +142,20 @@ class Reduction:
     ) -> Tensor:
         """Add the ``n`` numbers of each message, in rank order; ``own`` takes the place of None."""
         with self.seconds.timed("decode"):
-            total = None
-            for message in came:
+            total: Tensor | None = None
+            for number, message in enumerate(came):
                 if message is None:
                     assert own is not None
                     part = own.float()
                 else:
                     part = self.messages.decode(message, n, dtype)
-                total = part.clone() if total is None else total.add_(part)
+                if total is None:
+                    total = part
+                elif number == 1:
+                    # Not in place: the first part may be a slice of the gradients.
+                    total = total + part
+                else:
+                    total.add_(part)
             assert total is not None
             return total
 

@@ -80,7 +80,8 @@ class WeightGather:
         self.count(self.exchange.sent_bytes(sent), "weights")
         with self.seconds.timed("decode"):
             # Only now: ``own`` may be a view of this row.
+            held.add_(self._messages.decode(message, n, torch.float32))
             rows[me].copy_(held)
-            for row, each in zip(rows, came, strict=True):
-                row.add_(self._messages.decode(each, n, torch.float32))
-            held.copy_(rows[me])
+            for r, each in enumerate(came):
+                if r != me:
+                    rows[r].add_(self._messages.decode(each, n, torch.float32))
