@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# (rank, message)
+Messages = Sequence[tuple[int, Tensor]]
+
 
 class Finished(dist.Work):
     """The work of a collective that is complete when it is returned."""
@@ -20,16 +23,27 @@ class Finished(dist.Work):
 
 
 class InFlight(dist.Work):
-    """The work of several messages. Holds the sent tensors until :meth:`wait`."""
+    """The work of several messages. Holds the sent tensors until :meth:`wait`.
 
-    def __init__(self, works: Sequence[dist.Work], sent: Sequence[Tensor | None]) -> None:
+    ``arriving`` are pairs of a tensor to receive into and the tensor that the backend writes to.
+    """
+
+    def __init__(
+        self,
+        works: Sequence[dist.Work],
+        sent: Sequence[Tensor],
+        arriving: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         super().__init__()
-        self._works, self._sent = works, sent
+        self._works, self._sent, self._arriving = works, sent, arriving
 
     def wait(self, timeout: object = None) -> bool:
         for work in self._works:
             work.wait()
-        self._sent = ()
+        for into, arrived in self._arriving:
+            if into is not arrived:
+                into.copy_(arrived)
+        self._sent = self._arriving = ()
         return True
 
     def is_completed(self) -> bool:
@@ -55,21 +69,27 @@ class Exchange:
         """
         receives = [(r, t) for r, t in enumerate(into) if r != self.rank and t is not None and t.numel()]
         sends = [(r, t) for r, t in enumerate(out) if r != self.rank and t is not None and t.numel()]
-        if self.ways is None:
-            works = self._batched(receives, sends)
-        else:
-            up, down = self.ways
-            # Receives first: a message that arrives before its receive is posted waits in the kernel.
-            works = [dist.irecv(t, group=up if r < self.rank else down, group_src=r) for r, t in receives]
-            works += [dist.isend(t, group=up if r > self.rank else down, group_dst=r) for r, t in sends]
-        return InFlight([work for work in works if work is not None], [t for _, t in sends])
+        return self._batched(receives, sends) if self.ways is None else self._both_ways(receives, sends)
 
-    def _batched(
-        self, receives: Sequence[tuple[int, Tensor]], sends: Sequence[tuple[int, Tensor]]
-    ) -> list[dist.Work | None]:
+    def _batched(self, receives: Messages, sends: Messages) -> dist.Work:
         operations = [dist.P2POp(dist.irecv, t, group=self.group, group_peer=r) for r, t in receives]
         operations += [dist.P2POp(dist.isend, t, group=self.group, group_peer=r) for r, t in sends]
-        return list(dist.batch_isend_irecv(operations)) if operations else []
+        works = dist.batch_isend_irecv(operations) if operations else []
+        return InFlight(works, [t for _, t in sends])
+
+    def _both_ways(self, receives: Messages, sends: Messages) -> dist.Work:
+        assert self.ways is not None
+        up, down = self.ways
+        # gloo sends and receives only tensors in host memory.
+        sends = [(r, t.cpu()) for r, t in sends]
+        arriving = [(t, torch.empty_like(t, device="cpu") if t.is_cuda else t) for _, t in receives]
+        # Receives first: a message that arrives before its receive is posted waits in the kernel.
+        works = [
+            dist.irecv(host, group=up if r < self.rank else down, group_src=r)
+            for (r, _), (_, host) in zip(receives, arriving, strict=True)
+        ]
+        works += [dist.isend(t, group=up if r > self.rank else down, group_dst=r) for r, t in sends]
+        return InFlight([work for work in works if work is not None], [t for _, t in sends], arriving)
 
     def sent_bytes(self, out: Sequence[Tensor | None]) -> int:
         """Return the bytes of ``out`` that leave this rank."""
@@ -77,6 +97,7 @@ class Exchange:
 
     def lengths(self, out: Sequence[Tensor | None], device: torch.device) -> list[int]:
         """Tell every rank the length of its message in ``out``; return those that this rank will receive."""
+        device = device if self.ways is None else torch.device("cpu")
         sent = torch.tensor([0 if t is None else len(t) for t in out], device=device)
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.group)

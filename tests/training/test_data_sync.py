@@ -91,18 +91,18 @@ def mesh_of(processes: int, codec: str = "none", weights: str = "none", feedback
     return Mesh.create(2, processes, data_sync=settings, seed=5)
 
 
-def by_slices(processes: int) -> list:
+def by_slices(processes: int, stages: list) -> list:
     found = []
-    for stage, precision in STAGES:
+    for stage, precision in stages:
         plain = trained(plainly(Mesh.create(2, processes)), stage, precision)
         found.append(((stage, precision), plain, trained(Mesh.create(2, processes), stage, precision)))
     return found
 
 
-@pytest.mark.parametrize(("world", "processes"), [(2, 1), (4, 2), (4, 1)])
-def test_slices_give_the_backends_sums_for_half_the_bytes(ranks, world, processes):
-    two = world // processes == 2
-    for (stage, precision), plain, slices in ranks(world).run(by_slices, processes)[0]:
+@pytest.mark.parametrize(("processes", "stages"), [(2, STAGES), (1, [(1, "fp32"), (3, "bf16")])])
+def test_slices_give_the_backends_sums_for_half_the_bytes(ranks, processes, stages):
+    two = processes == 2
+    for (stage, precision), plain, slices in ranks(4).run(by_slices, processes, stages)[0]:
         case = f"stage {stage} {precision}"
         if two:
             assert torch.equal(slices[0], plain[0]) and slices[1] == plain[1], case
@@ -187,8 +187,8 @@ class Reference:
         return torch.cat([p.detach().view(-1) for p in parameters]), norm
 
 
-def against_reference(processes: int, stage: int) -> list:
-    mesh = mesh_of(processes, f"threshold:{THRESHOLD}")
+def against_reference(stage: int) -> list:
+    mesh = mesh_of(2, f"threshold:{THRESHOLD}")
     engine = engine_of(mesh, stage, "fp32")
     reference, found = Reference(engine), []
     for step in range(3):
@@ -201,10 +201,9 @@ def against_reference(processes: int, stage: int) -> list:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_codec_with_feedback_is_one_process_that_compresses(ranks, stage, processes):
+def test_a_codec_with_feedback_is_one_process_that_compresses(ranks, stage):
     """A codec of single numbers, so that the result does not depend on DeepSpeed's order of messages."""
-    *steps, same = ranks(2 * processes).run(against_reference, processes, stage)[0]
+    *steps, same = ranks(4).run(against_reference, stage)[0]
     assert same
     for error, norm, wanted, kept in steps:
         assert error < 2e-6 and norm == pytest.approx(wanted, rel=1e-5)
@@ -232,12 +231,15 @@ def codecs_at_work(cases: list) -> list:
 
 
 def test_replicas_are_alike_with_every_kind_of_codec_and_compressed_weights(ranks):
-    cases = [
-        (stage, precision, codec, "none")
-        for stage, precision in STAGES
-        for codec in ("int4", "topk:0.05,index=huffman", "powersgd:2")
+    codecs = ("int4", "topk:0.05,index=huffman", "powersgd:2")
+    # Each kind where replicas need all sums, and where owners do; each stage with one kind or more.
+    cases = [(1, precision, codec, "none") for precision in ("fp32", "bf16") for codec in codecs]
+    cases += [
+        (0, "fp32", "int4", "none"),
+        (2, "bf16", "topk:0.05", "none"),
+        (3, "bf16", "powersgd:2", "none"),
     ]
-    cases += [(s, p, "int8", w) for s, p in STAGES if s in (1, 2) for w in ("int8", "int4")]
+    cases += [(1, "fp32", "int8", "int8"), (1, "bf16", "int8", "int4"), (2, "bf16", "int8", "int8")]
     results = zip(*ranks(2).run(codecs_at_work, cases), strict=True)
     for case, ((same, loss, distance, sent, numbers), other) in zip(cases, results, strict=True):
         assert same and 3 < loss < 5 and other[1] == loss, case
@@ -263,7 +265,7 @@ def resumed(folder: Path, stage: int, precision: str, codec: str, weights: str) 
         time.sleep(0.01)
     dist.barrier()
     outcomes = []
-    for again in (mesh_of(1, codec, weights), mesh_of(1, codec, weights, feedback=False), mesh_of(1)):
+    for again in (mesh_of(1, codec, weights), mesh_of(1)):
         engine = engine_of(again, stage, precision, path)
         load_master_weights(engine.live, full_tensors(engine.model), path)
         notes = load_optimizer(engine.live, full_tensors(engine.model), path)
@@ -285,7 +287,6 @@ def engine_step(engine: Engine, step: int) -> tuple:
         (1, "bf16", "powersgd:2", "int4"),
         (2, "fp32", "topk:0.05", "bfloat16"),
         (3, "bf16", "sign", "none"),
-        (0, "fp32", "randomk:0.3", "none"),
     ],
 )
 def test_what_codecs_keep_is_resumed_bit_for_bit(ranks, tmp_path, stage, precision, codec, weights):
