@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from conf.checks import require
 
+# Numbers that share a scale. Slices of a message are whole blocks.
+BLOCK = 256
 DENSE = ("none", "bfloat16", "int8", "int4", "sign", "tern", "natural")
 # With a number: the rule, in words and as a check.
 NUMBERED: Mapping[str, tuple[str, Callable[[float], bool]]] = {

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caat.compression.codec import Codec, Parts
+from conf.codec import BLOCK
 
-BLOCK = 256
 # Blocks per chunk on a CPU (1 MiB of float32), so that all passes but the first read the cache. With smaller
 # chunks, the fixed cost of more calls of torch dominates: 1024 is the fastest of 16 to 4096.
 CHUNK = 1024

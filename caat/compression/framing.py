@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from caat.compression.blocks import BLOCK
 from caat.compression.codec import Parts
 from caat.compression.spec import make_codec
+from conf.codec import BLOCK
 
 
 class Framing:
@@ -32,7 +32,7 @@ class Framing:
     def bytes(self, n: int) -> int:
         """Return the bytes of a message of ``n`` numbers, if they depend only on ``n``."""
         assert self.fixed
-        return sum(prod(shape) * dtype.itemsize for dtype, shape in self._layout(n))
+        return self._codec.size(n)
 
     def join(self, parts: Parts) -> Tensor:
         """Return the bytes of ``parts``."""

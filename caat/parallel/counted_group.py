@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from caat.parallel.ring import ring_bytes
 from caat.parallel.timeout import GROUP_TIMEOUT
 
 BACKEND = "counted"
@@ -98,11 +99,6 @@ def sent_bytes(name: str, size: int, ranks: int, *, is_root: bool = False, gloo:
     if name == "send":
         return size
     return -(-(ranks - 1) * size // ranks)
-
-
-def ring_bytes(size: int, ranks: int) -> int:
-    """Return the bytes that each of ``ranks`` sends in a ring all-reduce of ``size`` bytes, rounded up."""
-    return -(-2 * (ranks - 1) * size // ranks)
 
 
 def _passed_on(name: str) -> Callable[..., Any]:

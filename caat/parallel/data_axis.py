@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.collectives import Collectives, Direction
-from caat.parallel.counted_group import new_counted_group, ring_bytes
+from caat.parallel.counted_group import new_counted_group
 from caat.parallel.exchange import Exchange
+from caat.parallel.ring import ring_bytes
 from caat.parallel.timeout import GROUP_TIMEOUT
 from caat.parallel.zero_messages import ZeroMessages
 from conf.data_sync import DataSyncConfig

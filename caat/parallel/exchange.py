@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# (rank, message)
-Messages = Sequence[tuple[int, Tensor]]
+# Messages, each with the rank that it goes to or comes from.
+Addressed = Sequence[tuple[int, Tensor]]
 
 
 class Finished(dist.Work):
@@ -71,13 +71,13 @@ class Exchange:
         sends = [(r, t) for r, t in enumerate(out) if r != self.rank and t is not None and t.numel()]
         return self._batched(receives, sends) if self.ways is None else self._both_ways(receives, sends)
 
-    def _batched(self, receives: Messages, sends: Messages) -> dist.Work:
+    def _batched(self, receives: Addressed, sends: Addressed) -> dist.Work:
         operations = [dist.P2POp(dist.irecv, t, group=self.group, group_peer=r) for r, t in receives]
         operations += [dist.P2POp(dist.isend, t, group=self.group, group_peer=r) for r, t in sends]
         works = dist.batch_isend_irecv(operations) if operations else []
         return InFlight(works, [t for _, t in sends])
 
-    def _both_ways(self, receives: Messages, sends: Messages) -> dist.Work:
+    def _both_ways(self, receives: Addressed, sends: Addressed) -> dist.Work:
         assert self.ways is not None
         up, down = self.ways
         # gloo sends and receives only tensors in host memory.

@@ -17,14 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caat.compression.blocks import BLOCK
 from caat.compression.codec import Linear
 from caat.compression.feedback import Feedback
 from caat.compression.messages import Encoded, Exact, Messages
 from caat.compression.spec import make_codec
-from caat.parallel.counted_group import ring_bytes
 from caat.parallel.exchange import Exchange
+from caat.parallel.ring import ring_bytes
 from caat.parallel.seconds import Seconds
+from conf.codec import BLOCK
 from conf.data_sync import DataSyncConfig
 
 # Called with the bytes that this rank sends, and their purpose.

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from caat.parallel.ring import ring_bytes
 from caat.planning.activations import WIDE
 from caat.planning.parameters import Parameter
 from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
+from conf.codec import BLOCK
 from conf.data_sync import DataSyncConfig
-
-# Numbers of a codec that share a scale: slices of a message are whole blocks.
-BLOCK = 256
 
 
 def full_messages(
@@ -83,7 +82,7 @@ def sent_bytes(
     if sync.codec != "none":
         gradients = micro_batches * _encoded(sync.codec, slices, whole)
     elif whole:
-        gradients = -(-2 * (replicas - 1) * full["all_reduce"] // replicas)
+        gradients = ring_bytes(full["all_reduce"], replicas)
     else:
         gradients = micro_batches * (2 if precision == "bf16" else WIDE) * sum(slices[1:])
     weights = full.get("all_gather", 0) * (replicas - 1) // replicas
@@ -96,13 +95,21 @@ def sent_bytes(
     return Sent(gradients, weights)
 
 
-def kept_bytes(
+class Kept(NamedTuple):
+    """Numbers that messages of a process keep between steps."""
+
+    residuals: int = 0
+    # Of gathered weights, in the type of the weights.
+    weights: int = 0
+
+
+def kept_numbers(
     held: Sequence[Parameter], replicas: int, stage: int, precision: str, *, sync: DataSyncConfig
-) -> int:
-    """Return the memory of what messages keep between steps: residuals, and the gathered weights."""
+) -> Kept:
+    """Return the residuals of error feedback and the gathered weights that the first replica keeps."""
     if replicas == 1:
-        return 0
-    kept = 0
+        return Kept()
+    residuals = weights = 0
     if sync.codec != "none" and sync.feedback:
         from caat.compression.spec import make_codec
 
@@ -110,11 +117,10 @@ def kept_bytes(
         slices, whole = _slices(held, replicas, stage, precision)
         # A replica does not encode its own slice, unless all replicas need it or encode alike.
         numbers = sum(slices) if whole or codec.way == "linear" else sum(slices[1:])
-        kept += WIDE * numbers if codec.biased else 0
+        residuals = numbers if codec.biased else 0
     if sync.weights_codec != "none" and stage in (1, 2):
-        parts = [padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held)]
-        kept += (2 if precision == "bf16" else WIDE) * sum(parts)
-    return kept
+        weights = sum(padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held))
+    return Kept(residuals, weights)
 
 
 def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str) -> tuple[list[int], bool]:
@@ -146,7 +152,7 @@ def _encoded(spec: str, slices: Sequence[int], whole: bool) -> int:
         assert isinstance(codec, Linear)
         messages = [sum(slices)] if whole else slices
         sizes = (size for n in messages if n for size in codec.summed_sizes(n))
-        return sum(-(-2 * others * size // (others + 1)) for size in sizes)
+        return sum(ring_bytes(size, len(slices)) for size in sizes)
     if whole and codec.way == "gathered":
         return others * codec.size(sum(slices))
     to_owners = sum(codec.size(n) for n in slices[1:] if n)

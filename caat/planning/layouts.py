@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from caat.planning.activations import Pass
-from caat.planning.data_traffic import kept_bytes
+from caat.planning.activations import WIDE, Pass
+from caat.planning.data_traffic import Kept, kept_numbers
 from caat.planning.memory import Memory, memory
 from caat.planning.parameters import local_parameters
 from conf.partition import shared_channels
@@ -56,10 +56,17 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
     accumulation = config.train.global_batch // (layout.micro_batch * layout.replicas)
     passes = (pass_of(config, layout, ratio, cuda) for ratio in config.sync.schedule.values())
     where = (layout.replicas, layout.stage, config.train.precision)
-    held = local_parameters(config.model, config.parallel.tensor, layout.processes)
-    kept = kept_bytes(held, *where, sync=config.data_sync)
-    needed = (memory(p, *where, accumulation, kept=kept) for p in passes)
+    kept = kept_of(config, layout)
+    kept_bytes = WIDE * kept.residuals + (2 if config.train.precision == "bf16" else WIDE) * kept.weights
+    needed = (memory(p, *where, accumulation, kept=kept_bytes) for p in passes)
     return max(needed, key=lambda each: each.total)
+
+
+def kept_of(config: Config, layout: Layout) -> Kept:
+    """Return what the messages between replicas of one process keep between steps."""
+    held = local_parameters(config.model, config.parallel.tensor, layout.processes)
+    where = (layout.replicas, layout.stage, config.train.precision)
+    return kept_numbers(held, *where, sync=config.data_sync)
 
 
 def all_layouts(config: Config, world: int) -> Iterator[Layout]:

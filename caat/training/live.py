@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from caat.optim.kinds import WEIGHT, StateKind
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
-from caat.training.data_state import DataState
+from caat.training.data_sync_state import DataSyncState
 from caat.training.partitions import gathered_weights
 
 
@@ -59,7 +59,7 @@ class LiveState:
         weights = gathered_weights(zero, mesh.data_rank) if stage in (1, 2) and mesh.data_size > 1 else []
         layout = f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes}"
         # What the messages between replicas keep from step to step.
-        self.data = DataState(mesh.data, weights, layout)
+        self.data_sync = DataSyncState(mesh.data, weights, layout)
         self._place = {0: _whole, 1: _mapped, 2: _mapped, 3: _partitioned}[stage]
 
     @property

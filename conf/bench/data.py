@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conf.bench.link import ShapedLinkConfig
 from conf.bench.single import with_options
 from conf.checks import require, require_choice, require_positive
 from conf.codec import parse_codec
 from conf.data_sync import WEIGHTS_CODECS
 from conf.field import setting
 from conf.model import ModelConfig
-from conf.units import check_link
 
 
 @dataclass
-class BenchDataConfig:
+class BenchDataConfig(ShapedLinkConfig):
     """`caat bench data`: time whole training steps of replicas at ZeRO 1 in float32 over a shaped link
     between network namespaces (needs root, ip and tc), by the codec of their messages, compared with
     DeepSpeed's own messages and with DistributedDataParallel of torch with its PowerSGD hook."""
@@ -33,12 +33,7 @@ class BenchDataConfig:
     replicas: int = setting(2, "Number of data-parallel replicas, one process on one host each.")
     micro_batch: int = setting(4, "Sequences of model.sequence tokens per micro-batch.")
     accumulation: int = setting(2, "Micro-batches per step of a replica.")
-    rate: str = setting(
-        "100mbit",
-        "Rate of the link, or several rates, in tc's notation: 1gbit, or 100mbit,1gbit,10gbit.",
-    )
-    delay: str = setting("0ms", "One-way delay, in tc's notation: 0ms, 1ms, ...")
-    burst: str = setting("128kb", "Bytes that may be sent at once above the rate.")
+    rate: str = setting("100mbit")
     rounds: int = setting(10, "Steps of each variant, taken in turn; the median is reported.")
     out: str | None = setting(
         None, "Path of the JSON; the plot is written next to it. Default: outputs/bench-data-<time>.json."
@@ -53,12 +48,7 @@ class BenchDataConfig:
             parse_codec(codec)
             require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
         require_choice("weights_codec", self.weights_codec, ("auto", *WEIGHTS_CODECS))
-        for rate in self.rates:
-            check_link(rate, self.delay, self.burst)
-
-    @property
-    def rates(self) -> list[str]:
-        return [rate.strip() for rate in self.rate.strip("[]").split(",")]
+        self.check_rates()
 
     @property
     def processes(self) -> int:

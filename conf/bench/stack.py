@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from conf.bench.link import ShapedLinkConfig
 from conf.bench.single import ShapeConfig
 from conf.checks import require, require_choice, require_positive
 from conf.field import setting
@@ -69,29 +70,13 @@ class BenchProfileConfig(BenchStackConfig):
 
 
 @dataclass
-class BenchLinkConfig(BenchStackConfig):
+class BenchLinkConfig(ShapedLinkConfig, BenchStackConfig):
     """`caat bench link`: time the same steps over a shaped link between network namespaces (needs root, ip
     and tc)."""
 
-    rate: str = setting(
-        "1gbit",
-        "Rate of the link, or several rates, in tc's notation: 1gbit, or 100mbit,1gbit,10gbit.",
-    )
-    delay: str = setting("0ms", "One-way delay, in tc's notation: 0ms, 1ms, ...")
-    burst: str = setting(
-        "128kb",
-        "Bytes that may be sent at once above the rate. Keep it small, or the rate does not limit short "
-        "messages.",
-    )
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        for rate in self.rates:
-            check_link(rate, self.delay, self.burst)
-
-    @property
-    def rates(self) -> list[str]:
-        return [rate.strip() for rate in self.rate.strip("[]").split(",")]
+        self.check_rates()
 
 
 @dataclass

@@ -34,7 +34,7 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
         written = ",".join(map(quoted, COMMA.split(value)))
         wanted: str | list[str] = value
     elif setting.is_texts and re.fullmatch(r"\[[^][{}'\"]*\]", value):
-        wanted = [each.strip() for each in COMMA.split(value[1:-1])] if value != "[]" else []
+        wanted = [each.strip() for each in value[1:-1].split(",")] if value != "[]" else []
         written = f"[{','.join(map(quoted, wanted))}]"
     else:
         return text

@@ -113,8 +113,7 @@ def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) ->
     """Plot loss against bytes between replicas, and join those with the least loss for their bytes."""
     points = [(row["data_bytes_per_step"] / MIB, row["validation_loss"]) for row in rows]
     _scatter(axes, rows, labels, [sent for sent, _ in points])
-    best = [(sent, loss) for sent, loss in points if loss <= min(y for x, y in points if x <= sent)]
-    sent, losses = zip(*sorted(best), strict=True)
+    sent, losses = zip(*front(points), strict=True)
     axes.step(sent, losses, where="post", color=INK, lw=0.8, ls=":", zorder=0)
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
@@ -122,6 +121,11 @@ def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) ->
         xlabel="MiB per step that a process sends to replicas", ylabel="validation loss (nats per token)"
     )
     _legend(axes)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (bytes, loss) for which no other point has fewer bytes and at most the loss, by bytes."""
+    return sorted((sent, loss) for sent, loss in points if loss <= min(y for x, y in points if x <= sent))
 
 
 def _scatter(

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from caat.optim.kinds import DECLARED, saved_numbers
+from caat.planning.activations import WIDE
 from caat.planning.costs import checkpoint_bytes
+from caat.planning.layouts import kept_of, layout_of
 from caat.storage.disk import free_bytes, nearest_folder, size_text
 from caat.training.checkpoint.folder import leftovers
 from conf.checks import require
@@ -14,13 +16,15 @@ from conf.schema import Config
 from launch.run.resume import given_folder
 
 
-def check_space(config: Config, folder: Path | None = None) -> None:
+def check_space(config: Config, world: int, folder: Path | None = None) -> None:
     """Raise ``ValueError`` unless one more checkpoint fits: old ones are removed only after a new one.
 
-    Looks at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
+    ``world`` is the number of processes, each of which saves what its messages to other replicas keep. Looks
+    at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
     """
     checkpoints = (folder or given_folder(config) or Path("outputs")) / "checkpoints"
     need = checkpoint_bytes(config.model, saved_numbers(DECLARED["adamw"]))
+    need += world * WIDE * sum(kept_of(config, layout_of(config, world)))
     there, free = nearest_folder(checkpoints), free_bytes(checkpoints)
     remedy = "give run.dir=... on another disk"
     require(os.access(there, os.W_OK | os.X_OK), f"{there}, for {checkpoints}, is not writable: {remedy}")

@@ -27,7 +27,7 @@ def set_up(config: Config) -> Start | None:
     """
     check_device(config)
     validate(config, config.launch.processes)
-    start = make_start(config)
+    start = make_start(config, config.launch.processes)
     if start.step >= config.train.steps:
         leave_finished(config)
         return None

@@ -54,10 +54,10 @@ class Start:
         )
 
 
-def make_start(config: Config, folder: Path | None = None) -> Start:
+def make_start(config: Config, world: int, folder: Path | None = None) -> Start:
     """Prepare the text if it is missing, and check everything that depends on it.
 
-    ``folder`` is the run folder if it exists already. Raises ``ValueError`` for a mistake of the user.
+    ``world`` is the number of processes, and ``folder`` is the run folder if it exists already. Raises ``ValueError`` for a mistake of the user.
     """
     tokens = prepare(config.data)
     check_tokens(tokens)
@@ -67,7 +67,7 @@ def make_start(config: Config, folder: Path | None = None) -> Start:
         check_initial(config, tokens)
     step = state.step if state else 0
     if step < config.train.steps:
-        check_space(config, folder)
+        check_space(config, world, folder)
     return Start(tokens, data_fingerprint(tokens), fingerprint(config), step, folder)
 
 

@@ -92,7 +92,7 @@ def work(
 def _verified(config: Config, start: Start | None, folder: Path | None) -> Start:
     """Return ``start`` once verified, or one that this rank makes."""
     if start is None:
-        return make_start(config, folder)
+        return make_start(config, world_size(), folder)
     start.verify(config)
     if not restarted():
         return start

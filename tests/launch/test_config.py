@@ -54,6 +54,15 @@ def test_text_is_taken_as_it_was_typed(text):
     assert load_verb(TokenizeConfig, [f"data.path={text}"]).data.path == text
 
 
+def test_the_options_of_a_codec_are_part_of_its_name():
+    for codec in (
+        "topk:0.01,index=bitmap",
+        "randomk:0.1,index=bloom:0.01,values=int8",
+        "threshold:1,values=poly",
+    ):
+        assert compose([f"data_sync.codec={codec}"]).data_sync.codec == codec
+
+
 def test_lists_of_text_too():
     assert compose(["tracker.tags=[2024_01,1.10,b c]"]).tracker.tags == ["2024_01", "1.10", "b c"]
     given = ["checkpoint=x", "prompt=x", "stop=[1.10,2024_01]"]

@@ -41,23 +41,35 @@ def test_the_size_of_a_checkpoint(model):
 
 def test_room_for_one_more_checkpoint(disk, tmp_path):
     disk(NEED)
-    check_space(compose([]))
+    check_space(compose([]), 1)
     disk(0, total=0)  # some file systems do not report a size
-    check_space(compose([]))
+    check_space(compose([]), 1)
     disk(NEED - 1)
     with pytest.raises(ValueError, match=rf"63.7 MB, but 63.7 MB are free in {tmp_path}, for new/run/ch"):
-        check_space(compose(["run.dir=new/run"]))
+        check_space(compose(["run.dir=new/run"]), 1)
     # Files left by an interrupted save count as free space: the next save removes them.
     (tmp_path / "run/checkpoints/step-00000003.tmp").mkdir(parents=True)
     (tmp_path / "run/checkpoints/step-00000003.tmp/model.safetensors").write_bytes(b"-")
-    check_space(compose(["run.dir=run"]))
+    check_space(compose(["run.dir=run"]), 1)
+
+
+def test_room_for_what_codecs_keep(disk):
+    """Two processes: each keeps half of the residuals, and half of the weights that are gathered."""
+    config = compose(["parallel.processes=1", "data_sync.codec=int8", "data_sync.weights_codec=int8"])
+    more = 2 * 4 * parameter_count(config.model)
+    disk(NEED + more + 100)
+    check_space(config, 2)
+    disk(NEED + more - 100)
+    with pytest.raises(ValueError, match="a checkpoint of this run takes"):
+        check_space(config, 2)
+    check_space(config, 1)
 
 
 def test_no_run_begins_where_its_checkpoints_cannot_be_written(disk, monkeypatch):
     disk(NEED)
     monkeypatch.setattr("launch.run.disk_space.os.access", lambda *_: False)
     with pytest.raises(ValueError, match=r"for new/checkpoints, is not writable: give run\.dir"):
-        check_space(compose(["run.dir=new"]))
+        check_space(compose(["run.dir=new"]), 1)
 
 
 def test_what_a_full_disk_says(disk, tmp_path, capsys):

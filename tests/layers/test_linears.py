@@ -101,7 +101,7 @@ def masked_loss(processes: int, vocabulary: int):
     return losses.detach(), logits.grad, full, targets
 
 
-# Of two processes with 32 columns each, the second holds 29 entries of a vocabulary of 61, and none of 30.
+# Two processes hold 32 columns each: with 61 entries the second holds 29, and with 30 it holds only padding.
 @pytest.mark.parametrize("vocabulary", [61, 30])
 def test_a_target_of_minus_100_counts_for_nothing_on_any_processes(ranks, vocabulary):
     losses, gradient, full, targets = masked_loss(1, vocabulary)

@@ -13,6 +13,7 @@ import pytest
 from caat.runs.reading import find_runs
 from caat.runs.statistics import table, variants
 from launch import report
+from launch.report.pictures import front, pictures
 from launch.run.compose import compose
 from tests.runs.folders import write_run, write_sweep
 
@@ -129,6 +130,25 @@ def test_the_page_is_whole_and_asks_for_nothing(sweep, tmp_path, capsys):
     result = json.loads((tmp_path / "report" / "report.json").read_text())
     assert result["not_finished"][0]["status"] == "running"
     assert "many" in result["cannot_be_read"][0]["why"]
+
+
+def test_codecs_are_compared_by_the_bytes_between_replicas(tmp_path):
+    for number, (codec, loss) in enumerate((("none", 7.0), ("int8", 7.1), ("sign", 7.4), ("topk:0.5", 7.2))):
+        folder = tmp_path / str(number)
+        write_run(folder, compose([f"data_sync.codec={codec}"]), [8.0, loss])
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        # topk sends more than int8 and has a higher loss, so it is not on the front.
+        sent = {"none": 2**22, "int8": 2**20, "sign": 2**17, "topk:0.5": 2**21}[codec]
+        text = "".join(json.dumps(line | {"data_parallel_bytes_gradients": sent}) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+    found, _ = find_runs([str(tmp_path)])
+    compared = variants(found)
+    rows = table(compared)
+    assert sorted(row["data_bytes_per_step"] for row in rows) == [2**17, 2**20, 2**21, 2**22]
+    drawn = pictures(compared, rows)
+    assert any("bytes between replicas" in caption for caption in drawn)
+    best = front([(row["data_bytes_per_step"], row["validation_loss"]) for row in rows])
+    assert best == [(2**17, 7.4), (2**20, 7.1), (2**22, 7.0)]
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,9 @@ def stem(kind: str, replica: int | None = None) -> str:
     return f"optimizer.{kind}" if replica is None else f"optimizer.{kind}.replica-{replica}"
 
 
-def data_file_name(live: LiveState) -> str:
-    """Return the name of the file that holds this process's part of ``live.data``."""
-    return f"optimizer.data.replica-{live.mesh.data_rank}.process-{live.mesh.tensor_rank}.safetensors"
+def data_sync_file_name(live: LiveState) -> str:
+    """Return the name of the file that holds this process's part of ``live.data_sync``."""
+    return f"optimizer.data_sync.replica-{live.mesh.data_rank}.process-{live.mesh.tensor_rank}.safetensors"
 
 
 def whole_tensor(name: str, shape: Sequence[int]) -> FullTensors:

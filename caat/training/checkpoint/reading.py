@@ -16,7 +16,7 @@ from caat.parallel.sharding import FullTensors, Sliceable
 from caat.storage.checksums import Tick, wrong_files
 from caat.storage.records import read_record
 from caat.supervision.control import Control
-from caat.training.checkpoint.files import data_file_name, index_name, own_tensors, stem
+from caat.training.checkpoint.files import data_sync_file_name, index_name, own_tensors, stem
 from caat.training.checkpoint.state import read_checksums, read_optimizer
 from caat.training.live import LiveState
 from conf.checks import require
@@ -180,15 +180,15 @@ def load_optimizer(
             file = Tensors(folder, stem(kind.name, live.mesh.data_rank))
             _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
     optimizer.steps = saved.steps
-    return notes + _load_data(live, saved.data, folder)
+    return notes + _load_data_sync(live, saved.data_sync, folder)
 
 
-def _load_data(live: LiveState, saved: str, folder: Path) -> list[str]:
+def _load_data_sync(live: LiveState, saved: str, folder: Path) -> list[str]:
     """Restore what messages between replicas keep; return a note if the layout has changed."""
-    data = live.data
+    data = live.data_sync
     if saved == data.layout:
         if saved:
-            file = Tensors(folder, data_file_name(live).removesuffix(".safetensors"))
+            file = Tensors(folder, data_sync_file_name(live).removesuffix(".safetensors"))
             data.load({name: file.whole(name) for name in file.names})
         return []
     return [

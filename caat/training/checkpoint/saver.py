@@ -27,7 +27,7 @@ from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import (
     Content,
     TensorFile,
-    data_file_name,
+    data_sync_file_name,
     own_tensors,
     plan_files,
     whole_tensor,
@@ -109,7 +109,7 @@ class Saver:
             fragments, architecture = self._live.fragments(), self._architecture()
             held = self._copy(fragments) if self.settings.asynchronous else _in_place(fragments)
             optimizer = _describe(self._live)
-            own = {name: live.float().cpu().clone() for name, live in self._live.data.tensors().items()}
+            own = {name: live.float().cpu().clone() for name, live in self._live.data_sync.tensors().items()}
         self._thread = threading.Thread(
             target=self._write,
             args=(state, optimizer, architecture, held, own),
@@ -234,9 +234,9 @@ class Saver:
 
     def _write_own(self, aside: Path, own: dict[str, Tensor]) -> dict[str, str]:
         """Write what only this process holds, and return the checksum."""
-        if not self._live.data.layout:
+        if not self._live.data_sync.layout:
             return {}
-        name = data_file_name(self._live)
+        name = data_sync_file_name(self._live)
         file = TensorFile(aside / name, [whole_tensor(key, values.shape) for key, values in own.items()])
         try:
             for key, values in own.items():
@@ -283,7 +283,7 @@ def _describe(live: LiveState) -> SavedOptimizer:
         SavedKind(kind.name, kind.shared, kind.shaped, 1 if kind.shared else replicas)
         for kind in optimizer.kinds
     )
-    return SavedOptimizer(optimizer.name, optimizer.steps, kinds, live.data.layout)
+    return SavedOptimizer(optimizer.name, optimizer.steps, kinds, live.data_sync.layout)
 
 
 def _in_place(fragments: dict[tuple[str, str], Fragment]) -> Held:

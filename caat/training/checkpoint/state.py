@@ -59,8 +59,8 @@ class SavedOptimizer:
     name: str
     steps: Whole
     kinds: tuple[SavedKind, ...]
-    # The layout of what messages between replicas keep from step to step; empty if they keep nothing.
-    data: str = ""
+    # Describes the run, if its messages between replicas keep something from step to step; else empty.
+    data_sync: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from caat.parallel.data_axis import DataAxis
 
 
-class DataState:
+class DataSyncState:
     """Residuals of error feedback, factors of PowerSGD, and gathered weights that differ from exact ones.
 
     ``weights`` are the flat live weights that replicas gather, and this replica's part of each. ``layout``
