@@ -57,7 +57,8 @@ class Start:
 def make_start(config: Config, world: int, folder: Path | None = None) -> Start:
     """Prepare the text if it is missing, and check everything that depends on it.
 
-    ``world`` is the number of processes, and ``folder`` is the run folder if it exists already. Raises ``ValueError`` for a mistake of the user.
+    ``world`` is the number of processes, and ``folder`` is the run folder if it exists already. Raises
+    ``ValueError`` for a mistake of the user.
     """
     tokens = prepare(config.data)
     check_tokens(tokens)

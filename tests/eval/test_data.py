@@ -25,7 +25,7 @@ def powersgd_bytes(rank: int) -> int:
 
 def test_rows(ranks):
     """They take the same steps (or data_rows raises), and each sends what its messages hold."""
-    config = BenchDataConfig(SMALL, codecs=CODECS, micro_batch=2, rounds=2)
+    config = BenchDataConfig(model=SMALL, codecs=CODECS, micro_batch=2, rounds=2)
     rows = ranks(2).run(data_rows, config)[0]
     by = {row["mode"]: row for row in rows}
     peers = ["deepspeed", "deepspeed, bf16", "ddp, powersgd:4"]
