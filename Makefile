@@ -10,7 +10,7 @@ RUN = $(VENV)/bin/python -m
 INSTALL = $(RUN) pip install --disable-pip-version-check --upgrade --upgrade-strategy eager $(CONSTRAINTS:%=-c %) "$(TORCH)"
 NEWEST = $(MAKE) VENV=$(VENV)-latest TORCH=torch CONSTRAINTS=
 
-.PHONY: quickstart test test-slow test-slurm test-latest constraints drills check docs clean help
+.PHONY: quickstart test test-slow test-slurm test-gpu test-latest constraints drills check docs clean help
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test-slurm: $(VENV)/with-test ## test the batch scripts on a temporary Slurm (as
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge; } \
 		|| echo "Slurm is not installed and cannot be installed: its tests are skipped"
 	$(RUN) pytest -m slurm -rs tests/slurm
+
+test-gpu: $(VENV)/with-test ## run the tests that need a CUDA GPU (3 minutes; skipped without one)
+	$(RUN) pytest -m gpu -rs tests/gpu
 
 test-latest: ## run the tests with the newest packages, in a separate environment
 	rm -f $(VENV)-latest/installed

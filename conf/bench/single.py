@@ -126,7 +126,7 @@ class BenchMfuConfig:
 
 @dataclass
 class BenchCodecsConfig:
-    """`caat bench codecs`: time the codecs of gradients on one core, with the bytes and the error of each."""
+    """`caat bench codecs`: time the codecs of gradients on a core or GPU, with bytes and error."""
 
     codecs: list[str] = setting(
         [
@@ -148,6 +148,7 @@ class BenchCodecsConfig:
         "Codecs of gradients to measure, with their options, such as [int8,topk:0.01,index=bitmap].",
     )
     numbers: int = setting(4_000_000, "Numbers in the message, in float32.")
+    device: str = setting("cpu", "Device: auto, cpu (one core) or cuda.")
     rounds: int = setting(10, "Times to encode and decode with each codec, in turn; the median is reported.")
     out: str | None = setting(
         None, "Path of the JSON; the plot is written next to it. Default: outputs/bench-codecs-<time>.json."
@@ -155,6 +156,7 @@ class BenchCodecsConfig:
 
     def __post_init__(self) -> None:
         require_positive(numbers=self.numbers, rounds=self.rounds)
+        require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [int8,sign]")
         self.codecs = with_options(self.codecs)
 

@@ -1,4 +1,4 @@
-"""Codecs of gradients on one core: speed against a plain copy, bytes, and error."""
+"""Codecs of gradients on one core or GPU: speed against a plain copy, bytes, and error."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def gradient_like(numbers: int) -> Tensor:
 
 
 def measure(codecs: Mapping[str, Codec], message: Tensor, rounds: int) -> tuple[list[dict], float]:
-    """Return a row per codec, and the GB/s at which ``message`` is copied. The process keeps to one thread.
+    """Return a row per codec, and the GB/s at which ``message`` is copied, on the device of ``message``.
 
-    GB/s count the float32 numbers of the message; spreads are half the interquartile range. ``memcpy_share``
-    is the median over the rounds of the time of the copy divided by that of encoding. A codec that returns
-    the message itself has no speed.
+    On a CPU the process keeps to one thread. GB/s count the float32 numbers of the message; spreads are half
+    the interquartile range. ``memcpy_share`` is the median over the rounds of the time of the copy divided by
+    that of encoding. A codec that returns the message itself has no speed.
     """
     torch.set_num_threads(1)
     target, parts = torch.empty_like(message), {name: codec.encode(message) for name, codec in codecs.items()}
@@ -41,6 +41,8 @@ def measure(codecs: Mapping[str, Codec], message: Tensor, rounds: int) -> tuple[
         if parts[name][0] is not message:
             runs[f"encode {name}"] = partial(codec.encode, message)
             runs[f"decode {name}"] = partial(codec.decode, parts[name], len(message))
+    if message.is_cuda:
+        runs = {name: partial(_completed, run) for name, run in runs.items()}
     times = take_turns(runs, rounds)
     for name, row in rows.items():
         for way in ("encode", "decode"):
@@ -48,6 +50,11 @@ def measure(codecs: Mapping[str, Codec], message: Tensor, rounds: int) -> tuple[
         encoding = times.get(f"encode {name}")
         row["memcpy_share"] = times[COPY].ratio_to(encoding) if encoding else None
     return [{"mode": name, **row} for name, row in rows.items()], message.nbytes / times[COPY].median / 1e6
+
+
+def _completed(run: Callable[[], object]) -> None:
+    run()
+    torch.cuda.synchronize()
 
 
 def _figures(codec: Codec, parts: Parts, message: Tensor) -> dict[str, float | None]:

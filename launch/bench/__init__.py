@@ -13,7 +13,7 @@ BENCHMARKS = {
     "predict": "step time by ratio on another machine, from a closed formula",
     "mfu": "a training step in one process as a share of the device's peak, by shard count",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
-    "codecs": "codecs of gradients on one core: encoding and decoding speed, bytes and error",
+    "codecs": "codecs of gradients on one core or GPU: encoding and decoding speed, bytes and error",
     "data": "training steps of replicas over an emulated slow network, by codec, and by DeepSpeed and DDP",
     "checkpoint": "the cost of a save during training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",

@@ -1,8 +1,11 @@
-"""`caat bench codecs`: the speed of the codecs of gradients on one core, with the bytes and error of each."""
+"""`caat bench codecs`: the speed of the codecs of gradients on a core or GPU, with bytes and error."""
 
 from __future__ import annotations
 
+import torch
+
 from caat.compression import make_codec
+from caat.supervision.device import choose_device
 from conf.bench import BenchCodecsConfig
 from conf.reading.verb import load_verb
 from eval.speed.codecs import gradient_like, measure
@@ -27,10 +30,12 @@ def main(argv: list[str]) -> None:
             "error": Column("error"),
         },
     )
-    rows, copied = measure(codecs, gradient_like(config.numbers), config.rounds)
+    device = choose_device(config.device, 0, 1)
+    rows, copied = measure(codecs, gradient_like(config.numbers).to(device), config.rounds)
     for row in rows:
         report.add(**row, memcpy_gbps=copied)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "one core"
     report.finish(
-        f"{config.numbers:,} random numbers with heavy tails on one core, copied at {copied:.3g} GB/s",
+        f"{config.numbers:,} random numbers with heavy tails on {where}, copied at {copied:.3g} GB/s",
         plot_codecs,
     )
