@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ class Optimizer(torch.optim.Optimizer):
     """A mixin for torch's optimizers: ``class AdamW(Optimizer, torch.optim.AdamW)``.
 
     DeepSpeed puts its flat ranges of the weights into ``param_groups``; :meth:`shared_state` returns their
-    state.
+    state. A group is ``replicated`` if all tensor-parallel processes of a replica hold its weights.
     """
 
     # Both are written to checkpoints.
@@ -23,8 +24,19 @@ class Optimizer(torch.optim.Optimizer):
     # Set by the engine to skip a step with a non-finite loss: DeepSpeed itself checks only gradients.
     skip = False
 
+    # Set by the engine if a codec makes the gradients of replicated weights differ between tensor-parallel
+    # processes: it makes them equal, in place.
+    agree: Callable[[Sequence[Tensor]], None] | None = None
+
     def step(self, closure=None):  # type: ignore[override]
-        return None if self.skip else super().step(closure)
+        if self.skip:
+            return None
+        if self.agree is not None:
+            replicated = [
+                weight for group in self.param_groups if group["replicated"] for weight in group["params"]
+            ]
+            self.agree([weight.grad for weight in replicated if weight.grad is not None])
+        return super().step(closure)
 
     @property
     def steps(self) -> int:

@@ -79,6 +79,10 @@ class Engine:
             zero.owners = zero_owners(self._engine.optimizer, mesh.data_size)
         if zero and self.stage == 3:
             zero.padding = zero_padding(self._engine.optimizer, mesh.data_size)
+        # At stage 0 the engine itself needs equal gradients, for their norm.
+        self._disagree = bool(zero and not zero.gradients.exact and mesh.processes > 1)
+        if self._disagree and self.stage > 0:
+            self._optimizer.agree = self._make_equal
         self.live = LiveState(
             model,
             self._engine.optimizer,
@@ -130,6 +134,10 @@ class Engine:
             if len(losses) < len(batches):
                 self._engine.step()
         loss = self.data_mean(torch.stack(losses).mean())
+        if self.stage == 0 and self._disagree:
+            self._make_equal(
+                [p.grad for p in self.model.parameters() if not _is_sharded(p) and p.grad is not None]
+            )
         grad_norm = self._norm_and_clip() if self.stage == 0 else None
         self._optimizer.skip = not isfinite(loss) or not isfinite(grad_norm or 0.0)
         self._engine.step()
@@ -183,17 +191,36 @@ class Engine:
         self.mesh.data.all_reduce(value, "forward", "loss")
         return float(value) / self.mesh.data_size
 
+    def _gradients(self, *, sharded: bool) -> list[Tensor]:
+        """Return the gradients of the model's sharded weights, or of the others."""
+        parameters = [p for p in self.model.parameters() if _is_sharded(p) == sharded]
+        return [p.grad for p in parameters if p.grad is not None]
+
+    @torch.no_grad()
+    def _make_equal(self, gradients: Sequence[Tensor]) -> None:
+        """Give all tensor-parallel processes the first one's gradients of replicated weights.
+
+        A codec rounds a number by its neighbours in a message, which differ between processes. DeepSpeed's
+        norm counts the gradients of the first process, too.
+        """
+        if not gradients:
+            return
+        message = torch.cat([gradient.flatten() for gradient in gradients])
+        if self.mesh.tensor_rank > 0:
+            message.zero_()
+        self.mesh.tensor.all_reduce(message, "step", "replicated")
+        for gradient, part in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     @torch.no_grad()
     def _norm_and_clip(self) -> float:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        sharded = [p.grad for p in self.model.parameters() if _is_sharded(p) and p.grad is not None]
-        replicated = [p.grad for p in self.model.parameters() if not _is_sharded(p) and p.grad is not None]
+        sharded, replicated = self._gradients(sharded=True), self._gradients(sharded=False)
         square = _square_sum(sharded)
         self.mesh.tensor.all_reduce(square, "backward", "norm")
         norm = float((square + _square_sum(replicated)).sqrt())
         if isfinite(norm) and 0 < self.clip < norm:
             # The same epsilon as in DeepSpeed and torch, so that every stage takes the same step.
-            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
+            torch._foreach_mul_(sharded + replicated, self.clip / (norm + 1e-6))
         return norm
 
 

@@ -316,3 +316,21 @@ def skipped(codec: str) -> tuple[bool, bool, bool]:
 @pytest.mark.parametrize("codec", ["int8", "topk:0.05"])
 def test_a_skipped_step_is_skipped_everywhere_and_leaves_nothing(ranks, codec):
     assert ranks(2).run(skipped, codec) == [(True, True, True)] * 2
+
+
+def drifted_apart(codec: str) -> list[tuple]:
+    found = []
+    for stage, precision in STAGES:
+        engine = engine_of(mesh_of(2, codec), stage, precision)
+        for step in range(2):
+            engine.step(micro_batches(engine.mesh, step), LR)
+        norm = engine.live.fragments()["norm.weight", "weight"].numbers.contiguous()
+        every = [torch.empty_like(norm) for _ in range(2)]
+        dist.all_gather(every, norm, group=engine.mesh.tensor.group)
+        found += [] if torch.equal(*every) else [(stage, precision)]
+    return found
+
+
+def test_replicated_weights_stay_equal_on_tensor_parallel_processes(ranks):
+    """top-k keeps a number or not depending on the rest of the message, which is not replicated."""
+    assert not any(ranks(4).run(drifted_apart, "topk:0.2"))
