@@ -147,7 +147,12 @@ class BenchCodecsConfig:
         ],
         "Codecs of gradients to measure, with their options, such as [int8,topk:0.01,index=bitmap].",
     )
-    numbers: int = setting(4_000_000, "Numbers in the message, in float32.")
+    numbers: int = setting(4_000_000, "Random numbers in the message, in float32.")
+    checkpoint: str | None = setting(
+        None,
+        "Run folder, or a checkpoint folder in it: encode the gradient of its model on a micro-batch of its "
+        "training text instead of random numbers.",
+    )
     device: str = setting("cpu", "Device: auto, cpu (one core) or cuda.")
     rounds: int = setting(10, "Times to encode and decode with each codec, in turn; the median is reported.")
     out: str | None = setting(

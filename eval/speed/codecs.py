@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caat.compression import Codec
 from caat.compression.codec import Parts
@@ -24,6 +24,12 @@ def gradient_like(numbers: int) -> Tensor:
     generator = torch.Generator().manual_seed(SEED)
     spread = torch.randn(numbers, generator=generator).exp_()
     return torch.randn(numbers, generator=generator).mul_(spread)
+
+
+def gradient_of(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient [n] of the mean loss of ``model`` on ``tokens`` [rows, sequence], in float32."""
+    model(tokens, targets).mean().backward()
+    return torch.cat([p.grad.view(-1) for p in model.parameters() if p.grad is not None])
 
 
 def measure(codecs: Mapping[str, Codec], message: Tensor, rounds: int) -> tuple[list[dict], float]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from caat.compression import make_codec
+from caat.data.corpus import prepared_folder
+from caat.data.loader import Loader
+from caat.data.shards import TokenShards
 from caat.supervision.device import choose_device
+from caat.training.checkpoint.folder import find
 from conf.bench import BenchCodecsConfig
+from conf.checks import require
+from conf.reading.saved import read_config
 from conf.reading.verb import load_verb
-from eval.speed.codecs import gradient_like, measure
+from eval.open import open_model
+from eval.speed.codecs import gradient_like, gradient_of, measure
 from launch.bench.plots import plot_codecs
 from launch.bench.report import Column, Report
+from launch.command.trained import run_of
 
 
 def main(argv: list[str]) -> None:
@@ -31,11 +42,41 @@ def main(argv: list[str]) -> None:
         },
     )
     device = choose_device(config.device, 0, 1)
-    rows, copied = measure(codecs, gradient_like(config.numbers).to(device), config.rounds)
+    if config.checkpoint is None:
+        message, what = gradient_like(config.numbers).to(device), "random numbers with heavy tails"
+    else:
+        folder = find(config.checkpoint)
+        message, what = _gradient(folder, config.device), f"numbers of a gradient at {folder}"
+    rows, copied = measure(codecs, message, config.rounds)
     for row in rows:
         report.add(**row, memcpy_gbps=copied)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "one core"
-    report.finish(
-        f"{config.numbers:,} random numbers with heavy tails on {where}, copied at {copied:.3g} GB/s",
-        plot_codecs,
+    report.finish(f"{len(message):,} {what} on {where}, copied at {copied:.3g} GB/s", plot_codecs)
+
+
+def _gradient(folder: Path, device: str) -> Tensor:
+    """Return the gradient [n] of the checkpoint ``folder`` on the first micro-batch of its run.
+
+    Raises ``ValueError`` if no run wrote it, or if the run's tokens are not where it prepared them.
+    """
+    run = run_of(folder)
+    require(
+        run is not None and (run / "config.yaml").is_file(),
+        f"checkpoint={folder} is not in a run folder, whose config.yaml names its text: give a run folder",
     )
+    assert run is not None
+    config = read_config(run / "config.yaml")
+    tokens = prepared_folder(config.data)
+    require(
+        tokens.is_dir(),
+        f"the tokens of {run} are not in {tokens}: prepare them with `caat tokenize`, in the folder where "
+        "the run was started",
+    )
+    train = config.train
+    loader = Loader(
+        TokenShards(tokens, "train"), train.sequence, train.micro_batch, train.micro_batch, config.seed
+    )
+    model = open_model(folder, device, "fp32")
+    where = model.norm.weight.device
+    ((inputs, targets),) = loader.step()
+    return gradient_of(model, inputs.to(where), targets.to(where))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conf.bench import (
     BenchGenerateConfig,
@@ -21,10 +22,15 @@ from conf.bench import (
     BenchPredictConfig,
     BenchStepConfig,
 )
+from conf.reading.saved import save_config
 from conf.reading.verb import load_verb
 from conf.units import delay_seconds, rate_bytes
+from eval.open import open_model
 from eval.speed.namespaces import shaped_hosts
 from launch.bench import main
+from launch.run.compose import compose
+from tests.data.conftest import write_shards
+from tests.trained import MODEL, write_checkpoint
 
 SMALL = [
     "layers=1",
@@ -170,6 +176,29 @@ def test_codecs(tmp_path):
         assert row["encode_best_gbps"] >= row["encode_gbps"] and row["encode_spread"] >= 0
 
 
+def test_codecs_encode_the_gradient_of_a_run(tmp_path):
+    """On the first micro-batch of its text; in this process, for the sake of time."""
+    run = tmp_path / "run"
+    write_checkpoint(run, 2, 0.5)
+    tokens = write_shards(tmp_path / "tokens", [200], MODEL.vocab_size)
+    settings = [f"data.path={tmp_path / 'tokens'}", "train.micro_batch=1", "train.sequence=64", "seed=5"]
+    save_config(compose(settings), run / "config.yaml")
+    main(["codecs", f"checkpoint={run}", "codecs=[topk:0.01]", "rounds=1", f"out={tmp_path / 'r.json'}"])
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    # 200 tokens are three sequences, of which the order of seed 5 begins with one.
+    errors = []
+    for first in (0, 64, 128):
+        model = open_model(run / "checkpoints" / "step-00000001", "cpu", "fp32")
+        text = torch.from_numpy(tokens[first : first + 65]).unsqueeze(0)
+        model(text[:, :-1], text[:, 1:]).mean().backward()
+        square = torch.cat([p.grad.view(-1) for p in model.parameters()]).double().square().sort().values
+        errors.append(float((square[: -round(0.01 * len(square))].sum() / square.sum()).sqrt()))
+    assert min(abs(error - row["error"]) for error in errors) < 1e-6
+    (run / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="is not in a run folder, whose config"):
+        main(["codecs", f"checkpoint={run}", f"out={tmp_path / 'other.json'}"])
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -177,6 +206,7 @@ def test_codecs(tmp_path):
         (["codecs=[topk:0.01,index=tree]"], "codec topk:0.01,index=tree: index=tree is not known"),
         (["codecs=[]"], "codecs=[] is empty: give one or more codecs"),
         (["numbers=0"], "numbers=0 must be above 0"),
+        (["checkpoint=missing"], "checkpoint=missing"),
     ],
 )
 def test_mistakes_of_codecs(settings, says, tmp_path, monkeypatch):
