@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from caat.optim.groups import decay_groups
 from caat.optim.kinds import DECLARED
 from caat.optim.optimizer import Optimizer
 from conf.optim import OptimConfig
@@ -18,7 +19,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
 
     def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
         super().__init__(
-            _decay_groups(model, optim.weight_decay),
+            decay_groups(model, optim.weight_decay),
             lr=optim.lr,
             betas=(optim.betas[0], optim.betas[1]),
             eps=optim.eps,
@@ -44,17 +45,3 @@ class AdamW(Optimizer, torch.optim.AdamW):
             for kind in ("exp_avg", "exp_avg_sq"):
                 state[kind] = torch.zeros_like(weight)
         return {kind: state[kind] for kind in ("exp_avg", "exp_avg_sq")}
-
-
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return groups that decay matrices (linears, embedding and head, like Megatron) but not norm weights.
-
-    Matrices are cut over the tensor-parallel processes, and norm weights are replicated on them.
-    """
-    parameters = list(model.parameters())
-    matrices = [p for p in parameters if p.dim() > 1]
-    norms = [p for p in parameters if p.dim() <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay, "replicated": False},
-        {"params": norms, "weight_decay": 0.0, "replicated": True},
-    ]

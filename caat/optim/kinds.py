@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conf.optim import OptimConfig
+
 
 @dataclass(frozen=True)
 class StateKind:
@@ -22,11 +24,18 @@ class StateKind:
 
 # The float32 master weights. Every optimizer has them, so none declares them.
 WEIGHT = StateKind("weight")
-# The kinds that each optimizer declares, by its name.
+# The kinds that each optimizer declares, by its name. SGD without momentum has none: see :func:`kinds_of`.
 DECLARED: dict[str, tuple[StateKind, ...]] = {
     # The first and second moment of the gradient.
     "adamw": (StateKind("exp_avg"), StateKind("exp_avg_sq")),
+    # The running sum of the gradients.
+    "sgd": (StateKind("momentum_buffer"),),
 }
+
+
+def kinds_of(optim: OptimConfig) -> tuple[StateKind, ...]:
+    """Return the kinds of the optimizer that these settings choose."""
+    return () if optim.name == "sgd" and optim.momentum == 0 else DECLARED[optim.name]
 
 
 def saved_numbers(kinds: Sequence[StateKind], replicas: int = 1) -> int:

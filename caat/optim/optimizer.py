@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,32 +21,43 @@ class Optimizer(torch.optim.Optimizer):
 
     # Both are written to checkpoints.
     name: ClassVar[str]
-    kinds: ClassVar[tuple[StateKind, ...]]
+    kinds: tuple[StateKind, ...]
     # Set by the engine to skip a step with a non-finite loss: DeepSpeed itself checks only gradients.
     skip = False
-
     # Set by the engine if a codec makes the gradients of replicated weights differ between tensor-parallel
     # processes: it makes them equal, in place.
     agree: Callable[[Sequence[Tensor]], None] | None = None
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._resumed_steps = 0
+        # By weight: DeepSpeed may call `step` once per parameter group.
+        self._taken: Counter[Tensor] = Counter()
+
     def step(self, closure=None):  # type: ignore[override]
         if self.skip:
-            return None
+            return
         if self.agree is not None:
             replicated = [
                 weight for group in self.param_groups if group["replicated"] for weight in group["params"]
             ]
             self.agree([weight.grad for weight in replicated if weight.grad is not None])
-        return super().step(closure)
+        self._taken.update(weight for group in self.param_groups for weight in group["params"])
+        self.update()
+
+    def update(self) -> None:
+        """Update the weights that are in ``param_groups`` now; torch's own step unless overridden."""
+        super().step()
 
     @property
     def steps(self) -> int:
         """Number of steps taken, skipped ones not counted. Set when resuming, after the state exists."""
-        raise NotImplementedError
+        return self._resumed_steps + max(self._taken.values(), default=0)
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        raise NotImplementedError
+        self._resumed_steps = steps
+        self._taken.clear()
 
     def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the live shared kinds of ``weight``, each in its shape; create them if necessary.

@@ -58,7 +58,7 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
     where = (layout.replicas, layout.stage, config.train.precision)
     kept = kept_of(config, layout)
     kept_bytes = WIDE * kept.residuals + (2 if config.train.precision == "bf16" else WIDE) * kept.weights
-    needed = (memory(p, *where, accumulation, kept=kept_bytes) for p in passes)
+    needed = (memory(p, *where, accumulation, optim=config.optim, kept=kept_bytes) for p in passes)
     return max(needed, key=lambda each: each.total)
 
 

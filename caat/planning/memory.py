@@ -15,6 +15,7 @@ from caat.planning.activations import (
 )
 from caat.planning.parameters import local_numbers
 from caat.planning.zero import Holding, holding
+from conf.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,21 @@ class Memory:
         return sum(parts)
 
 
-def memory(p: Pass, replicas: int, stage: int, precision: str, accumulation: int, *, kept: int = 0) -> Memory:
+def memory(
+    p: Pass,
+    replicas: int,
+    stage: int,
+    precision: str,
+    accumulation: int,
+    *,
+    optim: OptimConfig | None = None,
+    kept: int = 0,
+) -> Memory:
     """Return the peak memory of an optimizer step of ``accumulation`` passes ``p``.
 
     ``kept`` are the bytes that messages between replicas keep; they count as the optimizer's.
     """
-    held = holding(local_numbers(p.model, p.shards, p.processes), replicas, stage, precision)
+    held = holding(local_numbers(p.model, p.shards, p.processes), replicas, stage, precision, optim)
     held = replace(held, optimizer=held.optimizer + kept)
     # Before there are gradients, the bucket is allocated but not written to: on a CPU it does not count.
     bucket = held.bucket if p.cuda else 0

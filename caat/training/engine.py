@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from caat.optim.adamw import AdamW
+from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
@@ -63,7 +63,7 @@ class Engine:
                 # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global
                 # norm would silently miss most of the model.
                 module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
-        self._optimizer = optimizer or AdamW(model, optim)
+        self._optimizer = optimizer or make_optimizer(model, optim)
         # In bf16 it prints memory figures to stdout here, bypassing its logger.
         with redirect_stdout(StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(

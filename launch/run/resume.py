@@ -10,7 +10,7 @@ from caat.parallel.world import local_world_size, may_restart, restarted, world_
 from caat.runs.status import read_status
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
-from caat.training.checkpoint.state import State, read_state
+from caat.training.checkpoint.state import State, read_optimizer, read_state
 from conf.checks import require
 from conf.schema import Config
 from launch.run.agreement import check_model, check_private
@@ -76,12 +76,18 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
     for checkpoint in candidates:
         try:
             state, architecture = read_state(checkpoint)[0], read_architecture(checkpoint)
+            optimizer = read_optimizer(checkpoint).name
         except ValueError as error:
             require(config.checkpoint.on_damage == "previous", f"{error} (checkpoint.on_damage=stop)")
             problem = problem or str(error)
             continue
         _check_architecture(config, architecture, checkpoint, state.step)
         _check_state(config, state, checkpoint)
+        require(
+            optimizer == config.optim.name,
+            f"optim.name={config.optim.name}, but {checkpoint} holds the state of {optimizer}: give "
+            f"optim.name={optimizer}, or start a new run from its weights with initialize={checkpoint}",
+        )
         return state
     require(
         not candidates,

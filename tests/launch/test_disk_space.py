@@ -53,6 +53,19 @@ def test_room_for_one_more_checkpoint(disk, tmp_path):
     check_space(compose(["run.dir=run"]), 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "numbers"), [([], 2), (["optim.momentum=0"], 1)], ids=["momentum", "plain"]
+)
+def test_room_for_the_state_of_sgd(disk, settings, numbers):
+    config = compose(["optim=sgd", *settings])
+    need = 4 * numbers * parameter_count(config.model)
+    disk(need)
+    check_space(config, 1)
+    disk(need - 1)
+    with pytest.raises(ValueError, match="a checkpoint of this run takes"):
+        check_space(config, 1)
+
+
 def test_room_for_what_codecs_keep(disk):
     """Two processes: each keeps half of the residuals, and half of the weights that are gathered."""
     config = compose(["parallel.processes=1", "data_sync.codec=int8", "data_sync.weights_codec=int8"])

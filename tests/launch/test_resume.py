@@ -141,6 +141,10 @@ REFUSED = {
     "another model": (["resume=run", "model.layers=2"], ["model.layers=2", "a model with 4", "give"]),
     "another length": (["resume=run", "train.sequence=128"], ["train.sequence=128", "256"]),
     "another seed": (["resume=run", "seed=2"], ["seed=2", "Give seed=1"]),
+    "another optimizer": (
+        ["resume=run", "optim=sgd"],
+        ["optim.name=sgd", "holds the state of adamw", "give optim.name=adamw", "initialize=run/checkpoints"],
+    ),
     "no steps left": (["resume=run", "train.steps=150"], ["has done 150 steps", "give more steps"]),
     "endless minutes": (["checkpoint.minutes=inf"], ["checkpoint.minutes=inf", "finite"]),
     "negative minutes": (["checkpoint.minutes=-1"], ["checkpoint.minutes=-1", "0: not by time"]),

@@ -18,6 +18,7 @@ from caat.planning.memory import memory
 from caat.planning.parameters import local_numbers
 from caat.planning.traffic import tensor_bytes
 from caat.planning.zero import holding
+from conf.optim import OptimConfig
 from conf.reading.saved import save_config
 from launch.run.compose import compose
 from launch.run.summary import full_sync_bytes
@@ -34,6 +35,8 @@ MEASURED = [
     (2, ["zero.stage=0", "train.micro_batch=8"]),
     (2, ["zero.stage=1", "train.precision=bf16", "train.micro_batch=4"]),
     (2, ["zero.stage=2", "parallel.processes=1", "train.global_batch=16"]),
+    (1, ["zero.stage=1", "optim=sgd"]),
+    (1, ["zero.stage=2", "train.precision=bf16", "optim=sgd", "optim.momentum=0"]),
     (2, ["zero.stage=1", "parallel.processes=1", "data_sync.codec=int4", "data_sync.weights_codec=int8"]),
     (2, ["zero.stage=3", "parallel.processes=1", "train.precision=bf16", "train.global_batch=16"]),
 ]
@@ -84,6 +87,11 @@ def test_states_by_hand():
     assert (held.weights, held.optimizer, held.gradients) == (2000, 3000, 0)
     assert holding(1000, 4, 3, "bf16").weights == 500
     assert (holding(1000, 4, 0, "fp32").weights, holding(1000, 4, 0, "fp32").optimizer) == (4000, 8000)
+    # SGD keeps its momentum, or nothing.
+    for momentum, state in ((0.9, 1), (0.0, 0)):
+        sgd = OptimConfig(name="sgd", momentum=momentum)
+        assert holding(1000, 4, 0, "fp32", sgd).optimizer == 4000 * state
+        assert holding(1000, 4, 3, "fp32", sgd).optimizer == 1000 + 1000 * state
 
 
 def test_each_way_to_save_saves():

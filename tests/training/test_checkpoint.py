@@ -95,8 +95,8 @@ def whole_state(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
 
     tensors = full_tensors(engine.model)
     return {
-        kind: gathered(engine.model, {each.parameter: local(each, kind) for each in tensors})
-        for kind in KINDS
+        kind.name: gathered(engine.model, {each.parameter: local(each, kind.name) for each in tensors})
+        for kind in engine.live.kinds
     }
 
 
@@ -127,12 +127,9 @@ def score(folder: Path, shards: int, processes: int):
 
 def differing(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Tensor]]) -> list[str]:
     """Tensors that are not the same, bit for bit."""
-    assert all(a[kind].keys() == b[kind].keys() for kind in KINDS)
+    assert a.keys() == b.keys() and all(a[kind].keys() == b[kind].keys() for kind in a)
     return [
-        f"{kind} {name}"
-        for kind in KINDS
-        for name in a[kind]
-        if not torch.equal(a[kind][name], b[kind][name])
+        f"{kind} {name}" for kind in a for name in a[kind] if not torch.equal(a[kind][name], b[kind][name])
     ]
 
 

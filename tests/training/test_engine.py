@@ -23,6 +23,7 @@ STEPS, LR, ACCUMULATION = 3, 3e-3, 2
 # An eps of the size of the gradients: with Adam's usual 1e-8 the first steps are nearly sign(gradient), and
 # rounding in a gradient near zero would be all that this test sees.
 OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
+SGD = OptimConfig(name="sgd", lr=3.0, clip=0.3, weight_decay=0.01)
 
 
 def micro_batch(step: int, replica: int, micro: int):
@@ -35,6 +36,12 @@ def start(config: ModelConfig, precision: str):
     return {name: w.to(dtype).double() for name, w in random_weights(config).items()}
 
 
+PLAIN = {
+    "adamw": lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, betas=tuple(c.betas), eps=c.eps),
+    "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum),
+}
+
+
 def reference(
     config: ModelConfig,
     shards: int,
@@ -42,22 +49,19 @@ def reference(
     replicas: int,
     precision: str,
     wire_dtype: torch.dtype | None,
+    optim: OptimConfig,
 ):
-    """Float64, one process, torch's AdamW: weights, gradient norms and losses.
+    """Float64, one process, an optimizer of torch: weights, gradient norms and losses.
 
     With 8-bit integers on the wire, those of one shard a process.
     """
     rounded = rounded_to_int8 if wire_dtype is torch.int8 else None
     weights = {name: w.requires_grad_() for name, w in start(config, precision).items()}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": OPTIM.weight_decay},
-            {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
-        ],
-        lr=LR,
-        betas=tuple(OPTIM.betas),
-        eps=OPTIM.eps,
-    )
+    groups = [
+        {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": optim.weight_decay},
+        {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = PLAIN[optim.name](groups, optim)
     k = shared_channels(config.hidden, ratio, shards)
     norms, losses = [], []
     for step in range(STEPS):
@@ -69,7 +73,7 @@ def reference(
         loss = torch.stack(losses_of_parts).mean()
         loss.backward()
         losses.append(loss.item())
-        norms.append(torch.nn.utils.clip_grad_norm_(weights.values(), OPTIM.clip).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(weights.values(), optim.clip).item())
         optimizer.step()
     return {name: w.detach() for name, w in weights.items()}, norms, losses
 
@@ -92,13 +96,14 @@ def train(
     precision: str,
     checkpointing: str,
     options: SumOptions | None = None,
+    optim: OptimConfig = OPTIM,
 ):
     mesh = Mesh.create(shards, processes, options)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(mesh, ratio, checkpointing, dtype, config)
-    engine = Engine(model, mesh, OPTIM, stage=stage, precision=precision, accumulation=ACCUMULATION)
+    engine = Engine(model, mesh, optim, stage=stage, precision=precision, accumulation=ACCUMULATION)
     results = [
-        engine.step([micro_batch(step, mesh.data_rank, m) for m in range(ACCUMULATION)], LR)
+        engine.step([micro_batch(step, mesh.data_rank, m) for m in range(ACCUMULATION)], optim.lr)
         for step in range(STEPS)
     ]
     local = {weight.parameter: master_weight(engine, weight.parameter) for weight in gpt_weights(config)}
@@ -114,6 +119,7 @@ def check(
     case: str,
     precision: str = "fp32",
     wire_dtype: torch.dtype | None = None,
+    optim: OptimConfig = OPTIM,
 ):
     """Losses and norms by step, then the weights: how far training moved them, and how wrong that is."""
     # float32: the weights' own resolution. bfloat16: the error of a whole tensor against its movement.
@@ -122,7 +128,7 @@ def check(
     tolerance = (2e-3 if wire_dtype is torch.int8 else 2e-2) if rounded else 2e-6
     # Exact training moves 4.2 % elsewhere at ratio 0 if its start is rounded to bfloat16, 2.3 % at 0.5.
     limit = (3 if rounded and ratio == 0 else 2) * tolerance + 1e-4
-    want, norms, losses = reference(config, shards, ratio, replicas, precision, wire_dtype)
+    want, norms, losses = reference(config, shards, ratio, replicas, precision, wire_dtype, optim)
     moved = {name: want[name] - w for name, w in start(config, precision).items()}
     assert max(float(m.abs().max()) for m in moved.values()) > 5e-3
     for weights, got_norms, got_losses, _ in by_rank:
@@ -186,3 +192,13 @@ def test_bfloat16_is_near(ranks, stage):
     by_rank = ranks(4).run(train, SMALL, 4, 2, 0.5, stage, "bf16", "none")
     assert by_rank[0][3] == max(stage, 1)
     check(by_rank, SMALL, 4, 0.5, 2, f"bf16 stage {stage}", "bf16")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_other_optimizers(ranks, stage, processes):
+    for optim in (SGD, replace(SGD, momentum=0.0)):
+        for precision in ("fp32", "bf16") if processes == 2 else ("fp32",):
+            case = (SMALL, 4, processes, 0.5, stage, precision, "none", None, optim)
+            by_rank = ranks(2 * processes).run(train, *case)
+            check(by_rank, SMALL, 4, 0.5, 2, f"{optim}, stage {stage}, {precision}", precision, optim=optim)

@@ -160,8 +160,8 @@ def load_optimizer(
     """Fill this rank's part of the optimizer state, and set the number of its steps.
 
     ``tick`` is called for every parameter. Returns notes for the user on state that could not be resumed:
-    kinds of which each replica has its own copy, if the number of replicas has changed. Raises ``ValueError``
-    for the state of another optimizer.
+    kinds that only the checkpoint or only this run has, and kinds of which each replica has its own copy, if
+    the number of replicas has changed. Raises ``ValueError`` for the state of another optimizer.
     """
     saved, optimizer = read_optimizer(folder), live.optimizer
     require(
@@ -170,14 +170,15 @@ def load_optimizer(
         f"a new run from its weights with initialize={folder}",
     )
     copies = {kind.name: kind.copies for kind in saved.kinds}
-    notes = []
+    unused = copies.keys() - {kind.name for kind in optimizer.kinds}
+    notes = [
+        f"the optimizer's {name} in {folder} is not used: this run keeps none" for name in sorted(unused)
+    ]
     for kind in optimizer.kinds:
-        if kind.shared:
-            _load(live, kind, Tensors(folder, stem(kind.name)), tensors, tick)
-        elif problem := _misfit(kind, copies.get(kind.name, 0), live, folder):
+        if problem := _misfit(kind, copies.get(kind.name, 0), live, folder):
             notes.append(f"the optimizer's {kind.name} starts from zero: {problem}")
         else:
-            file = Tensors(folder, stem(kind.name, live.mesh.data_rank))
+            file = Tensors(folder, stem(kind.name, None if kind.shared else live.mesh.data_rank))
             _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
     optimizer.steps = saved.steps
     return notes + _load_data_sync(live, saved.data_sync, folder)
@@ -198,11 +199,11 @@ def _load_data_sync(live: LiveState, saved: str, folder: Path) -> list[str]:
 
 
 def _misfit(kind: StateKind, copies: int, live: LiveState, folder: Path) -> str:
-    """Why this run cannot resume what each replica kept of this kind; empty if it can."""
+    """Why this run cannot resume this kind, of which the checkpoint has ``copies``; empty if it can."""
     replicas = live.mesh.data_size
     if copies == 0:
         return f"{folder} does not hold it"
-    if copies != replicas:
+    if not kind.shared and copies != replicas:
         return f"each replica keeps its own, {folder} was saved by {copies} and this run has {replicas}"
     if not kind.shaped and not Tensors(folder, stem(kind.name, 0)).fits(own_tensors(kind, live)):
         return f"{folder} was saved by a run with another layout"
