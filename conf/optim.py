@@ -7,23 +7,25 @@ from dataclasses import dataclass, fields
 from conf.checks import require, require_choice, require_positive
 from conf.field import default_of, setting
 
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "lamb", "sgd")
 # The settings that only some optimizers have, with the names of those.
-ONLY = {"betas": ("adamw",), "eps": ("adamw",), "momentum": ("sgd",)}
+ONLY = {"betas": ("adamw", "lamb"), "eps": ("adamw", "lamb"), "momentum": ("sgd",)}
 
 
 @dataclass
 class OptimConfig:
     """Weight decay applies to all matrices, including embedding and head, but not to norm weights."""
 
-    name: str = setting("adamw", "Optimizer: adamw or sgd.")
+    name: str = setting("adamw", "Optimizer: adamw, lamb or sgd.")
     lr: float = setting(1e-3, "Peak learning rate, reached at the end of the warm-up.")
     min_lr: float = setting(1e-4, "Learning rate at the end of the decay.")
     betas: list[float] = setting(
         [0.9, 0.95],
-        "AdamW: decay rates of the running means of the gradient and of its square.",
+        "AdamW and LAMB: decay rates of the running means of the gradient and of its square.",
     )
-    eps: float = setting(1e-8, "AdamW: constant added to the square root of the mean squared gradient.")
+    eps: float = setting(
+        1e-8, "AdamW and LAMB: constant added to the square root of the mean squared gradient."
+    )
     momentum: float = setting(0.9, "SGD: momentum. 0: plain SGD, which keeps no state.")
     weight_decay: float = setting(
         0.1,

@@ -28,6 +28,8 @@ WEIGHT = StateKind("weight")
 DECLARED: dict[str, tuple[StateKind, ...]] = {
     # The first and second moment of the gradient.
     "adamw": (StateKind("exp_avg"), StateKind("exp_avg_sq")),
+    # The same moments.
+    "lamb": (StateKind("exp_avg"), StateKind("exp_avg_sq")),
     # The running sum of the gradients.
     "sgd": (StateKind("momentum_buffer"),),
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from caat.optim.kinds import StateKind
+from caat.optim.places import Place
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -22,6 +23,8 @@ class Optimizer(torch.optim.Optimizer):
     # Both are written to checkpoints.
     name: ClassVar[str]
     kinds: tuple[StateKind, ...]
+    # Set by the engine: where DeepSpeed has put each parameter, by name.
+    places: Mapping[str, Place]
     # Set by the engine to skip a step with a non-finite loss: DeepSpeed itself checks only gradients.
     skip = False
     # Set by the engine if a codec makes the gradients of replicated weights differ between tensor-parallel
@@ -48,6 +51,10 @@ class Optimizer(torch.optim.Optimizer):
     def update(self) -> None:
         """Update the weights that are in ``param_groups`` now; torch's own step unless overridden."""
         super().step()
+
+    def step_of(self, weight: Tensor) -> int:
+        """Return the number of the latest step of an entry of ``param_groups``, counted from 1."""
+        return self._resumed_steps + self._taken[weight]
 
     @property
     def steps(self) -> int:

@@ -30,7 +30,7 @@ LIVE = 1_000_000_000
 # stage3_param_persistence_threshold: smaller weights are not partitioned at stage 3.
 PERSISTENT = 100_000
 # Temporaries of an optimizer's step, each as large as its partition.
-TEMPORARIES = {"adamw": 2, "sgd": 1}
+TEMPORARIES = {"adamw": 2, "lamb": 0, "sgd": 1}
 # Stages 1 and 2 pad each optimizer group to a multiple of this many numbers per replica.
 ALIGNMENT = 2
 

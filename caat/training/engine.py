@@ -63,7 +63,7 @@ class Engine:
                 # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global
                 # norm would silently miss most of the model.
                 module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
-        self._optimizer = optimizer or make_optimizer(model, optim)
+        self._optimizer = optimizer or make_optimizer(model, optim, mesh)
         # In bf16 it prints memory figures to stdout here, bypassing its logger.
         with redirect_stdout(StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
@@ -92,6 +92,7 @@ class Engine:
             # DeepSpeed copied the master weights from the model, where they are rounded to bfloat16.
             rounded=precision == "bf16",
         )
+        self._optimizer.places = self.live.places()
 
     def _settings(self, precision: str, accumulation: int, model: nn.Module) -> dict:
         numbers = sum(p.numel() for p in model.parameters())

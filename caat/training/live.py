@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from caat.optim.kinds import WEIGHT, StateKind
 from caat.optim.optimizer import Optimizer
+from caat.optim.places import Place
 from caat.parallel.mesh import Mesh
 from caat.training.data_sync_state import DataSyncState
 from caat.training.partitions import gathered_weights
@@ -29,19 +30,6 @@ class Fragment:
     @property
     def size(self) -> int:
         return self.numbers.numel()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Maps numbers ``[start, start + size)`` of a parameter to ``[offset, offset + size)`` of ``weight``.
-
-    ``weight`` belongs to the optimizer and is read as flat; None: this process holds none of the parameter.
-    """
-
-    weight: Tensor | None
-    offset: int
-    start: int
-    size: int
 
 
 class LiveState:
@@ -67,6 +55,11 @@ class LiveState:
         """The master weights and what the optimizer declares."""
         return (WEIGHT, *self.optimizer.kinds)
 
+    def places(self) -> dict[str, Place]:
+        """Return where the optimizer has this process's part of each parameter."""
+        named = self._model.named_parameters()
+        return {name: self._place(parameter, self._zero, self.optimizer) for name, parameter in named}
+
     def fragments(self) -> dict[tuple[str, str], Fragment]:
         """Return this process's fragments by parameter and kind; a fragment has size 0 if it holds nothing.
 
@@ -74,8 +67,7 @@ class LiveState:
         the complete parameter of this process or, if not in its shape, tensors that the optimizer names.
         """
         found = {}
-        for name, parameter in self._model.named_parameters():
-            place = self._place(parameter, self._zero, self.optimizer)
+        for name, place in self.places().items():
             for kind, values in self._shared(place).items():
                 found[name, kind] = Fragment(place.start, values)
         for each in self.kinds:

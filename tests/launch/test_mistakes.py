@@ -108,7 +108,7 @@ MISTAKES = {
         ["optim.decay_steps=20", "optim.schedule=cosine", "set optim.schedule=wsd"],
     ),
     "negative clip": (["optim.clip=-1"], 1, ["optim.clip=-1.0", "not be negative"]),
-    "unknown optimizer": (["optim.name=adam"], 1, ["optim.name=adam", "adamw, sgd"]),
+    "unknown optimizer": (["optim.name=adam"], 1, ["optim.name=adam", "adamw, lamb, sgd"]),
     "momentum of 1": (["optim=sgd", "optim.momentum=1"], 1, ["optim.momentum=1.0", "[0, 1)"]),
     "momentum without SGD": (
         ["optim.momentum=0.5"],
@@ -118,7 +118,7 @@ MISTAKES = {
     "betas of SGD": (
         ["optim=sgd", "optim.betas=[0.9,0.99]"],
         1,
-        ["optim.betas=[0.9, 0.99] has no effect with optim.name=sgd", "[0.9, 0.95]", "optim.name=adamw"],
+        ["optim.betas=[0.9, 0.99] has no effect with optim.name=sgd", "[0.9, 0.95]", "adamw or lamb"],
     ),
     "eps of SGD": (["optim=sgd", "optim.eps=1e-6"], 1, ["optim.eps=1e-06 has no effect", "optim.eps=1e-08"]),
     "unknown schedule": (["optim.schedule=poly"], 1, ["optim.schedule=poly", "cosine, linear"]),

@@ -23,6 +23,7 @@ STEPS, LR, ACCUMULATION = 3, 3e-3, 2
 # An eps of the size of the gradients: with Adam's usual 1e-8 the first steps are nearly sign(gradient), and
 # rounding in a gradient near zero would be all that this test sees.
 OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
+LAMB = replace(OPTIM, name="lamb", lr=1e-2)
 SGD = OptimConfig(name="sgd", lr=3.0, clip=0.3, weight_decay=0.01)
 
 
@@ -36,8 +37,25 @@ def start(config: ModelConfig, precision: str):
     return {name: w.to(dtype).double() for name, w in random_weights(config).items()}
 
 
+class PlainLAMB(torch.optim.Optimizer):
+    """Algorithm 2 of arXiv 1904.00962 on whole matrices; vectors have no trust ratio."""
+
+    def step(self):
+        for group in self.param_groups:
+            (b1, b2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
+            for w in group["params"]:
+                state = self.state[w] or {"t": 0, "m": 0.0, "v": 0.0}
+                t, m, v = state["t"] + 1, b1 * state["m"] + (1 - b1) * w.grad, w.grad**2
+                v = b2 * state["v"] + (1 - b2) * v
+                self.state[w] = {"t": t, "m": m, "v": v}
+                u = m / (1 - b1**t) / ((v / (1 - b2**t)) ** 0.5 + eps) + decay * w.detach()
+                trust = w.detach().norm() / u.norm() if w.dim() > 1 else 1.0
+                w.data -= group["lr"] * trust * u
+
+
 PLAIN = {
     "adamw": lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, betas=tuple(c.betas), eps=c.eps),
+    "lamb": lambda groups, c: PlainLAMB(groups, {"lr": c.lr, "betas": c.betas, "eps": c.eps}),
     "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum),
 }
 
@@ -159,12 +177,15 @@ def test_8_bit_integers_on_the_wire(ranks, stage):
 
 
 def train_with_no_weight_whole(*arguments):
-    """DeepSpeed leaves weights below 100,000 numbers whole at stage 3: all of these small models."""
+    """DeepSpeed leaves weights below 100,000 numbers whole at stage 3: all of these small models.
+
+    Its optimizer steps by sub-groups of 10^9 numbers, and here by several.
+    """
     settings = Engine._settings
 
     def cut_all(self, *rest):
         values = settings(self, *rest)
-        values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        values["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "sub_group_size": 20_000}
         return values
 
     Engine._settings = cut_all
@@ -194,11 +215,18 @@ def test_bfloat16_is_near(ranks, stage):
     check(by_rank, SMALL, 4, 0.5, 2, f"bf16 stage {stage}", "bf16")
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("processes", [1, 2])
-def test_other_optimizers(ranks, stage, processes):
-    for optim in (SGD, replace(SGD, momentum=0.0)):
-        for precision in ("fp32", "bf16") if processes == 2 else ("fp32",):
-            case = (SMALL, 4, processes, 0.5, stage, precision, "none", None, optim)
-            by_rank = ranks(2 * processes).run(train, *case)
-            check(by_rank, SMALL, 4, 0.5, 2, f"{optim}, stage {stage}, {precision}", precision, optim=optim)
+@pytest.mark.parametrize(
+    ("stage", "optim"),
+    [(s, o) for s in (0, 1, 2, 3) for o in (LAMB, SGD)] + [(2, replace(SGD, momentum=0.0))],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_other_optimizers(ranks, stage, optim):
+    for processes, precision in ((1, "fp32"), (2, "fp32"), (2, "bf16")):
+        case = (SMALL, 4, processes, 0.5, stage, precision, "none", None, optim)
+        by_rank = ranks(2 * processes).run(train, *case)
+        check(by_rank, SMALL, 4, 0.5, 2, f"{optim}, stage {stage}, {precision}", precision, optim=optim)
+
+
+def test_lamb_in_several_calls_of_a_step(ranks):
+    case = (SMALL, 4, 2, 0.5, 3, "fp32", "none", None, LAMB)
+    check(ranks(4).run(train_with_no_weight_whole, *case), SMALL, 4, 0.5, 2, "LAMB, sub-groups", optim=LAMB)

@@ -22,6 +22,7 @@ from tests.training.test_checkpoint import differing, saver, state, whole_state
 
 # The checkpoint is in the middle of the warm-up, or of the decay.
 OPTIM = OptimConfig(lr=1e-2, min_lr=1e-3, warmup_steps=4, clip=0.5)
+LAMB = replace(OPTIM, name="lamb")
 SGD = replace(OPTIM, name="sgd", lr=1.0)
 STEPS, GLOBAL_BATCH, MICRO_BATCH = 8, 4, 1
 
@@ -100,7 +101,11 @@ def test_the_same_layout_continues_bit_by_bit(ranks, tmp_path, stage, precision,
         assert differing(resumed_end, end) == []
 
 
-@pytest.mark.parametrize(("optim", "stage", "precision"), [(SGD, 1, "fp32"), (SGD, 3, "bf16")])
+@pytest.mark.parametrize(
+    ("optim", "stage", "precision"),
+    [(SGD, 1, "fp32"), (SGD, 3, "bf16"), (LAMB, 1, "bf16"), (LAMB, 2, "fp32")],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_other_optimizers_continue_bit_by_bit(ranks, tmp_path, optim, stage, precision):
     want = ranks(4).run(uninterrupted, tmp_path, 4, 2, 0.5, stage, precision, 5, optim)
     got = ranks(4).run(resumed, find(tmp_path), 4, 2, 0.5, stage, precision, optim)
