@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from caat.compression.randomness import Counter
 
 Parts = tuple[Tensor, ...]
+Shapes = Sequence[tuple[int, ...]]
 # How encoded messages are summed over ranks. sliced: each rank owns a slice, decodes and adds it, and encodes
 # the sum again. gathered: every rank decodes and adds all messages. linear: the parts themselves are summed.
 Way = Literal["sliced", "gathered", "linear"]
@@ -31,6 +32,9 @@ class Codec(ABC):
     remembers = False
     # Numbers the random draws; make_codec sets it.
     counter: Counter
+    # Shapes of the tensors that a message concatenates. A message of another length is of unknown shapes.
+    # Codecs of single numbers ignore them.
+    shapes: Shapes = ()
 
     @abstractmethod
     def encode(self, flat: Tensor) -> Parts:

@@ -3,7 +3,7 @@
     to owners    each rank sends each owner its slice of the message; the owner adds the D slices
     everywhere   sliced: sums at owners, which encode their sum again, and all ranks gather the slices
                  gathered: every rank sends its whole message to all ranks, and adds the D messages
-    linear       in both cases, the small parts of the codec are all-reduced
+                 linear: the small parts of the codec are all-reduced
 
 Numbers are added in float32, in the order of the ranks, so that all ranks get the same bits. A rank does not
 encode its own slice for itself.
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caat.compression.codec import Linear
+from caat.compression.codec import Linear, Shapes
 from caat.compression.feedback import Feedback
 from caat.compression.messages import Encoded, Exact, Messages
 from caat.compression.spec import make_codec
@@ -60,16 +60,13 @@ class Reduction:
 
         ``slices`` [n_r] are this rank's numbers for each owner r.
         """
-        turn = self._next()
-        if self.codec.way == "linear":
-            sums = [self._linear((turn, owner), each) for owner, each in enumerate(slices)]
-            return sums[self.exchange.rank]
-        return self._at_owner(turn, slices)
+        assert self.codec.way != "linear", "all ranks get the whole sum anyway"
+        return self._at_owner(self._next(), slices)
 
     @torch.no_grad()
-    def everywhere(self, flat: Tensor) -> None:
-        """Replace ``flat`` [n] by its sum over the ranks."""
-        turn, size = self._next(), self.exchange.size
+    def everywhere(self, flat: Tensor, shapes: Shapes = ()) -> None:
+        """Replace ``flat`` [n], which concatenates tensors of ``shapes``, by its sum over the ranks."""
+        turn, size, self.codec.shapes = self._next(), self.exchange.size, shapes
         if self.codec.way == "linear":
             flat.copy_(self._linear((turn, "all"), flat))
             return

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
 
 from caat.parallel.ring import ring_bytes
 from caat.planning.activations import WIDE
@@ -19,6 +20,9 @@ from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
 from conf.codec import BLOCK
 from conf.data_sync import DataSyncConfig
+
+if TYPE_CHECKING:
+    from caat.compression.codec import Shapes
 
 
 def full_messages(
@@ -80,7 +84,7 @@ def sent_bytes(
     micro_batches = accumulation if stage > 1 else 1
     slices, whole = _slices(held, replicas, stage, precision)
     if sync.codec != "none":
-        gradients = micro_batches * _encoded(sync.codec, slices, whole)
+        gradients = micro_batches * _encoded(sync.codec, slices, whole, [p.shape for p in held])
     elif whole:
         gradients = ring_bytes(full["all_reduce"], replicas)
     else:
@@ -115,8 +119,10 @@ def kept_numbers(
 
         codec = make_codec(sync.codec)
         slices, whole = _slices(held, replicas, stage, precision)
-        # A replica does not encode its own slice, unless all replicas need it or encode alike.
-        numbers = sum(slices) if whole or codec.way == "linear" else sum(slices[1:])
+        # A replica does not encode its own slice, unless all replicas need it.
+        numbers = sum(slices) if whole else sum(slices[1:])
+        if codec.way == "linear":
+            numbers = _numbers(slices, whole, [p.shape for p in held])
         residuals = numbers if codec.biased else 0
     if sync.weights_codec != "none" and stage in (1, 2):
         weights = sum(padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held))
@@ -142,21 +148,27 @@ def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str
     return owned, False
 
 
-def _encoded(spec: str, slices: Sequence[int], whole: bool) -> int:
-    """Return the bytes that the first replica sends for one message of gradients."""
+def _encoded(spec: str, slices: Sequence[int], whole: bool, shapes: Shapes) -> int:
+    """Return the bytes that the first replica sends for the gradients of parameters of ``shapes``, once."""
     from caat.compression.codec import Linear
     from caat.compression.spec import make_codec
 
     codec, others = make_codec(spec), len(slices) - 1
     if codec.way == "linear":
         assert isinstance(codec, Linear)
-        messages = [sum(slices)] if whole else slices
-        sizes = (size for n in messages if n for size in codec.summed_sizes(n))
-        return sum(ring_bytes(size, len(slices)) for size in sizes)
+        numbers = _numbers(slices, whole, shapes)
+        padding = numbers - sum(map(prod, shapes))
+        codec.shapes = [*shapes, (padding,)] if padding else shapes
+        return sum(ring_bytes(size, len(slices)) for size in codec.summed_sizes(numbers))
     if whole and codec.way == "gathered":
         return others * codec.size(sum(slices))
     to_owners = sum(codec.size(n) for n in slices[1:] if n)
     return to_owners + (others * codec.size(slices[0]) if whole else 0)
+
+
+def _numbers(slices: Sequence[int], whole: bool, shapes: Shapes) -> int:
+    """Return the numbers of a message of a linear codec; only ``whole`` messages include the padding."""
+    return sum(slices) if whole else sum(map(prod, shapes))
 
 
 def _groups(held: Sequence[Parameter]) -> list[int]:

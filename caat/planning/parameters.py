@@ -8,19 +8,32 @@ from conf.model import ModelConfig
 
 
 class Parameter(NamedTuple):
-    """A parameter of ``numbers`` numbers; norms are in a separate optimizer group without weight decay."""
+    """A parameter of ``numbers`` numbers; norms are in a separate optimizer group without weight decay.
+
+    A matrix has ``rows``, a vector one.
+    """
 
     numbers: int
     norm: bool = False
+    rows: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.numbers // self.rows
 
 
 def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parameter]:
     """Return those of a GPT with ``shards`` shards on ``processes`` processes, in forward order."""
-    heads = c.hidden + 2 * c.kv_heads * c.head_dim
-    vocabulary, qkv, output, gate_up, down = (
-        Parameter(c.hidden * width // processes)
-        for width in (c.padded_vocab(shards), heads, c.hidden, 2 * c.ffn, c.ffn)
-    )
+
+    def column_parallel(width: int) -> Parameter:
+        return Parameter(c.hidden * width // processes, rows=width // processes)
+
+    def row_parallel(width: int) -> Parameter:
+        return Parameter(c.hidden * width // processes, rows=c.hidden)
+
+    vocabulary = column_parallel(c.padded_vocab(shards))
+    qkv, gate_up = column_parallel(c.hidden + 2 * c.kv_heads * c.head_dim), column_parallel(2 * c.ffn)
+    output, down = row_parallel(c.hidden), row_parallel(c.ffn)
     norm = Parameter(c.hidden, norm=True)
     block = [norm, qkv, output, norm, gate_up, down]
     return [vocabulary, *c.layers * block, norm, vocabulary]

@@ -19,7 +19,7 @@ from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
 from caat.training.live import LiveState
-from caat.training.partitions import zero_owners, zero_padding
+from caat.training.partitions import message_shapes, zero_owners
 from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].
@@ -77,8 +77,8 @@ class Engine:
         # In bf16, stage 1 uses another optimizer of DeepSpeed, whose norm needs all gradients on every rank.
         if zero and self.stage in (1, 2) and hasattr(self._engine.optimizer, "ipg_buckets"):
             zero.owners = zero_owners(self._engine.optimizer, mesh.data_size)
-        if zero and self.stage == 3:
-            zero.padding = zero_padding(self._engine.optimizer, mesh.data_size)
+        if zero:
+            zero.shapes = message_shapes(self._engine.optimizer, model, self.stage)
         # At stage 0 the engine itself needs equal gradients, for their norm.
         self._disagree = bool(zero and not zero.gradients.exact and mesh.processes > 1)
         if self._disagree and self.stage > 0:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from caat.compression.codec import Shapes
 from caat.parallel.zero_messages import Ranges
+from caat.planning.zero import BUCKET
 
 
 def zero_owners(zero: Any, replicas: int) -> Callable[[int], Ranges | None]:
@@ -36,26 +39,45 @@ def zero_owners(zero: Any, replicas: int) -> Callable[[int], Ranges | None]:
     return owners
 
 
-def zero_padding(zero: Any, replicas: int) -> Callable[[int], list[tuple[int, int]] | None]:
-    """Return a function from the length of a reduce-scattered message to the ranges of it that are padding.
+def message_shapes(zero: Any, model: nn.Module, stage: int) -> Callable[[int], Shapes]:
+    """Return a function from the length of a message of gradients to the shapes of the parameters in it.
 
-    ``zero`` is DeepSpeed's optimizer of stage 3, which pads each parameter with uninitialised memory. The
-    function returns None if its ranges do not add up to the message.
+    ``zero`` is DeepSpeed's optimizer. Messages of stages 0 and 3, of stage 1 in bf16, and of stages 1 and 2
+    are of different kinds; at stage 3 each parameter is padded to a multiple of the replicas. The function
+    returns () if its shapes do not add up to the message.
     """
+    if stage == 3:
+        return lambda n: _adding_up([tuple(p.ds_shape) for p in _bucket(zero)], n, zero.partition_count)
+    if hasattr(zero, "ipg_buckets"):
+        groups = zero.bit16_groups
+        return lambda n: _adding_up([tuple(groups[g][i].shape) for g, i, _ in _bucket(zero)], n)
+    if hasattr(zero, "bf16_groups"):
+        pairs = zip(zero.bf16_groups, zero.bf16_groups_flat, strict=True)
+        sent = [_with_padding([tuple(p.shape) for p in group], flat.numel()) for group, flat in pairs]
+    else:
+        sent = [[tuple(p.shape)] for p in model.parameters()]
+    buckets = _buckets(sent)
+    return lambda n: next((found for each in buckets if (found := _adding_up(each, n))), ())
 
-    def padding(n: int) -> list[tuple[int, int]] | None:
-        found, at = [], 0
-        sizes = [parameter.ds_numel for parameter in _bucket(zero)]
-        for owner in range(replicas):
-            for size in sizes:
-                part = -(-size // replicas)
-                real = min(part, max(0, size - owner * part))
-                if real < part:
-                    found.append((at + real, part - real))
-                at += part
-        return found if at == n else None
 
-    return padding
+def _adding_up(shapes: list[tuple[int, ...]], n: int, multiple: int = 1) -> Shapes:
+    """Return ``shapes`` if such tensors, each padded to a ``multiple``, have ``n`` numbers; otherwise ()."""
+    return shapes if sum(-(-prod(shape) // multiple) * multiple for shape in shapes) == n else ()
+
+
+def _with_padding(shapes: list[tuple[int, ...]], n: int) -> list[tuple[int, ...]]:
+    missing = n - sum(map(prod, shapes))
+    return [*shapes, (missing,)] if missing else shapes
+
+
+def _buckets(tensors: list[list[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
+    """Join tensors until a bucket has more than BUCKET numbers, as DeepSpeed does outside its optimizers."""
+    buckets: list[list[tuple[int, ...]]] = [[]]
+    for shapes in tensors:
+        if sum(map(prod, buckets[-1])) > BUCKET:
+            buckets.append([])
+        buckets[-1] += shapes
+    return buckets
 
 
 def _bucket(zero: Any) -> list[Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from caat.compression import Codec
-from caat.compression.codec import Parts
+from caat.compression.codec import Parts, Shapes
 from eval.speed.timing import Times, take_turns
 
 SEED = 1
@@ -26,10 +26,15 @@ def gradient_like(numbers: int) -> Tensor:
     return torch.randn(numbers, generator=generator).mul_(spread)
 
 
-def gradient_of(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradient [n] of the mean loss of ``model`` on ``tokens`` [rows, sequence], in float32."""
-    model(tokens, targets).mean().backward()
-    return torch.cat([p.grad.view(-1) for p in model.parameters() if p.grad is not None])
+def gradient_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Shapes]:
+    """Return the gradient [n] of the sum of the mean losses of ``batches``, and the shapes of its parameters.
+
+    ``batches`` are tokens and targets, [rows, sequence] each.
+    """
+    for tokens, targets in batches:
+        model(tokens, targets).mean().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.cat([g.view(-1) for g in gradients]), [tuple(g.shape) for g in gradients]
 
 
 def measure(codecs: Mapping[str, Codec], message: Tensor, rounds: int) -> tuple[list[dict], float]:

@@ -7,10 +7,11 @@ import statistics
 import torch.distributed as dist
 
 from caat.compression import make_codec
+from caat.parallel.mesh import Mesh
 from conf.bench import BenchDataConfig
-from eval.speed.codecs import relative_error
+from eval.speed.codecs import gradient_of, relative_error
 from eval.speed.measure import slowest
-from eval.speed.replicas import NOTHING, PLAIN, Replica, first_gradient, replicas
+from eval.speed.replicas import NOTHING, PLAIN, Replica, batches_of, model_of, replicas
 from eval.speed.timing import Times, take_turns
 
 
@@ -52,8 +53,11 @@ def _row(variant: Replica, times: dict[str, Times], config: BenchDataConfig) -> 
 
 def _errors(config: BenchDataConfig) -> dict[str, float]:
     """Return the relative error of one encoded gradient, by codec; exact ones have none."""
-    gradient = first_gradient(config)
+    model = model_of(config, Mesh(1))
+    gradient, shapes = gradient_of(model, batches_of(config))
     codecs = {name: make_codec(name) for name in config.codecs if name != "none"}
+    for codec in codecs.values():
+        codec.shapes = shapes
     return {name: relative_error(codec, codec.encode(gradient), gradient) for name, codec in codecs.items()}
 
 

@@ -88,14 +88,6 @@ def model_of(config: BenchDataConfig, mesh: Mesh) -> GPT:
     return GPT.empty(config.model, mesh, 1.0).fill(initial_weights(config.model, SEED))
 
 
-def first_gradient(config: BenchDataConfig) -> Tensor:
-    """Return this replica's gradient [n] of the first step."""
-    model = model_of(config, Mesh(1))
-    for tokens, targets in batches_of(config):
-        (model(tokens, targets).mean() / config.accumulation).backward()
-    return torch.cat([p.grad.view(-1) for p in model.parameters() if p.grad is not None])
-
-
 def _ours(config: BenchDataConfig, batches: Batches, codec: str) -> Replica:
     weights = config.weights_codec_with(codec)
     mesh = Mesh.create(1, 1, data_sync=DataSyncConfig(codec, weights_codec=weights), seed=SEED)

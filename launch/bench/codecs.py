@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from caat.compression import make_codec
+from caat.compression.codec import Shapes
 from caat.data.corpus import prepared_folder
 from caat.data.loader import Loader
 from caat.data.shards import TokenShards
@@ -46,7 +47,10 @@ def main(argv: list[str]) -> None:
         message, what = gradient_like(config.numbers).to(device), "random numbers with heavy tails"
     else:
         folder = find(config.checkpoint)
-        message, what = _gradient(folder, config.device), f"numbers of a gradient at {folder}"
+        message, shapes = _gradient(folder, config.device)
+        what = f"numbers of a gradient at {folder}"
+        for codec in codecs.values():
+            codec.shapes = shapes
     rows, copied = measure(codecs, message, config.rounds)
     for row in rows:
         report.add(**row, memcpy_gbps=copied)
@@ -54,8 +58,8 @@ def main(argv: list[str]) -> None:
     report.finish(f"{len(message):,} {what} on {where}, copied at {copied:.3g} GB/s", plot_codecs)
 
 
-def _gradient(folder: Path, device: str) -> Tensor:
-    """Return the gradient [n] of the checkpoint ``folder`` on the first micro-batch of its run.
+def _gradient(folder: Path, device: str) -> tuple[Tensor, Shapes]:
+    """Return a checkpoint's gradient [n] on its run's first micro-batch, and the shapes of its parameters.
 
     Raises ``ValueError`` if no run wrote it, or if the run's tokens are not where it prepared them.
     """
@@ -78,5 +82,4 @@ def _gradient(folder: Path, device: str) -> Tensor:
     )
     model = open_model(folder, device, "fp32")
     where = model.norm.weight.device
-    ((inputs, targets),) = loader.step()
-    return gradient_of(model, inputs.to(where), targets.to(where))
+    return gradient_of(model, [(x.to(where), y.to(where)) for x, y in loader.step()])

@@ -40,7 +40,8 @@ def reduced(codecs: list[str]) -> dict:
             axis.ledger.reset()
             to_owner.begin(), to_all.begin()
             to_owner.codec.counter.start(step), to_all.codec.counter.start(step)
-            owned.append(to_owner.to_owners(gradient(rank, step).split(SIZES)))
+            if to_owner.codec.way != "linear":
+                owned.append(to_owner.to_owners(gradient(rank, step).split(SIZES)))
             sent += axis.ledger.sent["step", "gradients"]
             to_all.everywhere(flat := gradient(rank, step))
             whole.append(flat)
@@ -143,7 +144,8 @@ def not_finite(codec: str) -> bool:
     if rank == 1:
         bad[5] = torch.inf
     to_all.everywhere(whole := bad.clone())
-    owned = to_owner.to_owners(bad.split(SIZES))
+    linear = to_owner.codec.way == "linear"
+    owned = whole if linear else to_owner.to_owners(bad.split(SIZES))
     residuals = to_all.feedback.residuals.values() if to_all.feedback else []
     finite = all(bool(each.isfinite().all()) for each in residuals)
     return finite and not whole.isfinite().all() and (rank > 0 or not bool(owned.isfinite().all()))

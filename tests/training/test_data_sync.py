@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from caat.compression import make_codec
 from caat.parallel.mesh import Mesh
+from caat.supervision.control import Control
+from caat.supervision.replicas import ReplicaGuard
 from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.engine import Engine
 from conf.data_sync import DataSyncConfig
@@ -216,9 +218,13 @@ def codecs_at_work(cases: list) -> list:
     for stage, precision, codec, weights in cases:
         mesh = mesh_of(1, codec, weights)
         engine = engine_of(mesh, stage, precision)
+        guard = ReplicaGuard(engine.model, engine.model.blocks[-1], mesh, Control(), every=2)
         for step in range(3):
             mesh.data.start_step(step)
+            guard.before(step)
             result = engine.step(micro_batches(mesh, step), LR)
+            # Raises an error if replicas differ.
+            guard.after(step)
         sent = mesh.data.ledger.sent["step", "weights"]
         distance, numbers = None, []
         if weights != "none":
@@ -231,11 +237,11 @@ def codecs_at_work(cases: list) -> list:
 
 
 def test_replicas_are_alike_with_every_kind_of_codec_and_compressed_weights(ranks):
-    codecs = ("int4", "topk:0.05,index=huffman", "powersgd:2")
+    codecs = ("int8", "topk:0.05,index=huffman", "powersgd:2", "sign")
     # Each kind where replicas need all sums, and where owners do; each stage with one kind or more.
-    cases = [(1, precision, codec, "none") for precision in ("fp32", "bf16") for codec in codecs]
+    cases = [(stage, "fp32", codec, "none") for stage in (0, 2) for codec in codecs]
     cases += [
-        (0, "fp32", "int4", "none"),
+        (1, "bf16", "int4", "none"),
         (2, "bf16", "topk:0.05", "none"),
         (3, "bf16", "powersgd:2", "none"),
     ]
@@ -249,6 +255,34 @@ def test_replicas_are_alike_with_every_kind_of_codec_and_compressed_weights(rank
             levels = 127 if case[3] == "int8" else 7
             assert 0 < distance < 3 * LR / levels + (0 if case[1] == "fp32" else 1 / 128), case
             assert sent == sum(make_codec(case[3]).size(n) for n in numbers), case
+
+
+def of_low_rank(cases: list, rank: int) -> list:
+    """The norms of gradients of ``rank`` at most, exact and through PowerSGD; the columns that it factors."""
+    found = []
+    for stage, precision in cases:
+        for codec in ("none", f"powersgd:{rank}"):
+            mesh = mesh_of(1, codec)
+            engine = engine_of(mesh, stage, precision)
+            # Two tokens. Shards have gradients of their own, in the same matrix.
+            assert mesh.shards * mesh.data_size * ACCUMULATION * 2 == rank
+            seeds = [10 * mesh.data_rank + micro for micro in range(ACCUMULATION)]
+            norm = engine.step([batch(seed, 1, 2) for seed in seeds], LR).grad_norm
+            assert mesh.data.zero is not None
+            factors = mesh.data.zero.gradients.codec.memory().values()
+            found.append((norm, sum(map(len, factors)) / rank))
+    matrices = [p for p in GPT.empty(EVEN, mesh, 0.5).parameters() if p.dim() == 2]
+    return [*found, sum(matrix.shape[1] for matrix in matrices)]
+
+
+def test_powersgd_sees_the_matrices_of_the_parameters(ranks):
+    """At the rank of their gradients nothing is lost; of a gradient cut at other places, most would be."""
+    cases = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
+    *found, columns = ranks(2).run(of_low_rank, cases, 16)[0]
+    for case, (norm, _), (same, factored) in zip(cases, found[::2], found[1::2], strict=True):
+        # bfloat16 rounds gradients before they are sent, which adds a part of full rank.
+        assert same == pytest.approx(norm, rel=1e-5 if case[1] == "fp32" else 1e-2), case
+        assert factored == columns, case
 
 
 def resumed(folder: Path, stage: int, precision: str, codec: str, weights: str) -> tuple[bool, list, list]:
