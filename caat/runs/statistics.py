@@ -15,7 +15,7 @@ from caat.runs.reading import Run, settings
 from conf.deployment import DEPLOYMENT, KEEPING
 from conf.reading.settings import typed
 
-SEED, RATIO = "seed", "sync.ratio"
+SEED, RATIO, CODECS = "seed", "sync.ratio", "data_sync."
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class Variant:
     def full(self) -> bool:
         """Whether all channels were synchronised all the time."""
         return self.runs[0].config.sync.schedule == {0: 1.0}
+
+    @property
+    def exact(self) -> bool:
+        """Whether messages between replicas went without a codec."""
+        sync = self.runs[0].config.data_sync
+        return (sync.codec, sync.weights_codec) == ("none", "none")
 
     @property
     def seeds(self) -> set[int]:
@@ -128,7 +134,24 @@ def baseline(variant: Variant, among: Sequence[Variant]) -> list[Variant]:
     return [v for v in shared if _distance(variant, v) == nearest]
 
 
-def difference_to_full(
+def without_codec(variant: Variant, among: Sequence[Variant]) -> list[Variant]:
+    """Return the variants without codecs that ``variant`` is compared with; none if it has no codec itself.
+
+    They agree with ``variant`` in the ratio and all other settings of what is trained, and share a seed with
+    it. Among them, those with the fewest differences in where and how they were trained are chosen.
+    """
+
+    def trained(v: Variant) -> tuple:
+        return v.ratio, *(pair for pair in _trained(v) if not pair[0].startswith(CODECS))
+
+    found = [v for v in among if v.exact and trained(v) == trained(variant) and v.seeds & variant.seeds]
+    if variant.exact or not found:
+        return []
+    nearest = min(_distance(variant, v) for v in found)
+    return [v for v in found if _distance(variant, v) == nearest]
+
+
+def paired_difference(
     variant: Variant, bases: Sequence[Variant], figure: Callable[[Run], float | None]
 ) -> Sample | None:
     """Return ``figure`` minus that of ``bases`` (the mean, if there are several) for each common seed.
@@ -156,7 +179,7 @@ def scores(among: Sequence[Variant]) -> list[dict[str, Any]]:
 
         figures = []
         for variant, base in zip(among, bases, strict=True):
-            score, delta = variant.sample(figure), difference_to_full(variant, base, figure)
+            score, delta = variant.sample(figure), paired_difference(variant, base, figure)
             figures.append(
                 score
                 and {
@@ -182,7 +205,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
     for variant in among:
         loss = variant.sample(lambda run: run.validation_loss)
         bases = baseline(variant, among)
-        delta = difference_to_full(variant, bases, lambda run: run.validation_loss)
+        delta = paired_difference(variant, bases, lambda run: run.validation_loss)
+        lost = paired_difference(variant, without_codec(variant, among), lambda run: run.validation_loss)
         sent = variant.sample(lambda run: run.bytes_per_step)
         data_sent = variant.sample(lambda run: run.data_bytes_per_step)
         data_calls = variant.sample(lambda run: run.data_calls_per_step)
@@ -202,6 +226,9 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "difference_to_ratio_1_interval": delta and delta.interval,
                 "difference_to_ratio_1_seeds": len(delta.values) if delta else 0,
                 "compared_with": [base.label for base in bases],
+                "difference_to_no_codec": lost and lost.mean,
+                "difference_to_no_codec_interval": lost and lost.interval,
+                "difference_to_no_codec_seeds": len(lost.values) if lost else 0,
                 "synchronised": mean(run.synchronised for run in variant.runs),
                 "bytes_per_step": sent and sent.mean,
                 "data_bytes_per_step": data_sent and data_sent.mean,

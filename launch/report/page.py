@@ -16,7 +16,8 @@ MIB = 2**20
 NOTE = (
     "± is the standard deviation over the seeds; a single seed has none. The difference to ratio 1 is "
     "computed for each seed, against the runs with the most similar other settings, and averaged; its ± "
-    "is the 95 % confidence interval of that mean, by Student's t. Synchronised is the share of channels "
+    "is the 95 % confidence interval of that mean, by Student's t. So is the difference to the runs "
+    "without a codec between replicas. Synchronised is the share of channels "
     "synchronised inside the layers, averaged over the steps. MiB/step is what one process puts into "
     "tensor-parallel collectives in a step, in both directions; DP is the size and number of its messages "
     "to other replicas. Times are medians of each run; brackets hold the middle half of all steps."
@@ -53,6 +54,9 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
             _with(row, "difference_to_ratio_1", "difference_to_ratio_1_interval", "{:+.4f}") for row in rows
         ],
         "compared with": [_bases(row["compared_with"]) if several else "-" for row in rows],
+        "vs no codec": [
+            _with(row, "difference_to_no_codec", "difference_to_no_codec_interval", "{:+.4f}") for row in rows
+        ],
         "synchronised": [_one(row, "synchronised", "{:.1%}") for row in rows],
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
         "DP MiB/step": [_one(row, "data_bytes_per_step", "{:,.2f}", MIB) for row in rows],

@@ -47,6 +47,12 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
         found[f"Validation loss against communication, ± over seeds.{one}"] = _svg(
             lambda axes: _trade_off(axes, rows, labels), legend
         )
+    coded = [row for row in rows if row["difference_to_no_codec"] is not None]
+    if coded:
+        names = sum(_wrapped(row["label"], 22).count("\n") + 2 for row in coded)
+        found["Validation loss minus that without a codec, seed by seed, with its 95 % interval"] = _svg(
+            lambda axes: _differences(axes, rows, coded), names, 0.6
+        )
     between = [row["data_bytes_per_step"] for row in rows]
     if None not in between and len(set(between)) > 1:
         found[
@@ -85,6 +91,23 @@ def _losses(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         )
     _name(axes, rows)
     axes.set(xlabel="nats per token")
+
+
+def _differences(axes: Axes, rows: Sequence[dict[str, Any]], coded: Sequence[dict[str, Any]]) -> None:
+    """Plot the differences of the rows ``coded``, in the colours that they have among all ``rows``."""
+    for place, row in enumerate(coded):
+        axes.errorbar(
+            row["difference_to_no_codec"],
+            place,
+            xerr=row["difference_to_no_codec_interval"],
+            ms=7,
+            capsize=4,
+            lw=1,
+            **_marker(rows.index(row), row["difference_to_no_codec_seeds"]),
+        )
+    axes.axvline(0, color=INK, lw=0.8, ls=":", zorder=0)
+    _name(axes, coded)
+    axes.set(xlabel="difference (nats per token)")
 
 
 def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:

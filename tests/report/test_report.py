@@ -16,6 +16,7 @@ from launch import report
 from launch.report.pictures import front, pictures
 from launch.run.compose import compose
 from tests.runs.folders import write_run, write_sweep
+from tests.runs.test_statistics import T_1
 
 VOID = {"meta", "link", "br", "img", "hr"}
 
@@ -132,23 +133,40 @@ def test_the_page_is_whole_and_asks_for_nothing(sweep, tmp_path, capsys):
     assert "many" in result["cannot_be_read"][0]["why"]
 
 
-def test_codecs_are_compared_by_the_bytes_between_replicas(tmp_path):
-    for number, (codec, loss) in enumerate((("none", 7.0), ("int8", 7.1), ("sign", 7.4), ("topk:0.5", 7.2))):
-        folder = tmp_path / str(number)
-        write_run(folder, compose([f"data_sync.codec={codec}"]), [8.0, loss])
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        # topk sends more than int8 and has a higher loss, so it is not on the front.
-        sent = {"none": 2**22, "int8": 2**20, "sign": 2**17, "topk:0.5": 2**21}[codec]
-        text = "".join(json.dumps(line | {"data_parallel_bytes_gradients": sent}) + "\n" for line in lines)
-        (folder / "metrics.jsonl").write_text(text)
-    found, _ = find_runs([str(tmp_path)])
-    compared = variants(found)
+def test_codecs_are_compared_by_loss_and_bytes(tmp_path):
+    # int8 is worse by 0.1 with seed 1 and by 0.3 with seed 2; its third seed has no run to compare with.
+    losses = {"none": (7.0, 7.0), "int8": (7.1, 7.3, 9.0), "sign": (7.4,), "topk:0.5": (7.5, 7.0)}
+    sizes = {"none": 2**22, "int8": 2**20, "sign": 2**17, "topk:0.5": 2**21}
+    for codec, each in losses.items():
+        for seed, loss in enumerate(each, 1):
+            folder = tmp_path / f"{codec}-{seed}"
+            # Another layout does not matter.
+            layout = ["zero.stage=2"] if codec == "sign" else []
+            write_run(folder, compose([f"data_sync.codec={codec}", f"seed={seed}", *layout]), [8.0, loss])
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            sent = {"data_parallel_bytes_gradients": sizes[codec]}
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line | sent) + "\n" for line in lines))
+    compared = variants(find_runs([str(tmp_path)])[0])
     rows = table(compared)
-    assert sorted(row["data_bytes_per_step"] for row in rows) == [2**17, 2**20, 2**21, 2**22]
-    drawn = pictures(compared, rows)
-    assert any("bytes between replicas" in caption for caption in drawn)
+    by = {row["settings"]["data_sync.codec"]: row for row in rows}
+    assert {codec: row["data_bytes_per_step"] for codec, row in by.items()} == sizes
+    # 0.1 and 0.3: mean 0.2, standard error 0.1, times t; 0.5 and 0: mean 0.25, standard error 0.25.
+    for codec, difference, error, seeds in (("int8", 0.2, 0.1, 2), ("topk:0.5", 0.25, 0.25, 2)):
+        row = by[codec]
+        assert row["difference_to_no_codec"] == pytest.approx(difference, abs=1e-12)
+        assert row["difference_to_no_codec_interval"] == pytest.approx(T_1 * error, abs=1e-12)
+        assert row["difference_to_no_codec_seeds"] == seeds
+    assert by["none"]["difference_to_no_codec"] is None
+    one = by["sign"]
+    assert one["difference_to_no_codec"] == pytest.approx(0.4, abs=1e-12)
+    assert one["difference_to_no_codec_interval"] is None
+    captions = " ".join(pictures(compared, rows))
+    assert "bytes between replicas" in captions and "minus that without a codec" in captions
+    report.main([str(tmp_path)])
+    assert f"+0.2000 ± {T_1 * 0.1:.4f}" in (tmp_path / "report.md").read_text()
+    # int8 sends more than sign and has a higher mean loss, so it is not on the front.
     best = front([(row["data_bytes_per_step"], row["validation_loss"]) for row in rows])
-    assert best == [(2**17, 7.4), (2**20, 7.1), (2**22, 7.0)]
+    assert best == [(2**17, 7.4), (2**21, 7.25), (2**22, 7.0)]
 
 
 @pytest.mark.parametrize(

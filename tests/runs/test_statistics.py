@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from caat.runs.reading import find_runs
-from caat.runs.statistics import baseline, compared, difference_to_full, scores, t_95, table, variants
+from caat.runs.statistics import baseline, compared, paired_difference, scores, t_95, table, variants
 from launch.run.compose import compose
 from tests.runs.folders import write_run, write_sweep
 
@@ -120,7 +120,7 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
         f"ratio {ratio}, optim.lr={lr}" for lr in ("0.001", "0.002") for ratio in ("1", "0.5")
     ]
     for group in groups[1::2]:
-        difference = difference_to_full(group, baseline(group, groups), lambda run: run.validation_loss)
+        difference = paired_difference(group, baseline(group, groups), lambda run: run.validation_loss)
         assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
 
 
@@ -151,7 +151,7 @@ def test_a_seed_trained_twice_is_one_seed(tmp_path):
     row = table([full, half])[1]
     assert row["seeds"] == [1, 2] and len(row["runs"]) == 3
     assert row["validation_loss"] == pytest.approx(3.2)
-    assert difference_to_full(half, [full], lambda run: run.validation_loss).values == pytest.approx(
+    assert paired_difference(half, [full], lambda run: run.validation_loss).values == pytest.approx(
         (0.2, -0.2)
     )
     (once,) = variants([run for run in find_runs([str(tmp_path)])[0] if run.folder.name in "bc"])
