@@ -11,7 +11,10 @@ from conf.field import setting
 
 @dataclass
 class ParallelConfig:
-    """The number of shards (N) is part of the architecture, the number of processes (P, divides N) is not."""
+    """The number of shards (N) is part of the architecture, the number of processes (P, divides N) is not.
+
+    The processes are split into islands, an island into replicas, and a replica has P of them.
+    """
 
     tensor: int = setting(
         8,
@@ -20,11 +23,16 @@ class ParallelConfig:
     processes: int | None = setting(
         None,
         "Number of processes that share a replica (P). Default: the greatest common divisor of N and the "
-        "number of all processes.",
+        "number of processes of an island.",
+    )
+    islands: int = setting(
+        1,
+        "Number of islands (M): groups of replicas that exchange gradients at every step among themselves, "
+        "and with other islands only changes of weights every islands.every steps.",
     )
 
     def __post_init__(self) -> None:
-        require_positive(parallel__tensor=self.tensor)
+        require_positive(parallel__tensor=self.tensor, parallel__islands=self.islands)
         if self.processes is not None:
             require_positive(parallel__processes=self.processes)
             require(
@@ -34,12 +42,18 @@ class ParallelConfig:
             )
 
     def tensor_processes(self, world: int) -> int:
-        """Return P for ``world`` processes. Raise ``ValueError`` if ``world`` is not a multiple of it."""
-        processes = self.processes or gcd(self.tensor, world)
+        """Return P for ``world`` processes. Raise ``ValueError`` unless islands and P divide them."""
         require(
-            world % processes == 0,
-            f"{world} processes cannot be cut into replicas of parallel.processes={processes}: "
-            "start a multiple of it, or leave parallel.processes out",
+            world % self.islands == 0,
+            f"{world} processes cannot be split into parallel.islands={self.islands} equal islands: start a "
+            "multiple of it",
+        )
+        island = world // self.islands
+        processes = self.processes or gcd(self.tensor, island)
+        require(
+            island % processes == 0,
+            f"{island} processes{' of an island' if self.islands > 1 else ''} cannot be cut into replicas of "
+            f"parallel.processes={processes}: start a multiple of it, or leave parallel.processes out",
         )
         return processes
 

@@ -13,6 +13,7 @@ from conf.checks import check_seed, require, require_choice, require_positive
 from conf.data import DataConfig
 from conf.data_sync import DataSyncConfig
 from conf.field import setting
+from conf.islands import IslandsConfig
 from conf.model import ModelConfig
 from conf.optim import OptimConfig
 from conf.processes import LaunchConfig, ParallelConfig
@@ -30,7 +31,7 @@ class TrainConfig:
         "Sequences per replica and forward pass. The number of gradient accumulation steps follows from "
         "global_batch.",
     )
-    global_batch: int = setting(16, "Sequences per optimizer step, over all data-parallel replicas.")
+    global_batch: int = setting(16, "Sequences per optimizer step, over all replicas of all islands.")
     precision: str = setting(
         "bf16",
         "Numeric format: bf16 (with float32 master weights and optimizer state) or fp32.",
@@ -201,6 +202,7 @@ class Config:
     sync: SyncConfig = field(default_factory=SyncConfig)
     data_sync: DataSyncConfig = field(default_factory=DataSyncConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    islands: IslandsConfig = field(default_factory=IslandsConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -241,6 +243,7 @@ class Config:
         self.model.check_shards(self.parallel.tensor)
         processes = self.parallel.tensor_processes(world)
         self.train.accumulation(world // processes)
+        self.islands.check(self.parallel.islands, self.model.layers)
         self.sync.check_types(self.train.precision)
         # In bf16, stage 0 runs as stage 1.
         self.data_sync.check_stage(self.zero.stage or int(self.train.precision == "bf16"))

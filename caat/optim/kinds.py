@@ -17,9 +17,17 @@ class StateKind:
     shared: bool = True
     # True: the shape of the weight. False: flat tensors with names and sizes that the optimizer chooses.
     shaped: bool = True
+    # True: each island has its own copy, which ZeRO partitions over the replicas of the island.
+    island: bool = False
 
     def __post_init__(self) -> None:
         assert self.shaped or not self.shared, f"{self.name}: ZeRO cuts only what has the shape of a weight"
+
+    def copies(self, replicas: int, islands: int = 1) -> int:
+        """Return the number of copies in a run with ``replicas`` replicas on all its ``islands`` together."""
+        if not self.shared:
+            return replicas
+        return islands if self.island else 1
 
 
 # The float32 master weights. Every optimizer has them, so none declares them.

@@ -1,13 +1,15 @@
-"""The mesh of processes: N shards of the model on P processes, times data parallelism."""
+"""The mesh of processes: N shards of the model on P processes, times replicas, times islands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 import torch.distributed as dist
 
 from caat.parallel.collectives import Collectives
 from caat.parallel.data_axis import DataAxis
+from caat.parallel.island_axis import IslandAxis
 from caat.parallel.priority import sums_first, wake_gloo_first
 from caat.parallel.sums import SumOptions
 from caat.parallel.tape import Tape
@@ -20,7 +22,8 @@ class Mesh:
     """The position of this process in the mesh.
 
     A replica has ``shards`` (N) tensor-parallel shards on ``processes`` (P) consecutive ranks, each of which
-    holds ``local`` = N / P of them; ``data_size`` replicas train on different sequences.
+    holds ``local`` = N / P of them. An island has ``data_size`` replicas, which train on different sequences
+    and sum their gradients. Each of ``islands.processes`` islands has consecutive ranks.
     """
 
     shards: int
@@ -29,6 +32,8 @@ class Mesh:
     data_rank: int = 0
     tensor: Collectives = field(default_factory=lambda: Collectives(1, None))
     data: DataAxis = field(default_factory=DataAxis)
+    island: int = 0
+    islands: IslandAxis = field(default_factory=IslandAxis)
     tape: Tape = field(default_factory=Tape)
 
     @staticmethod
@@ -37,6 +42,7 @@ class Mesh:
         processes: int,
         options: SumOptions | None = None,
         *,
+        islands: int = 1,
         data_sync: DataSyncConfig | None = None,
         seed: int = 0,
     ) -> Mesh:
@@ -44,34 +50,47 @@ class Mesh:
 
         ``seed`` is that of the random draws of gradient codecs.
 
-        Raises ``ValueError`` unless ``processes`` divides both ``shards`` and the world.
+        Raises ``ValueError`` unless ``processes`` divides ``shards``, and ``processes`` times ``islands`` the
+        world.
         """
         world, rank = dist.get_world_size(), dist.get_rank()
-        for name, value in (("shards", shards), ("world size", world)):
-            if value % processes:
+        for name, value in (("shards", shards), ("world size", world // islands)):
+            if value % processes or world % islands:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
-        # new_group is collective over the world: every rank creates every group and keeps its own.
-        rows = [list(range(first, first + processes)) for first in range(0, world, processes)]
+        # Ranks by island, replica of the island, and process of the replica.
+        ranks = torch.arange(world).view(islands, -1, processes)
+        island, data_rank, tensor_rank = (int(i) for i in (ranks == rank).nonzero()[0])
         pg_options = sums_first(dist.get_backend(), GROUP_TIMEOUT)
-        tensor_groups = [dist.new_group(ranks, GROUP_TIMEOUT, pg_options=pg_options) for ranks in rows]
-        columns = list(map(list, zip(*rows, strict=True)))
-        data_groups = [dist.new_group(ranks, GROUP_TIMEOUT, pg_options=pg_options) for ranks in columns]
-        data_rank, tensor_rank = divmod(rank, processes)
-        data = DataAxis.create(columns, data_groups, tensor_rank, data_sync or DataSyncConfig(), seed)
+
+        def groups(rows: list[list[int]]) -> list[dist.ProcessGroup]:
+            # new_group is collective over the world: every rank creates every group and keeps its own.
+            return [dist.new_group(row, GROUP_TIMEOUT, pg_options=pg_options) for row in rows]
+
+        replicas = ranks.flatten(0, 1).tolist()
+        columns = ranks.mT.flatten(0, 1).tolist()
+        across = ranks.flatten(1).T.tolist()
+        place = data_rank * processes + tensor_rank
+        tensor = Collectives(processes, groups(replicas)[rank // processes], options)
+        column = island * processes + tensor_rank
+        data = DataAxis.create(columns, groups(columns), column, data_sync or DataSyncConfig(), seed)
+        island_axis = IslandAxis.create(across, groups(across), place) if islands > 1 else IslandAxis()
         wake_gloo_first()
-        return Mesh(
-            shards,
-            processes,
-            tensor_rank,
-            data_rank,
-            Collectives(processes, tensor_groups[data_rank], options),
-            data,
-        )
+        return Mesh(shards, processes, tensor_rank, data_rank, tensor, data, island, island_axis)
 
     @property
     def data_size(self) -> int:
-        """Number of data-parallel replicas."""
+        """Number of data-parallel replicas of an island."""
         return self.data.processes
+
+    @property
+    def replica(self) -> int:
+        """Number of this replica among those of all islands."""
+        return self.island * self.data_size + self.data_rank
+
+    @property
+    def replicas(self) -> int:
+        """Number of replicas of all islands."""
+        return self.islands.processes * self.data_size
 
     @property
     def local(self) -> int:

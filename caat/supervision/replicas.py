@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from caat.supervision.control import Control
 
 # Sharded parameters are large and equal only between replicas: each check covers a few of them, in turn.
 SHARDED_EACH_TIME = 2
-# equal_after(step): whether all replicas must have equal weights after this step. The same on all ranks.
+# equal_after(step): whether all islands must have equal weights after this step. The same on all ranks.
 EqualAfter = Callable[[int], bool]
 
 
 def after_every_step(step: int) -> bool:
-    """Return True: replicas that take each step together are always equal."""
+    """Return True: a single island is equal to itself."""
     return True
 
 
@@ -31,7 +32,7 @@ class ReplicaGuard:
     """Compares checksums between ranks every ``every`` steps (0: never); :meth:`after` raises `DriftError`.
 
     It compares all replicated parameters between all ranks, some of the sharded parameters between
-    replicas, and the shared channels of the output of ``block`` between the processes of a replica. Replicas
+    replicas, and the shared channels of the output of ``block`` between the processes of a replica. Islands
     are compared with each other only after steps for which ``equal_after`` holds: a check that is due waits
     for the next such step.
     """
@@ -48,7 +49,7 @@ class ReplicaGuard:
     ) -> None:
         self._mesh, self._control, self._every = mesh, control, every
         self._equal_after = equal_after
-        # True if a comparison between replicas is due and waits for a step after which they are equal.
+        # True if a comparison between islands is due and waits for a step after which they are equal.
         self._waiting = False
         sharded = {id(m.weight) for m in model.modules() if hasattr(m, "sharding")}
         named = list(model.named_parameters())
@@ -67,10 +68,10 @@ class ReplicaGuard:
     def after(self, step: int) -> None:
         """Called after a step: compare if it is due. Collective."""
         self._waiting = self._waiting or self._due(step)
-        between_replicas = self._waiting and self._equal_after(step)
-        if not (self._due(step) or between_replicas):
+        between_islands = self._waiting and self._equal_after(step)
+        if not (self._due(step) or between_islands):
             return
-        self._waiting = self._waiting and not between_replicas
+        self._waiting = self._waiting and not between_islands
         some = [self._sharded[(self._turn + i) % len(self._sharded)] for i in range(SHARDED_EACH_TIME)]
         self._turn += SHARDED_EACH_TIME
         everywhere = {name: checksum(p) for name, p in self._replicated if _is_here(p)}
@@ -79,7 +80,7 @@ class ReplicaGuard:
         leaving, self._leaving = self._leaving, None
         shared = None if leaving is None else checksum(leaving[0] + leaving[1])
         every_rank = self._control.gather((everywhere, by_shard, shared))
-        problems = self._differences(every_rank, between_replicas)
+        problems = self._differences(every_rank, between_islands)
         if problems:
             raise DriftError(
                 f"stopped after step {step}: copies of the same tensor differ. {'; '.join(problems)}. A "
@@ -89,18 +90,21 @@ class ReplicaGuard:
     def _differences(
         self,
         ranks: Sequence[tuple[dict[str, int], dict[str, int], int | None]],
-        between_replicas: bool,
+        between_islands: bool,
     ) -> list[str]:
         world, processes = len(ranks), self._mesh.processes
         replicas = [range(first, first + processes) for first in range(0, world, processes)]
+        island = processes * self._mesh.data_size
+        # Groups of ranks whose replicas are equal now.
+        equal = [range(first, first + island) for first in range(0, world, island)]
+        if between_islands:
+            equal = [range(world)]
         problems = []
         for name in ranks[0][0]:
-            for group in [range(world)] if between_replicas else replicas:
+            for group in equal:
                 problems += _compare(name, {rank: ranks[rank][0][name] for rank in group})
-        for first in range(processes) if between_replicas else ():
-            for name in ranks[0][1]:
-                group = range(first, world, processes)
-                problems += _compare(name, {rank: ranks[rank][1][name] for rank in group})
+        for name, every, first in product(ranks[0][1], equal, range(processes)):
+            problems += _compare(name, {rank: ranks[rank][1][name] for rank in every[first::processes]})
         for group in replicas:
             problems += _compare(
                 "the shared channels of the residual stream", {rank: ranks[rank][2] for rank in group}

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.data_axis import DataAxis
+from caat.parallel.reduction import Reduction
 
 
 class DataSyncState:
@@ -36,26 +37,18 @@ class DataSyncState:
         if zero is None or not self.layout:
             return {}
         found = {f"weights.{number}": held for number, held in enumerate(zero.weights.held)}
-        for kind, memory in zero.gradients.memories().items():
-            key: Any
-            for key, values in memory.items():
-                (turn, part), n = key
-                found[f"{kind}.{turn}.{part}.{n}"] = values
-        return found
+        return found | memories_by_name(zero.gradients)
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state that :meth:`tensors` returned on this process. Collective over the replicas."""
         zero = self._axis.zero
         assert zero is not None and self.layout
-        memories = zero.gradients.memories()
         for name, values in tensors.items():
-            kind, *key = name.split(".")
-            if kind == "weights":
-                self._gather(*self._weights[int(key[0])], values)
+            if name.startswith("weights."):
+                self._gather(*self._weights[int(name.removeprefix("weights."))], values)
             else:
-                turn, part, n = int(key[0]), key[1], int(key[2])
-                memories[kind][(turn, int(part) if part.isdigit() else part), n] = values
+                restore_memory(zero.gradients, name, values)
         zero.weights.hold([own for _, own in self._weights])
 
     def _gather(self, flat: Tensor, own: Tensor, values: Tensor) -> None:
@@ -63,3 +56,20 @@ class DataSyncState:
         mine = values.to(flat)
         dist.all_gather(list(flat.chunk(self._axis.processes)), mine, group=self._axis.group)
         assert torch.equal(own, mine)
+
+
+def memories_by_name(reduction: Reduction) -> dict[str, Tensor]:
+    """Return what ``reduction`` keeps between steps, by names that :func:`restore_memory` understands."""
+    found = {}
+    for kind, memory in reduction.memories().items():
+        key: Any
+        for key, values in memory.items():
+            (turn, part), n = key
+            found[f"{kind}.{turn}.{part}.{n}"] = values
+    return found
+
+
+def restore_memory(reduction: Reduction, name: str, values: Tensor) -> None:
+    """Restore one of :func:`memories_by_name`."""
+    kind, turn, part, n = name.split(".")
+    reduction.memories()[kind][(int(turn), int(part) if part.isdigit() else part), int(n)] = values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from math import isfinite
@@ -18,8 +18,10 @@ from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
+from caat.training.islands import Islands, OuterStep
 from caat.training.live import LiveState
-from caat.training.partitions import message_shapes, zero_owners
+from caat.training.partitions import message_shapes, refresh_weights, zero_owners
+from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].
@@ -41,7 +43,8 @@ class Engine:
     ``model(tokens, targets)`` must return the loss of every token, and ``model.set_ratio`` set the fraction
     of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage. Stage 0 in bfloat16 is wrong in DeepSpeed
     0.19 under tensor parallelism (its norm ignores all ranks but the first): stage 1 is used instead, and
-    :attr:`stage` is 1. ``optimizer`` must be built for ``model``; the default follows ``optim``.
+    :attr:`stage` is 1. ``optimizer`` must be built for ``model``; the default follows ``optim``. ``islands``:
+    the settings of outer steps; ``model`` must have ``blocks`` then.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Engine:
         precision: str,
         accumulation: int,
         optimizer: Optimizer | None = None,
+        islands: IslandsConfig | None = None,
+        seed: int = 0,
     ) -> None:
         deepspeed = import_deepspeed()
         self.mesh, self.model, self.clip, self.precision = mesh, model, optim.clip, precision
@@ -93,6 +98,21 @@ class Engine:
             rounded=precision == "bf16",
         )
         self._optimizer.places = self.live.places()
+        if islands is not None and islands.resolved(mesh.islands.processes) != "none":
+            self.live.islands = self._islands(islands, seed)
+
+    def _islands(self, settings: IslandsConfig, seed: int) -> Islands:
+        blocks = len(self.model.blocks)  # type: ignore[arg-type]
+        return Islands(
+            self.live.master_weights(),
+            self.mesh,
+            settings,
+            sharded={name for name, p in self.model.named_parameters() if _is_sharded(p)},
+            fragment_of=lambda name: settings.fragment_of(block_of(name), blocks),
+            refresh=lambda: refresh_weights(self._engine.optimizer, self.stage),
+            alone=self.stage == 0,
+            seed=seed,
+        )
 
     def _settings(self, precision: str, accumulation: int, model: nn.Module) -> dict:
         numbers = sum(p.numel() for p in model.parameters())
@@ -134,7 +154,7 @@ class Engine:
             losses.append(loss.detach())
             if len(losses) < len(batches):
                 self._engine.step()
-        loss = self.data_mean(torch.stack(losses).mean())
+        loss = self._island_mean(torch.stack(losses).mean())
         if self.stage == 0 and self._disagree:
             self._make_equal(
                 [p.grad for p in self.model.parameters() if not _is_sharded(p) and p.grad is not None]
@@ -147,14 +167,21 @@ class Engine:
         skipped = self._optimizer.skip or not isfinite(grad_norm)
         if skipped and self.mesh.data.zero:
             self.mesh.data.zero.gradients.forget()
-        return StepResult(loss, grad_norm, skipped)
+        return self._over_islands(loss, grad_norm, skipped)
+
+    def outer_step(self, step: int, *, last: bool = False) -> OuterStep | None:
+        """Exchange changes between islands as far as it is due after ``step``; None if there are no islands.
+
+        Collective.
+        """
+        return self.live.islands.step(step, last=last) if self.live.islands else None
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See | None = None) -> float:
         """Return the mean loss per token over all replicas, for (tokens, targets, leading rows that count).
 
         Every rank must have the same number of batches. ``see`` is called with the rows that count and their
-        losses.
+        losses. With islands, the model is the anchor.
         """
         total, count = torch.zeros((), dtype=torch.float64), 0
         with self.evaluating() as forward:
@@ -165,19 +192,20 @@ class Engine:
                 total += losses.double().sum().cpu()
                 count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)
-        self.mesh.data.all_reduce(both, "forward", "loss")
+        self._sum_over_replicas(both)
         return float(both[0] / both[1])
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[..., Tensor]]:
-        """Yield the model in evaluation mode, to be called like ``model(...)``.
+        """Yield the model in evaluation mode, to be called like ``model(...)``; with islands, the anchor.
 
         At stage 3 each call gathers weights from all replicas, so every rank must make the same number of
         calls.
         """
         self._engine.eval()
         try:
-            with self.mesh.data.during("forward"):
+            anchor = self.live.islands.at_anchor() if self.live.islands else nullcontext()
+            with anchor, self.mesh.data.during("forward"):
                 yield self._engine
         finally:
             self._engine.train()
@@ -187,10 +215,26 @@ class Engine:
         self.model.set_ratio(ratio)  # type: ignore[operator]
 
     def data_mean(self, value: Tensor) -> float:
-        """Return the mean of a scalar over the data-parallel replicas."""
+        """Return the mean of a scalar over the data-parallel replicas of all islands."""
+        value = value.double()
+        self._sum_over_replicas(value)
+        return float(value) / self.mesh.replicas
+
+    def _sum_over_replicas(self, values: Tensor) -> None:
+        self.mesh.data.all_reduce(values, "forward", "loss")
+        self.mesh.islands.all_reduce(values, "forward", "loss")
+
+    def _island_mean(self, value: Tensor) -> float:
         value = value.double()
         self.mesh.data.all_reduce(value, "forward", "loss")
         return float(value) / self.mesh.data_size
+
+    def _over_islands(self, loss: float, grad_norm: float, skipped: bool) -> StepResult:
+        """Return the means over the islands; a step counts as skipped if any island skipped it."""
+        values = torch.tensor([loss, grad_norm, skipped], dtype=torch.float64, device=self._engine.device)
+        self.mesh.islands.all_reduce(values, "step", "loss")
+        loss, grad_norm, skips = (values / self.mesh.islands.processes).tolist()
+        return StepResult(loss, grad_norm, skips > 0)
 
     def _gradients(self, *, sharded: bool) -> list[Tensor]:
         """Return the gradients of the model's sharded weights, or of the others."""
@@ -255,6 +299,14 @@ class _Mpu:
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
+
+
+def block_of(name: str) -> int | None:
+    """Return the block of a parameter; 0 for the embedding, None for the final norm and head."""
+    first, number, *_ = (*name.split("."), "")
+    if first == "blocks":
+        return int(number)
+    return 0 if first == "embedding" else None
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

@@ -6,7 +6,7 @@ parameter. One view serves all stages: saving copies the ranges out, loading cop
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from caat.optim.optimizer import Optimizer
 from caat.optim.places import Place
 from caat.parallel.mesh import Mesh
 from caat.training.data_sync_state import DataSyncState
+from caat.training.islands import OWN_WEIGHT, Islands
 from caat.training.partitions import gathered_weights
 
 
@@ -48,12 +49,18 @@ class LiveState:
         layout = f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes}"
         # What the messages between replicas keep from step to step.
         self.data_sync = DataSyncState(mesh.data, weights, layout)
+        # Set if there are outer steps. The master weights are then those of this island, and the anchor is
+        # saved as the model.
+        self.islands: Islands | None = None
         self._place = {0: _whole, 1: _mapped, 2: _mapped, 3: _partitioned}[stage]
 
     @property
     def kinds(self) -> tuple[StateKind, ...]:
-        """The master weights and what the optimizer declares."""
-        return (WEIGHT, *self.optimizer.kinds)
+        """The master weights and what the optimizer declares; islands add theirs."""
+        if self.islands is None:
+            return (WEIGHT, *self.optimizer.kinds)
+        own = (replace(kind, island=True) for kind in self.optimizer.kinds)
+        return (WEIGHT, *self.islands.kinds, *own)
 
     def places(self) -> dict[str, Place]:
         """Return where the optimizer has this process's part of each parameter."""
@@ -68,17 +75,46 @@ class LiveState:
         """
         found = {}
         for name, place in self.places().items():
-            for kind, values in self._shared(place).items():
-                found[name, kind] = Fragment(place.start, values)
+            values = self._shared(place)
+            if self.islands is not None:
+                values[OWN_WEIGHT] = values[WEIGHT.name]
+                values |= self.islands.shared_numbers(name)
+            for kind, numbers in values.items():
+                found[name, kind] = Fragment(place.start, numbers)
         for each in self.kinds:
             if not each.shared:
                 own = self.optimizer.replica_state(each.name)
                 found |= {(name, each.name): Fragment(0, values.view(-1)) for name, values in own.items()}
         return found
 
+    def master_weights(self) -> dict[str, Tensor]:
+        """Return this process's part of the master weights by parameter, flat and live."""
+        names = [name for name, _ in self._model.named_parameters()]
+        fragments = self.fragments()
+        return {name: fragments[name, WEIGHT.name].numbers for name in names}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return the live state that only this process has, by name."""
+        return self.data_sync.tensors() | (self.islands.tensors() if self.islands else {})
+
+    @property
+    def own_layout(self) -> str:
+        """Describe the run as far as :meth:`own_tensors` depends on it; empty if there are none."""
+        islands = self.islands.layout if self.islands else ""
+        return " ".join(filter(None, (self.data_sync.layout, islands)))
+
+    def load_own(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Restore what :meth:`own_tensors` returned on this process after ``step``. Collective."""
+        outer = {name: values for name, values in tensors.items() if name.startswith("islands.")}
+        rest = {name: values for name, values in tensors.items() if name not in outer}
+        if rest:
+            self.data_sync.load(rest)
+        if self.islands is not None:
+            self.islands.load(outer, step)
+
     def _shared(self, place: Place) -> dict[str, Tensor]:
         if place.weight is None:
-            return {kind.name: torch.empty(0) for kind in self.kinds if kind.shared}
+            return {kind.name: torch.empty(0) for kind in (WEIGHT, *self.optimizer.kinds) if kind.shared}
         values = {WEIGHT.name: place.weight.detach(), **self.optimizer.shared_state(place.weight)}
         return {kind: value.view(-1).narrow(0, place.offset, place.size) for kind, value in values.items()}
 

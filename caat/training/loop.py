@@ -98,6 +98,7 @@ def train(run: Training) -> dict:
             device=run.device,
             guard=to.guard,
             watchdog=to.watchdog,
+            last=last,
         )
         run.state = _after(run, step, taken.result)
         record = recorder.record(taken, run.state, ratio=ratio, learning_rate=rate) | before

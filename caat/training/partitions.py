@@ -104,3 +104,18 @@ def gathered_weights(zero: Any, rank: int) -> list[tuple[Tensor, Tensor]]:
     else:
         flats, parts = zero.bit16_groups_flat, zero.parallel_partitioned_bit16_groups
     return [(flat, each[rank]) for flat, each in zip(flats, parts, strict=True)]
+
+
+def refresh_weights(zero: Any, stage: int) -> None:
+    """Take changed float32 master weights into the model, as after a step. Collective over the replicas.
+
+    ``zero`` is DeepSpeed's optimizer. At stage 0 the master weights are those of the model.
+    """
+    if stage in (1, 2):
+        zero.update_lp_params()
+    if stage == 3:
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

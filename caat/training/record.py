@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from caat.parallel.data_axis import PURPOSES
+from caat.parallel.island_axis import ISLAND_PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import flops_per_token
 from caat.training.checkpoint.state import State
+from caat.training.islands import OuterStep
 from caat.training.memory import memory_gib
 from caat.training.peak import peak_tflops
 from caat.training.progress import loss_text
@@ -25,7 +27,7 @@ class Recorder:
         c = config.train
         self._mesh, self._device = mesh, device
         self._tokens = c.global_batch * c.sequence
-        processes = mesh.processes * mesh.data_size
+        processes = mesh.processes * mesh.replicas
         self._tflop = flops_per_token(config.model, c.sequence) * self._tokens / 1e12 / processes
         self._peak = peak_tflops(device, c.peak_tflops)
 
@@ -50,7 +52,19 @@ class Recorder:
             "skipped_steps": state.skipped,
             **{f"tensor_parallel_{name}": n for name, n in tensor.items()},
             **{f"data_parallel_{name}": n for name, n in data.items()},
+            **self._outer(taken.outer),
         }
+
+    def _outer(self, outer: OuterStep | None) -> dict[str, Any]:
+        """Return what islands exchanged; nothing if there are none."""
+        if outer is None:
+            return {}
+        sent = self._mesh.islands.ledger.totals(*ISLAND_PURPOSES)
+        record: dict[str, Any] = {f"islands_{name}": n for name, n in sent.items()}
+        record["islands_wait_seconds"] = outer.wait_seconds
+        if outer.norm is not None:
+            record |= {"islands_outer_norm": outer.norm, "islands_distance": outer.distance}
+        return record
 
 
 def finite(value: float) -> float | None:

@@ -11,6 +11,7 @@ from caat.data.loader import Loader
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.watchdog import Watchdog
 from caat.training.engine import Engine, StepResult
+from caat.training.islands import OuterStep
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class TakenStep:
     """The result of a step and its duration: ``waited`` seconds for data, ``seconds`` in total."""
 
     result: StepResult
+    # None: there are no islands.
+    outer: OuterStep | None
     seconds: float
     waited: float
 
@@ -31,8 +34,9 @@ def take_step(
     device: torch.device,
     guard: ReplicaGuard,
     watchdog: Watchdog,
+    last: bool = False,
 ) -> TakenStep:
-    """Train on the next global batch. Collective.
+    """Train on the next global batch, and exchange with other islands if it is due. Collective.
 
     Raises :class:`~caat.supervision.replicas.DriftError` if the step is checked and replicas differ.
     """
@@ -40,11 +44,13 @@ def take_step(
     started = time.perf_counter()
     engine.mesh.tensor.ledger.reset()
     engine.mesh.data.start_step(step)
+    engine.mesh.islands.ledger.reset()
     batches = [(tokens.to(device), targets.to(device)) for tokens, targets in loader.step()]
     waited = time.perf_counter() - started
     watchdog.beat(f"training step {step}")
     guard.before(step)
     result = engine.step(batches, learning_rate)
+    outer = engine.outer_step(step, last=last)
     seconds = time.perf_counter() - started
     guard.after(step)
-    return TakenStep(result, seconds, waited)
+    return TakenStep(result, outer, seconds, waited)

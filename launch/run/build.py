@@ -16,7 +16,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.sharding import FullTensors
 from caat.parallel.sums import SumOptions
 from caat.supervision.control import Control
-from caat.supervision.replicas import ReplicaGuard
+from caat.supervision.replicas import EqualAfter, ReplicaGuard, after_every_step
 from caat.supervision.signals import StopRequest
 from caat.supervision.watchdog import Watchdog, tick_in
 from caat.training.checkpoint.architecture import Architecture
@@ -91,7 +91,14 @@ def build_run(
             control,
             request,
             watchdog,
-            ReplicaGuard(model, model.blocks[-1], mesh, control, c.check_replicas_every),
+            ReplicaGuard(
+                model,
+                model.blocks[-1],
+                mesh,
+                control,
+                c.check_replicas_every,
+                equal_after=_equal_after(config, engine),
+            ),
         ),
         device=device,
         benchmarks=_benchmarks(config, engine, model, start.tokens, watchdog),
@@ -107,6 +114,7 @@ def _mesh(config: Config) -> Mesh:
         config.parallel.tensor,
         config.parallel.tensor_processes(dist.get_world_size()),
         SumOptions.of(config.sync),
+        islands=config.parallel.islands,
         data_sync=config.data_sync,
         seed=config.seed,
     )
@@ -123,7 +131,9 @@ def _engine(config: Config, model: GPT, mesh: Mesh, watchdog: Watchdog) -> Engin
         config.optim,
         stage=config.zero.stage,
         precision=config.train.precision,
-        accumulation=config.train.accumulation(mesh.data_size),
+        accumulation=config.train.accumulation(mesh.replicas),
+        islands=config.islands,
+        seed=config.seed,
     )
 
 
@@ -155,7 +165,7 @@ def _restore(
         return None, []
     state, _ = read_state(source)
     load_master_weights(engine.live, tensors, source, watchdog.tick)
-    notes = load_optimizer(engine.live, tensors, source, watchdog.tick)
+    notes = load_optimizer(engine.live, tensors, source, watchdog.tick, step=state.step)
     set_random_state(state.random)
     return state, notes
 
@@ -165,7 +175,7 @@ def _batches(
 ) -> tuple[Loader, Callable]:
     """Return this replica's training loader, and a function that returns its held-out batches."""
     c = config.train
-    place = {"data_rank": mesh.data_rank, "data_size": mesh.data_size}
+    place = {"data_rank": mesh.replica, "data_size": mesh.replicas}
     training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
     loader = Loader(
         training, c.sequence, c.micro_batch, c.global_batch, config.seed, **place, position=position
@@ -176,6 +186,16 @@ def _batches(
         return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
 
     return loader, validation
+
+
+def _equal_after(config: Config, engine: Engine) -> EqualAfter:
+    """Return a function that says whether the islands have the same weights after a step."""
+    islands = engine.live.islands
+    if islands is None:
+        return after_every_step
+    # With a codec of weights, the replicas of an island hold approximations that depend on its past.
+    exact = config.data_sync.weights_codec == "none"
+    return lambda step: exact and islands.together
 
 
 def _saver(
@@ -259,6 +279,12 @@ def _introduce(
         run.say(f"starting with the weights of {initial}")
 
 
+def _parts(mesh: Mesh) -> str:
+    replicas, islands = mesh.data_size, mesh.islands.processes
+    text = f"{replicas} replica{'s' if replicas > 1 else ''}"
+    return f"{text} on each of {islands} islands" if islands > 1 else text
+
+
 def _opening(run: Training, folder: Path) -> str:
     """Describe the run in a few lines."""
     config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
@@ -267,7 +293,7 @@ def _opening(run: Training, folder: Path) -> str:
     lines = [
         f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
         f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
-        f"{mesh.data_size} replica{'s' if mesh.data_size > 1 else ''}, "
+        f"{_parts(mesh)}, "
         f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {run.device.type}",
         f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
         f"({passes:,.2f} passes); run folder {folder}",

@@ -89,7 +89,7 @@ def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, in
     if mesh.processes == 1:
         return dict(sent)
     c, model = config.train, config.model
-    tokens = c.global_batch // mesh.data_size * c.sequence
+    tokens = c.global_batch // mesh.replicas * c.sequence
     channels = shared_channels(model.hidden, ratio, mesh.shards)
     wire, own = config.sync.wire_format(c.precision), wire_format("auto", c.precision)
     layers = sync_bytes(model, model.hidden, tokens, own) - sync_bytes(model, channels, tokens, wire)

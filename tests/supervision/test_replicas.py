@@ -61,11 +61,11 @@ def test_a_drift_is_named(ranks, kind, stage, says):
 
 
 def apart(kind: str):
-    """After which step the guard complains about replicas that are to be equal after step 5 alone.
+    """After which step the guard complains about islands that are to be equal after step 5 alone.
 
-    It is to check every second step. From step 1 on the second replica has other weights.
+    It is to check every second step. From step 1 on the second island has other weights.
     """
-    mesh = Mesh.create(4, 2)
+    mesh = Mesh.create(4, 2, islands=2)
     model = build(mesh, 0.5, dtype=torch.float32)
     engine = Engine(model, mesh, OptimConfig(lr=1e-2), stage=0, precision="fp32", accumulation=1)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, Control(), 2, equal_after=lambda step: step in (1, 5))
@@ -74,14 +74,14 @@ def apart(kind: str):
     for step in range(1, 7):
         guard.before(step)
         engine.step([batch(seed=step)], 1e-2)
-        if step == 1 and mesh.data_rank == 1:
+        if step == 1 and mesh.island == 1:
             weights["norm.weight"].add_(1e-3)
             weights["head.weight"].add_(1e-3)
         if step == 4 and dist.get_rank() == 3 and kind == "within":
             weights["norm.weight"].view(torch.int32)[0] ^= 1
         if step == 5 and kind == "together":
             for weight in model.parameters():
-                dist.broadcast(weight.detach(), mesh.tensor_rank, group=mesh.data.group)
+                dist.broadcast(weight.detach(), mesh.tensor_rank, group=mesh.islands.group)
         try:
             guard.after(step)
         except DriftError as error:
@@ -89,12 +89,12 @@ def apart(kind: str):
     return None
 
 
-def test_replicas_that_may_differ_are_compared_when_they_are_to_be_equal(ranks):
+def test_islands_that_may_differ_are_compared_when_they_are_to_be_equal(ranks):
     for found in ranks(4).run(apart, "between"):
         assert found is not None and found[0] == 5
         assert "norm.weight on ranks" in found[1] and "head.weight on rank" in found[1]
     for found in ranks(4).run(apart, "within"):
         assert found is not None and found[0] == 4
         assert "norm.weight on rank " in found[1] and "head.weight" not in found[1]
-    # Step 6 is checked again, but not between replicas.
+    # Step 6 is checked again, but not between islands.
     assert set(ranks(4).run(apart, "together")) == {None}

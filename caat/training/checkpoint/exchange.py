@@ -105,10 +105,11 @@ class Exchange:
         """Return pieces that cover each number once, from the nearest replica or the owner of the copy."""
         found: dict[tuple[int, int], Piece] = {}
         content, processes = turn.file.content, self.mesh.processes
+        on_island = processes * self.mesh.data_size
         ranks = [
             rank
             for rank in range(self.control.world)
-            if content.replica is None or rank // processes == content.replica
+            if content.replica in (None, rank // processes) and content.island in (None, rank // on_island)
         ]
         for rank in sorted(ranks, key=lambda rank: self._distance(rank, turn)):
             start, size = self._ranges[rank][turn.tensors.parameter, content.kind]

@@ -30,16 +30,17 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Content:
-    """All tensors of one kind; ``replica`` is set if each replica has its own copy."""
+    """All tensors of one kind; ``replica`` or ``island`` is set if each of these has its own copy."""
 
     kind: str
     tensors: Sequence[FullTensors]
     replica: int | None = None
+    island: int | None = None
 
     @property
     def stem(self) -> str:
         """The file's name without ``.safetensors``. All kinds use the same tensor names inside."""
-        return stem(self.kind, self.replica)
+        return stem(self.kind, self.replica, self.island)
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,16 @@ def _runs(tensors: Sequence[FullTensors], world: int) -> list[list[FullTensors]]
     return [run for run in runs if run]
 
 
-def stem(kind: str, replica: int | None = None) -> str:
+def stem(kind: str, replica: int | None = None, island: int | None = None) -> str:
     if kind == WEIGHT.name:
         return "model"
-    return f"optimizer.{kind}" if replica is None else f"optimizer.{kind}.replica-{replica}"
+    copies = (("replica", replica), ("island", island))
+    return ".".join([f"optimizer.{kind}", *(f"{of}-{number}" for of, number in copies if number is not None)])
 
 
-def data_sync_file_name(live: LiveState) -> str:
-    """Return the name of the file that holds this process's part of ``live.data_sync``."""
-    return f"optimizer.data_sync.replica-{live.mesh.data_rank}.process-{live.mesh.tensor_rank}.safetensors"
+def own_file_name(live: LiveState) -> str:
+    """Return the name of the file that holds what only this process has, ``live.own_tensors()``."""
+    return f"optimizer.data_sync.replica-{live.mesh.replica}.process-{live.mesh.tensor_rank}.safetensors"
 
 
 def whole_tensor(name: str, shape: Sequence[int]) -> FullTensors:

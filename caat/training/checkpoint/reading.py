@@ -16,8 +16,9 @@ from caat.parallel.sharding import FullTensors, Sliceable
 from caat.storage.checksums import Tick, wrong_files
 from caat.storage.records import read_record
 from caat.supervision.control import Control
-from caat.training.checkpoint.files import data_sync_file_name, index_name, own_tensors, stem
+from caat.training.checkpoint.files import index_name, own_file_name, own_tensors, stem
 from caat.training.checkpoint.state import read_checksums, read_optimizer
+from caat.training.islands import OWN_WEIGHT
 from caat.training.live import LiveState
 from conf.checks import require
 
@@ -152,16 +153,18 @@ def load_master_weights(
     """
     if live.rounded:
         _load(live, WEIGHT, Tensors(folder), tensors, tick)
+        if live.islands is not None:
+            live.islands.restart()
 
 
 def load_optimizer(
-    live: LiveState, tensors: Sequence[FullTensors], folder: Path, tick: Tick = lambda: None
+    live: LiveState, tensors: Sequence[FullTensors], folder: Path, tick: Tick = lambda: None, *, step: int = 0
 ) -> list[str]:
-    """Fill this rank's part of the optimizer state, and set the number of its steps.
+    """Fill this rank's part of the optimizer state after ``step``, and set the number of its steps.
 
     ``tick`` is called for every parameter. Returns notes for the user on state that could not be resumed:
-    kinds that only the checkpoint or only this run has, and kinds of which each replica has its own copy, if
-    the number of replicas has changed. Raises ``ValueError`` for the state of another optimizer.
+    kinds that only the checkpoint or only this run has, and kinds of which each replica or island has its own
+    copy, if their number has changed. Raises ``ValueError`` for the state of another optimizer.
     """
     saved, optimizer = read_optimizer(folder), live.optimizer
     require(
@@ -170,39 +173,50 @@ def load_optimizer(
         f"a new run from its weights with initialize={folder}",
     )
     copies = {kind.name: kind.copies for kind in saved.kinds}
-    unused = copies.keys() - {kind.name for kind in optimizer.kinds}
+    kinds = [kind for kind in live.kinds if kind != WEIGHT]
+    unused = copies.keys() - {kind.name for kind in kinds}
     notes = [
         f"the optimizer's {name} in {folder} is not used: this run keeps none" for name in sorted(unused)
     ]
-    for kind in optimizer.kinds:
-        if problem := _misfit(kind, copies.get(kind.name, 0), live, folder):
-            notes.append(f"the optimizer's {kind.name} starts from zero: {problem}")
-        else:
-            file = Tensors(folder, stem(kind.name, None if kind.shared else live.mesh.data_rank))
-            _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
+    for kind in kinds:
+        found = copies.get(kind.name, 0)
+        if problem := _misfit(kind, found, live, folder):
+            start = "the common weights" if kind.name == OWN_WEIGHT else "zero"
+            notes.append(f"the optimizer's {kind.name} starts from {start}: {problem}")
+            continue
+        # Of several copies, each island takes its own, or one of those that exist.
+        island = live.mesh.island % found if kind.shared and found > 1 else None
+        replica = None if kind.shared else live.mesh.replica
+        file = Tensors(folder, stem(kind.name, replica, island))
+        _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
+        if kind.shared and found != (wanted := kind.copies(live.mesh.replicas, live.mesh.islands.processes)):
+            notes.append(f"the {wanted} islands take the optimizer's {kind.name} of {found} in turn")
     optimizer.steps = saved.steps
-    return notes + _load_data_sync(live, saved.data_sync, folder)
+    if live.islands is not None:
+        live.islands.refresh()
+    return notes + _load_own(live, saved.data_sync, folder, step)
 
 
-def _load_data_sync(live: LiveState, saved: str, folder: Path) -> list[str]:
-    """Restore what messages between replicas keep; return a note if the layout has changed."""
-    data = live.data_sync
-    if saved == data.layout:
+def _load_own(live: LiveState, saved: str, folder: Path, step: int) -> list[str]:
+    """Restore what only this process has; return a note if the layout has changed."""
+    if saved == live.own_layout:
         if saved:
-            file = Tensors(folder, data_sync_file_name(live).removesuffix(".safetensors"))
-            data.load({name: file.whole(name) for name in file.names})
+            file = Tensors(folder, own_file_name(live).removesuffix(".safetensors"))
+            live.load_own({name: file.whole(name) for name in file.names}, step)
         return []
     return [
-        f"what data_sync keeps between steps starts anew: {folder} was saved with {saved or 'none of it'}, "
-        f"and this run has {data.layout or 'none of it'}"
+        f"what messages between replicas and islands keep between steps starts anew: {folder} was saved with "
+        f"{saved or 'none of it'}, and this run has {live.own_layout or 'none of it'}"
     ]
 
 
 def _misfit(kind: StateKind, copies: int, live: LiveState, folder: Path) -> str:
     """Why this run cannot resume this kind, of which the checkpoint has ``copies``; empty if it can."""
-    replicas = live.mesh.data_size
+    replicas, islands = live.mesh.replicas, live.mesh.islands.processes
     if copies == 0:
         return f"{folder} does not hold it"
+    if kind.name == OWN_WEIGHT and copies != islands:
+        return f"each island has its own, {folder} was saved by {copies} and this run has {islands}"
     if not kind.shared and copies != replicas:
         return f"each replica keeps its own, {folder} was saved by {copies} and this run has {replicas}"
     if not kind.shaped and not Tensors(folder, stem(kind.name, 0)).fits(own_tensors(kind, live)):

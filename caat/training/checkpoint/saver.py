@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from caat.data.tokenizer import tokenizer_files
-from caat.optim.kinds import StateKind
+from caat.optim.kinds import WEIGHT, StateKind
 from caat.parallel.sharding import FullTensors
 from caat.storage.disk import disk_problem
 from caat.storage.durable import write_bytes, write_json
@@ -27,7 +27,7 @@ from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import (
     Content,
     TensorFile,
-    data_sync_file_name,
+    own_file_name,
     own_tensors,
     plan_files,
     whole_tensor,
@@ -109,7 +109,7 @@ class Saver:
             fragments, architecture = self._live.fragments(), self._architecture()
             held = self._copy(fragments) if self.settings.asynchronous else _in_place(fragments)
             optimizer = _describe(self._live)
-            own = {name: live.float().cpu().clone() for name, live in self._live.data_sync.tensors().items()}
+            own = {name: live.float().cpu().clone() for name, live in self._live.own_tensors().items()}
         self._thread = threading.Thread(
             target=self._write,
             args=(state, optimizer, architecture, held, own),
@@ -234,9 +234,9 @@ class Saver:
 
     def _write_own(self, aside: Path, own: dict[str, Tensor]) -> dict[str, str]:
         """Write what only this process holds, and return the checksum."""
-        if not self._live.data_sync.layout:
+        if not self._live.own_layout:
             return {}
-        name = data_sync_file_name(self._live)
+        name = own_file_name(self._live)
         file = TensorFile(aside / name, [whole_tensor(key, values.shape) for key, values in own.items()])
         try:
             for key, values in own.items():
@@ -269,21 +269,26 @@ class Saver:
 
 
 def _contents(kind: StateKind, live: LiveState, tensors: Sequence[FullTensors]) -> list[Content]:
-    """Return the contents to save of a kind: one for all replicas, or one for each."""
+    """Return the contents to save of a kind: one for all, or one for each replica or island."""
+    islands = live.mesh.islands.processes
+    if kind.shared and kind.island and islands > 1:
+        return [Content(kind.name, tensors, island=island) for island in range(islands)]
     if kind.shared:
         return [Content(kind.name, tensors)]
     if not kind.shaped:
         tensors = own_tensors(kind, live)
-    return [Content(kind.name, tensors, replica) for replica in range(live.mesh.data_size)]
+    return [Content(kind.name, tensors, replica) for replica in range(live.mesh.replicas)]
 
 
 def _describe(live: LiveState) -> SavedOptimizer:
-    optimizer, replicas = live.optimizer, live.mesh.data_size
     kinds = tuple(
-        SavedKind(kind.name, kind.shared, kind.shaped, 1 if kind.shared else replicas)
-        for kind in optimizer.kinds
+        SavedKind(
+            kind.name, kind.shared, kind.shaped, kind.copies(live.mesh.replicas, live.mesh.islands.processes)
+        )
+        for kind in live.kinds
+        if kind != WEIGHT
     )
-    return SavedOptimizer(optimizer.name, optimizer.steps, kinds, live.data_sync.layout)
+    return SavedOptimizer(live.optimizer.name, live.optimizer.steps, kinds, live.own_layout)
 
 
 def _in_place(fragments: dict[tuple[str, str], Fragment]) -> Held:

@@ -44,7 +44,8 @@ class State:
 
 @dataclass(frozen=True)
 class SavedKind:
-    """A :class:`~caat.optim.kinds.StateKind` in a checkpoint; ``copies`` is 1 or the number of replicas."""
+    """A :class:`~caat.optim.kinds.StateKind` in a checkpoint; ``copies`` is 1, or the number of replicas
+    or islands of which each has its own."""
 
     name: str
     shared: bool
@@ -59,7 +60,7 @@ class SavedOptimizer:
     name: str
     steps: Whole
     kinds: tuple[SavedKind, ...]
-    # Describes the run, if its messages between replicas keep something from step to step; else empty.
+    # Describes the run, if messages between replicas or islands keep something from step to step; else empty.
     data_sync: str = ""
 
 

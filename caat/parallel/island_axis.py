@@ -1,0 +1,53 @@
+"""The axis of islands: messages over the slow links between sites, counted in one ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from caat.parallel.collectives import Collectives
+from caat.parallel.exchange import Exchange
+from caat.parallel.reduction import Reduction
+from caat.parallel.ring import ring_bytes
+from caat.parallel.timeout import GROUP_TIMEOUT
+from conf.data_sync import DataSyncConfig
+
+# Purposes of the messages of a step. changes: of weights; loss: its mean, and which steps were skipped; norm:
+# of what an exchange changed.
+ISLAND_PURPOSES = ("changes", "loss", "norm")
+
+
+class IslandAxis(Collectives):
+    """Collectives over the ranks with the same place in each of M islands.
+
+    All messages count with the bytes that this rank sends.
+    """
+
+    def __init__(
+        self, islands: int = 1, group: dist.ProcessGroup | None = None, exchange: Exchange | None = None
+    ) -> None:
+        super().__init__(islands, group)
+        self._exchange = exchange
+
+    @staticmethod
+    def create(rows: Sequence[list[int]], groups: Sequence[dist.ProcessGroup], mine: int) -> IslandAxis:
+        """Create the axis of ``groups[mine]``, with ranks ``rows[mine]``. Collective over the world."""
+        gloo = dist.get_backend(groups[mine]) == "gloo"
+        # Changes travel in the background, in groups of their own: they must not mix with other messages.
+        own = [dist.new_group(ranks, GROUP_TIMEOUT) for ranks in rows]
+        ways = [[dist.new_group(ranks, GROUP_TIMEOUT) for _ in range(2)] for ranks in rows if gloo]
+        exchange = Exchange(own[mine], ways[mine] if gloo else None)
+        return IslandAxis(len(rows[mine]), groups[mine], exchange)
+
+    def reduction(self, settings: DataSyncConfig, seed: int) -> Reduction:
+        """Return a sum over the islands with the codec of ``settings`` and memories of its own."""
+        assert self._exchange is not None, "one island exchanges nothing"
+        return Reduction(self._exchange, settings, self._count_changes, seed)
+
+    def _count_changes(self, sent: int, purpose: str) -> None:
+        self.ledger.count(sent, "step", "changes")
+
+    def _sent_bytes(self, message: Tensor) -> int:
+        return ring_bytes(message.nbytes, self.processes)
