@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from caat.optim.kinds import kinds_of, saved_numbers
 from caat.planning.activations import WIDE, Pass
 from caat.planning.data_traffic import Kept, kept_numbers
 from caat.planning.memory import Memory, memory
@@ -17,13 +18,19 @@ CHECKPOINTING = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a run; ``processes`` (P) share a replica."""
+    """The layout of a run; ``processes`` (P) share a replica, and ``replicas`` (D) an island."""
 
     processes: int
     replicas: int
     stage: int
     checkpointing: str
     micro_batch: int
+    islands: int = 1
+
+    @property
+    def all_replicas(self) -> int:
+        """Number of replicas of all islands."""
+        return self.replicas * self.islands
 
 
 def layout_of(config: Config, world: int) -> Layout:
@@ -31,7 +38,9 @@ def layout_of(config: Config, world: int) -> Layout:
     c = config.train
     processes = config.parallel.tensor_processes(world)
     stage = 1 if (config.zero.stage, c.precision) == (0, "bf16") else config.zero.stage
-    return Layout(processes, world // processes, stage, c.activation_checkpointing, c.micro_batch)
+    islands = config.parallel.islands
+    replicas = world // (processes * islands)
+    return Layout(processes, replicas, stage, c.activation_checkpointing, c.micro_batch, islands)
 
 
 def pass_of(config: Config, layout: Layout, ratio: float, cuda: bool = True) -> Pass:
@@ -53,11 +62,12 @@ def pass_of(config: Config, layout: Layout, ratio: float, cuda: bool = True) -> 
 
 def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
     """Return the memory of one process; for a schedule of ``sync.ratio``, at the ratio that needs most."""
-    accumulation = config.train.global_batch // (layout.micro_batch * layout.replicas)
+    accumulation = config.train.global_batch // (layout.micro_batch * layout.all_replicas)
     passes = (pass_of(config, layout, ratio, cuda) for ratio in config.sync.schedule.values())
     where = (layout.replicas, layout.stage, config.train.precision)
     kept = kept_of(config, layout)
     kept_bytes = WIDE * kept.residuals + (2 if config.train.precision == "bf16" else WIDE) * kept.weights
+    kept_bytes += WIDE * outer_numbers(config, layout)
     needed = (memory(p, *where, accumulation, optim=config.optim, kept=kept_bytes) for p in passes)
     return max(needed, key=lambda each: each.total)
 
@@ -69,12 +79,39 @@ def kept_of(config: Config, layout: Layout) -> Kept:
     return kept_numbers(held, *where, sync=config.data_sync)
 
 
+def outer_numbers(config: Config, layout: Layout) -> int:
+    """Return what outer steps keep in a process, 0 without them: anchor, velocity, and changes in flight."""
+    settings = config.islands
+    if (method := settings.resolved(layout.islands)) == "none":
+        return 0
+    held = sum(
+        each.numbers for each in local_parameters(config.model, config.parallel.tensor, layout.processes)
+    )
+    part = held if layout.stage == 0 else -(-held // layout.replicas)
+    velocity = method == "diloco" and settings.momentum > 0
+    residual = settings.codec != "none" and settings.feedback
+    # This island's change and the sum of all.
+    return part * (1 + velocity + residual + 2)
+
+
+def saved_per_weight(config: Config) -> int:
+    """Return the numbers per weight in a checkpoint: weights, optimizer state, and what islands add."""
+    kinds, settings = kinds_of(config.optim), config.islands
+    islands = config.parallel.islands
+    if (method := settings.resolved(islands)) == "none":
+        return saved_numbers(kinds)
+    velocity = method == "diloco" and settings.momentum > 0
+    # Each island's own weights and moments, in addition to the anchor and its velocity.
+    return 1 + velocity + islands * saved_numbers(kinds)
+
+
 def all_layouts(config: Config, world: int) -> Iterator[Layout]:
     """Yield every number of processes and ZeRO stage, with micro-batches of 1 and no recomputation."""
+    islands = config.parallel.islands
     for processes in range(1, config.parallel.tensor + 1):
-        if config.parallel.tensor % processes == 0 and world % processes == 0:
+        if config.parallel.tensor % processes == 0 and world % (processes * islands) == 0:
             for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
-                yield Layout(processes, world // processes, stage, "none", 1)
+                yield Layout(processes, world // (processes * islands), stage, "none", 1, islands)
 
 
 def largest_that_fits(config: Config, layout: Layout, limit: int) -> Layout | None:
@@ -85,12 +122,12 @@ def largest_that_fits(config: Config, layout: Layout, limit: int) -> Layout | No
 
 def divides(config: Config, layout: Layout) -> bool:
     """Return whether the global batch divides equally among the replicas."""
-    return config.train.global_batch % layout.replicas == 0
+    return config.train.global_batch % layout.all_replicas == 0
 
 
 def _micro_batches(config: Config, layout: Layout) -> Iterator[Layout]:
     """Yield ``layout`` with each power of two that divides a replica's share of the global batch."""
     size = 1
-    while config.train.global_batch % (size * layout.replicas) == 0:
+    while config.train.global_batch % (size * layout.all_replicas) == 0:
         yield replace(layout, micro_batch=size)
         size *= 2

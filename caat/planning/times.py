@@ -84,4 +84,4 @@ def seconds_of(config: Config, layout: Layout, machine: Machine) -> float:
 
 def accumulation_of(config: Config, layout: Layout) -> int:
     """Return the number of micro-batches per step."""
-    return config.train.global_batch // (layout.micro_batch * layout.replicas)
+    return config.train.global_batch // (layout.micro_batch * layout.all_replicas)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from io import StringIO
 from math import isfinite
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from caat.optim.make import make_optimizer
@@ -21,6 +18,8 @@ from caat.planning.zero import BUCKET
 from caat.training.islands import Islands, OuterStep
 from caat.training.live import LiveState
 from caat.training.partitions import message_shapes, refresh_weights, zero_owners
+from caat.training.zero import Mpu, import_deepspeed
+from conf.islands import IslandsConfig
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 
@@ -74,7 +73,7 @@ class Engine:
             self._engine, _, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=self._optimizer,
-                mpu=_Mpu(mesh),
+                mpu=Mpu(mesh),
                 dist_init_required=False,
                 config=self._settings(precision, accumulation, model),
             )
@@ -269,38 +268,6 @@ class Engine:
         return norm
 
 
-class _Mpu:
-    """The tensor-parallel topology in the interface that DeepSpeed expects."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        # DeepSpeed needs a group even for a single process.
-        self._mesh = mesh
-        self._tensor_group = mesh.tensor.group or dist.new_group([dist.get_rank()])
-        self._data_group = mesh.data.process_group or dist.group.WORLD
-
-    def get_model_parallel_rank(self):
-        return self._mesh.tensor_rank
-
-    def get_model_parallel_world_size(self):
-        return self._mesh.processes
-
-    def get_model_parallel_group(self):
-        return self._tensor_group
-
-    def get_data_parallel_rank(self):
-        return self._mesh.data_rank
-
-    def get_data_parallel_world_size(self):
-        return self._mesh.data_size
-
-    def get_data_parallel_group(self):
-        return self._data_group
-
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-    get_tensor_model_parallel_group = get_model_parallel_group
-
-
 def block_of(name: str) -> int | None:
     """Return the block of a parameter; 0 for the embedding, None for the final norm and head."""
     first, number, *_ = (*name.split("."), "")
@@ -316,16 +283,3 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
 def _square_sum(tensors: Sequence[Tensor]) -> Tensor:
     norms = torch._foreach_norm(list(tensors))
     return torch.stack(norms).double().square().sum()
-
-
-def import_deepspeed():
-    """Import DeepSpeed, without the messages and compilation of features that we do not use."""
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-
-    # Would compile a C++ extension at start for a collective that we do not use.
-    __compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # torch's warnings about functions that DeepSpeed calls, which users cannot fix.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    return deepspeed

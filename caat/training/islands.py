@@ -142,7 +142,7 @@ class Islands:
                 squares += self._apply(message, outer)
         for message in self.messages:
             if last or self.settings.due(step, message.fragment):
-                self._start(message, step)
+                self._start(message, step, outer)
         for message in self.messages:
             if message.wait is not None and (last or delay == 0):
                 squares += self._apply(message, outer)
@@ -154,7 +154,7 @@ class Islands:
         return outer
 
     @torch.no_grad()
-    def _start(self, message: Message, step: int) -> None:
+    def _start(self, message: Message, step: int, outer: OuterStep) -> None:
         message.started, message.wait = step, nothing
         message.change = message.anchor - message.own_weights()
         message.own = message.change.clone()
@@ -166,7 +166,9 @@ class Islands:
         if self.settings.delay:
             message.wait = self._background.run(reduction.everywhere, message.change)
         else:
+            waiting = time.perf_counter()
             reduction.everywhere(message.change)
+            outer.wait_seconds += time.perf_counter() - waiting
 
     @torch.no_grad()
     def _apply(self, message: Message, outer: OuterStep) -> Tensor:

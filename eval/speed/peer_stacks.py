@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from caat.parallel.mesh import Mesh
 from caat.supervision.device import PRECISIONS
-from caat.training.engine import import_deepspeed
+from caat.training.zero import import_deepspeed
 from conf.bench import BenchStackConfig
 from eval.speed.stack import ColumnLinear, OurStack, PlainStack, copy_weights
 from layers.mlp import swiglu

@@ -16,7 +16,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.sharding import FullTensors
 from caat.parallel.sums import SumOptions
 from caat.supervision.control import Control
-from caat.supervision.replicas import EqualAfter, ReplicaGuard, after_every_step
+from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StopRequest
 from caat.supervision.watchdog import Watchdog, tick_in
 from caat.training.checkpoint.architecture import Architecture
@@ -87,19 +87,7 @@ def build_run(
             engine=engine,
             watchdog=watchdog,
         ),
-        supervision=Supervision(
-            control,
-            request,
-            watchdog,
-            ReplicaGuard(
-                model,
-                model.blocks[-1],
-                mesh,
-                control,
-                c.check_replicas_every,
-                equal_after=_equal_after(config, engine),
-            ),
-        ),
+        supervision=Supervision(control, request, watchdog, _guard(config, engine, model, control)),
         device=device,
         benchmarks=_benchmarks(config, engine, model, start.tokens, watchdog),
     )
@@ -188,14 +176,15 @@ def _batches(
     return loader, validation
 
 
-def _equal_after(config: Config, engine: Engine) -> EqualAfter:
-    """Return a function that says whether the islands have the same weights after a step."""
-    islands = engine.live.islands
-    if islands is None:
-        return after_every_step
+def _guard(config: Config, engine: Engine, model: GPT, control: Control) -> ReplicaGuard:
+    islands, every = engine.live.islands, config.train.check_replicas_every
     # With a codec of weights, the replicas of an island hold approximations that depend on its past.
     exact = config.data_sync.weights_codec == "none"
-    return lambda step: exact and islands.together
+
+    def equal_after(step: int) -> bool:
+        return islands is None or (exact and islands.together)
+
+    return ReplicaGuard(model, model.blocks[-1], engine.mesh, control, every, equal_after=equal_after)
 
 
 def _saver(
@@ -303,7 +292,8 @@ def _opening(run: Training, folder: Path) -> str:
             f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
         )
     if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
-        lines.append("note: data_sync has no effect, because the run has one replica")
+        where = "an island" if mesh.islands.processes > 1 else "the run"
+        lines.append(f"note: data_sync has no effect, because {where} has one replica")
     if engine.stage != config.zero.stage:
         lines.append(
             f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "

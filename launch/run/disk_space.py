@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from caat.optim.kinds import kinds_of, saved_numbers
 from caat.planning.activations import WIDE
 from caat.planning.costs import checkpoint_bytes
-from caat.planning.layouts import kept_of, layout_of
+from caat.planning.layouts import kept_of, layout_of, saved_per_weight
 from caat.storage.disk import free_bytes, nearest_folder, size_text
 from caat.training.checkpoint.folder import leftovers
 from conf.checks import require
@@ -23,7 +22,7 @@ def check_space(config: Config, world: int, folder: Path | None = None) -> None:
     at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
     """
     checkpoints = (folder or given_folder(config) or Path("outputs")) / "checkpoints"
-    need = checkpoint_bytes(config.model, saved_numbers(kinds_of(config.optim)))
+    need = checkpoint_bytes(config.model, saved_per_weight(config))
     need += world * WIDE * sum(kept_of(config, layout_of(config, world)))
     there, free = nearest_folder(checkpoints), free_bytes(checkpoints)
     remedy = "give run.dir=... on another disk"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from shlex import quote
@@ -63,6 +63,7 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
         "tensor_parallel_bytes_per_step_full_synchronisation": full,
         "data_parallel_bytes_per_step": _data_parallel(record, "bytes"),
         "data_parallel_calls_per_step": _data_parallel(record, "calls"),
+        **_islands(records),
         "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
         "run": str(folder),
         "checkpoint": str(folder / "checkpoints" / f"step-{config.train.steps:08}"),
@@ -79,6 +80,21 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
 def _data_parallel(record: Mapping[str, int], what: str) -> dict[str, int]:
     """``bytes`` or ``calls`` of the step by purpose."""
     return {purpose: record[f"data_parallel_{what}_{purpose}"] for purpose in PURPOSES}
+
+
+def _islands(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what islands exchanged, on average over the steps; nothing if there are none."""
+    outer = [record for record in records if "islands_bytes_changes" in record]
+    if not outer:
+        return {}
+    sent = sum(
+        value for record in outer for name, value in record.items() if name.startswith("islands_bytes_")
+    )
+    waited = sum(record["islands_wait_seconds"] for record in outer)
+    return {
+        "islands_bytes_per_step": sent / len(outer),
+        "islands_wait_share": waited / sum(record["step_seconds"] for record in outer),
+    }
 
 
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
@@ -121,6 +137,11 @@ def _print(summary: dict, mesh: Mesh) -> None:
         rows["sent between replicas"] = (
             f"{sizes['gradients'] / 2**20:.1f} MiB of gradients and {sizes['weights'] / 2**20:.1f} MiB of "
             f"weights per step and process, in {sum(calls.values())} messages"
+        )
+    if mesh.islands.processes > 1:
+        rows["sent between islands"] = (
+            f"{summary['islands_bytes_per_step'] / 2**20:.3f} MiB per step and process on average, "
+            f"{summary['islands_wait_share']:.2%} of the time waiting for it"
         )
     rows |= {"checkpoint": summary["checkpoint"], "loss plot": summary["plot"], "run folder": summary["run"]}
     rows["use it"] = f"caat generate checkpoint={quote(summary['run'])} prompt='The '"
