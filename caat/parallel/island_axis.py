@@ -30,6 +30,8 @@ class IslandAxis(Collectives):
     ) -> None:
         super().__init__(islands, group)
         self._exchange = exchange
+        # Bytes of messages of changes that are not in the ledger yet.
+        self._uncounted: list[int] = []
 
     @staticmethod
     def create(rows: Sequence[list[int]], groups: Sequence[dist.ProcessGroup], mine: int) -> IslandAxis:
@@ -44,10 +46,19 @@ class IslandAxis(Collectives):
     def reduction(self, settings: DataSyncConfig, seed: int) -> Reduction:
         """Return a sum over the islands with the codec of ``settings`` and memories of its own."""
         assert self._exchange is not None, "one island exchanges nothing"
-        return Reduction(self._exchange, settings, self._count_changes, seed)
+        return Reduction(self._exchange, settings, self._sent_changes, seed)
 
-    def _count_changes(self, sent: int, purpose: str) -> None:
-        self.ledger.count(sent, "step", "changes")
+    def count_changes(self) -> None:
+        """Count the messages of reductions that are complete.
+
+        Called by the thread that resets the ledger: the thread of an exchange would count in any step.
+        """
+        sent, self._uncounted = self._uncounted, []
+        for size in sent:
+            self.ledger.count(size, "step", "changes")
+
+    def _sent_changes(self, sent: int, purpose: str) -> None:
+        self._uncounted.append(sent)
 
     def _sent_bytes(self, message: Tensor) -> int:
         return ring_bytes(message.nbytes, self.processes)

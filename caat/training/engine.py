@@ -20,7 +20,6 @@ from caat.training.live import LiveState
 from caat.training.partitions import message_shapes, refresh_weights, zero_owners
 from caat.training.zero import Mpu, import_deepspeed
 from conf.islands import IslandsConfig
-from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 
 # (tokens, targets, losses), each [rows, sequence].

@@ -177,6 +177,7 @@ class Islands:
         waiting = time.perf_counter()
         message.wait()
         outer.wait_seconds += time.perf_counter() - waiting
+        self.mesh.islands.count_changes()
         outer.fragments.add(message.fragment)
         mean, before = message.change.div_(self.mesh.islands.processes), message.anchor.clone()
         if self.mesh.islands.processes == 1 and (self._lr, self._momentum) == (1.0, 0.0):

@@ -1,6 +1,7 @@
 """The settings of `caat bench`, one class per benchmark. `caat bench NAME --help` prints them."""
 
-from conf.bench.data import BenchDataConfig
+from conf.bench.data import BenchDataConfig, ReplicaStepsConfig
+from conf.bench.islands import BenchIslandsConfig
 from conf.bench.single import (
     BenchCheckpointConfig,
     BenchCodecsConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "BenchCodecsConfig",
     "BenchDataConfig",
     "BenchGenerateConfig",
+    "BenchIslandsConfig",
     "BenchLinkConfig",
     "BenchMfuConfig",
     "BenchPeersConfig",
@@ -32,4 +34,5 @@ __all__ = [
     "BenchStackConfig",
     "BenchStepConfig",
     "BenchTokenizeConfig",
+    "ReplicaStepsConfig",
 ]

@@ -14,40 +14,18 @@ from conf.model import ModelConfig
 
 
 @dataclass
-class BenchDataConfig(ShapedLinkConfig):
-    """`caat bench data`: time whole training steps of replicas at ZeRO 1 in float32 over a shaped link
-    between network namespaces (needs root, ip and tc), by the codec of their messages, compared with
-    DeepSpeed's own messages and with DistributedDataParallel of torch with its PowerSGD hook."""
+class ReplicaStepsConfig(ShapedLinkConfig):
+    """Training steps of replicas over a shaped link, one process on one host each."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    codecs: list[str] = setting(
-        ["none", "bfloat16", "int8", "int4", "powersgd:4", "topk:0.01"],
-        "Values of data_sync.codec to measure, with their options, such as [int8,topk:0.01,index=bitmap]; "
-        "none sends exact slices.",
-    )
-    weights_codec: str = setting(
-        "auto",
-        "Value of data_sync.weights_codec, for all codecs: none, bfloat16, int8 or int4. auto: the codec of "
-        "the gradients where it is one of these, and int8 for the other codecs.",
-    )
     replicas: int = setting(2, "Number of data-parallel replicas, one process on one host each.")
     micro_batch: int = setting(4, "Sequences of model.sequence tokens per micro-batch.")
     accumulation: int = setting(2, "Micro-batches per step of a replica.")
     rate: str = setting("100mbit")
-    rounds: int = setting(10, "Steps of each variant, taken in turn; the median is reported.")
-    out: str | None = setting(
-        None, "Path of the JSON; the plot is written next to it. Default: outputs/bench-data-<time>.json."
-    )
 
     def __post_init__(self) -> None:
-        require_positive(rounds=self.rounds, micro_batch=self.micro_batch, accumulation=self.accumulation)
+        require_positive(micro_batch=self.micro_batch, accumulation=self.accumulation)
         require(self.replicas > 1, f"replicas={self.replicas}: this benchmark needs at least 2 replicas")
-        require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [none,int8]")
-        self.codecs = with_options(self.codecs)
-        for number, codec in enumerate(self.codecs):
-            parse_codec(codec)
-            require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
-        require_choice("weights_codec", self.weights_codec, ("auto", *WEIGHTS_CODECS))
         self.check_rates()
 
     @property
@@ -59,6 +37,43 @@ class BenchDataConfig(ShapedLinkConfig):
     def device(self) -> str:
         """The hosts are namespaces of one machine, whose GPUs would share its network."""
         return "cpu"
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step, over all replicas."""
+        return self.replicas * self.accumulation * self.micro_batch * self.model.sequence
+
+
+@dataclass
+class BenchDataConfig(ReplicaStepsConfig):
+    """`caat bench data`: time whole training steps of replicas at ZeRO 1 in float32 over a shaped link
+    between network namespaces (needs root, ip and tc), by the codec of their messages, compared with
+    DeepSpeed's own messages and with DistributedDataParallel of torch with its PowerSGD hook."""
+
+    codecs: list[str] = setting(
+        ["none", "bfloat16", "int8", "int4", "powersgd:4", "topk:0.01"],
+        "Values of data_sync.codec to measure, with their options, such as [int8,topk:0.01,index=bitmap]; "
+        "none sends exact slices.",
+    )
+    weights_codec: str = setting(
+        "auto",
+        "Value of data_sync.weights_codec, for all codecs: none, bfloat16, int8 or int4. auto: the codec of "
+        "the gradients where it is one of these, and int8 for the other codecs.",
+    )
+    rounds: int = setting(10, "Steps of each variant, taken in turn; the median is reported.")
+    out: str | None = setting(
+        None, "Path of the JSON; the plot is written next to it. Default: outputs/bench-data-<time>.json."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(rounds=self.rounds)
+        require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [none,int8]")
+        self.codecs = with_options(self.codecs)
+        for number, codec in enumerate(self.codecs):
+            parse_codec(codec)
+            require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
+        require_choice("weights_codec", self.weights_codec, ("auto", *WEIGHTS_CODECS))
 
     def weights_codec_with(self, codec: str) -> str:
         """Return the codec of the weights where ``codec`` is that of the gradients."""

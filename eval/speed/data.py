@@ -33,7 +33,6 @@ def data_rows(config: BenchDataConfig) -> list[dict]:
 
 def _row(variant: Replica, times: dict[str, Times], config: BenchDataConfig) -> dict:
     own = times[variant.mode]
-    tokens = config.replicas * config.accumulation * config.micro_batch * config.model.sequence
     sent = variant.ledger.totals("gradients", "weights")
     gradients, weights = sent["bytes_gradients"], sent["bytes_weights"]
     return {
@@ -43,7 +42,7 @@ def _row(variant: Replica, times: dict[str, Times], config: BenchDataConfig) -> 
         "spread_ms": own.spread,
         "exposed_ms": own.above(times[NOTHING]).median,
         "speed_up": times[PLAIN].ratio_to(own),
-        "tokens_per_second": tokens / own.median * 1e3,
+        "tokens_per_second": config.step_tokens / own.median * 1e3,
         "bytes": gradients + weights,
         "bytes_gradients": gradients,
         "bytes_weights": weights,

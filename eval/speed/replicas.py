@@ -20,7 +20,7 @@ from caat.parallel.ledger import Ledger
 from caat.parallel.mesh import Mesh
 from caat.parallel.zero_messages import ALL_GATHERS, ZeroMessages
 from caat.training.engine import Engine
-from conf.bench import BenchDataConfig
+from conf.bench import BenchDataConfig, ReplicaStepsConfig
 from conf.data_sync import DataSyncConfig
 from conf.optim import OptimConfig
 from layers import GPT
@@ -75,7 +75,7 @@ def replicas(config: BenchDataConfig) -> list[Replica]:
     ]
 
 
-def batches_of(config: BenchDataConfig) -> Batches:
+def batches_of(config: ReplicaStepsConfig) -> Batches:
     """Return this replica's micro-batches of a step: random tokens, and for each the next as target."""
     c, generator = config.model, torch.Generator().manual_seed(SEED + dist.get_rank())
     size = (config.accumulation, config.micro_batch, c.sequence + 1)
@@ -83,7 +83,7 @@ def batches_of(config: BenchDataConfig) -> Batches:
     return [(each[:, :-1], each[:, 1:]) for each in tokens]
 
 
-def model_of(config: BenchDataConfig, mesh: Mesh) -> GPT:
+def model_of(config: ReplicaStepsConfig, mesh: Mesh) -> GPT:
     """Return the model with its initial weights, equal in all variants."""
     return GPT.empty(config.model, mesh, 1.0).fill(initial_weights(config.model, SEED))
 

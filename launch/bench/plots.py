@@ -88,7 +88,7 @@ def plot_replicas(rows: list[dict], title: str, path: Path) -> None:
         axes.set(xlabel=f"speed-up over plain DeepSpeed at {rates[0]}")
     else:
         for number, (mode, values) in enumerate(series.items()):
-            codec = any(row["mode"] == mode and row["encode_ms"] is not None for row in rows)
+            codec = any(row["mode"] == mode and row.get("encode_ms") is not None for row in rows)
             style = "o-" if codec else "s:"
             axes.plot([_gbit(rate) for rate in rates], values, style, label=mode, color=f"C{number}")
         axes.axhline(1.0, color="gray", lw=0.8)

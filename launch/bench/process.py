@@ -18,6 +18,7 @@ from caat.supervision.device import choose_device, start_process_group, stop_pro
 from conf import bench
 from conf.reading.build import build, literal
 from eval.speed.data import data_rows
+from eval.speed.islands import island_rows
 from eval.speed.measure import measure
 from eval.speed.profiling import profile_rows
 from eval.speed.variants import decode_variants, network_variants, peer_variants, prefill_variants
@@ -41,6 +42,8 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
         rows = profile_rows(config, device)
     elif kind == "data":
         rows = data_rows(config)
+    elif kind == "islands":
+        rows = island_rows(config)
     else:
         rows = measure(VARIANTS[kind](config, device), config, device)
     if dist.get_rank() == 0:

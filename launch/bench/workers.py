@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from caat.parallel.world import variables
-from conf.bench import BenchDataConfig, BenchStackConfig
+from conf.bench import BenchStackConfig, ReplicaStepsConfig
 from eval.speed.namespaces import Host
 from launch.command.processes import run_workers, worker_environment
 
@@ -26,13 +26,15 @@ def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
     return _rows(kind, config, lambda arguments: run_workers(MODULE, arguments, config.processes))
 
 
-def run_on_hosts(hosts: Sequence[Host], kind: str, config: BenchStackConfig | BenchDataConfig) -> list[dict]:
+def run_on_hosts(
+    hosts: Sequence[Host], kind: str, config: BenchStackConfig | ReplicaStepsConfig
+) -> list[dict]:
     """Measure ``kind`` in one process on each host; return the rows that the first one wrote."""
     return _rows(kind, config, lambda arguments: _run_on_hosts(hosts, arguments))
 
 
 def _rows(
-    kind: str, config: BenchStackConfig | BenchDataConfig, run: Callable[[list[str]], int]
+    kind: str, config: BenchStackConfig | ReplicaStepsConfig, run: Callable[[list[str]], int]
 ) -> list[dict]:
     """Return what ``run`` measured, given its arguments; exit with its status if that is not 0."""
     with tempfile.TemporaryDirectory() as folder:

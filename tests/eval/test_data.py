@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from conf.bench import BenchDataConfig
+from caat.parallel.mesh import Mesh
+from conf.bench import BenchDataConfig, BenchIslandsConfig
 from eval.speed.data import data_rows
+from eval.speed.islands import island_rows
+from layers.gpt import GPT
 from layers.weights import gpt_weights
 from tests.models import SMALL
 
@@ -50,3 +53,22 @@ def test_rows(ranks):
     # Levels are 127 / 7 times as far apart, and the loss of a 10th of a vector is below its length.
     assert by["int4"]["error"] / by["int8"]["error"] == pytest.approx(127 / 7, rel=0.1)
     assert 2**-10 < by["bfloat16"]["error"] < 2**-8 < by["int4"]["error"] < by["topk:0.1"]["error"] < 1
+
+
+def test_rows_of_islands(ranks):
+    config = BenchIslandsConfig(model=SMALL, codecs=["none", "int8"], micro_batch=2, every=4, island_delay=1)
+    rows = ranks(2).run(island_rows, config)[0]
+    by = {row["mode"]: row for row in rows}
+    synchronous = ["deepspeed", "synchronous, none", "synchronous, int8"]
+    late = ["diloco, none, delay 1", "diloco, int8, delay 1"]
+    assert list(by) == ["nothing sent", *synchronous, "diloco, none", "diloco, int8", *late]
+    numbers = sum(weight.numel() for weight in GPT(SMALL, Mesh(1), 1.0).parameters())
+    # The mean loss and skips of each step, by a ring of two, and the norms of one exchange.
+    small = 4 * 24
+    assert by["nothing sent"]["bytes"] == small
+    assert by["diloco, none"]["bytes"] == pytest.approx(4 * numbers + small, abs=64)
+    assert by["diloco, none, delay 1"]["bytes"] == by["diloco, none"]["bytes"]
+    # Gradients and weights at each of four steps: an all-reduce and a gather.
+    assert by["deepspeed"]["bytes"] == pytest.approx(4 * (8 + 4) / 2 * numbers, rel=0.01)
+    assert by["diloco, int8"]["bytes"] < 0.3 * by["diloco, none"]["bytes"]
+    assert all(row["step_ms"] > 0 for row in rows) and by["deepspeed"]["speed_up"] == 1

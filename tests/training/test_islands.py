@@ -39,13 +39,14 @@ def engine_of(
     stage: int = 0,
     precision: str = "fp32",
     checkpoint: Path | None = None,
+    optim: OptimConfig = OPTIM,
 ) -> Engine:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(mesh, 0.5, dtype=dtype, config=EVEN)
     if checkpoint:
         load_weights(model, full_tensors(model), mesh.local_shards, checkpoint)
     how = {"stage": stage, "precision": precision, "accumulation": 1}
-    return Engine(model, mesh, OPTIM, **how, islands=settings, seed=3)
+    return Engine(model, mesh, optim, **how, islands=settings, seed=3)
 
 
 def anchor(engine: Engine) -> torch.Tensor:
@@ -105,19 +106,17 @@ def outer(settings: IslandsConfig, anchors, velocity, change, models):
     return anchors, velocity
 
 
+LATE = replace(DILOCO, every=3, delay=2, alpha=0.25)
+SETTINGS = {0: DILOCO, 1: DILOCO, 2: LATE, 3: DILOCO}
+
+
 @pytest.mark.parametrize(
-    ("stage", "settings"),
-    [
-        (0, DILOCO),
-        (1, DILOCO),
-        (2, replace(DILOCO, every=3, delay=2, alpha=0.25)),
-        (3, DILOCO),
-    ],
-    ids=str,
+    ("stage", "processes"),
+    [(0, 2), (1, 1), (2, 2), (3, 2)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 1), (1, 2), (2, 1), (3, 1))],
 )
-@pytest.mark.parametrize("processes", [1, 2])
-def test_as_two_plain_models(ranks, stage, settings, processes):
-    replicas = 2 // processes
+def test_as_two_plain_models(ranks, stage, processes):
+    replicas, settings = 2 // processes, SETTINGS[stage]
     ours = ranks(4).run(on_islands, 2, processes, stage, "fp32", settings)
     plain = ranks(2).run(plainly, processes, replicas, settings)
     for rank, (weights, outers, _) in enumerate(ours):
@@ -148,6 +147,16 @@ def special_cases() -> dict[str, bool]:
         for engine, replica in ((one, dist.get_rank() % 2), (two, dist.get_rank() % 2)):
             engine.step(data(step, replica), LR)
             engine.outer_step(step + 1)
+    sgd = OptimConfig(name="sgd", lr=0.1, min_lr=0.0, clip=0.0)
+    every_step = IslandsConfig("average", every=1)
+    replicas = engine_of(Mesh.create(4, 1), None, 1, optim=sgd)
+    islands = engine_of(Mesh.create(4, 1, islands=2), every_step, 1, optim=sgd)
+    for step in range(4):
+        for engine in (replicas, islands):
+            engine.step(data(step, engine.mesh.replica), 0.1)
+            engine.outer_step(step + 1)
+    off = float((anchor(islands) - master(replicas)).abs().max())
+    found["SGD, averaged every step, is data parallelism"] = off < 1e-6
     found["the same data on all islands"] = float((anchor(one) - anchor(two)).abs().max()) < 2e-6
     return found
 
@@ -239,5 +248,5 @@ def test_resuming(ranks, tmp_path, stage, precision, settings):
         (notes, same, found), (more, _, _), (fewer, _, _) = outcomes
         assert notes == [] and same and found == wanted
         for changed in (more, fewer):
-            assert any("start from the common weights" in note for note in changed), changed
+            assert any("island_weight starts from the common weights" in note for note in changed), changed
             assert any("exp_avg of 2 in turn" in note for note in changed), changed
