@@ -18,7 +18,9 @@ class ReplicaStepsConfig(ShapedLinkConfig):
     """Training steps of replicas over a shaped link, one process on one host each."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    replicas: int = setting(2, "Number of data-parallel replicas, one process on one host each.")
+    replicas: int = setting(
+        2, "Number of data-parallel replicas, each a process with a network namespace of its own."
+    )
     micro_batch: int = setting(4, "Sequences of model.sequence tokens per micro-batch.")
     accumulation: int = setting(2, "Micro-batches per step of a replica.")
     rate: str = setting("100mbit")
@@ -46,9 +48,9 @@ class ReplicaStepsConfig(ShapedLinkConfig):
 
 @dataclass
 class BenchDataConfig(ReplicaStepsConfig):
-    """`caat bench data`: time whole training steps of replicas at ZeRO 1 in float32 over a shaped link
-    between network namespaces (needs root, ip and tc), by the codec of their messages, compared with
-    DeepSpeed's own messages and with DistributedDataParallel of torch with its PowerSGD hook."""
+    """`caat bench data`: time training steps of data-parallel replicas over a slow network that this machine
+    emulates (needs root, ip and tc), by the codec of their messages. All use ZeRO 1 in float32. For
+    comparison: DeepSpeed's own messages, and torch's DistributedDataParallel with its PowerSGD hook."""
 
     codecs: list[str] = setting(
         ["none", "bfloat16", "int8", "int4", "powersgd:4", "topk:0.01"],
@@ -57,8 +59,8 @@ class BenchDataConfig(ReplicaStepsConfig):
     )
     weights_codec: str = setting(
         "auto",
-        "Value of data_sync.weights_codec, for all codecs: none, bfloat16, int8 or int4. auto: the codec of "
-        "the gradients where it is one of these, and int8 for the other codecs.",
+        "Value of data_sync.weights_codec, for all codecs: none, bfloat16, int8 or int4. auto: the same "
+        "as the codec of the gradients if it is one of these, otherwise int8.",
     )
     rounds: int = setting(10, "Steps of each variant, taken in turn; the median is reported.")
     out: str | None = setting(

@@ -126,7 +126,8 @@ class BenchMfuConfig:
 
 @dataclass
 class BenchCodecsConfig:
-    """`caat bench codecs`: time the codecs of gradients on a core or GPU, with bytes and error."""
+    """`caat bench codecs`: measure codecs of gradients on one core or GPU: GB/s of float32 that they encode
+    and decode, next to a plain copy; bytes, relative to float32; and the relative L2 norm of their error."""
 
     codecs: list[str] = setting(
         [
@@ -145,13 +146,16 @@ class BenchCodecsConfig:
             "threshold:5",
             "randomk:0.01",
         ],
-        "Codecs of gradients to measure, with their options, such as [int8,topk:0.01,index=bitmap].",
+        "Codecs to measure: values of data_sync.codec, with their options, such as "
+        "[int8,topk:0.01,index=bitmap].",
     )
-    numbers: int = setting(4_000_000, "Random numbers in the message, in float32.")
+    numbers: int = setting(
+        4_000_000, "Length of the message of random numbers. Has no effect with checkpoint."
+    )
     checkpoint: str | None = setting(
         None,
         "Run folder, or a checkpoint folder in it: encode the gradient of its model on a micro-batch of its "
-        "training text instead of random numbers.",
+        "training text. Default: random numbers with the heavy tails of a gradient.",
     )
     device: str = setting("cpu", "Device: auto, cpu (one core) or cuda.")
     rounds: int = setting(10, "Times to encode and decode with each codec, in turn; the median is reported.")

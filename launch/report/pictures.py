@@ -24,6 +24,8 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 SHAPES = "osD^v"
 # Inches: the width of a plot and the height of a line of text.
 WIDTH, LINE = 4.4, 0.18
+# Characters in a line of a name, enough for data_sync.codec=topk:0.01.
+NAME = 26
 MIB = 2**20
 
 
@@ -38,7 +40,7 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
         )
     }
     if len(rows) > 1:
-        names = sum(_wrapped(row["label"], 22).count("\n") + 2 for row in rows)
+        names = sum(_wrapped(row["label"], NAME).count("\n") + 2 for row in rows)
         found[f"Validation loss, ± over seeds.{one}"] = _svg(lambda axes: _losses(axes, rows), names, 0.6)
         found["Seconds per step: median, and the middle half of the steps"] = _svg(
             lambda axes: _seconds(axes, rows), names, 0.6
@@ -49,8 +51,8 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
         )
     coded = [row for row in rows if row["difference_to_no_codec"] is not None]
     if coded:
-        names = sum(_wrapped(row["label"], 22).count("\n") + 2 for row in coded)
-        found["Validation loss minus that without a codec, seed by seed, with its 95 % interval"] = _svg(
+        names = sum(_wrapped(row["label"], NAME).count("\n") + 2 for row in coded)
+        found[f"Validation loss minus that without a codec, ± 95 % confidence interval.{one}"] = _svg(
             lambda axes: _differences(axes, rows, coded), names, 0.6
         )
     between = [row["data_bytes_per_step"] for row in rows]
@@ -171,7 +173,7 @@ def _scatter(
 
 def _name(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Label the variants from top to bottom, as in the table."""
-    axes.set_yticks(range(len(rows)), [_wrapped(row["label"], 22) for row in rows])
+    axes.set_yticks(range(len(rows)), [_wrapped(row["label"], NAME) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
 
