@@ -125,7 +125,14 @@ def train(
         for step in range(STEPS)
     ]
     local = {weight.parameter: master_weight(engine, weight.parameter) for weight in gpt_weights(config)}
-    return gathered(model, local), [r.grad_norm for r in results], [r.loss for r in results], engine.stage
+    norms = mesh.tensor.ledger.totals("norm")
+    return (
+        gathered(model, local),
+        [r.grad_norm for r in results],
+        [r.loss for r in results],
+        engine.stage,
+        norms,
+    )
 
 
 def check(
@@ -149,7 +156,7 @@ def check(
     want, norms, losses = reference(config, shards, ratio, replicas, precision, wire_dtype, optim)
     moved = {name: want[name] - w for name, w in start(config, precision).items()}
     assert max(float(m.abs().max()) for m in moved.values()) > 5e-3
-    for weights, got_norms, got_losses, _ in by_rank:
+    for weights, got_norms, got_losses, *_ in by_rank:
         assert got_norms == pytest.approx(norms, rel=tolerance), case
         assert got_losses == pytest.approx(losses, rel=tolerance), case
         for name, weight in weights.items():
@@ -225,6 +232,10 @@ def test_other_optimizers(ranks, stage, optim):
         case = (SMALL, 4, processes, 0.5, stage, precision, "none", None, optim)
         by_rank = ranks(2 * processes).run(train, *case)
         check(by_rank, SMALL, 4, 0.5, 2, f"{optim}, stage {stage}, {precision}", precision, optim=optim)
+        if optim is LAMB and processes > 1 and by_rank[0][3] > 0:
+            # One message a step: two float64 sums for each matrix.
+            matrices = len([w for w in random_weights(SMALL).values() if w.dim() > 1])
+            assert by_rank[0][4] == {"calls_norm": STEPS, "bytes_norm": STEPS * 16 * matrices}
 
 
 def test_lamb_in_several_calls_of_a_step(ranks):
