@@ -53,11 +53,13 @@ class PowerSGD(Linear):
 
     def decode(self, parts: Parts, n: int) -> Tensor:
         ranges = self._ranges(n)
-        found = []
-        for each, p, q in zip(ranges, *_split(parts, ranges), strict=True):
+        # Filled range by range: joining all products would take twice the memory.
+        message = torch.empty(n, device=parts[0].device)
+        pieces = message.split([each.size for each in ranges])
+        for each, piece, p, q in zip(ranges, pieces, *_split(parts, ranges), strict=True):
             product = p.view(each.rows, each.rank) @ q.view(each.columns, each.rank).T if each.rank else p
-            found.append(product.view(-1)[: each.size])
-        return torch.cat(found)
+            piece.copy_(product.view(-1)[: each.size])
+        return message
 
     def size(self, n: int) -> int:
         return sum(self.summed_sizes(n))
