@@ -37,6 +37,8 @@ SECTIONS = {
         Panel("line", "Bytes backward, per step and process", "tensor_parallel_bytes_backward"),
         Panel("line", "Gradient bytes between replicas, per step", "data_parallel_bytes_gradients"),
         Panel("line", "Weight bytes between replicas, per step", "data_parallel_bytes_weights"),
+        Panel("line", "Bytes between islands, per step", "islands_bytes_changes"),
+        Panel("line", "Distance between islands", "islands_distance"),
         Panel("line", "Gradient messages between replicas, per step", "data_parallel_calls_gradients"),
     ],
     "Speed": [

@@ -62,6 +62,22 @@ class Run:
         """Number of these messages."""
         return self._data_parallel("calls")
 
+    @property
+    def island_bytes_per_step(self) -> float | None:
+        """Bytes that the first process sends to other islands, averaged over the steps; None without any."""
+        sent = [
+            sum(n for name, n in record.items() if name.startswith("islands_bytes_"))
+            for record in self.records
+        ]
+        return sum(sent) / len(sent) if any(sent) else None
+
+    @property
+    def total_bytes_per_step(self) -> float | None:
+        """The bytes of all three axes: shards of a replica, replicas of an island, islands."""
+        if self.bytes_per_step is None:
+            return None
+        return self.bytes_per_step + (self.data_bytes_per_step or 0) + (self.island_bytes_per_step or 0)
+
     def _data_parallel(self, what: str) -> int | None:
         last = self.records[-1] if self.records else {}
         return sum(n for name, n in last.items() if name.startswith(f"data_parallel_{what}_")) or None
@@ -204,6 +220,11 @@ class Record(Line):
     data_parallel_bytes_weights: Whole = 0
     data_parallel_bytes_loss: Whole = 0
     data_parallel_bytes_control: Whole = 0
+    # Only in runs with islands.
+    islands_bytes_changes: Whole = 0
+    islands_bytes_loss: Whole = 0
+    islands_bytes_norm: Whole = 0
+    islands_wait_seconds: Finite = 0.0
     validation_loss: Finite | None = None
     mfu: Finite | None = None
 

@@ -210,6 +210,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
         sent = variant.sample(lambda run: run.bytes_per_step)
         data_sent = variant.sample(lambda run: run.data_bytes_per_step)
         data_calls = variant.sample(lambda run: run.data_calls_per_step)
+        island_sent = variant.sample(lambda run: run.island_bytes_per_step)
+        total = variant.sample(lambda run: run.total_bytes_per_step)
         seconds = variant.sample(lambda run: run.median("step_seconds"))
         speed = variant.sample(lambda run: run.median("tokens_per_second"))
         mfu = variant.sample(lambda run: run.median("mfu"))
@@ -233,6 +235,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "bytes_per_step": sent and sent.mean,
                 "data_bytes_per_step": data_sent and data_sent.mean,
                 "data_calls_per_step": data_calls and data_calls.mean,
+                "island_bytes_per_step": island_sent and island_sent.mean,
+                "total_bytes_per_step": total and total.mean,
                 "step_seconds": seconds and seconds.mean,
                 "step_seconds_spread": seconds and seconds.spread,
                 "step_seconds_middle_half": _middle_half(variant, "step_seconds"),

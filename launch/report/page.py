@@ -61,6 +61,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],
         "DP MiB/step": [_one(row, "data_bytes_per_step", "{:,.2f}", MIB) for row in rows],
         "DP calls/step": [_one(row, "data_calls_per_step", "{:,g}") for row in rows],
+        "islands MiB/step": [_one(row, "island_bytes_per_step", "{:,.3f}", MIB) for row in rows],
         "s/step": [_seconds(row) for row in rows],
         "tokens/s": [_one(row, "tokens_per_second", "{:,.0f}") for row in rows],
         "MFU": [_one(row, "mfu", "{:.1%}") for row in rows],

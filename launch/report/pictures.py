@@ -55,11 +55,18 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
         found[f"Validation loss minus that without a codec, ± 95 % confidence interval.{one}"] = _svg(
             lambda axes: _differences(axes, rows, coded), names, 0.6
         )
-    between = [row["data_bytes_per_step"] for row in rows]
+    # With islands, fewer bytes on one axis may be more on another.
+    islands = any(row["island_bytes_per_step"] for row in rows)
+    field, where = (
+        ("total_bytes_per_step", "all bytes")
+        if islands
+        else ("data_bytes_per_step", "bytes between replicas")
+    )
+    between = [row[field] for row in rows]
     if None not in between and len(set(between)) > 1:
-        found[
-            f"Validation loss against bytes between replicas, ± over seeds; line: the best so far.{one}"
-        ] = _svg(lambda axes: _front(axes, rows, labels), legend)
+        found[f"Validation loss against {where}, ± over seeds; line: the best so far.{one}"] = _svg(
+            lambda axes: _front(axes, rows, labels, field), legend
+        )
     return found
 
 
@@ -134,17 +141,16 @@ def _trade_off(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]
     _legend(axes)
 
 
-def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
-    """Plot loss against bytes between replicas, and join those with the least loss for their bytes."""
-    points = [(row["data_bytes_per_step"] / MIB, row["validation_loss"]) for row in rows]
+def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str], field: str) -> None:
+    """Plot loss against the bytes in ``field``, and join those with the least loss for their bytes."""
+    points = [(row[field] / MIB, row["validation_loss"]) for row in rows]
     _scatter(axes, rows, labels, [sent for sent, _ in points])
     sent, losses = zip(*front(points), strict=True)
     axes.step(sent, losses, where="post", color=INK, lw=0.8, ls=":", zorder=0)
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
-    axes.set(
-        xlabel="MiB per step that a process sends to replicas", ylabel="validation loss (nats per token)"
-    )
+    to = "to replicas" if field == "data_bytes_per_step" else "to shards, replicas and islands"
+    axes.set(xlabel=f"MiB per step that a process sends {to}", ylabel="validation loss (nats per token)")
     _legend(axes)
 
 

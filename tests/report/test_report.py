@@ -189,3 +189,25 @@ def test_runs_that_have_not_finished_are_a_report_too(tmp_path, capsys):
     write_run(tmp_path / "one", compose([]), [], status="starting")
     report.main([str(tmp_path)])
     assert "No run has finished yet" in (tmp_path / "report.html").read_text()
+
+
+def test_islands_are_compared_by_all_bytes(tmp_path):
+    """Only the exchanges send to islands: their bytes count on average over the steps."""
+    sent = {"replicas": {"data_parallel_bytes_gradients": 3000}, "islands": {"islands_bytes_loss": 24}}
+    for name, each in sent.items():
+        settings = ["parallel.islands=2"] if name == "islands" else []
+        write_run(tmp_path / name, compose(settings), [8.0, 7.0, 6.5, 6.0])
+        lines = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for number, line in enumerate(lines):
+            line |= each
+            if name == "islands" and number == 1:
+                line["islands_bytes_changes"] = 4000
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    compared = variants(find_runs([str(tmp_path)])[0])
+    rows = {bool(row["island_bytes_per_step"]): row for row in table(compared)}
+    tensor = rows[False]["bytes_per_step"]
+    assert rows[False]["total_bytes_per_step"] == tensor + 3000
+    assert rows[True]["island_bytes_per_step"] == 24 + 4000 / 4
+    assert rows[True]["total_bytes_per_step"] == tensor + 24 + 1000
+    assert "against all bytes" in " ".join(pictures(compared, list(rows.values())))
+    report.main([str(tmp_path)])
