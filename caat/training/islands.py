@@ -105,7 +105,8 @@ class Islands:
         average = settings.resolved(mesh.islands.processes) == "average"
         self._lr, self._momentum = (1.0, 0.0) if average else (settings.lr, settings.momentum)
         self._background, self._seed = Background(), seed
-        self.rounds = 0
+        # A rank that holds none of a message's numbers takes part in its collectives.
+        self._device = next((w.device for w in weights.values() if w.numel()), torch.device("cpu"))
         # Whether all islands have the anchor's weights.
         self.together = True
         codec = DataSyncConfig(settings.codec, settings.feedback)
@@ -121,7 +122,11 @@ class Islands:
     ) -> None:
         # Under ZeRO a rank may hold none of these, but all ranks have the same messages.
         own = {name: weight.view(-1) for name, weight in weights.items() if weight.numel()}
-        anchor = torch.cat([weight.detach() for weight in own.values()]) if own else torch.empty(0)
+        anchor = (
+            torch.cat([weight.detach() for weight in own.values()])
+            if own
+            else torch.empty(0, device=self._device)
+        )
         velocity = torch.zeros_like(anchor) if self._momentum else None
         axis, reduction = self.mesh.islands, None
         if axis.processes > 1 and own:
@@ -200,7 +205,7 @@ class Islands:
 
     def _over_all_ranks(self, squares: Tensor) -> tuple[float, float]:
         """Return the norms over the whole model, means over the islands. Collective."""
-        squares = squares.to(self.messages[0].anchor.device)
+        squares = squares.to(self._device)
         for axis in (self.mesh.tensor, self.mesh.data, self.mesh.islands):
             axis.all_reduce(squares, "step", "norm")
         norm, distance = (squares / self.mesh.islands.processes).sqrt().tolist()
@@ -279,10 +284,8 @@ class Islands:
             if message.wait is not None:
                 message.wait()
                 assert message.change is not None and message.own is not None
-                found[f"islands.{number}.change"], found[f"islands.{number}.own"] = (
-                    message.change,
-                    message.own,
-                )
+                found[f"islands.{number}.change"] = message.change
+                found[f"islands.{number}.own"] = message.own
         return found
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
