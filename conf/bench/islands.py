@@ -18,7 +18,9 @@ class BenchIslandsConfig(ReplicaStepsConfig):
     at every step, in DeepSpeed's own messages and through codecs."""
 
     every: int = setting(30, "Value of islands.every; a round of so many steps is timed as a whole.")
-    island_delay: int = setting(5, "Value of islands.delay of the rows that exchange beside training.")
+    island_delay: int = setting(
+        5, "Value of islands.delay of the row that exchanges beside training, with the last codec."
+    )
     codecs: list[str] = setting(
         ["none", "int8"], "Values of islands.codec, and of data_sync.codec of the synchronous rows."
     )

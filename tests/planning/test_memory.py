@@ -37,9 +37,8 @@ MEASURED = [
     (2, ["zero.stage=2", "parallel.processes=1", "train.global_batch=16"]),
     (1, ["zero.stage=1", "optim=sgd"]),
     (1, ["zero.stage=3", "optim=lamb"]),
-    (1, ["zero.stage=2", "train.precision=bf16", "optim=sgd", "optim.momentum=0"]),
     (2, ["zero.stage=1", "parallel.processes=1", "data_sync.codec=int4", "data_sync.weights_codec=int8"]),
-    (2, ["zero.stage=3", "parallel.processes=1", "train.precision=bf16", "train.global_batch=16"]),
+    (2, ["zero.stage=3", "parallel.processes=1", "train.global_batch=16"]),
 ]
 
 
