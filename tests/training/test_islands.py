@@ -249,4 +249,4 @@ def test_resuming(ranks, tmp_path, stage, precision, settings):
         assert notes == [] and same and found == wanted
         for changed in (more, fewer):
             assert any("island_weight starts from the common weights" in note for note in changed), changed
-            assert any("exp_avg of 2 in turn" in note for note in changed), changed
+            assert any("exp_avg was saved by 2 islands" in note for note in changed), changed

@@ -190,7 +190,10 @@ def load_optimizer(
         file = Tensors(folder, stem(kind.name, replica, island))
         _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
         if kind.shared and found != (wanted := kind.copies(live.mesh.replicas, live.mesh.islands.processes)):
-            notes.append(f"the {wanted} islands take the optimizer's {kind.name} of {found} in turn")
+            notes.append(
+                f"the optimizer's {kind.name} was saved by {found} island{'s' * (found > 1)}, and this run "
+                f"has {wanted}: islands take the saved copies in turn"
+            )
     optimizer.steps = saved.steps
     if live.islands is not None:
         live.islands.refresh()
