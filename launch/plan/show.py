@@ -31,15 +31,18 @@ def show(plan: dict[str, Any]) -> None:
     out = console()
     layout, wire = plan["layout"], plan["wire_dtype"]
     sent = "" if wire == "auto" else f", {wire} on the wire"
+    islands = f" on each of {layout['islands']} islands" if layout["islands"] > 1 else ""
     print(
         f"{plan['model']}: {plan['parameters'] / 1e9:.3g} B parameters, {plan['shards']} shards, sync.ratio "
         f"{plan['ratio']}, {plan['precision']}{sent}, on {plan['world']} GPUs ({plan['gpu']}) "
         f"of {plan['nodes']} node(s)\n"
-        f"{layout['processes']} processes a replica, {layout['replicas']} replica(s), "
+        f"{layout['processes']} processes a replica, {layout['replicas']} replica(s){islands}, "
         f"ZeRO {layout['stage']}, micro-batch {layout['micro_batch']} x {plan['accumulation']}, "
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
         f"activation checkpointing {layout['checkpointing']}"
     )
+    if islands:
+        print("The exchange between islands is in the memory below, but not in the times.")
     out.print(_memory(plan))
     out.print(_steps(plan))
     out.print(_layouts(plan))
