@@ -25,7 +25,7 @@ def test_a_plan_of_7b(tmp_path, capsys):
     made = json.loads((tmp_path / "plan.json").read_text())
     assert made["parameters"] == pytest.approx(6.738e9, rel=1e-3)
     assert made["layout"] == {
-        "processes": 8, "replicas": 4, "stage": 1, "checkpointing": "none", "micro_batch": 1
+        "processes": 8, "replicas": 4, "stage": 1, "checkpointing": "none", "micro_batch": 1, "islands": 1
     }  # fmt: skip
     parts = [
         made["memory"][name]
