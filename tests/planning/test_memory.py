@@ -30,7 +30,6 @@ MEASURED = [
     (1, ["zero.stage=0", "train.micro_batch=8", "train.activation_checkpointing=selective"]),
     (1, ["zero.stage=1", "train.micro_batch=8", "train.activation_checkpointing=full", "sync.ratio=1"]),
     (1, ["zero.stage=3", "train.global_batch=8"]),
-    (1, ["zero.stage=1", "train.precision=bf16", "train.micro_batch=8"]),
     (1, ["zero.stage=2", "train.precision=bf16", "train.global_batch=8"]),
     (2, ["zero.stage=0", "train.micro_batch=8"]),
     (2, ["zero.stage=1", "train.precision=bf16", "train.micro_batch=4"]),
