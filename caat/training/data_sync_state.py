@@ -20,7 +20,7 @@ class DataSyncState:
     describes the run: the state of a process fits only into the same one. Empty if nothing is kept.
     """
 
-    def __init__(self, axis: DataAxis, weights: Sequence[tuple[Tensor, Tensor]], layout: str) -> None:
+    def __init__(self, axis: DataAxis, weights: Sequence[tuple[Tensor, Tensor]]) -> None:
         self._axis, self._weights = axis, weights
         zero = axis.zero
         self.layout = ""
@@ -28,8 +28,7 @@ class DataSyncState:
             zero.weights.hold([own for _, own in weights])
             gradients, s = zero.gradients, zero.settings
             if gradients.feedback or gradients.codec.remembers or not zero.weights.exact:
-                codecs = f"codec={s.codec} feedback={s.feedback} weights_codec={s.weights_codec}"
-                self.layout = f"{codecs} {layout}"
+                self.layout = f"codec={s.codec} feedback={s.feedback} weights_codec={s.weights_codec}"
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live state of this process by name."""

@@ -265,11 +265,12 @@ class Islands:
 
     @property
     def layout(self) -> str:
-        """Describe the run as far as :meth:`tensors` depends on it."""
-        s = self.settings
-        return (
-            f"islands={self.mesh.islands.processes} fragments={s.fragments} codec={s.codec} delay={s.delay}"
-        )
+        """Describe the settings that :meth:`tensors` depends on; empty if there are no such tensors."""
+        s, islands = self.settings, self.mesh.islands.processes
+        if s.codec == "none" and not s.delay:
+            return ""
+        exchanges = f"islands={islands} every={s.every} fragments={s.fragments} delay={s.delay}"
+        return f"{exchanges} islands.codec={s.codec} islands.feedback={s.feedback}"
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what outer steps keep in this process alone: residuals, and sums that are not applied yet.

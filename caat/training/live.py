@@ -46,9 +46,9 @@ class LiveState:
         self.optimizer, self.mesh, self.rounded = optimizer, mesh, rounded
         self._model, self._zero = model, zero
         weights = gathered_weights(zero, mesh.data_rank) if stage in (1, 2) and mesh.data_size > 1 else []
-        layout = f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes}"
+        self._layout = f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes}"
         # What the messages between replicas keep from step to step.
-        self.data_sync = DataSyncState(mesh.data, weights, layout)
+        self.data_sync = DataSyncState(mesh.data, weights)
         # Set if there are outer steps. The master weights are then those of this island, and the anchor is
         # saved as the model.
         self.islands: Islands | None = None
@@ -100,8 +100,9 @@ class LiveState:
     @property
     def own_layout(self) -> str:
         """Describe the run as far as :meth:`own_tensors` depends on it; empty if there are none."""
-        islands = self.islands.layout if self.islands else ""
-        return " ".join(filter(None, (self.data_sync.layout, islands)))
+        kept = filter(None, (self.data_sync.layout, self.islands.layout if self.islands else ""))
+        described = " ".join(kept)
+        return f"{described} {self._layout}" if described else ""
 
     def load_own(self, tensors: dict[str, Tensor], step: int) -> None:
         """Restore what :meth:`own_tensors` returned on this process after ``step``. Collective."""

@@ -205,7 +205,7 @@ def test_codecs_and_fragments(ranks, stage, precision, codec, fragments):
 
 
 def resumed(folder: Path, stage: int, precision: str, settings: IslandsConfig) -> tuple:
-    """Train on from a checkpoint in the middle of an exchange; also on one island, and on four."""
+    """Train on from a checkpoint in the middle of an exchange; also on other layouts."""
 
     def run(engine: Engine, first: int) -> list[float]:
         losses = []
@@ -224,14 +224,15 @@ def resumed(folder: Path, stage: int, precision: str, settings: IslandsConfig) -
         time.sleep(0.01)
     dist.barrier()
     outcomes = []
-    for islands in (2, 4, 1):
-        mesh = Mesh.create(4, 1, islands=islands)
+    for islands, processes in ((2, 1), (4, 1), (1, 1), (2, 2)):
+        mesh = Mesh.create(4, processes, islands=islands)
         again = engine_of(mesh, settings, stage, precision, path)
         tensors = full_tensors(again.model)
         load_master_weights(again.live, tensors, path)
         notes = load_optimizer(again.live, tensors, path, step=4)
-        same = [torch.equal(m.anchor, s) for m, s in zip(again.live.islands.messages, saved, strict=True)]
-        outcomes.append((notes, all(same) if islands == 2 else True, run(again, 4)))
+        anchors = [message.anchor for message in again.live.islands.messages]
+        same = all(torch.equal(each, other) for each, other in zip(anchors, saved, strict=True))
+        outcomes.append((notes, same, run(again, 4)))
     return wanted, outcomes
 
 
@@ -245,8 +246,11 @@ def resumed(folder: Path, stage: int, precision: str, settings: IslandsConfig) -
 )
 def test_resuming(ranks, tmp_path, stage, precision, settings):
     for wanted, outcomes in ranks(4).run(resumed, tmp_path, stage, precision, settings):
-        (notes, same, found), (more, _, _), (fewer, _, _) = outcomes
+        (notes, same, found), (more, _, _), (fewer, _, _), (apart, _, _) = outcomes
         assert notes == [] and same and found == wanted
         for changed in (more, fewer):
             assert any("island_weight starts from the common weights" in note for note in changed), changed
             assert any("exp_avg was saved by 2 islands" in note for note in changed), changed
+        # The islands have as many weights, and each process others than it had.
+        assert [note for note in apart if "starts anew" not in note] == []
+        assert len(apart) == (settings.delay > 0)
