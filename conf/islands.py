@@ -87,6 +87,10 @@ class IslandsConfig:
         """Return the method for this number of islands: none, average or diloco."""
         return ("diloco" if islands > 1 else "none") if self.method == "auto" else self.method
 
+    def outer_optimizer(self, islands: int) -> tuple[float, float]:
+        """Return learning rate and momentum of the outer optimizer; an average is a step of 1 without any."""
+        return (1.0, 0.0) if self.resolved(islands) == "average" else (self.lr, self.momentum)
+
     def check(self, islands: int, layers: int) -> None:
         """Raise ``ValueError`` unless these fit ``islands`` islands and a model of ``layers`` blocks."""
         if self.resolved(islands) == "none":

@@ -50,12 +50,15 @@ class Mesh:
 
         ``seed`` is that of the random draws of gradient codecs.
 
-        Raises ``ValueError`` unless ``processes`` divides ``shards``, and ``processes`` times ``islands`` the
-        world.
+        Raises ``ValueError`` unless ``islands`` divides the world, and ``processes`` divides the shards and
+        an island.
         """
         world, rank = dist.get_world_size(), dist.get_rank()
-        for name, value in (("shards", shards), ("world size", world // islands)):
-            if value % processes or world % islands:
+        if world % islands:
+            raise ValueError(f"{islands} islands do not divide the world size {world}")
+        where = "size of an island" if islands > 1 else "world size"
+        for name, value in (("shards", shards), (where, world // islands)):
+            if value % processes:
                 raise ValueError(f"{processes} tensor-parallel processes do not divide the {name} {value}")
         # Ranks by island, replica of the island, and process of the replica.
         ranks = torch.arange(world).view(islands, -1, processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from caat.optim.kinds import kinds_of, saved_numbers
 from caat.planning.activations import WIDE, Pass
@@ -67,7 +68,7 @@ def needs(config: Config, layout: Layout, cuda: bool = True) -> Memory:
     where = (layout.replicas, layout.stage, config.train.precision)
     kept = kept_of(config, layout)
     kept_bytes = WIDE * kept.residuals + (2 if config.train.precision == "bf16" else WIDE) * kept.weights
-    kept_bytes += WIDE * outer_numbers(config, layout)
+    kept_bytes += WIDE * sum(outer_numbers(config, layout))
     needed = (memory(p, *where, accumulation, optim=config.optim, kept=kept_bytes) for p in passes)
     return max(needed, key=lambda each: each.total)
 
@@ -79,30 +80,40 @@ def kept_of(config: Config, layout: Layout) -> Kept:
     return kept_numbers(held, *where, sync=config.data_sync)
 
 
-def outer_numbers(config: Config, layout: Layout) -> int:
-    """Return what outer steps keep in a process, 0 without them: anchor, velocity, and changes in flight."""
+class Outer(NamedTuple):
+    """Numbers that outer steps keep in a process."""
+
+    # The anchor and its velocity, the same on all islands.
+    common: int = 0
+    # What codecs lost of a change.
+    residuals: int = 0
+    # This island's change and the sum of all, during an exchange.
+    changes: int = 0
+
+
+def outer_numbers(config: Config, layout: Layout) -> Outer:
+    """Return what outer steps keep in a process; nothing without them."""
     settings = config.islands
-    if (method := settings.resolved(layout.islands)) == "none":
-        return 0
+    if settings.resolved(layout.islands) == "none":
+        return Outer()
     held = sum(
         each.numbers for each in local_parameters(config.model, config.parallel.tensor, layout.processes)
     )
     part = held if layout.stage == 0 else -(-held // layout.replicas)
-    velocity = method == "diloco" and settings.momentum > 0
-    residual = settings.codec != "none" and settings.feedback
-    # This island's change and the sum of all.
-    return part * (1 + velocity + residual + 2)
+    _, momentum = settings.outer_optimizer(layout.islands)
+    feedback = settings.codec != "none" and settings.feedback
+    return Outer(common=part * (1 + (momentum > 0)), residuals=part * feedback, changes=2 * part)
 
 
 def saved_per_weight(config: Config) -> int:
     """Return the numbers per weight in a checkpoint: weights, optimizer state, and what islands add."""
     kinds, settings = kinds_of(config.optim), config.islands
     islands = config.parallel.islands
-    if (method := settings.resolved(islands)) == "none":
+    if settings.resolved(islands) == "none":
         return saved_numbers(kinds)
-    velocity = method == "diloco" and settings.momentum > 0
+    _, momentum = settings.outer_optimizer(islands)
     # Each island's own weights and moments, in addition to the anchor and its velocity.
-    return 1 + velocity + islands * saved_numbers(kinds)
+    return 1 + (momentum > 0) + islands * saved_numbers(kinds)
 
 
 def all_layouts(config: Config, world: int) -> Iterator[Layout]:

@@ -154,9 +154,7 @@ class Engine:
                 self._engine.step()
         loss = self._island_mean(torch.stack(losses).mean())
         if self.stage == 0 and self._disagree:
-            self._make_equal(
-                [p.grad for p in self.model.parameters() if not _is_sharded(p) and p.grad is not None]
-            )
+            self._make_equal(self._gradients(sharded=False))
         grad_norm = self._norm_and_clip() if self.stage == 0 else None
         self._optimizer.skip = not isfinite(loss) or not isfinite(grad_norm or 0.0)
         self._engine.step()
@@ -190,7 +188,8 @@ class Engine:
                 total += losses.double().sum().cpu()
                 count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)
-        self._sum_over_replicas(both)
+        for axis in (self.mesh.data, self.mesh.islands):
+            axis.all_reduce(both, "forward", "loss")
         return float(both[0] / both[1])
 
     @contextmanager
@@ -212,17 +211,8 @@ class Engine:
         """Synchronise this fraction of the channels from the next step or evaluation on."""
         self.model.set_ratio(ratio)  # type: ignore[operator]
 
-    def data_mean(self, value: Tensor) -> float:
-        """Return the mean of a scalar over the data-parallel replicas of all islands."""
-        value = value.double()
-        self._sum_over_replicas(value)
-        return float(value) / self.mesh.replicas
-
-    def _sum_over_replicas(self, values: Tensor) -> None:
-        self.mesh.data.all_reduce(values, "forward", "loss")
-        self.mesh.islands.all_reduce(values, "forward", "loss")
-
     def _island_mean(self, value: Tensor) -> float:
+        """Return the mean of a scalar over the replicas of this island."""
         value = value.double()
         self.mesh.data.all_reduce(value, "forward", "loss")
         return float(value) / self.mesh.data_size

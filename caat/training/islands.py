@@ -102,8 +102,7 @@ class Islands:
         seed: int,
     ) -> None:
         self.mesh, self.settings, self._refresh, self._alone = mesh, settings, refresh, alone
-        average = settings.resolved(mesh.islands.processes) == "average"
-        self._lr, self._momentum = (1.0, 0.0) if average else (settings.lr, settings.momentum)
+        self._lr, self._momentum = settings.outer_optimizer(mesh.islands.processes)
         self._background, self._seed = Background(), seed
         # A rank that holds none of a message's numbers takes part in its collectives.
         self._device = next((w.device for w in weights.values() if w.numel()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What each replica owns of a message of ZeRO, read from attributes of DeepSpeed's optimizers."""
+"""Messages and weights of ZeRO, by attributes of DeepSpeed's optimizers that it does not document."""
 
 from __future__ import annotations
 

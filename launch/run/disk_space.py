@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caat.planning.activations import WIDE
 from caat.planning.costs import checkpoint_bytes
-from caat.planning.layouts import kept_of, layout_of, saved_per_weight
+from caat.planning.layouts import kept_of, layout_of, outer_numbers, saved_per_weight
 from caat.storage.disk import free_bytes, nearest_folder, size_text
 from caat.training.checkpoint.folder import leftovers
 from conf.checks import require
@@ -18,12 +18,16 @@ from launch.run.resume import given_folder
 def check_space(config: Config, world: int, folder: Path | None = None) -> None:
     """Raise ``ValueError`` unless one more checkpoint fits: old ones are removed only after a new one.
 
-    ``world`` is the number of processes, each of which saves what its messages to other replicas keep. Looks
-    at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
+    ``world`` is the number of processes, each of which saves what its messages to replicas and islands keep.
+    Looks at the disk of ``folder``, else of ``run.dir``, else of the folder of all runs.
     """
     checkpoints = (folder or given_folder(config) or Path("outputs")) / "checkpoints"
     need = checkpoint_bytes(config.model, saved_per_weight(config))
-    need += world * WIDE * sum(kept_of(config, layout_of(config, world)))
+    layout = layout_of(config, world)
+    outer = outer_numbers(config, layout)
+    need += world * WIDE * (sum(kept_of(config, layout)) + outer.residuals)
+    # A save in the middle of an exchange.
+    need += world * WIDE * outer.changes * (config.islands.delay > 0)
     there, free = nearest_folder(checkpoints), free_bytes(checkpoints)
     remedy = "give run.dir=... on another disk"
     require(os.access(there, os.W_OK | os.X_OK), f"{there}, for {checkpoints}, is not writable: {remedy}")

@@ -78,6 +78,18 @@ def test_room_for_what_codecs_keep(disk):
     check_space(config, 1)
 
 
+def test_room_for_islands(disk):
+    """Anchor and velocity; for each island three numbers of state, a residual and two changes in flight."""
+    settings = ["parallel.processes=1", "parallel.islands=2", "islands.codec=int8", "islands.delay=5"]
+    config = compose(settings)
+    need = 4 * (2 + 2 * (3 + 1 + 2)) * parameter_count(config.model)
+    disk(need)
+    check_space(config, 2)
+    disk(need - 1)
+    with pytest.raises(ValueError, match="a checkpoint of this run takes"):
+        check_space(config, 2)
+
+
 def test_no_run_begins_where_its_checkpoints_cannot_be_written(disk, monkeypatch):
     disk(NEED)
     monkeypatch.setattr("launch.run.disk_space.os.access", lambda *_: False)

@@ -184,7 +184,7 @@ def load_optimizer(
             start = "the common weights" if kind.name == OWN_WEIGHT else "zero"
             notes.append(f"the optimizer's {kind.name} starts from {start}: {problem}")
             continue
-        # Of several copies, each island takes its own, or one of those that exist.
+        # Each island loads its own copy. If there are fewer copies than islands, some load the same one.
         island = live.mesh.island % found if kind.shared and found > 1 else None
         replica = None if kind.shared else live.mesh.replica
         file = Tensors(folder, stem(kind.name, replica, island))
