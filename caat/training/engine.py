@@ -103,6 +103,7 @@ class Engine:
         blocks = len(self.model.blocks)  # type: ignore[arg-type]
         return Islands(
             self.live.master_weights(),
+            {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()},
             self.mesh,
             settings,
             sharded={name for name, p in self.model.named_parameters() if _is_sharded(p)},

@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 
+from caat.compression.codec import Shapes
 from caat.optim.kinds import WEIGHT, StateKind
 from caat.optim.outer import outer_step
 from caat.parallel.background import Background, Wait, nothing
@@ -45,6 +48,8 @@ class Message:
     weights: Mapping[str, Tensor]
     # Whether all tensor-parallel processes hold these numbers.
     replicated: bool
+    # The shapes of the parameters if they are held whole; (): they are ranges.
+    shapes: Shapes
     anchor: Tensor
     velocity: Tensor | None
     # None: there is one island.
@@ -83,7 +88,8 @@ class OuterStep:
 class Islands:
     """The outer steps on this rank.
 
-    ``weights`` are live views of the master weights that this rank holds, by parameter. ``sharded``: the
+    ``weights`` are live views of the master weights that this rank holds, by parameter, and ``shapes`` the
+    shapes of the whole parameters of this process. ``sharded``: the
     parameters that are cut over tensor-parallel processes; the others must stay the same on all of these, so
     they are exchanged without a codec. ``refresh()`` takes changed master weights into the model, and is
     collective over the island. ``alone``: ZeRO does not partition, so every replica holds all numbers.
@@ -92,6 +98,7 @@ class Islands:
     def __init__(
         self,
         weights: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
         mesh: Mesh,
         settings: IslandsConfig,
         *,
@@ -103,7 +110,7 @@ class Islands:
     ) -> None:
         self.mesh, self.settings, self._refresh, self._alone = mesh, settings, refresh, alone
         self._lr, self._momentum = settings.outer_optimizer(mesh.islands.processes)
-        self._background, self._seed = Background(), seed
+        self._background, self._seed, self._shapes = Background(), seed, shapes
         # A rank that holds none of a message's numbers takes part in its collectives.
         self._device = next((w.device for w in weights.values() if w.numel()), torch.device("cpu"))
         # Whether all islands have the anchor's weights.
@@ -130,7 +137,9 @@ class Islands:
         axis, reduction = self.mesh.islands, None
         if axis.processes > 1 and own:
             reduction = axis.reduction(codec, self._seed + len(self.messages))
-        self.messages.append(Message(fragment, own, replicated, anchor, velocity, reduction))
+        whole = all(weight.numel() == prod(self._shapes[name]) for name, weight in own.items())
+        shapes = [self._shapes[name] for name in own] if whole else ()
+        self.messages.append(Message(fragment, own, replicated, shapes, anchor, velocity, reduction))
 
     def step(self, step: int, *, last: bool = False) -> OuterStep:
         """Apply the exchanges that are due after ``step``, and start new ones. Collective.
@@ -168,10 +177,11 @@ class Islands:
         reduction.start_step(step)
         reduction.begin()
         if self.settings.delay:
-            message.wait = self._background.run(reduction.everywhere, message.change)
+            exchange = partial(reduction.everywhere, shapes=message.shapes)
+            message.wait = self._background.run(exchange, message.change)
         else:
             waiting = time.perf_counter()
-            reduction.everywhere(message.change)
+            reduction.everywhere(message.change, message.shapes)
             outer.wait_seconds += time.perf_counter() - waiting
 
     @torch.no_grad()

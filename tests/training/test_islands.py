@@ -180,17 +180,23 @@ def with_codec(stage: int, precision: str, settings: IslandsConfig) -> tuple:
     held = sum(message.anchor.numel() for message in islands.messages)
     norms = [message.anchor for message in islands.messages if message.replicated]
     norm = engine.live.fragments()["norm.weight", "weight"].numbers
-    return anchor(engine), norm.clone(), sent, held, sum(map(len, norms)), master(engine)
+    factors = sum(2 * sum(p.shape) for p in engine.model.parameters() if p.dim() > 1)
+    return anchor(engine), norm.clone(), sent, held, sum(map(len, norms)), master(engine), factors
 
 
 @pytest.mark.parametrize(
     ("stage", "precision", "codec", "fragments"),
-    [(1, "bf16", "int8", 2), (3, "fp32", "topk:0.1", 1), (2, "bf16", "none", 2)],
+    [
+        (1, "bf16", "int8", 2),
+        (3, "fp32", "topk:0.1", 1),
+        (2, "bf16", "none", 2),
+        (1, "fp32", "powersgd:2", 1),
+    ],
 )
 def test_codecs_and_fragments(ranks, stage, precision, codec, fragments):
     settings = IslandsConfig("diloco", every=3, codec=codec, fragments=fragments)
     by_rank = ranks(4).run(with_codec, stage, precision, settings)
-    for rank, (weights, norm, sent, held, norms, held_by_island) in enumerate(by_rank):
+    for rank, (weights, norm, sent, held, norms, held_by_island, factors) in enumerate(by_rank):
         assert torch.equal(weights, by_rank[rank % 2][0]), "the islands' anchors differ"
         assert torch.equal(norm, by_rank[0][1]), "a replicated weight differs between processes"
         assert torch.equal(held_by_island, weights), "after the last step, an island differs from the anchor"
@@ -199,6 +205,9 @@ def test_codecs_and_fragments(ranks, stage, precision, codec, fragments):
         assert [step for step in range(1, 7) if sent[step - 1]] == due
         if codec == "none":
             assert sent[0] + sent[2] == 4 * held and sent[5] == 4 * held
+        elif codec == "powersgd:2":
+            # One replica on an island holds whole matrices, so their own factors are sent.
+            assert sent[5] == 4 * (factors + norms)
         elif codec == "int8":
             size = make_codec("int8").size(held - norms)
             assert sent[5] == pytest.approx(size + 4 * norms, abs=64 * fragments)
