@@ -36,6 +36,11 @@ class DataSyncConfig:
         parse_codec(self.codec)
         require_choice("data_sync.weights_codec", self.weights_codec, WEIGHTS_CODECS)
 
+    @staticmethod
+    def both(codec: str) -> DataSyncConfig:
+        """Return ``codec`` for gradients and, where it is a codec of weights, for weights too; else int8."""
+        return DataSyncConfig(codec, weights_codec=codec if codec in WEIGHTS_CODECS else "int8")
+
     def check_stage(self, stage: int) -> None:
         """Raise ``ValueError`` unless ZeRO ``stage`` gathers what ``weights_codec`` compresses."""
         require(

@@ -8,7 +8,7 @@ from conf.bench.link import ShapedLinkConfig
 from conf.bench.single import with_options
 from conf.checks import require, require_choice, require_positive
 from conf.codec import parse_codec
-from conf.data_sync import WEIGHTS_CODECS
+from conf.data_sync import WEIGHTS_CODECS, DataSyncConfig
 from conf.field import setting
 from conf.model import ModelConfig
 
@@ -77,8 +77,8 @@ class BenchDataConfig(ReplicaStepsConfig):
             require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
         require_choice("weights_codec", self.weights_codec, ("auto", *WEIGHTS_CODECS))
 
-    def weights_codec_with(self, codec: str) -> str:
-        """Return the codec of the weights where ``codec`` is that of the gradients."""
-        if self.weights_codec != "auto":
-            return self.weights_codec
-        return codec if codec in WEIGHTS_CODECS else "int8"
+    def data_sync(self, codec: str) -> DataSyncConfig:
+        """Return the settings of the row of ``codec``."""
+        if self.weights_codec == "auto":
+            return DataSyncConfig.both(codec)
+        return DataSyncConfig(codec, weights_codec=self.weights_codec)

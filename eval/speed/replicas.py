@@ -21,7 +21,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.zero_messages import ALL_GATHERS, ZeroMessages
 from caat.training.engine import Engine
 from conf.bench import BenchDataConfig, ReplicaStepsConfig
-from conf.data_sync import DataSyncConfig
+from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 from layers import GPT
 from layers.weights import initial_weights
@@ -35,11 +35,13 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass
 class Replica:
-    """This process's replica of one variant. ``step`` returns the loss; ``ledger`` counts its messages."""
+    """This process's replica of one variant. ``step`` returns the loss; the ledgers count its messages."""
 
     mode: str
     step: Callable[[], float]
     ledger: Ledger
+    # Messages to other islands.
+    outer_ledger: Ledger = field(default_factory=Ledger)
     codec: str | None = None
     weights_codec: str | None = None
     # Milliseconds of encoding and decoding, by step.
@@ -65,13 +67,12 @@ class InBfloat16(Engine):
 
 def replicas(config: BenchDataConfig) -> list[Replica]:
     """Return nothing sent, the peers, and each of ``config.codecs``. Collective."""
-    batches = batches_of(config)
     return [
-        _without_messages(config, batches),
-        _deepspeed(config, batches, PLAIN, Engine),
-        _deepspeed(config, batches, f"{PLAIN}, bf16", InBfloat16),
-        _ddp(config, batches),
-        *(_ours(config, batches, codec) for codec in config.codecs),
+        _without_messages(config),
+        plain_deepspeed(config),
+        plain_deepspeed(config, f"{PLAIN}, bf16", InBfloat16),
+        _ddp(config),
+        *(_ours(config, codec) for codec in config.codecs),
     ]
 
 
@@ -88,52 +89,59 @@ def model_of(config: ReplicaStepsConfig, mesh: Mesh) -> GPT:
     return GPT.empty(config.model, mesh, 1.0).fill(initial_weights(config.model, SEED))
 
 
-def _ours(config: BenchDataConfig, batches: Batches, codec: str) -> Replica:
-    weights = config.weights_codec_with(codec)
-    mesh = Mesh.create(1, 1, data_sync=DataSyncConfig(codec, weights_codec=weights), seed=SEED)
-    replica = _by_engine(config, batches, codec, mesh)
-    replica.codec, replica.weights_codec = codec, weights
+def _ours(config: BenchDataConfig, codec: str) -> Replica:
+    sync = config.data_sync(codec)
+    replica = by_engine(config, codec, Mesh.create(1, 1, data_sync=sync, seed=SEED))
+    replica.codec, replica.weights_codec = codec, sync.weights_codec
     return replica
 
 
-def _without_messages(config: BenchDataConfig, batches: Batches) -> Replica:
+def _without_messages(config: BenchDataConfig) -> Replica:
     mesh = Mesh.create(1, 1)
     zero = mesh.data.zero
     assert zero is not None
     mesh.data.zero = NothingSent(zero.gradients.exchange, zero.settings, lambda sent, purpose: None, SEED)
-    return _by_engine(config, batches, NOTHING, mesh)
+    return by_engine(config, NOTHING, mesh)
 
 
-def _deepspeed(config: BenchDataConfig, batches: Batches, mode: str, kind: type[Engine]) -> Replica:
+def plain_deepspeed(config: ReplicaStepsConfig, mode: str = PLAIN, kind: type[Engine] = Engine) -> Replica:
+    """Return DeepSpeed with its own messages, by the backend's own collectives. Collective."""
     mesh = Mesh.create(1, 1)
-    # DeepSpeed's own messages, by the backend's own collectives.
     mesh.data.zero = None
-    return _by_engine(config, batches, mode, mesh, kind)
+    return by_engine(config, mode, mesh, kind)
 
 
-def _by_engine(
-    config: BenchDataConfig, batches: Batches, mode: str, mesh: Mesh, kind: type[Engine] = Engine
+def by_engine(
+    config: ReplicaStepsConfig,
+    mode: str,
+    mesh: Mesh,
+    kind: type[Engine] = Engine,
+    islands: IslandsConfig | None = None,
 ) -> Replica:
-    model, accumulation = model_of(config, mesh), config.accumulation
-    engine = kind(model, mesh, OPTIM, stage=1, precision="fp32", accumulation=accumulation)
-    zero, steps = mesh.data.zero, 0
+    """Return a replica that is trained by our engine, or by a ``kind`` of it."""
+    model, batches, steps = model_of(config, mesh), batches_of(config), 0
+    how = {"stage": 1, "precision": "fp32", "accumulation": config.accumulation}
+    engine = kind(model, mesh, OPTIM, **how, islands=islands, seed=SEED)  # type: ignore[arg-type]
+    zero = mesh.data.zero
     coders = [zero.gradients.seconds, zero.weights.seconds] if zero else []
 
     def step() -> float:
         nonlocal steps
         mesh.data.start_step(steps)
+        mesh.islands.ledger.reset()
         for seconds in coders:
             seconds.clear()
         loss = engine.step(batches, LR).loss
         replica.coded.append(1e3 * sum(s[phase] for s in coders for phase in ("encode", "decode")))
         steps += 1
+        engine.outer_step(steps)
         return loss
 
-    replica = Replica(mode, step, mesh.data.ledger)
+    replica = Replica(mode, step, mesh.data.ledger, mesh.islands.ledger)
     return replica
 
 
-def _ddp(config: BenchDataConfig, batches: Batches) -> Replica:
+def _ddp(config: BenchDataConfig) -> Replica:
     """Return torch's DistributedDataParallel with its PowerSGD hook: no ZeRO, so no gather of weights."""
     mesh, ledger = Mesh(1), Ledger()
 
@@ -142,7 +150,7 @@ def _ddp(config: BenchDataConfig, batches: Batches) -> Replica:
 
     ranks = list(range(dist.get_world_size()))
     group = new_counted_group(ranks, dist.new_group(ranks), count)
-    model = model_of(config, mesh)
+    model, batches = model_of(config, mesh), batches_of(config)
     mib = sum(p.nbytes for p in model.parameters()) // 2**20 + 1
     # One bucket: the hook starts a bucket's later messages from threads of gloo, so that those of several
     # buckets can start in another order on each rank, which fails.
