@@ -30,7 +30,7 @@ test-slurm: $(VENV)/with-test ## test the batch scripts on a temporary Slurm (as
 		|| echo "Slurm is not installed and cannot be installed: its tests are skipped"
 	$(RUN) pytest -m slurm -rs tests/slurm
 
-test-gpu: $(VENV)/with-test ## run the tests that need a CUDA GPU (3 minutes; skipped without one)
+test-gpu: $(VENV)/with-test ## run the tests that need a CUDA GPU (about 6 minutes; skipped without one)
 	$(RUN) pytest -m gpu -rs tests/gpu
 
 test-latest: ## run the tests with the newest packages, in a separate environment

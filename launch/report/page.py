@@ -20,7 +20,8 @@ NOTE = (
     "without a codec between replicas. Synchronised is the share of channels "
     "synchronised inside the layers, averaged over the steps. MiB/step is what one process puts into "
     "tensor-parallel collectives in a step, in both directions; DP is the size and number of its messages "
-    "to other replicas. Times are medians of each run; brackets hold the middle half of all steps."
+    "to other replicas, and islands those to other islands, averaged over the steps. "
+    "Times are medians of each run; brackets hold the middle half of all steps."
 )
 
 
