@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,61 +10,21 @@ from caat.compression import make_codec
 from caat.parallel.mesh import Mesh
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
-from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.engine import Engine
-from conf.data_sync import DataSyncConfig
-from conf.optim import OptimConfig
-from layers.full_tensors import full_tensors
 from layers.gpt import GPT
-from tests.models import SMALL, batch
-from tests.reference import random_weights
-from tests.training.test_checkpoint import saver, state
-
-STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
-# Without padding of the vocabulary, which is not saved: `sign` and `powersgd` decode to numbers other than 0
-# there, which the model ignores.
-EVEN = replace(SMALL, vocab_size=64)
-ACCUMULATION, LR = 2, 3e-3
-OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
-
-
-def engine_of(mesh: Mesh, stage: int, precision: str, folder: Path | None = None) -> Engine:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    weights = random_weights(EVEN)
-    model = GPT.empty(EVEN, mesh, 0.5, dtype=dtype)
-    if folder is None:
-        model.fill(lambda name, _: weights[name])
-    else:
-        load_weights(model, full_tensors(model), mesh.local_shards, folder)
-    return Engine(model, mesh, OPTIM, stage=stage, precision=precision, accumulation=ACCUMULATION)
-
-
-def micro_batches(mesh: Mesh, step: int):
-    return [batch(seed=100 * step + 10 * mesh.data_rank + micro) for micro in range(ACCUMULATION)]
-
-
-def master(engine: Engine) -> torch.Tensor:
-    """The float32 weights of this process's shards, on every replica."""
-    parts = []
-    for name, parameter in engine.model.named_parameters():
-        whole = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()))
-        fragment = engine.live.fragments()[name, "weight"]
-        if fragment.size:
-            whole[fragment.start : fragment.start + fragment.size] = fragment.numbers.float()
-        if engine.stage:
-            dist.all_reduce(whole, group=engine.mesh.data.group)
-        parts.append(whole)
-    return torch.cat(parts)
-
-
-def alike(engine: Engine) -> bool:
-    """Whether the model computes the same bits on all replicas."""
-    x, y = batch(seed=7)
-    with torch.no_grad(), engine.evaluating() as forward:
-        losses = forward(x, y).float().contiguous()
-    every = [torch.empty_like(losses) for _ in range(engine.mesh.data_size)]
-    dist.all_gather(every, losses, group=engine.mesh.data.group)
-    return all(torch.equal(losses, each) for each in every)
+from tests.models import batch
+from tests.training.replicas import (
+    ACCUMULATION,
+    EVEN,
+    LR,
+    OPTIM,
+    STAGES,
+    alike,
+    engine_of,
+    master,
+    mesh_of,
+    micro_batches,
+)
 
 
 def trained(mesh: Mesh, stage: int, precision: str, steps: int = 3):
@@ -86,11 +42,6 @@ def plainly(mesh: Mesh) -> Mesh:
     """The mesh with DeepSpeed's messages left to gloo, and only counted."""
     mesh.data.zero = None
     return mesh
-
-
-def mesh_of(processes: int, codec: str = "none", weights: str = "none", feedback: bool = True) -> Mesh:
-    settings = DataSyncConfig(codec=codec, feedback=feedback, weights_codec=weights)
-    return Mesh.create(2, processes, data_sync=settings, seed=5)
 
 
 def by_slices(processes: int, stages: list) -> list:
@@ -283,73 +234,6 @@ def test_powersgd_sees_the_matrices_of_the_parameters(ranks):
         # bfloat16 rounds gradients before they are sent, which adds a part of full rank.
         assert same == pytest.approx(norm, rel=1e-5 if case[1] == "fp32" else 1e-2), case
         assert factored == columns, case
-
-
-def resumed(folder: Path, stage: int, precision: str, codec: str, weights: str) -> tuple[bool, list, list]:
-    """Whether a resumed run continues bit for bit; notes of a run with the same and with other settings."""
-    mesh = mesh_of(1, codec, weights)
-    engine = engine_of(mesh, stage, precision)
-    for step in range(2):
-        mesh.data.start_step(step)
-        engine.step(micro_batches(mesh, step), LR)
-    saver(folder, engine, 0.5).save(state(2))
-    wanted = [engine_step(engine, step) for step in (2, 3)]
-    path = folder / "checkpoints" / "step-00000002"
-    while not path.exists():
-        time.sleep(0.01)
-    dist.barrier()
-    outcomes = []
-    for again in (mesh_of(1, codec, weights), mesh_of(1)):
-        engine = engine_of(again, stage, precision, path)
-        load_master_weights(engine.live, full_tensors(engine.model), path)
-        notes = load_optimizer(engine.live, full_tensors(engine.model), path)
-        outcomes.append((notes, [engine_step(engine, step) for step in (2, 3)]))
-    (notes, found), *others = outcomes
-    return found == wanted, notes, [notes for notes, _ in others]
-
-
-def engine_step(engine: Engine, step: int) -> tuple:
-    engine.mesh.data.start_step(step)
-    result = engine.step(micro_batches(engine.mesh, step), LR)
-    return result.loss, result.grad_norm, master(engine).double().sum().item()
-
-
-@pytest.mark.parametrize(
-    ("stage", "precision", "codec", "weights"),
-    [
-        (1, "fp32", "int4", "int8"),
-        (1, "bf16", "powersgd:2", "int4"),
-        (2, "fp32", "topk:0.05", "bfloat16"),
-        (3, "bf16", "sign", "none"),
-    ],
-)
-def test_what_codecs_keep_is_resumed_bit_for_bit(ranks, tmp_path, stage, precision, codec, weights):
-    same, notes, others = ranks(2).run(resumed, tmp_path, stage, precision, codec, weights)[0]
-    assert same and notes == []
-    for (note,) in others:
-        assert "starts anew" in note and f"codec={codec}" in note
-
-
-def skipped(codec: str) -> tuple[bool, bool, bool]:
-    engine = engine_of(mesh_of(1, codec), 1, "fp32")
-    zero = engine.mesh.data.zero
-    assert zero is not None and zero.gradients.feedback is not None
-    engine_step(engine, 0)
-    kept, before = bool(zero.gradients.feedback.residuals), master(engine)
-    with torch.no_grad():
-        # A gradient that overflows on one replica only.
-        weight = engine.model.blocks[0].attention_norm.weight if engine.mesh.data_rank else None
-        hook = weight.register_hook(lambda g: g * torch.inf) if weight is not None else None
-    result = engine.step(micro_batches(engine.mesh, 1), LR)
-    if hook:
-        hook.remove()
-    unchanged = torch.equal(master(engine), before) and not zero.gradients.feedback.residuals
-    return kept, result.skipped and unchanged, not engine.step(micro_batches(engine.mesh, 2), LR).skipped
-
-
-@pytest.mark.parametrize("codec", ["int8", "topk:0.05"])
-def test_a_skipped_step_is_skipped_everywhere_and_leaves_nothing(ranks, codec):
-    assert ranks(2).run(skipped, codec) == [(True, True, True)] * 2
 
 
 def drifted_apart(codec: str) -> list[tuple]:

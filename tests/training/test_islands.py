@@ -17,14 +17,13 @@ from caat.training.engine import Engine
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 from layers.full_tensors import full_tensors
-from tests.models import SMALL, batch, build
+from tests.models import batch, build
+from tests.training.replicas import EVEN, master
 from tests.training.test_checkpoint import saver, state
-from tests.training.test_data_sync import master
 
 LR = 3e-3
 # No clipping by a norm, so that a plain process needs none; see OPTIM in test_engine.py for eps.
 OPTIM = OptimConfig(lr=LR, clip=0.0, weight_decay=0.1, eps=1e-3)
-EVEN = replace(SMALL, vocab_size=64)
 STEPS = 6
 DILOCO = IslandsConfig("diloco", every=2, lr=0.7, momentum=0.9)
 

@@ -1,0 +1,70 @@
+"""Engines of several replicas, for tests of what they send each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from caat.parallel.mesh import Mesh
+from caat.training.checkpoint.reading import load_weights
+from caat.training.engine import Engine
+from conf.data_sync import DataSyncConfig
+from conf.optim import OptimConfig
+from layers.full_tensors import full_tensors
+from layers.gpt import GPT
+from tests.models import SMALL, batch
+from tests.reference import random_weights
+
+STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+# Without padding of the vocabulary, which is not saved: `sign` and `powersgd` decode to numbers other than 0
+# there, which the model ignores.
+EVEN = replace(SMALL, vocab_size=64)
+ACCUMULATION, LR = 2, 3e-3
+OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
+
+
+def engine_of(mesh: Mesh, stage: int, precision: str, folder: Path | None = None) -> Engine:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    weights = random_weights(EVEN)
+    model = GPT.empty(EVEN, mesh, 0.5, dtype=dtype)
+    if folder is None:
+        model.fill(lambda name, _: weights[name])
+    else:
+        load_weights(model, full_tensors(model), mesh.local_shards, folder)
+    return Engine(model, mesh, OPTIM, stage=stage, precision=precision, accumulation=ACCUMULATION)
+
+
+def micro_batches(mesh: Mesh, step: int):
+    return [batch(seed=100 * step + 10 * mesh.data_rank + micro) for micro in range(ACCUMULATION)]
+
+
+def master(engine: Engine) -> torch.Tensor:
+    """The float32 weights of this process's shards, on every replica."""
+    parts = []
+    for name, parameter in engine.model.named_parameters():
+        whole = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()))
+        fragment = engine.live.fragments()[name, "weight"]
+        if fragment.size:
+            whole[fragment.start : fragment.start + fragment.size] = fragment.numbers.float()
+        if engine.stage:
+            dist.all_reduce(whole, group=engine.mesh.data.group)
+        parts.append(whole)
+    return torch.cat(parts)
+
+
+def alike(engine: Engine) -> bool:
+    """Whether the model computes the same bits on all replicas."""
+    x, y = batch(seed=7)
+    with torch.no_grad(), engine.evaluating() as forward:
+        losses = forward(x, y).float().contiguous()
+    every = [torch.empty_like(losses) for _ in range(engine.mesh.data_size)]
+    dist.all_gather(every, losses, group=engine.mesh.data.group)
+    return all(torch.equal(losses, each) for each in every)
+
+
+def mesh_of(processes: int, codec: str = "none", weights: str = "none", feedback: bool = True) -> Mesh:
+    settings = DataSyncConfig(codec=codec, feedback=feedback, weights_codec=weights)
+    return Mesh.create(2, processes, data_sync=settings, seed=5)
