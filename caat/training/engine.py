@@ -15,7 +15,7 @@ from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
-from caat.training.islands import Islands, OuterStep
+from caat.training.islands.outer_steps import Islands, OuterStep
 from caat.training.live import LiveState
 from caat.training.partitions import message_shapes, refresh_weights, zero_owners
 from caat.training.zero import Mpu, import_deepspeed

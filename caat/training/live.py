@@ -17,7 +17,8 @@ from caat.optim.optimizer import Optimizer
 from caat.optim.places import Place
 from caat.parallel.mesh import Mesh
 from caat.training.data_sync_state import DataSyncState
-from caat.training.islands import OWN_WEIGHT, Islands
+from caat.training.islands.kept import OWN_WEIGHT
+from caat.training.islands.outer_steps import Islands
 from caat.training.partitions import gathered_weights
 
 
@@ -60,7 +61,7 @@ class LiveState:
         if self.islands is None:
             return (WEIGHT, *self.optimizer.kinds)
         own = (replace(kind, island=True) for kind in self.optimizer.kinds)
-        return (WEIGHT, *self.islands.kinds, *own)
+        return (WEIGHT, *self.islands.kept.kinds, *own)
 
     def places(self) -> dict[str, Place]:
         """Return where the optimizer has this process's part of each parameter."""
@@ -78,7 +79,7 @@ class LiveState:
             values = self._shared(place)
             if self.islands is not None:
                 values[OWN_WEIGHT] = values[WEIGHT.name]
-                values |= self.islands.shared_numbers(name)
+                values |= self.islands.kept.shared_numbers(name)
             for kind, numbers in values.items():
                 found[name, kind] = Fragment(place.start, numbers)
         for each in self.kinds:
@@ -95,12 +96,12 @@ class LiveState:
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Return the live state that only this process has, by name."""
-        return self.data_sync.tensors() | (self.islands.tensors() if self.islands else {})
+        return self.data_sync.tensors() | (self.islands.kept.tensors() if self.islands else {})
 
     @property
     def own_layout(self) -> str:
         """Describe the run as far as :meth:`own_tensors` depends on it; empty if there are none."""
-        kept = filter(None, (self.data_sync.layout, self.islands.layout if self.islands else ""))
+        kept = filter(None, (self.data_sync.layout, self.islands.kept.layout if self.islands else ""))
         described = " ".join(kept)
         return f"{described} {self._layout}" if described else ""
 
@@ -111,7 +112,7 @@ class LiveState:
         if rest:
             self.data_sync.load(rest)
         if self.islands is not None:
-            self.islands.load(outer, step)
+            self.islands.kept.load(outer, step)
 
     def _shared(self, place: Place) -> dict[str, Tensor]:
         if place.weight is None:

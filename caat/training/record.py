@@ -12,7 +12,7 @@ from caat.parallel.island_axis import ISLAND_PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import flops_per_token
 from caat.training.checkpoint.state import State
-from caat.training.islands import OuterStep
+from caat.training.islands.outer_steps import OuterStep
 from caat.training.memory import memory_gib
 from caat.training.peak import peak_tflops
 from caat.training.progress import loss_text

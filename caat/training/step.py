@@ -11,7 +11,7 @@ from caat.data.loader import Loader
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.watchdog import Watchdog
 from caat.training.engine import Engine, StepResult
-from caat.training.islands import OuterStep
+from caat.training.islands.outer_steps import OuterStep
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from caat.storage.records import read_record
 from caat.supervision.control import Control
 from caat.training.checkpoint.files import index_name, own_file_name, own_tensors, stem
 from caat.training.checkpoint.state import read_checksums, read_optimizer
-from caat.training.islands import OWN_WEIGHT
+from caat.training.islands.kept import OWN_WEIGHT
 from caat.training.live import LiveState
 from conf.checks import require
 
