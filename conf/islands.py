@@ -9,9 +9,16 @@ from conf.checks import require, require_choice, require_positive
 from conf.codec import parse_codec
 from conf.field import default_of, setting
 
-METHODS = ("auto", "none", "average", "diloco")
-# The settings that have an effect only with outer steps, and only with an outer optimizer.
-OUTER_OPTIMIZER = ("lr", "momentum")
+METHODS = ("auto", "none", "average", "diloco", "slamb", "dcs3gd")
+# The settings that only some methods have, with the names of those. auto is diloco as far as it exchanges.
+ONLY = {
+    "lr": ("auto", "diloco"),
+    "momentum": ("auto", "diloco"),
+    "eager": ("auto", "diloco"),
+    "rho": ("slamb",),
+    "beta3": ("slamb",),
+    "lambda0": ("dcs3gd",),
+}
 
 
 @dataclass
@@ -25,10 +32,13 @@ class IslandsConfig:
     method: str = setting(
         "auto",
         "What an exchange does: average (the mean of the islands' weights), diloco (the mean change is the "
-        "gradient of an outer SGD with Nesterov momentum) or none. auto is diloco with several islands, and "
-        "none with one.",
+        "gradient of an outer SGD with Nesterov momentum), slamb (average, and a part of LAMB's momentum is "
+        "averaged in each step), dcs3gd (average after every step, beside the next one, whose gradient is "
+        "corrected for the delay) or none. auto is diloco with several islands, and none with one.",
     )
-    every: int = setting(30, "Number of steps between exchanges (H).")
+    every: int = setting(
+        30, "Number of steps between exchanges (H). SLAMB's authors use 100; dcs3gd needs 1."
+    )
     lr: float = setting(0.7, "Learning rate of the outer optimizer of diloco.")
     momentum: float = setting(0.9, "Nesterov momentum of the outer optimizer of diloco.")
     fragments: int = setting(
@@ -45,6 +55,20 @@ class IslandsConfig:
         0.0,
         "Share of an island's own weights that it keeps when a result is applied; the rest is taken from the "
         "result. With `delay` and 0, an island loses what it learned during the delay; 0.5 keeps half.",
+    )
+    eager: bool = setting(
+        False,
+        "diloco: go on at once from the outer step of the island's own change, while the exchange takes as "
+        "long as the next `every` steps.",
+    )
+    rho: float = setting(0.1, "slamb: share of the momentum that is averaged in each step.")
+    beta3: float = setting(
+        0.99,
+        "slamb: confidence in a number whose momentum was last averaged n steps ago is beta3 to the power n. "
+        "It sets the step size between those of a large batch and of an island's own batch.",
+    )
+    lambda0: float = setting(
+        0.2, "dcs3gd: norm of the correction of the gradient, in units of the norm of the gradient."
     )
     codec: str = setting("none", "Codec of the exchanged changes, any of data_sync.codec.")
     feedback: bool = setting(
@@ -68,13 +92,35 @@ class IslandsConfig:
             f"islands.alpha={self.alpha} is outside [0, 1): it is the share of its own weights that an "
             "island keeps; with 1 the islands would never meet",
         )
+        require(0.0 < self.rho <= 1.0, f"islands.rho={self.rho} is outside (0, 1]")
+        require(0.0 <= self.beta3 <= 1.0, f"islands.beta3={self.beta3} is outside [0, 1]")
+        require(
+            isfinite(self.lambda0) and self.lambda0 >= 0,
+            f"islands.lambda0={self.lambda0} must not be negative (0.2, say)",
+        )
         parse_codec(self.codec)
-        for name in OUTER_OPTIMIZER if self.method == "average" else ():
-            self._require_default(name, "islands.method=average has no outer optimizer")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raise ``ValueError`` unless all settings have an effect with the method."""
         if self.method == "none":
             for each in fields(self):
                 if each.name != "method":
                     self._require_default(each.name, "islands.method=none exchanges nothing")
+        for name, methods in ONLY.items():
+            if self.method not in methods:
+                owners = " or ".join(method for method in methods if method != "auto")
+                self._require_default(name, f"it belongs to {owners}, not to islands.method={self.method}")
+        if self.method == "dcs3gd":
+            require(
+                self.every == 1,
+                f"islands.method=dcs3gd exchanges after every step: set islands.every=1, not {self.every}",
+            )
+            for name in ("alpha", "fragments"):
+                self._require_default(name, "islands.method=dcs3gd exchanges all weights after every step")
+        if self.eager:
+            for name in ("delay", "alpha"):
+                self._require_default(name, "with islands.eager an exchange takes a whole round")
 
     def _require_default(self, name: str, why: str) -> None:
         default = next(default_of(each) for each in fields(self) if each.name == name)
@@ -84,15 +130,27 @@ class IslandsConfig:
         )
 
     def resolved(self, islands: int) -> str:
-        """Return the method for this number of islands: none, average or diloco."""
+        """Return the method for this number of islands: any of METHODS but auto."""
         return ("diloco" if islands > 1 else "none") if self.method == "auto" else self.method
 
     def outer_optimizer(self, islands: int) -> tuple[float, float]:
         """Return learning rate and momentum of the outer optimizer; an average is a step of 1 without any."""
-        return (1.0, 0.0) if self.resolved(islands) == "average" else (self.lr, self.momentum)
+        return (self.lr, self.momentum) if self.resolved(islands) == "diloco" else (1.0, 0.0)
 
-    def check(self, islands: int, layers: int) -> None:
-        """Raise ``ValueError`` unless these fit ``islands`` islands and a model of ``layers`` blocks."""
+    @property
+    def lag(self) -> int:
+        """Number of steps between the start of an exchange and the application of its result."""
+        if self.method == "dcs3gd":
+            return 1
+        return self.every if self.eager else self.delay
+
+    def check(self, islands: int, layers: int, optimizer: str) -> None:
+        """Raise ``ValueError`` unless these fit ``islands`` islands, ``layers`` blocks and the optimizer."""
+        require(
+            self.method != "slamb" or optimizer == "lamb",
+            f"islands.method=slamb averages the momentum of LAMB, not of optim.name={optimizer}: set "
+            "optim.name=lamb",
+        )
         if self.resolved(islands) == "none":
             require(
                 islands == 1,

@@ -243,7 +243,7 @@ class Config:
         self.model.check_shards(self.parallel.tensor)
         processes = self.parallel.tensor_processes(world)
         self.train.accumulation(world // processes)
-        self.islands.check(self.parallel.islands, self.model.layers)
+        self.islands.check(self.parallel.islands, self.model.layers, self.optim.name)
         self.sync.check_types(self.train.precision)
         # In bf16, stage 0 runs as stage 1.
         self.data_sync.check_stage(self.zero.stage or int(self.train.precision == "bf16"))

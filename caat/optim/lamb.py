@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from conf.optim import OptimConfig
 CHUNK = 2**20
 
 
-class _Piece(NamedTuple):
-    """Numbers ``[offset, offset + size)`` of a weight in ``param_groups`` are of this matrix."""
+class Piece(NamedTuple):
+    """Numbers ``[offset, offset + size)`` of a weight in ``param_groups``, at most CHUNK, of this matrix."""
 
     matrix: int
     offset: int
@@ -57,16 +57,28 @@ class LAMB(Optimizer):
             if weight.grad is not None
         ]
         for weight, group in held:
+            self._update_moments(weight, group)
+        self.share_momentum()
+        for weight, group in held:
             self._replace_gradient(weight, group)
-        matrices = [weight for weight, group in held if not group["replicated"]]
-        ratios = self._trust_ratios(matrices) if matrices else torch.empty(0)
+        matrices = [(weight, group) for weight, group in held if not group["replicated"]]
+        if matrices:
+            self.update_matrices(matrices)
         for weight, group in held:
             if group["replicated"]:
                 weight.add_(weight.grad, alpha=-group["lr"])
-                continue
-            for piece in self._pieces.get(weight, ()):
-                update = _cut(weight.grad, piece)
-                _cut(weight, piece).addcmul_(update, ratios[piece.matrix], value=-group["lr"])
+
+    def share_momentum(self) -> None:
+        """Change the first moments between their update and their use."""
+
+    def update_matrices(self, held: Sequence[tuple[Tensor, dict]]) -> None:
+        """Update matrices whose gradients are u; ``held`` are weights with their groups. Collective."""
+        w, u = self.norms([weight for weight, _ in held]).unbind(1)
+        ratios = trust_ratio(w, u)
+        for weight, group in held:
+            for piece in self.pieces.get(weight, ()):
+                update = cut(weight.grad, piece)
+                cut(weight, piece).addcmul_(update, ratios[piece.matrix], value=-group["lr"])
 
     def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
@@ -75,9 +87,9 @@ class LAMB(Optimizer):
         return dict(state)
 
     @cached_property
-    def _pieces(self) -> dict[Tensor, list[_Piece]]:
+    def pieces(self) -> dict[Tensor, list[Piece]]:
         """What each weight in ``param_groups`` holds of which matrices; padding is in no piece."""
-        found: dict[Tensor, list[_Piece]] = {}
+        found: dict[Tensor, list[Piece]] = {}
         for name, ranges in self._matrices.ranges.items():
             place = self.places[name]
             if place.weight is None:
@@ -85,45 +97,56 @@ class LAMB(Optimizer):
             pieces = found.setdefault(place.weight, [])
             for matrix, start, size in ranges:
                 first, last = max(start, place.start), min(start + size, place.start + place.size)
-                if first < last:
-                    pieces.append(_Piece(matrix, place.offset + first - place.start, last - first))
+                for at in range(first, last, CHUNK):
+                    pieces.append(Piece(matrix, place.offset + at - place.start, min(CHUNK, last - at)))
         return found
 
+    def _update_moments(self, weight: Tensor, group: dict) -> None:
+        assert weight.grad is not None
+        state = self.shared_state(weight)
+        first, second = group["betas"]
+        state["exp_avg"].lerp_(weight.grad, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(weight.grad, weight.grad, value=1 - second)
+
     def _replace_gradient(self, weight: Tensor, group: dict) -> None:
-        """Update the moments and replace the gradient, which DeepSpeed no longer needs, by u."""
+        """Replace the gradient, which DeepSpeed no longer needs, by u."""
         assert weight.grad is not None
         state, step = self.shared_state(weight), self.step_of(weight)
         first, second = group["betas"]
         tensors = weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]
         for w, g, m, v in zip(*(each.view(-1).split(CHUNK) for each in tensors), strict=True):
-            m.lerp_(g, 1 - first)
-            v.mul_(second).addcmul_(g, g, value=1 - second)
             root = (v / (1 - second**step)).sqrt_().add_(group["eps"])
             torch.div(m, root, out=g).div_(1 - first**step).add_(w, alpha=group["weight_decay"])
 
-    def _trust_ratios(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return |w| / |u| of every matrix that ``weights`` hold, in float32. Collective over the mesh."""
-        squares = torch.zeros(self._matrices.count, 2, dtype=torch.float64, device=weights[0].device)
+    def norms(self, weights: Sequence[Tensor], parts: Mapping[Tensor, Tensor] | None = None) -> Tensor:
+        """Return |w| and |u| of every matrix that ``weights`` hold, in float64 [matrices, 2]. Collective.
+
+        With ``parts``, bool like each weight: [matrices, 4], both norms of the true and then of the others.
+        """
+        columns = 2 if parts is None else 4
+        squares = torch.zeros(self._matrices.count, columns, dtype=torch.float64, device=weights[0].device)
         for weight in weights:
-            for piece in self._pieces.get(weight, ()):
-                squares[piece.matrix, 0] += _square_sum(_cut(weight, piece))
-                squares[piece.matrix, 1] += _square_sum(_cut(weight.grad, piece))
+            for piece in self.pieces.get(weight, ()):
+                both: tuple[Tensor, ...] = cut(weight, piece), cut(weight.grad, piece)
+                if parts is not None:
+                    part = cut(parts[weight], piece)
+                    both = *(each[part] for each in both), *(each[~part] for each in both)
+                for column, numbers in enumerate(both):
+                    wide = numbers.double()
+                    squares[piece.matrix, column] += wide.dot(wide)
         # ZeRO flattens what it partitions. Replicas that keep whole matrices have whole sums already.
         if weights[0].dim() == 1:
             self._mesh.data.all_reduce(squares, "step", "control")
         self._mesh.tensor.all_reduce(squares, "backward", "norm")
-        w, u = squares.sqrt().unbind(1)
-        return torch.where((w > 0) & (u > 0), w / u, 1.0).float()
+        return squares.sqrt()
 
 
-def _cut(numbers: Tensor | None, piece: _Piece) -> Tensor:
+def trust_ratio(w: Tensor, u: Tensor) -> Tensor:
+    """Return |w| / |u| in float32; 1 where either is 0."""
+    return torch.where((w > 0) & (u > 0), w / u, 1.0).float()
+
+
+def cut(numbers: Tensor | None, piece: Piece) -> Tensor:
+    """Return the numbers of ``piece``."""
     assert numbers is not None
     return numbers.view(-1).narrow(0, piece.offset, piece.size)
-
-
-def _square_sum(numbers: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64, device=numbers.device)
-    for chunk in numbers.split(CHUNK):
-        wide = chunk.double()
-        total += wide.dot(wide)
-    return total

@@ -27,6 +27,11 @@ class Optimizer(torch.optim.Optimizer):
     places: Mapping[str, Place]
     # Set by the engine to skip a step with a non-finite loss: DeepSpeed itself checks only gradients.
     skip = False
+    # Set by the engine: how often DeepSpeed calls `step` in a training step, each time with other groups.
+    # With more than 1, the update waits for the last call, so that it sees all weights at once.
+    calls = 1
+    # Set by the engine: changes all gradients just before an update.
+    compensate: Callable[[], None] | None = None
     # Set by the engine if a codec makes the gradients of replicated weights differ between tensor-parallel
     # processes: it makes them equal, in place.
     agree: Callable[[Sequence[Tensor]], None] | None = None
@@ -36,6 +41,11 @@ class Optimizer(torch.optim.Optimizer):
         self._resumed_steps = 0
         # By weight: DeepSpeed may call `step` once per parameter group.
         self._taken: Counter[Tensor] = Counter()
+        # Groups of the calls of this training step so far, with the gradients of their weights.
+        self._waiting: list[tuple[dict, list[Tensor | None]]] = []
+        self._called = 0
+        # Number of training steps that have ended, skipped ones included.
+        self.ended = 0
 
     def step(self, closure=None):  # type: ignore[override]
         if self.skip:
@@ -46,7 +56,40 @@ class Optimizer(torch.optim.Optimizer):
             ]
             self.agree([weight.grad for weight in replicated if weight.grad is not None])
         self._taken.update(weight for group in self.param_groups for weight in group["params"])
+        self._called += 1
+        if self.calls == 1:
+            self._compensate_and_update()
+            return
+        for group in self.param_groups:
+            if group["params"]:
+                weights = list(group["params"])
+                self._waiting.append(({**group, "params": weights}, [weight.grad for weight in weights]))
+        if self._called == self.calls:
+            self._update_waiting()
+
+    def _update_waiting(self) -> None:
+        """Update the weights of all calls of this training step."""
+        now, self.param_groups = self.param_groups, [group for group, _ in self._waiting]
+        for group, gradients in self._waiting:
+            # DeepSpeed has taken the gradients of earlier calls away.
+            for weight, gradient in zip(group["params"], gradients, strict=True):
+                weight.grad = gradient
+        self._compensate_and_update()
+        for group, _ in self._waiting[:-1]:
+            for weight in group["params"]:
+                weight.grad = None
+        self.param_groups = now
+
+    def _compensate_and_update(self) -> None:
+        if self.compensate is not None:
+            self.compensate()
         self.update()
+
+    def end_step(self) -> None:
+        """End a training step, also one in which DeepSpeed did not call :meth:`step`."""
+        self._waiting.clear()
+        self._called = 0
+        self.ended += 1
 
     def update(self) -> None:
         """Update the weights that are in ``param_groups`` now; torch's own step unless overridden."""
@@ -63,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        self._resumed_steps = steps
+        self._resumed_steps = self.ended = steps
         self._taken.clear()
 
     def shared_state(self, weight: Tensor) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from caat.parallel.ring import ring_bytes
 from caat.parallel.timeout import GROUP_TIMEOUT
 from conf.data_sync import DataSyncConfig
 
-# Purposes of the messages of a step. changes: of weights; loss: its mean, and which steps were skipped; norm:
-# of what an exchange changed.
-ISLAND_PURPOSES = ("changes", "loss", "norm")
+# Purposes of the messages of a step. changes: of weights; momentum: the part of it that SLAMB averages; loss:
+# its mean, and which steps were skipped; norm: of what an exchange changed.
+ISLAND_PURPOSES = ("changes", "momentum", "loss", "norm")
 
 
 class IslandAxis(Collectives):

@@ -222,6 +222,7 @@ class Record(Line):
     data_parallel_bytes_control: Whole = 0
     # Only in runs with islands.
     islands_bytes_changes: Whole = 0
+    islands_bytes_momentum: Whole = 0
     islands_bytes_loss: Whole = 0
     islands_bytes_norm: Whole = 0
     islands_wait_seconds: Finite = 0.0

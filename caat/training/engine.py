@@ -17,7 +17,7 @@ from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
 from caat.training.islands.outer_steps import Islands, OuterStep
 from caat.training.live import LiveState
-from caat.training.partitions import message_shapes, refresh_weights, zero_owners
+from caat.training.partitions import message_shapes, optimizer_calls, refresh_weights, zero_owners
 from caat.training.zero import Mpu, import_deepspeed
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
@@ -66,7 +66,8 @@ class Engine:
                 # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global
                 # norm would silently miss most of the model.
                 module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
-        self._optimizer = optimizer or make_optimizer(model, optim, mesh)
+        method = islands.resolved(mesh.islands.processes) if islands is not None else "none"
+        self._optimizer = optimizer or make_optimizer(model, optim, mesh, islands, seed=seed)
         # In bf16 it prints memory figures to stdout here, bypassing its logger.
         with redirect_stdout(StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
@@ -96,8 +97,13 @@ class Engine:
             rounded=precision == "bf16",
         )
         self._optimizer.places = self.live.places()
-        if islands is not None and islands.resolved(mesh.islands.processes) != "none":
+        if method in ("slamb", "dcs3gd"):
+            self._optimizer.calls = optimizer_calls(self._engine.optimizer, self.stage)
+        if islands is not None and method != "none":
             self.live.islands = self._islands(islands, seed)
+            if method == "dcs3gd":
+                outer_steps, gradients = self.live.islands, self.live.gradients
+                self._optimizer.compensate = lambda: outer_steps.compensate(gradients())
 
     def _islands(self, settings: IslandsConfig, seed: int) -> Islands:
         blocks = len(self.model.blocks)  # type: ignore[arg-type]
@@ -159,6 +165,10 @@ class Engine:
         grad_norm = self._norm_and_clip() if self.stage == 0 else None
         self._optimizer.skip = not isfinite(loss) or not isfinite(grad_norm or 0.0)
         self._engine.step()
+        self._optimizer.end_step()
+        if self._optimizer.calls > 1:
+            # DeepSpeed gathered weights before the update that waited for the last call.
+            refresh_weights(self._engine.optimizer, self.stage)
         if grad_norm is None:
             grad_norm = float(self._engine.get_global_grad_norm())
         skipped = self._optimizer.skip or not isfinite(grad_norm)

@@ -94,6 +94,15 @@ class LiveState:
         fragments = self.fragments()
         return {name: fragments[name, WEIGHT.name].numbers for name in names}
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Return this process's part of the gradients of an update by parameter, flat and live."""
+        found = {}
+        for name, place in self.places().items():
+            held = place.weight is not None and place.weight.grad is not None
+            numbers = place.weight.grad.view(-1) if held else torch.empty(0)  # type: ignore[union-attr]
+            found[name] = numbers.narrow(0, place.offset, place.size) if held else numbers
+        return found
+
     def own_tensors(self) -> dict[str, Tensor]:
         """Return the live state that only this process has, by name."""
         return self.data_sync.tensors() | (self.islands.kept.tensors() if self.islands else {})

@@ -106,6 +106,14 @@ def gathered_weights(zero: Any, rank: int) -> list[tuple[Tensor, Tensor]]:
     return [(flat, each[rank]) for flat, each in zip(flats, parts, strict=True)]
 
 
+def optimizer_calls(zero: Any, stage: int) -> int:
+    """Return how often ``zero``, DeepSpeed's optimizer, calls ``step`` of ours in a training step."""
+    if stage == 3:
+        return len(zero.fp16_groups)
+    # Stages 1 and 2; in bf16, stage 1 has an optimizer of its own, which steps once.
+    return len(zero.bit16_groups) if hasattr(zero, "bit16_groups") else 1
+
+
 def refresh_weights(zero: Any, stage: int) -> None:
     """Take changed float32 master weights into the model, as after a step. Collective over the replicas.
 

@@ -121,7 +121,27 @@ MISTAKES = {
         ["islands.fragments=5", "4 blocks"],
     ),
     "unknown codec of islands": (["islands.codec=int3"], 2, ["int3 is not known"]),
-    "unknown method": (["islands.method=slamb"], 2, ["islands.method=slamb", "auto, none, average"]),
+    "unknown method": (["islands.method=gossip"], 2, ["islands.method=gossip", "auto, none, average"]),
+    "slamb without lamb": (
+        ["parallel.islands=2", "islands.method=slamb"],
+        2,
+        ["islands.method=slamb", "optim.name=adamw", "set optim.name=lamb"],
+    ),
+    "dcs3gd now and then": (
+        ["parallel.islands=2", "islands.method=dcs3gd"],
+        2,
+        ["islands.method=dcs3gd", "set islands.every=1, not 30"],
+    ),
+    "eager and late": (
+        ["parallel.islands=2", "islands.eager=true", "islands.delay=3"],
+        2,
+        ["islands.delay=3 has no effect", "islands.eager"],
+    ),
+    "another method's setting": (
+        ["parallel.islands=2", "islands.rho=0.2"],
+        2,
+        ["islands.rho=0.2 has no effect", "slamb, not", "islands.method=auto"],
+    ),
     "unknown stage": (["zero.stage=4"], 1, ["zero.stage=4", "0, 1, 2 or 3"]),
     "min_lr above lr": (["optim.min_lr=1"], 1, ["optim.min_lr=1.0", "optim.lr=0.001"]),
     "warm-up above steps": (["optim.warmup_steps=300"], 1, ["optim.warmup_steps=300", "train.steps=200"]),

@@ -41,12 +41,15 @@ def micro_batches(mesh: Mesh, step: int):
     return [batch(seed=100 * step + 10 * mesh.data_rank + micro) for micro in range(ACCUMULATION)]
 
 
-def master(engine: Engine) -> torch.Tensor:
-    """The float32 weights of this process's shards, on every replica."""
+def master(engine: Engine, kind: str = "weight") -> torch.Tensor:
+    """The float32 weights, or another kind, of this process's shards, on every replica.
+
+    With islands, `weight` is the anchor, and `island_weight` are the island's own weights.
+    """
     parts = []
     for name, parameter in engine.model.named_parameters():
         whole = torch.zeros(getattr(parameter, "ds_numel", parameter.numel()))
-        fragment = engine.live.fragments()[name, "weight"]
+        fragment = engine.live.fragments()[name, kind]
         if fragment.size:
             whole[fragment.start : fragment.start + fragment.size] = fragment.numbers.float()
         if engine.stage:

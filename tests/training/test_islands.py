@@ -248,7 +248,8 @@ def resumed(folder: Path, stage: int, precision: str, settings: IslandsConfig) -
     ("stage", "precision", "settings"),
     [
         (1, "bf16", replace(DILOCO, every=3, delay=2, codec="int8", alpha=0.5)),
-        (3, "fp32", replace(DILOCO, every=3, fragments=2)),
+        (3, "fp32", replace(DILOCO, every=3, fragments=2, eager=True)),
+        (2, "fp32", IslandsConfig("dcs3gd", every=1)),
     ],
     ids=str,
 )
@@ -261,4 +262,4 @@ def test_resuming(ranks, tmp_path, stage, precision, settings):
             assert any("exp_avg was saved by 2 islands" in note for note in changed), changed
         # The islands have as many weights, and each process others than it had.
         assert [note for note in apart if "starts anew" not in note] == []
-        assert len(apart) == (settings.delay > 0)
+        assert len(apart) == (settings.lag > 0)

@@ -47,9 +47,9 @@ class Kept:
     def layout(self) -> str:
         """Describe the settings that :meth:`tensors` depends on; empty if there are no such tensors."""
         s = self._settings
-        if s.codec == "none" and not s.delay:
+        if s.codec == "none" and not s.lag:
             return ""
-        exchanges = f"islands={self._islands} every={s.every} fragments={s.fragments} delay={s.delay}"
+        exchanges = f"islands={self._islands} every={s.every} fragments={s.fragments} lag={s.lag}"
         return f"{exchanges} islands.codec={s.codec} islands.feedback={s.feedback}"
 
     def tensors(self) -> dict[str, Tensor]:
@@ -67,6 +67,9 @@ class Kept:
                 assert message.change is not None and message.own is not None
                 found[f"islands.{number}.change"] = message.change
                 found[f"islands.{number}.own"] = message.own
+            if message.origin is not None and message.own_velocity is not None:
+                found[f"islands.{number}.origin"] = message.origin
+                found[f"islands.{number}.own_velocity"] = message.own_velocity
         return found
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -74,10 +77,12 @@ class Kept:
         for name, values in tensors.items():
             _, number, kind = name.split(".", 2)
             message = self._messages[int(number)]
-            if kind in ("change", "own"):
+            if kind in ("origin", "own_velocity"):
+                setattr(message, kind, values.to(message.anchor))
+            elif kind in ("change", "own"):
                 setattr(message, kind, values.to(message.anchor))
                 message.wait = nothing
-                started = range(step, step - self._settings.delay, -1)
+                started = range(step, step - self._settings.lag, -1)
                 message.started = next(s for s in started if self._settings.due(s, message.fragment))
             else:
                 assert message.reduction is not None

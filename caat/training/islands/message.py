@@ -20,7 +20,7 @@ class Message:
 
     ``weights`` are live flat views of the master weights, by parameter; ``anchor`` and ``velocity`` hold the
     same numbers one after the other. During an exchange ``own`` is this island's change, and ``change``
-    becomes the sum of all.
+    becomes the sum of all, then ``mean`` the mean.
     """
 
     fragment: int
@@ -35,14 +35,22 @@ class Message:
     reduction: Reduction | None = None
     change: Tensor | None = None
     own: Tensor | None = None
+    mean: Tensor | None = None
     # Set while an exchange is in flight, with the step after which it started.
     wait: Wait | None = None
     started: int = 0
+    # Only with eager outer steps: the weights that this island's change is counted from, and the velocity of
+    # its share of the changes.
+    origin: Tensor | None = None
+    own_velocity: Tensor | None = None
 
     def own_weights(self) -> Tensor:
         """Return a copy of the master weights, in the order of the anchor."""
-        weights = [weight.detach() for weight in self.weights.values()]
-        return torch.cat(weights) if weights else torch.empty_like(self.anchor)
+        return self.gather({name: weight.detach() for name, weight in self.weights.items()})
+
+    def gather(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return a copy of the flat ``values`` of the weights, by parameter, in the order of the anchor."""
+        return torch.cat([values[name] for name in self.weights]) if self.weights else self.anchor.clone()
 
     def split(self, flat: Tensor) -> Sequence[Tensor]:
         """Return the part of ``flat`` of each parameter."""

@@ -42,6 +42,8 @@ class OuterStep:
     wait_seconds: float = 0.0
     norm: float | None = None
     distance: float | None = None
+    # The squares of both on this rank.
+    squares: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
 
 
 class Islands:
@@ -50,8 +52,8 @@ class Islands:
     ``weights`` are live views of the master weights that this rank holds, by parameter, and ``shapes`` the
     shapes of the whole parameters of this process. ``sharded``: the parameters that are cut over
     tensor-parallel processes; the others must stay the same on all of these, so they are exchanged without a
-    codec. ``refresh()`` takes changed master weights into the model, and is
-    collective over the island. ``alone``: ZeRO does not partition, so every replica holds all numbers.
+    codec. ``refresh()`` takes changed master weights into the model, and is collective over the island.
+    ``alone``: ZeRO does not partition, so every replica holds all numbers.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Islands:
     ) -> None:
         self.mesh, self.settings, self._refresh, self._alone = mesh, settings, refresh, alone
         self._lr, self._momentum = settings.outer_optimizer(mesh.islands.processes)
-        self._background = Background()
+        self._background, self._outer = Background(), OuterStep()
         # A rank that holds none of a message's numbers takes part in its collectives.
         self._device = next((w.device for w in weights.values() if w.numel()), torch.device("cpu"))
         # Whether all islands have the anchor's weights.
@@ -95,62 +97,122 @@ class Islands:
         After the ``last`` step everything is exchanged at once: what an island learned since the last
         exchange would be lost.
         """
-        outer, delay = OuterStep(), self.settings.delay
-        squares = torch.zeros(2, dtype=torch.float64)
         self.together = False
+        early, moved = set(self._outer.fragments), False
         for message in self.messages:
-            if message.wait is not None and (last or step == message.started + delay):
-                squares += self._apply(message, outer)
+            if message.wait is not None and (last or step == message.started + self.settings.lag):
+                self._apply(message)
         for message in self.messages:
             if last or self.settings.due(step, message.fragment):
-                self._start(message, step, outer)
+                self._start(message, step)
+                if self.settings.eager:
+                    self._look_ahead(message)
+                    moved = True
         for message in self.messages:
-            if message.wait is not None and (last or delay == 0):
-                squares += self._apply(message, outer)
-        if outer.fragments:
+            if message.wait is not None and (last or self.settings.lag == 0):
+                self._apply(message, last=last)
+        outer, self._outer = self._outer, OuterStep()
+        if moved or outer.fragments != early:
             self._refresh()
+        if outer.fragments:
             whole = len(outer.fragments) == self.settings.fragments
-            self.together = whole and self.settings.alpha == 0 and (last or delay == 0)
-            outer.norm, outer.distance = self._over_all_ranks(squares)
+            self.together = whole and self.settings.alpha == 0 and (last or self.settings.lag == 0)
+            outer.norm, outer.distance = self._over_all_ranks(outer.squares)
         return outer
 
     @torch.no_grad()
-    def _start(self, message: Message, step: int, outer: OuterStep) -> None:
+    def compensate(self, gradients: Mapping[str, Tensor]) -> None:
+        """Correct the live ``gradients`` for the last exchange, and apply it: DC-S3GD, before an update.
+
+        ``gradients`` are flat, by parameter, the numbers that this rank holds. Collective over the island.
+
+        g <- g + lambda g g D_m, where D_m is the mean change of all islands minus this one's, and lambda is
+        lambda0 |g| / |g g D_m| (arXiv 1911.02516). The norms are over the whole model.
+        """
+        arrived = [message for message in self.messages if message.wait is not None]
+        corrections, squares = [], torch.zeros(2, dtype=torch.float64)
+        for message in arrived:
+            mean = self._arrived(message)
+            assert message.own is not None
+            # Changes count from the anchor to the weights here, the other way around than in the paper.
+            gradient, difference = message.gather(gradients), message.own - mean
+            correction = gradient.square().mul_(difference)
+            corrections.append(message.split(correction))
+            both = [each.double().square().sum().cpu() for each in (gradient, correction)]
+            squares += torch.stack(both) * self._counts(message)
+        squares = squares.to(self._device)
+        for axis in (self.mesh.tensor, self.mesh.data):
+            axis.all_reduce(squares, "step", "norm")
+        of_gradient, of_correction = squares.sqrt().tolist()
+        scale = self.settings.lambda0 * of_gradient / of_correction if of_correction > 0 else 0.0
+        for message, parts in zip(arrived, corrections, strict=True):
+            for name, part in zip(message.weights, parts, strict=True):
+                gradients[name].add_(part, alpha=scale)
+            self._apply(message)
+
+    @torch.no_grad()
+    def _start(self, message: Message, step: int) -> None:
         message.started, message.wait = step, nothing
-        message.change = message.anchor - message.own_weights()
+        origin = message.anchor if message.origin is None else message.origin
+        message.change = origin - message.own_weights()
         message.own = message.change.clone()
         reduction = message.reduction
         if reduction is None:
             return
         reduction.start_step(step)
         reduction.begin()
-        if self.settings.delay:
+        if self.settings.lag:
             exchange = partial(reduction.everywhere, shapes=message.shapes)
             message.wait = self._background.run(exchange, message.change)
         else:
             waiting = time.perf_counter()
             reduction.everywhere(message.change, message.shapes)
-            outer.wait_seconds += time.perf_counter() - waiting
+            self._outer.wait_seconds += time.perf_counter() - waiting
+
+    def _arrived(self, message: Message) -> Tensor:
+        """Wait for the exchange of ``message``; return the mean change of all islands."""
+        assert message.wait is not None and message.change is not None
+        if message.mean is None:
+            waiting = time.perf_counter()
+            message.wait()
+            self._outer.wait_seconds += time.perf_counter() - waiting
+            self.mesh.islands.count_changes()
+            message.mean = message.change.div_(self.mesh.islands.processes)
+        return message.mean
 
     @torch.no_grad()
-    def _apply(self, message: Message, outer: OuterStep) -> Tensor:
-        """Move anchor and weights; return the squares of movement and distance that this rank adds."""
-        assert message.wait is not None and message.change is not None and message.own is not None
-        waiting = time.perf_counter()
-        message.wait()
-        outer.wait_seconds += time.perf_counter() - waiting
-        self.mesh.islands.count_changes()
-        outer.fragments.add(message.fragment)
-        mean, before = message.change.div_(self.mesh.islands.processes), message.anchor.clone()
-        if self.mesh.islands.processes == 1 and (self._lr, self._momentum) == (1.0, 0.0):
+    def _apply(self, message: Message, *, last: bool = False) -> None:
+        """Move the anchor, and the weights towards it, when the exchange has arrived."""
+        mean, before = self._arrived(message), message.anchor.clone()
+        assert message.own is not None
+        self._outer.fragments.add(message.fragment)
+        plain = (self._lr, self._momentum) == (1.0, 0.0) and not self.settings.eager
+        if self.mesh.islands.processes == 1 and plain:
             # a - (a - w) may differ from w in the last bit.
             message.anchor.copy_(message.own_weights())
         else:
             outer_step(message.anchor, message.velocity, mean, lr=self._lr, momentum=self._momentum)
-        self._take(message)
+        if last or not self.settings.eager:
+            self._take(message)
         squares = [t.double().square().sum().cpu() for t in (message.anchor - before, message.own - mean)]
-        message.wait = message.change = message.own = None
-        return torch.stack(squares) * self._counts(message)
+        self._outer.squares += torch.stack(squares) * self._counts(message)
+        message.wait = message.change = message.own = message.mean = None
+
+    @torch.no_grad()
+    def _look_ahead(self, message: Message) -> None:
+        """Continue from the outer step of this island's share of the mean that is still in flight.
+
+        Eager updates (arXiv 2502.12996) take the mean of the last round with this island's share replaced by
+        its new one. The outer optimizer is linear, so this is the common anchor, a round late, minus a step
+        of the island's own share with a velocity of its own.
+        """
+        assert message.own is not None
+        share = message.own / self.mesh.islands.processes
+        message.origin = message.anchor.clone()
+        if self._momentum and message.own_velocity is None:
+            message.own_velocity = torch.zeros_like(message.anchor)
+        outer_step(message.origin, message.own_velocity, share, lr=self._lr, momentum=self._momentum)
+        message.set_weights(message.origin)
 
     def _take(self, message: Message) -> None:
         """Move the master weights towards the anchor."""
