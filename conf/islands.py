@@ -137,6 +137,13 @@ class IslandsConfig:
         """Return learning rate and momentum of the outer optimizer; an average is a step of 1 without any."""
         return (self.lr, self.momentum) if self.resolved(islands) == "diloco" else (1.0, 0.0)
 
+    def describe(self, islands: int) -> str:
+        """Return what is exchanged and when, in a few words."""
+        parts = [f"{self.resolved(islands)} every {self.every} step{'s' if self.every > 1 else ''}"]
+        parts += [f"{self.fragments} fragments"] * (self.fragments > 1) + ["eager"] * self.eager
+        parts += [f"delay {self.delay}"] * (self.delay > 0) + [f"codec {self.codec}"] * (self.codec != "none")
+        return ", ".join(parts)
+
     @property
     def lag(self) -> int:
         """Number of steps between the start of an exchange and the application of its result."""

@@ -83,12 +83,14 @@ def kept_of(config: Config, layout: Layout) -> Kept:
 class Outer(NamedTuple):
     """Numbers that outer steps keep in a process."""
 
-    # The anchor and its velocity, the same on all islands.
+    # The anchor and its velocity, the same on all islands; also the turns of SLAMB.
     common: int = 0
     # What codecs lost of a change.
     residuals: int = 0
     # This island's change and the sum of all, during an exchange.
     changes: int = 0
+    # The origin of the island's weights and the velocity of its share, with eager outer steps.
+    eager: int = 0
 
 
 def outer_numbers(config: Config, layout: Layout) -> Outer:
@@ -102,7 +104,14 @@ def outer_numbers(config: Config, layout: Layout) -> Outer:
     part = held if layout.stage == 0 else -(-held // layout.replicas)
     _, momentum = settings.outer_optimizer(layout.islands)
     feedback = settings.codec != "none" and settings.feedback
-    return Outer(common=part * (1 + (momentum > 0)), residuals=part * feedback, changes=2 * part)
+    # A turn takes two bytes.
+    turns = -(-part // 2) if settings.method == "slamb" else 0
+    return Outer(
+        common=part * (1 + (momentum > 0)) + turns,
+        residuals=part * feedback,
+        changes=2 * part,
+        eager=part * (1 + (momentum > 0)) * settings.eager,
+    )
 
 
 def saved_per_weight(config: Config) -> int:

@@ -15,11 +15,12 @@ from conf.field import setting
 class BenchIslandsConfig(ReplicaStepsConfig):
     """`caat bench islands`: time training steps of islands of one replica at ZeRO 1 in float32 over a shaped
     link between network namespaces (needs root, ip and tc), compared with replicas that sum their gradients
-    at every step, in DeepSpeed's own messages and through codecs."""
+    at every step, in DeepSpeed's own messages and through codecs. diloco with AdamW, also with a delay and
+    eager; slamb with LAMB; dcs3gd with SGD."""
 
     every: int = setting(30, "Value of islands.every; a round of so many steps is timed as a whole.")
     island_delay: int = setting(
-        5, "Value of islands.delay of the row that exchanges beside training, with the last codec."
+        5, "Value of islands.delay of the row with a delay, which has the last codec, like those after it."
     )
     codecs: list[str] = setting(
         ["none", "int8"], "Values of islands.codec, and of data_sync.codec of the synchronous rows."

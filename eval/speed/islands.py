@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -10,8 +11,9 @@ from caat.parallel.mesh import Mesh
 from conf.bench import BenchIslandsConfig
 from conf.data_sync import DataSyncConfig
 from conf.islands import IslandsConfig
+from conf.optim import OptimConfig
 from eval.speed.measure import slowest
-from eval.speed.replicas import NOTHING, PLAIN, SEED, Replica, by_engine, plain_deepspeed
+from eval.speed.replicas import NOTHING, OPTIM, PLAIN, SEED, Replica, by_engine, plain_deepspeed
 from eval.speed.timing import Times, take_turns
 
 # Steps of a turn of the variants that do the same in every step.
@@ -33,6 +35,7 @@ class Turns:
             self.replica.step()
             for ledger in (self.replica.ledger, self.replica.outer_ledger):
                 self.sent += sum(ledger.sent.values())
+        self.replica.drain()
 
 
 def island_rows(config: BenchIslandsConfig) -> list[dict]:
@@ -41,13 +44,16 @@ def island_rows(config: BenchIslandsConfig) -> list[dict]:
     ``exposed_ms`` is the time above that of a step in which only the loss is sent, ``speed_up`` the time of
     plain DeepSpeed divided by the variant's, both round by round. Collective.
     """
-    alone = Mesh.create(1, 1, islands=config.replicas)
+    alone, every, last = Mesh.create(1, 1, islands=config.replicas), config.every, config.codecs[-1]
     variants = [
         Turns(by_engine(config, NOTHING, alone), FEW),
         Turns(plain_deepspeed(config), FEW),
         *(Turns(_synchronous(config, codec), FEW) for codec in config.codecs),
-        *(Turns(_islands(config, codec), config.every) for codec in config.codecs),
-        Turns(_islands(config, config.codecs[-1], config.island_delay), config.every),
+        *(Turns(_islands(config, "diloco", codec), every) for codec in config.codecs),
+        Turns(_islands(config, "diloco", last, delay=config.island_delay), every),
+        Turns(_islands(config, "diloco", last, eager=True), every),
+        Turns(_islands(config, "slamb", last, OptimConfig(name="lamb")), every),
+        Turns(_islands(config, "dcs3gd", last, OptimConfig(name="sgd"), every=1), every),
     ]
     for variant in variants:
         variant.replica.step()
@@ -81,7 +87,14 @@ def _synchronous(config: BenchIslandsConfig, codec: str) -> Replica:
     return by_engine(config, f"synchronous, {codec}", mesh)
 
 
-def _islands(config: BenchIslandsConfig, codec: str, delay: int = 0) -> Replica:
-    settings = IslandsConfig("diloco", every=config.every, delay=delay, codec=codec)
-    mode = f"diloco, {codec}" + (f", delay {delay}" if delay else "")
-    return by_engine(config, mode, Mesh.create(1, 1, islands=config.replicas), islands=settings)
+def _islands(
+    config: BenchIslandsConfig, method: str, codec: str, optim: OptimConfig = OPTIM, **how: Any
+) -> Replica:
+    settings = IslandsConfig(method, codec=codec, **{"every": config.every, **how})
+    mode = f"{method}, {codec}" + "".join(
+        f", {name} {value}" if value is not True else f", {name}"
+        for name, value in how.items()
+        if name != "every"
+    )
+    mesh = Mesh.create(1, 1, islands=config.replicas)
+    return by_engine(config, mode, mesh, islands=settings, optim=optim)

@@ -40,8 +40,9 @@ class Replica:
     mode: str
     step: Callable[[], float]
     ledger: Ledger
-    # Messages to other islands.
+    # Messages to other islands, and the wait for those in flight.
     outer_ledger: Ledger = field(default_factory=Ledger)
+    drain: Callable[[], None] = lambda: None
     codec: str | None = None
     weights_codec: str | None = None
     # Milliseconds of encoding and decoding, by step.
@@ -117,11 +118,14 @@ def by_engine(
     mesh: Mesh,
     kind: type[Engine] = Engine,
     islands: IslandsConfig | None = None,
+    optim: OptimConfig = OPTIM,
 ) -> Replica:
     """Return a replica that is trained by our engine, or by a ``kind`` of it."""
-    model, batches, steps = model_of(config, mesh), batches_of(config), 0
+    model, batches = model_of(config, mesh), batches_of(config)
+    # An exchange after half of a turn is over, delay included, before the next variant's turn.
+    steps = islands.every // 2 if islands else 0
     how = {"stage": 1, "precision": "fp32", "accumulation": config.accumulation}
-    engine = kind(model, mesh, OPTIM, **how, islands=islands, seed=SEED)  # type: ignore[arg-type]
+    engine = kind(model, mesh, optim, **how, islands=islands, seed=SEED)  # type: ignore[arg-type]
     zero = mesh.data.zero
     coders = [zero.gradients.seconds, zero.weights.seconds] if zero else []
 
@@ -138,6 +142,8 @@ def by_engine(
         return loss
 
     replica = Replica(mode, step, mesh.data.ledger, mesh.islands.ledger)
+    if engine.live.islands is not None:
+        replica.drain = engine.live.islands.wait
     return replica
 
 

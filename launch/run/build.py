@@ -294,6 +294,13 @@ def _opening(run: Training, folder: Path) -> str:
     if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
         where = "an island" if mesh.islands.processes > 1 else "the run"
         lines.append(f"note: data_sync has no effect, because {where} has one replica")
+    if engine.live.islands is not None:
+        lines.append(f"outer steps: {config.islands.describe(mesh.islands.processes)}")
+    if config.islands.method == "dcs3gd" and config.optim.name != "sgd":
+        lines.append(
+            f"note: islands.method=dcs3gd with optim.name={config.optim.name} is only inspired by DC-S3GD, "
+            "whose authors use SGD with momentum"
+        )
     if engine.stage != config.zero.stage:
         lines.append(
             f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "

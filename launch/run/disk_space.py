@@ -25,9 +25,9 @@ def check_space(config: Config, world: int, folder: Path | None = None) -> None:
     need = checkpoint_bytes(config.model, saved_per_weight(config))
     layout = layout_of(config, world)
     outer = outer_numbers(config, layout)
-    need += world * WIDE * (sum(kept_of(config, layout)) + outer.residuals)
+    need += world * WIDE * (sum(kept_of(config, layout)) + outer.residuals + outer.eager)
     # A save in the middle of an exchange.
-    need += world * WIDE * outer.changes * (config.islands.delay > 0)
+    need += world * WIDE * outer.changes * (config.islands.lag > 0)
     there, free = nearest_folder(checkpoints), free_bytes(checkpoints)
     remedy = "give run.dir=... on another disk"
     require(os.access(there, os.W_OK | os.X_OK), f"{there}, for {checkpoints}, is not writable: {remedy}")

@@ -63,7 +63,8 @@ def test_rows_of_islands(ranks):
     by = {row["mode"]: row for row in rows}
     synchronous = ["deepspeed", "synchronous, none", "synchronous, int8"]
     assert list(by) == [
-        "nothing sent", *synchronous, "diloco, none", "diloco, int8", "diloco, int8, delay 1"
+        "nothing sent", *synchronous, "diloco, none", "diloco, int8", "diloco, int8, delay 1",
+        "diloco, int8, eager", "slamb, int8", "dcs3gd, int8",
     ]  # fmt: skip
     numbers = sum(weight.numel() for weight in GPT(SMALL, Mesh(1), 1.0).parameters())
     # The mean loss and skips of each step, by a ring of two, and the norms of one exchange.
@@ -71,6 +72,11 @@ def test_rows_of_islands(ranks):
     assert by["nothing sent"]["bytes"] == small
     assert by["diloco, none"]["bytes"] == pytest.approx(4 * numbers + small, abs=64)
     assert by["diloco, int8, delay 1"]["bytes"] == by["diloco, int8"]["bytes"]
+    assert by["diloco, int8, eager"]["bytes"] == by["diloco, int8"]["bytes"]
+    # All weights in each of four steps; a tenth of the momentum, and norm weights, in each.
+    assert by["dcs3gd, int8"]["bytes"] == pytest.approx(4 * by["diloco, int8"]["bytes"], rel=0.01)
+    momenta = by["slamb, int8"]["bytes"] - by["diloco, int8"]["bytes"]
+    assert momenta == pytest.approx(4 * 4 * numbers / 10, rel=0.1)
     # Gradients and weights at each of four steps: an all-reduce and a gather.
     assert by["deepspeed"]["bytes"] == pytest.approx(4 * (8 + 4) / 2 * numbers, rel=0.01)
     assert by["diloco, int8"]["bytes"] < 0.3 * by["diloco, none"]["bytes"]

@@ -235,6 +235,12 @@ class Islands:
         first_replica = self.mesh.data_rank == 0 or not self._alone
         return first_replica and (self.mesh.tensor_rank == 0 or not message.replicated)
 
+    def wait(self) -> None:
+        """Wait for the exchanges in flight; their results are applied when they are due."""
+        for message in self.messages:
+            if message.wait is not None:
+                message.wait()
+
     @contextmanager
     def at_anchor(self) -> Iterator[None]:
         """Give the model the anchor's weights for a while. Collective."""
