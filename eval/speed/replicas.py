@@ -117,6 +117,7 @@ def by_engine(
     mode: str,
     mesh: Mesh,
     kind: type[Engine] = Engine,
+    *,
     islands: IslandsConfig | None = None,
     optim: OptimConfig = OPTIM,
 ) -> Replica:
