@@ -25,7 +25,9 @@ class VocabParallelEmbedding(nn.Module):
         self.sharding.check("padded_vocab")
         self.mesh = mesh
         # Draw the full table, like the linears: with the same seed, all processes draw the same numbers.
-        full = torch.randn(padded_vocab, hidden)
+        full = torch.empty(padded_vocab, hidden)
+        if not full.is_meta:  # there, it would import sympy and torch's compiler, for nothing
+            full.normal_()
         self.weight = nn.Parameter(self.sharding.cut([full], mesh.local_shards))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class GPT(nn.Module):
         """Return a model with uninitialised weights, to be set by :meth:`fill`."""
         with torch.device("meta"):
             model = GPT(config, mesh, ratio, private_scale, activation_checkpointing)
-        return model.to(dtype).to_empty(device=device)
+        # to_empty would import sympy: half a second in every process.
+        return model._apply(lambda weight: torch.empty(weight.shape, dtype=dtype, device=device))
 
     def fill(self, full: FullWeights) -> GPT:
         """Set the weights to this process's shards of the full ones, ``full(name, shape)``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from inspect import unwrap
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,13 @@ class Optimizer(torch.optim.Optimizer):
     # Set by the engine if a codec makes the gradients of replicated weights differ between tensor-parallel
     # processes: it makes them equal, in place.
     agree: Callable[[Sequence[Tensor]], None] | None = None
+
+    # Nothing here compiles an optimizer. At their first call, torch's methods would import its compiler, only
+    # to exclude themselves from it. That takes two seconds in every process.
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -91,9 +99,10 @@ class Optimizer(torch.optim.Optimizer):
         self._called = 0
         self.ended += 1
 
+    @torch.no_grad()
     def update(self) -> None:
         """Update the weights that are in ``param_groups`` now; torch's own step unless overridden."""
-        super().step()
+        unwrap(super().step)(self)
 
     def step_of(self, weight: Tensor) -> int:
         """Return the number of the latest step of an entry of ``param_groups``, counted from 1."""

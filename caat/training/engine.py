@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from io import StringIO
 from math import isfinite
 
 import torch
@@ -68,15 +67,13 @@ class Engine:
                 module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
         method = islands.resolved(mesh.islands.processes) if islands is not None else "none"
         self._optimizer = optimizer or make_optimizer(model, optim, mesh, islands, seed=seed)
-        # In bf16 it prints memory figures to stdout here, bypassing its logger.
-        with redirect_stdout(StringIO()):
-            self._engine, _, _, _ = deepspeed.initialize(
-                model=model,
-                optimizer=self._optimizer,
-                mpu=Mpu(mesh),
-                dist_init_required=False,
-                config=self._settings(precision, accumulation, model),
-            )
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=self._optimizer,
+            mpu=Mpu(mesh),
+            dist_init_required=False,
+            config=self._settings(precision, accumulation, model),
+        )
         zero = mesh.data.zero
         # In bf16, stage 1 uses another optimizer of DeepSpeed, whose norm needs all gradients on every rank.
         if zero and self.stage in (1, 2) and hasattr(self._engine.optimizer, "ipg_buckets"):

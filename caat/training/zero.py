@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from unittest.mock import patch
 
 import torch.distributed as dist
 
@@ -13,10 +14,16 @@ from caat.parallel.mesh import Mesh
 def import_deepspeed():
     """Import DeepSpeed, without the messages and compilation of features that we do not use."""
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime import bf16_optimizer, compiler
 
-    # Would compile a C++ extension at start for a collective that we do not use.
-    __compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed would run the C++ compiler to learn which extensions it can build, and build one of them for a
+    # collective that we do not use.
+    deepspeed.ops.__compatible_ops__ = {}
+    # Every ZeRO optimizer imports Muon, which prepares to compile its functions: seconds in every process.
+    with patch.object(compiler, "compile", lambda: compiler.dummy_decorator):
+        import deepspeed.runtime.zero.muon.original_muon
+    # Collects garbage and prints figures to stdout, several times for each parameter group.
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # torch's warnings about functions that DeepSpeed calls, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

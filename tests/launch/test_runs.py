@@ -64,7 +64,11 @@ def test_three_ways_in_train_the_same_model(text, tmp_path):
     settings = [*SHORT, f"data.path={text}", "sync.ratio=0.5"]
     command("-m", "launch.cli", "pretrain", *settings, "run.dir=cli", "launch.processes=2", cwd=tmp_path)
     command(*TORCHRUN, *settings, "run.dir=torchrun", cwd=tmp_path)
-    command("-m", "launch.pretrain", *settings, "run.dir=one", cwd=tmp_path)
+    printed = command("-X", "importtime", "-m", "launch.pretrain", *settings, "run.dir=one", cwd=tmp_path)
+    # torch's compiler, which nothing uses here, would add seconds to the start of every process.
+    imported = {line.rsplit("|", 1)[-1].strip() for line in printed.splitlines() if "import time:" in line}
+    assert "deepspeed" in imported
+    assert imported.isdisjoint({"torch._dynamo", "torch._inductor.compile_fx", "sympy", "setuptools"})
     assert losses(tmp_path / "cli") == losses(tmp_path / "torchrun")
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "cli"), abs=2e-5)
     for run in ("cli", "torchrun", "one"):
