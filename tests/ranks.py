@@ -1,7 +1,8 @@
-"""Real gloo processes for tests: one pool per world size, started once and reused by all tests."""
+"""Real gloo processes for tests: one pool per world size, reused by all tests until it is worn out."""
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import traceback
@@ -21,6 +22,10 @@ class RankError(AssertionError):
 # Runs of a pool before it is replaced: every gloo group leaves a polling thread until its process ends.
 LIFETIME = 20
 
+# Ranks are forked from a process that has imported these, which takes seconds. It starts no threads, which a
+# fork would lose.
+PRELOAD = ["torch._dynamo", "deepspeed", "caat.training.engine", "tests.training.test_engine", "pytest"]
+
 
 class Ranks:
     """``world`` processes in one gloo group; :meth:`run` calls a module-level function on every one."""
@@ -28,7 +33,8 @@ class Ranks:
     def __init__(self, world: int) -> None:
         self.world, self._runs = world, 0
         self._folder = tempfile.TemporaryDirectory()
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
         pipes = [context.Pipe() for _ in range(world)]
         self._pipes = [ours for ours, _ in pipes]
         self._processes = [
@@ -68,6 +74,8 @@ class Ranks:
 
 
 def _serve(pipe, rank: int, world: int, folder: str) -> None:
+    # Collecting garbage would look through all that was imported, and copy its pages.
+    gc.freeze()
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"
