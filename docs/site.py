@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caat import __version__
 from conf import bench
+from conf.lighthouse import LighthouseConfig
 from conf.reading.options import GROUPS
 from conf.reading.settings import Setting
 from conf.reading.verb import defaults
@@ -39,6 +40,8 @@ SCHEMAS = {
             "dashboard",
         )
     },
+    # conf.islands has the settings of training.
+    "caat islands": LighthouseConfig,
     **{
         f"caat bench {what}": getattr(bench, f"Bench{what.capitalize()}Config") for what in sorted(BENCHMARKS)
     },

@@ -13,6 +13,7 @@ VERBS = {
     "generate": "continue a text with a trained model",
     "convert": "convert a Hugging Face Llama into a checkpoint to train on, or a model to Hugging Face",
     "report": "compare a set of runs: a page with tables and plots",
+    "islands": "start the lighthouse at which islands that come and go meet",
     "plan": "predict memory, bytes, time and days of a run before it is queued",
     "doctor": "show what this machine can do, and what to install for the rest",
     "dashboard": "create a Weights & Biases dashboard for a project",

@@ -22,6 +22,7 @@ LITTLE_DISK, LITTLE_SHARED = 20 * GIB, GIB
 OPTIONAL = (
     ("tensorboard", "tensorboard", "tracker=tensorboard", "pip install tensorboard"),
     ("wandb_workspaces", "wandb-workspaces", "caat dashboard", "pip install wandb-workspaces"),
+    ("torchft", "torchft", "caat islands, islands.join", "pip install 'torchft>=0.2'"),
     ("lm_eval", "lm-eval", "caat evaluate", "pip install lm-eval"),
     ("transformers", "transformers", "Hugging Face models", "pip install 'transformers>=5.0'"),
     ("megatron", "megatron-core", "caat bench peers", "pip install megatron-core"),

@@ -30,7 +30,8 @@ def test_every_verb_says_what_may_be_set(verb, monkeypatch, capsys):
         caat(monkeypatch, verb, "--help")
     printed = capsys.readouterr()
     assert ending.value.code == 0 and printed.err == ""
-    assert f"`caat {verb}" in printed.out and ("\n  out=" in printed.out or "\n  to=" in printed.out)
+    result = {"convert": "to", "islands": "port"}.get(verb, "out")
+    assert f"`caat {verb}" in printed.out and f"\n  {result}=" in printed.out
 
 
 @pytest.mark.parametrize("verb", ["generate", "report"])
