@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from math import isfinite
 
 from conf.checks import require, require_choice, require_positive
 from conf.codec import parse_codec
 from conf.field import default_of, setting
+from conf.lighthouse import split_address
 
 METHODS = ("auto", "none", "average", "diloco", "slamb", "dcs3gd")
 # The settings that only some methods have, with the names of those. auto is diloco as far as it exchanges.
@@ -19,6 +21,10 @@ ONLY = {
     "beta3": ("slamb",),
     "lambda0": ("dcs3gd",),
 }
+# Those of a run that is an island by itself, and the methods that it can use.
+JOINING, JOINABLE = ("name", "wait_for", "timeout"), ("auto", "average", "diloco")
+# Codecs that the ranks must encode together: a round that fails would leave them different.
+TOGETHER = ("powersgd", "randomk")
 
 
 @dataclass
@@ -75,6 +81,27 @@ class IslandsConfig:
         True, "Add what a biased codec lost of a change to the next one (error feedback)."
     )
 
+    join: str | None = setting(
+        None,
+        "Address HOST:PORT of a lighthouse (`caat islands`). This run is then one island, and exchanges with "
+        "the runs that are there at the same time; all may come and go. Instead of parallel.islands.",
+    )
+    name: str | None = setting(
+        None,
+        "With `join`: name of this island, different for each. The order of its data depends on it. Default: "
+        "the name of the run folder.",
+    )
+    wait_for: int = setting(
+        1,
+        "With `join`: number of islands, this one included, to wait for before the first step, for at most "
+        "`timeout` seconds.",
+    )
+    timeout: float = setting(
+        60.0,
+        "With `join`: seconds to wait for the other islands to come to a round, and for each 16 MiB of an "
+        "exchange. After that, training continues, and the round is tried again later.",
+    )
+
     def __post_init__(self) -> None:
         require_choice("islands.method", self.method, METHODS)
         require_positive(islands__every=self.every, islands__fragments=self.fragments)
@@ -100,6 +127,7 @@ class IslandsConfig:
         )
         parse_codec(self.codec)
         self._check_method()
+        self._check_joining()
 
     def _check_method(self) -> None:
         """Raise ``ValueError`` unless all settings have an effect with the method."""
@@ -122,6 +150,37 @@ class IslandsConfig:
             for name in ("delay", "alpha"):
                 self._require_default(name, "with islands.eager an exchange takes a whole round")
 
+    def _check_joining(self) -> None:
+        if self.join is None:
+            for name in JOINING:
+                self._require_default(name, "it is for a run that joins others with islands.join")
+            return
+        split_address(self.join, "islands.join")
+        require_positive(islands__timeout=self.timeout, islands__wait_for=self.wait_for)
+        require(
+            self.name is None or re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", self.name) is not None,
+            f"islands.name={self.name} is no name: use up to 64 letters, digits, dots, dashes and "
+            "underscores",
+        )
+        alone = "leave islands.join out, and give parallel.islands for islands that are one job"
+        require(
+            self.method in JOINABLE,
+            f"islands.method={self.method} does not go with islands.join: {alone}, or one of "
+            f"{', '.join(JOINABLE)}",
+        )
+        require(not self.eager, f"islands.eager does not go with islands.join: {alone}")
+        require(
+            self.fragments == 1,
+            f"islands.fragments={self.fragments} does not go with islands.join, where a round is of "
+            f"the whole model: {alone}",
+        )
+        codec = parse_codec(self.codec)
+        require(
+            codec.kind not in TOGETHER or codec.index is not None,
+            f"islands.codec={self.codec} does not go with islands.join: its messages are summed before they "
+            f"are decoded, which a lost island would spoil. Choose another codec, or {alone}",
+        )
+
     def _require_default(self, name: str, why: str) -> None:
         default = next(default_of(each) for each in fields(self) if each.name == name)
         require(
@@ -131,7 +190,8 @@ class IslandsConfig:
 
     def resolved(self, islands: int) -> str:
         """Return the method for this number of islands: any of METHODS but auto."""
-        return ("diloco" if islands > 1 else "none") if self.method == "auto" else self.method
+        several = islands > 1 or self.join is not None
+        return ("diloco" if several else "none") if self.method == "auto" else self.method
 
     def outer_optimizer(self, islands: int) -> tuple[float, float]:
         """Return learning rate and momentum of the outer optimizer; an average is a step of 1 without any."""
@@ -157,6 +217,11 @@ class IslandsConfig:
             self.method != "slamb" or optimizer == "lamb",
             f"islands.method=slamb averages the momentum of LAMB, not of optim.name={optimizer}: set "
             "optim.name=lamb",
+        )
+        require(
+            self.join is None or islands == 1,
+            f"parallel.islands={islands} does not go with islands.join={self.join}: a run that joins others "
+            "is one island. Leave one of the two out",
         )
         if self.resolved(islands) == "none":
             require(

@@ -38,7 +38,7 @@ class LighthouseConfig:
 
 
 def split_address(text: str, name: str) -> tuple[str, int]:
-    """Return host and port of ``text``, HOST:PORT, given as ``name``; raise ``ValueError`` if it is not one."""
+    """Return host and port of HOST:PORT, the value ``text`` of the setting ``name``; else ``ValueError``."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     good = port.isascii() and port.isdecimal() and 0 < int(port) < 2**16

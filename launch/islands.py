@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from rich.live import Live
 from rich.table import Table
@@ -69,15 +70,22 @@ def _show(address: str, silence: float) -> None:
     screen, before = console(), dict[str, str]()
     if screen.is_terminal:
         with Live(table([], silence), console=screen, auto_refresh=False) as live:
-            while True:
-                live.update(table(read_page(address, SHOW_SECONDS * 5), silence), refresh=True)
-                time.sleep(SHOW_SECONDS)
-    while True:
-        now = {seen.name: status(seen, silence) for seen in latest(read_page(address, SHOW_SECONDS * 5))}
+            for found in _looks(address):
+                live.update(table(found, silence), refresh=True)
+    for found in _looks(address):
+        now = {seen.name: status(seen, silence) for seen in latest(found)}
         for name, text in now.items():
             if before.get(name) != text:
                 print(f"{time.strftime('%H:%M:%S')} {name}: {text}", flush=True)
         before = now
+
+
+def _looks(address: str) -> Iterator[list[Seen]]:
+    """Yield who is there, once a second, for ever."""
+    while True:
+        # On a busy machine, the page may be late.
+        with suppress(OSError):
+            yield read_page(address, 5 * SHOW_SECONDS)
         time.sleep(SHOW_SECONDS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 
 import torch
@@ -14,6 +15,7 @@ from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.planning.zero import BUCKET
+from caat.training.islands.joined import JoinedIslands, Party
 from caat.training.islands.outer_steps import Islands, OuterStep
 from caat.training.live import LiveState
 from caat.training.partitions import message_shapes, optimizer_calls, refresh_weights, zero_owners
@@ -41,7 +43,8 @@ class Engine:
     of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage. Stage 0 in bfloat16 is wrong in DeepSpeed
     0.19 under tensor parallelism (its norm ignores all ranks but the first): stage 1 is used instead, and
     :attr:`stage` is 1. ``optimizer`` must be built for ``model``; the default follows ``optim``. ``islands``:
-    the settings of outer steps; ``model`` must have ``blocks`` then.
+    the settings of outer steps; ``model`` must have ``blocks`` then. ``party``: how this island meets others
+    that are runs of their own.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine:
         accumulation: int,
         optimizer: Optimizer | None = None,
         islands: IslandsConfig | None = None,
+        party: Party | None = None,
         seed: int = 0,
     ) -> None:
         deepspeed = import_deepspeed()
@@ -97,14 +101,15 @@ class Engine:
         if method in ("slamb", "dcs3gd"):
             self._optimizer.calls = optimizer_calls(self._engine.optimizer, self.stage)
         if islands is not None and method != "none":
-            self.live.islands = self._islands(islands, seed)
+            self.live.islands = self._islands(islands, party, seed)
             if method == "dcs3gd":
                 outer_steps, gradients = self.live.islands, self.live.gradients
                 self._optimizer.compensate = lambda: outer_steps.compensate(gradients())
 
-    def _islands(self, settings: IslandsConfig, seed: int) -> Islands:
+    def _islands(self, settings: IslandsConfig, party: Party | None, seed: int) -> Islands:
         blocks = len(self.model.blocks)  # type: ignore[arg-type]
-        return Islands(
+        kind = partial(JoinedIslands, party=party) if party else Islands
+        return kind(
             self.live.master_weights(),
             {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.model.named_parameters()},
             self.mesh,

@@ -101,6 +101,8 @@ def train(run: Training) -> dict:
             last=last,
         )
         run.state = _after(run, step, taken.result)
+        for note in taken.outer.notes if taken.outer else ():
+            run.say(note)
         record = recorder.record(taken, run.state, ratio=ratio, learning_rate=rate) | before
         if last or _is_due(config.train.eval_every, step) or _begins_anew(config, step + 1):
             record["validation_loss"] = run.validate(step, sampled=True)

@@ -64,7 +64,7 @@ class Recorder:
         record["islands_wait_seconds"] = outer.wait_seconds
         if outer.norm is not None:
             record |= {"islands_outer_norm": outer.norm, "islands_distance": outer.distance}
-        return record
+        return record | outer.figures
 
 
 def finite(value: float) -> float | None:

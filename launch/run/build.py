@@ -24,22 +24,21 @@ from caat.training.checkpoint.reading import load_master_weights, load_optimizer
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
+from caat.training.islands.joined import Party
 from caat.training.loop import Supervision, Training
 from caat.training.output import Output
 from caat.training.progress import RunProgress
 from caat.training.randomness import set_random_state
 from caat.training.trackers import open_trackers
 from caat.training.trackers.samples import Samples
-from conf.data_sync import DataSyncConfig
 from conf.schema import Config
 from launch.run.checkpoint import choose_checkpoint, choose_initial
+from launch.run.joining import data_seed, join, party_of
+from launch.run.opening import introduce
 from launch.run.start import Start
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
-from layers.weights import initial_weights, parameter_count
-
-# With more passes than this, a model memorises its text.
-MANY_PASSES = 20
+from layers.weights import initial_weights
 
 
 def build_run(
@@ -62,7 +61,8 @@ def build_run(
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)
     model = _model(config, mesh, device, source or initial, watchdog)
-    engine = _engine(config, model, mesh, watchdog)
+    party = party_of(config, start.tokens, folder, mesh=mesh, control=control, watchdog=watchdog)
+    engine = _engine(config, model, mesh, party, watchdog)
     tensors = full_tensors(model)
     watchdog.beat("loading the optimizer state")
     if initial is not None:
@@ -71,7 +71,8 @@ def build_run(
     state = state or State(
         step=0, tokens=0, position=0, sequence=c.sequence, seed=config.seed, data=start.text
     )
-    loader, validation = _batches(config, start.tokens, mesh, device, state.position)
+    place = {"position": state.position, "seed": data_seed(config, folder)}
+    loader, validation = _batches(config, start.tokens, mesh, device, **place)
     run = Training(
         config=config,
         engine=engine,
@@ -91,9 +92,12 @@ def build_run(
         device=device,
         benchmarks=_benchmarks(config, engine, model, start.tokens, watchdog),
     )
+    came = join(engine.live.islands, config, control, watchdog)
     if control.rank == 0:
         run.output = _output(config, folder, start.tokens, state)
-        _introduce(run, folder, source=source, initial=initial, notes=notes)
+        introduce(run, folder, source=source, initial=initial, notes=notes)
+        for note in came:
+            run.say(note)
     return run
 
 
@@ -108,7 +112,7 @@ def _mesh(config: Config) -> Mesh:
     )
 
 
-def _engine(config: Config, model: GPT, mesh: Mesh, watchdog: Watchdog) -> Engine:
+def _engine(config: Config, model: GPT, mesh: Mesh, party: Party | None, watchdog: Watchdog) -> Engine:
     tick_in(model, watchdog.tick)
     if config.train.compile:
         model.compile_cores()
@@ -121,6 +125,7 @@ def _engine(config: Config, model: GPT, mesh: Mesh, watchdog: Watchdog) -> Engin
         precision=config.train.precision,
         accumulation=config.train.accumulation(mesh.replicas),
         islands=config.islands,
+        party=party,
         seed=config.seed,
     )
 
@@ -159,15 +164,13 @@ def _restore(
 
 
 def _batches(
-    config: Config, tokens: Path, mesh: Mesh, device: torch.device, position: int
+    config: Config, tokens: Path, mesh: Mesh, device: torch.device, *, position: int, seed: int
 ) -> tuple[Loader, Callable]:
     """Return this replica's training loader, and a function that returns its held-out batches."""
     c = config.train
     place = {"data_rank": mesh.replica, "data_size": mesh.replicas}
     training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
-    loader = Loader(
-        training, c.sequence, c.micro_batch, c.global_batch, config.seed, **place, position=position
-    )
+    loader = Loader(training, c.sequence, c.micro_batch, c.global_batch, seed, **place, position=position)
 
     def validation():
         batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, **place)
@@ -253,57 +256,3 @@ def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
         Samples(find_tokenizer(tokens), shown),
         RunProgress(config.train.steps, state.step, folder / "log.txt"),
     )
-
-
-def _introduce(
-    run: Training, folder: Path, *, source: Path | None, initial: Path | None, notes: Sequence[str]
-) -> None:
-    """Print what runs and what it starts from."""
-    run.say(_opening(run, folder))
-    if source is not None:
-        run.say(f"resumed from {source} at step {run.state.step}, {run.state.tokens:,} tokens")
-    for note in notes:
-        run.say(f"note: {note}")
-    if initial is not None:
-        run.say(f"starting with the weights of {initial}")
-
-
-def _parts(mesh: Mesh) -> str:
-    replicas, islands = mesh.data_size, mesh.islands.processes
-    text = f"{replicas} replica{'s' if replicas > 1 else ''}"
-    return f"{text} on each of {islands} islands" if islands > 1 else text
-
-
-def _opening(run: Training, folder: Path) -> str:
-    """Describe the run in a few lines."""
-    config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
-    tokens = len(run.loader.shards)
-    passes = c.steps * c.global_batch * c.sequence / tokens
-    lines = [
-        f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
-        f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
-        f"{_parts(mesh)}, "
-        f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {run.device.type}",
-        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
-        f"({passes:,.2f} passes); run folder {folder}",
-    ]
-    if passes > MANY_PASSES:
-        lines.append(
-            f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
-        )
-    if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
-        where = "an island" if mesh.islands.processes > 1 else "the run"
-        lines.append(f"note: data_sync has no effect, because {where} has one replica")
-    if engine.live.islands is not None:
-        lines.append(f"outer steps: {config.islands.describe(mesh.islands.processes)}")
-    if config.islands.method == "dcs3gd" and config.optim.name != "sgd":
-        lines.append(
-            f"note: islands.method=dcs3gd with optim.name={config.optim.name} is only inspired by DC-S3GD, "
-            "whose authors use SGD with momentum"
-        )
-    if engine.stage != config.zero.stage:
-        lines.append(
-            f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "
-            f"gradient norm misses ranks: using stage {engine.stage} instead"
-        )
-    return "\n".join(lines)

@@ -91,10 +91,16 @@ def _islands(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
         value for record in outer for name, value in record.items() if name.startswith("islands_bytes_")
     )
     waited = sum(record["islands_wait_seconds"] for record in outer)
-    return {
+    figures = {
         "islands_bytes_per_step": sent / len(outer),
         "islands_wait_share": waited / sum(record["step_seconds"] for record in outer),
     }
+    if "islands_present" in outer[-1]:
+        figures["islands_rounds"] = outer[-1]["islands_round"]
+        # A resumed run counts anew.
+        figures["islands_rounds_failed"] = outer[-1]["islands_rounds_failed"]
+        figures["islands_most_present"] = max(record["islands_present"] for record in outer)
+    return figures
 
 
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
@@ -138,7 +144,12 @@ def _print(summary: dict, mesh: Mesh) -> None:
             f"{sizes['gradients'] / 2**20:.1f} MiB of gradients and {sizes['weights'] / 2**20:.1f} MiB of "
             f"weights per step and process, in {sum(calls.values())} messages"
         )
-    if mesh.islands.processes > 1:
+    if "islands_rounds" in summary:
+        rows["rounds of islands"] = (
+            f"{summary['islands_rounds']} made the model, {summary['islands_rounds_failed']} failed; at most "
+            f"{summary['islands_most_present']} islands were there"
+        )
+    if mesh.islands.processes > 1 or "islands_rounds" in summary:
         rows["sent between islands"] = (
             f"{summary['islands_bytes_per_step'] / 2**20:.3f} MiB per step and process on average, "
             f"{summary['islands_wait_share']:.2%} of the time waiting for it"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from caat.parallel.membership import RefusedError
 from caat.planning.costs import flops_per_token
 from caat.runs.status import write_status
 from caat.supervision.control import Control
@@ -22,6 +23,7 @@ from launch.command.errors import DRIFTED, NOT_FINITE, NOT_SAVED, STOPPED, USER_
 from launch.run.agreement import check_ranks
 from launch.run.build import build_run
 from launch.run.checkpoint import DamagedError
+from launch.run.joining import leave
 from launch.run.start import Start
 from launch.run.summary import baselines, summarise
 
@@ -32,6 +34,7 @@ ENDINGS: dict[type[Exception], int] = {
     SaveError: NOT_SAVED,
     StoppedBySignal: STOPPED,
     DamagedError: USER_ERROR,
+    RefusedError: USER_ERROR,
 }
 
 
@@ -70,9 +73,11 @@ def train_run(
             with only_warned(f"the figures of {folder}, which is trained and saved,"):
                 summary = summarise(config, run.engine.mesh, record, base, folder)
     except StoppedBySignal as stop:
+        leave(run.engine.live.islands)
         status, why = "stopped", str(stop)
         raise
     except tuple(ENDINGS) as error:
+        leave(run.engine.live.islands)
         status, why = "failed", str(error)
         # A save that is still being written is good: finish it.
         run.saver.finish()

@@ -13,6 +13,7 @@ from conf.checks import require
 from conf.schema import Config
 from launch.command.available import installed, wandb_login
 from launch.run.initial import check_initial
+from launch.run.joining import check_joining
 from launch.run.resume import check_resume, continues
 
 
@@ -36,6 +37,7 @@ def validate(config: Config, world: int) -> None:
 
         find_tasks(config.eval.tasks).check(config.model.sequence)
     _check_run_folder(config)
+    check_joining(config)
 
 
 def check_device(config: Config) -> None:

@@ -1,6 +1,6 @@
 """`make drills`: breaks real runs in every way we know of, and prints what became of them.
 
-Some drills mount a tmpfs, which takes root; without it they are left out and said so.
+Some drills mount a tmpfs or cut a link, which takes root; without it they are left out and said so.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.drills.drills import Drill, Outcome, all_drills
+from tests.drills.drills import Drill, all_drills
+from tests.drills.islands import IslandDrill, island_drills
+from tests.drills.outcome import Outcome
 from tests.drills.run import Run
 from tests.paragraphs import PARAGRAPHS
 
-NEED_ROOT = ("full disk", "read-only")
+NEED_ROOT = ("full disk", "read-only", "cut link")
 
 
 def main() -> int:
@@ -37,11 +39,12 @@ def main() -> int:
         text.write_text("\n\n".join(PARAGRAPHS))
         reference = Run(base / "reference", text)
         assert reference.run() == 0, reference.output
-        for name, drill in all_drills(Drill(base, text, reference), arguments.kills):
+        drills = all_drills(Drill(base, text, reference), arguments.kills)
+        for name, drill in drills + island_drills(IslandDrill(base, text)):
             if arguments.only not in name:
                 continue
             if os.geteuid() != 0 and name.startswith(NEED_ROOT):
-                print(f"left out, needs root to mount: {name}")
+                print(f"left out, needs root: {name}")
                 continue
             results.append((name, _tried(drill)))
             print(f"{'survived' if not results[-1][1].problems else 'LOST'}: {name}", flush=True)

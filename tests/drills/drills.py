@@ -9,26 +9,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from caat.runs.status import read_why
+from tests.drills.outcome import Outcome, how_it_ended
 from tests.drills.run import STEPS, Run
 
 HANGS = "rank 1 hangs while reading the data of step 8"
-
-
-@dataclass
-class Outcome:
-    """How the broken run ended, and what a resumed one made of it."""
-
-    ended: str
-    status: int
-    # Steps that were trained and had to be trained again.
-    steps_lost: int
-    # Problems found; a drill is survived if there are none.
-    problems: list[str]
 
 
 class Drill:
@@ -47,7 +35,7 @@ class Drill:
             problems.append(f"it does not say {says!r}")
         if says not in read_why(run.folder):
             problems.append(f"its status is {read_why(run.folder)!r}, not {says!r}")
-        ended = _how_it_ended(run.output, status)
+        ended = how_it_ended(run.output, status)
         done, saved = run.steps_done(), run.saved()
         if run.resume():
             problems.append(f"not resumed: {run.output[-500:]}")
@@ -94,7 +82,7 @@ class Drill:
         run.until(lambda: run.steps_done() >= 8 + number, process)
         os.kill(run.workers(process)[number % 2], signal.SIGKILL)
         status = run.end(process)
-        ended = _how_it_ended(run.output, status)
+        ended = how_it_ended(run.output, status)
         problems = [] if status == 0 and "resumed from" in run.output else ["not restarted"]
         return Outcome(ended, status, 0, problems + self._compare(run))
 
@@ -255,13 +243,6 @@ def all_drills(drill: Drill, kills: int) -> list[tuple[str, Callable[[], Outcome
         ),
     ]
     return found
-
-
-def _how_it_ended(output: str, status: int) -> str:
-    """The message that a user sees, in short."""
-    lines = [line for line in output.splitlines() if line.startswith("caat:")]
-    first = lines[0].removeprefix("caat: ").removeprefix("error: ") if lines else "killed with its launcher"
-    return f"status {status}: {first[:90]}"
 
 
 def _damage(path: Path, how: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,14 @@ def install(fault: dict[str, Any]) -> None:
     """Break this process as told, if it is the rank that is meant."""
     if int(os.environ.get("RANK", "0")) != fault["rank"]:
         return
-    kinds = {"raise": _raise, "hang": _hang, "gradient": _gradient, "weight": _weight, "batch": _batch}
+    kinds = {
+        "raise": _raise,
+        "hang": _hang,
+        "gradient": _gradient,
+        "weight": _weight,
+        "batch": _batch,
+        "round": _round,
+    }
     {**kinds, "drift": _drift}[fault["kind"]](fault["step"])
 
 
@@ -52,6 +60,13 @@ def _hang(step: int) -> None:
     from caat.data.loader import Loader
 
     _at(step, Loader, "step", lambda loader: time.sleep(10**6))
+
+
+def _round(number: int) -> None:
+    """This process is killed in a round, when the islands have met and before they exchange anything."""
+    from caat.parallel.meeting import Meeting
+
+    _at(number, Meeting, "connect", lambda meeting: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def _gradient(step: int) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -29,24 +29,27 @@ SETTINGS = [
     "checkpoint.every=3",
     "launch.processes=2",
 ]
-TIMEOUT = 180
+TIMEOUT = 300
 
 
 class Run:
     """A run in ``folder``; :meth:`start` begins it, with a fault or without, any number of times."""
 
-    def __init__(self, folder: Path, text: Path, *settings: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, text: Path, *settings: str, prefix: Sequence[str] = ()) -> None:
+        self.folder, self.prefix = folder, list(prefix)
+        # Added to the environment.
+        self.variables: dict[str, str] = {}
         data = [f"data.path={text}", f"data.dir={text.parent / 'data'}"]
         self.settings = [*SETTINGS, *data, f"run.dir={folder}", *settings]
         self.output = ""
 
     def start(self, *settings: str, fault: dict | None = None) -> subprocess.Popen[str]:
         """Begin, in a session of its own."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **self.variables}
         if fault:
             environment["CAAT_DRILL"] = json.dumps(fault)
-        command = [sys.executable, "-m", "tests.drills.start", *self.settings, *settings]
+        command = [*self.prefix, sys.executable, "-m", "tests.drills.start", *self.settings, *settings]
         return subprocess.Popen(
             command,
             cwd=self.folder.parent,
@@ -113,6 +116,29 @@ class Run:
             return int((self.checkpoints / "latest").read_text().strip().removeprefix("step-"))
         except FileNotFoundError:
             return 0
+
+    def records(self) -> list[dict]:
+        """The records of all steps so far. The last line may be half written."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def present(self) -> list[int]:
+        """The islands that were there at the last step; empty before the first."""
+        return [record["islands_present"] for record in self.records()[-1:]]
+
+    def round(self) -> int:
+        """The rounds that made the anchor at the last step."""
+        return next((record["islands_round"] for record in reversed(self.records())), 0)
+
+    def failed(self) -> int:
+        """The rounds that failed up to the last step."""
+        return next((record["islands_rounds_failed"] for record in reversed(self.records())), 0)
 
     def losses(self) -> list[tuple[int, float]]:
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()

@@ -15,6 +15,8 @@ import pytest
 from caat.parallel.lighthouse_page import Seen, read_page
 from conf.lighthouse import LighthouseConfig, split_address
 from launch import islands
+from launch.run import joining
+from launch.run.compose import compose
 
 needs_torchft = pytest.mark.skipif(find_spec("torchft") is None, reason="needs torchft: caat[islands]")
 
@@ -79,6 +81,27 @@ def test_the_last_start_of_an_island_counts():
         ("b:1", "gone"),
     ]
     assert islands.table(found, 5.0).row_count == 2
+
+
+def test_a_run_needs_a_lighthouse(monkeypatch):
+    config = compose(["islands.join=127.0.0.1:1"])
+    monkeypatch.setattr(joining, "installed", lambda module: True)
+    with pytest.raises(ValueError, match=r"islands.join=127.0.0.1:1: no lighthouse answers .*caat islands"):
+        joining.check_joining(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    joining.check_joining(config)
+    monkeypatch.setattr(joining, "installed", lambda module: False)
+    with pytest.raises(ValueError, match=r"islands.join needs torchft: pip install 'torchft>=0.2'"):
+        joining.check_joining(config)
+
+
+def test_islands_read_in_another_order(tmp_path):
+    config = compose(["islands.join=a:1"])
+    seeds = {joining.data_seed(config, tmp_path / name) for name in ("paris", "berlin")}
+    config.islands.name = "paris"
+    assert len(seeds) == 2 and joining.data_seed(config, tmp_path / "x") in seeds
+    assert joining.data_seed(compose([]), tmp_path) == 1
+    assert joining.island_name(compose(["islands.join=a:1"]), tmp_path / "a b=c") == "a-b-c"
 
 
 @pytest.mark.parametrize("text", ["login1", "login1:", ":29510", "a:b", "a:0", "a:70000", "http://a:1", ""])

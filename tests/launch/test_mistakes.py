@@ -120,6 +120,40 @@ MISTAKES = {
         2,
         ["islands.fragments=5", "4 blocks"],
     ),
+    "no address": (["islands.join=garbage"], 1, ["islands.join=garbage is not HOST:PORT", "caat islands"]),
+    "joining with several islands": (
+        ["islands.join=a:1", "parallel.islands=2"],
+        2,
+        ["parallel.islands=2", "islands.join=a:1", "Leave one of the two out"],
+    ),
+    "joining without waiting": (
+        ["islands.join=a:1", "islands.timeout=0"],
+        1,
+        ["islands.timeout=0.0", "above 0"],
+    ),
+    "waiting for nobody": (["islands.join=a:1", "islands.wait_for=0"], 1, ["islands.wait_for=0", "above 0"]),
+    "joining in parts": (
+        ["islands.join=a:1", "islands.fragments=2"],
+        1,
+        ["islands.fragments=2", "parallel.islands"],
+    ),
+    "joining with a sum of codes": (
+        ["islands.join=a:1", "islands.codec=powersgd:2"],
+        1,
+        ["islands.codec=powersgd:2", "another codec"],
+    ),
+    "joining with slamb": (
+        ["islands.join=a:1", "islands.method=slamb", "optim.name=lamb"],
+        1,
+        ["islands.method=slamb does not go with islands.join", "parallel.islands"],
+    ),
+    "joining without a method": (
+        ["islands.join=a:1", "islands.method=none"],
+        1,
+        ["islands.method=none does not go with islands.join", "average, diloco"],
+    ),
+    "a name with a slash": (["islands.join=a:1", "islands.name=a/b"], 1, ["islands.name=a/b", "letters"]),
+    "a name for nothing": (["islands.name=paris"], 1, ["islands.name=paris has no effect", "islands.join"]),
     "unknown codec of islands": (["islands.codec=int3"], 2, ["int3 is not known"]),
     "unknown method": (["islands.method=gossip"], 2, ["islands.method=gossip", "auto, none, average"]),
     "slamb without lamb": (

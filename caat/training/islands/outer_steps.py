@@ -35,7 +35,8 @@ class OuterStep:
 
     ``fragments`` are those whose exchange was applied. ``norm`` is the L2 norm of the anchor's movement.
     ``distance`` is the root mean square over the islands of the norm of w_m minus the mean of all, when the
-    exchange started. Both are None if nothing was applied.
+    exchange started. Both are None if nothing was applied. ``notes`` are for the user, and
+    ``figures`` for the record of the step.
     """
 
     fragments: set[int] = field(default_factory=set)
@@ -44,6 +45,8 @@ class OuterStep:
     distance: float | None = None
     # The squares of both on this rank.
     squares: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Islands:

@@ -1,0 +1,68 @@
+"""What a run prints before its first step: the model, its layout, and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from caat.parallel.mesh import Mesh
+from caat.training.loop import Training
+from conf.data_sync import DataSyncConfig
+from layers.weights import parameter_count
+
+# With more passes than this, a model memorises its text.
+MANY_PASSES = 20
+
+
+def introduce(
+    run: Training, folder: Path, *, source: Path | None, initial: Path | None, notes: Sequence[str]
+) -> None:
+    """Print what runs and what it starts from."""
+    run.say(_opening(run, folder))
+    if source is not None:
+        run.say(f"resumed from {source} at step {run.state.step}, {run.state.tokens:,} tokens")
+    for note in notes:
+        run.say(f"note: {note}")
+    if initial is not None:
+        run.say(f"starting with the weights of {initial}")
+
+
+def _parts(mesh: Mesh) -> str:
+    replicas, islands = mesh.data_size, mesh.islands.processes
+    text = f"{replicas} replica{'s' if replicas > 1 else ''}"
+    return f"{text} on each of {islands} islands" if islands > 1 else text
+
+
+def _opening(run: Training, folder: Path) -> str:
+    """Describe the run in a few lines."""
+    config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
+    tokens = len(run.loader.shards)
+    passes = c.steps * c.global_batch * c.sequence / tokens
+    lines = [
+        f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
+        f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
+        f"{_parts(mesh)}, "
+        f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {run.device.type}",
+        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
+        f"({passes:,.2f} passes); run folder {folder}",
+    ]
+    if passes > MANY_PASSES:
+        lines.append(
+            f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
+        )
+    if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
+        where = "an island" if mesh.islands.processes > 1 else "the run"
+        lines.append(f"note: data_sync has no effect, because {where} has one replica")
+    if engine.live.islands is not None:
+        lines.append(f"outer steps: {config.islands.describe(mesh.islands.processes)}")
+    if config.islands.method == "dcs3gd" and config.optim.name != "sgd":
+        lines.append(
+            f"note: islands.method=dcs3gd with optim.name={config.optim.name} is only inspired by DC-S3GD, "
+            "whose authors use SGD with momentum"
+        )
+    if engine.stage != config.zero.stage:
+        lines.append(
+            f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "
+            f"gradient norm misses ranks: using stage {engine.stage} instead"
+        )
+    return "\n".join(lines)
