@@ -13,7 +13,22 @@ from pathlib import Path
 from tests.drills.outcome import Outcome, how_it_ended
 from tests.drills.run import ROOT, Run
 
-STEPS, EVERY, TIMEOUT = 32, 4, 12
+EVERY, TIMEOUT = 8, 12
+# Rounds of both islands after the fault.
+COMMON = 3
+# A small model, and more steps than a drill lasts: both runs are stopped at its end.
+SETTINGS = [
+    "train.steps=100000",
+    "model.hidden=64",
+    "model.ffn=64",
+    "model.vocab_size=400",
+    "train.log_every=100",
+    "checkpoint.every=2",
+    "checkpoint.keep=0",
+    "checkpoint.asynchronous=false",
+    f"islands.every={EVERY}",
+    f"islands.timeout={TIMEOUT}",
+]
 # Names of namespaces, and of their ends of the links to the machine, which has the lighthouse.
 NAMESPACES, NETWORK = {"a": "caat-drill-a", "b": "caat-drill-b"}, "10.219.77"
 
@@ -28,105 +43,94 @@ class IslandDrill:
         """One process of b is killed between the quorum and the exchange; b is started again."""
         with self._lighthouse() as at:
             a, b = self._pair("killed", at)
-            running = a.start()
+            first = a.start()
             status = b.run(fault={"kind": "round", "rank": 1, "step": 3})
             ended, lost = how_it_ended(b.output, status), b.steps_done() - b.saved()
             problems = [] if status in (-9, 137) else [f"b ended with status {status}"]
-            a.until(lambda: a.present() == [1], running)
-            problems += self._both_ended(a, running, b, b.start("resume=auto"))
+            a.until(lambda: a.present() == [1], first)
+            problems += self._met(a, first, b, b.start("resume=auto"))
         problems += _says(a, "b is gone", "b came") + _says(b, "took the anchor of round")
         return Outcome(ended, status, lost, problems + _same_anchors(a, b))
 
     def killed_lighthouse(self) -> Outcome:
         """The lighthouse is killed, and started again when both islands have noticed."""
         with self._lighthouse() as at:
-            port = int(at.rpartition(":")[2])
-            a, b = self._pair("lighthouse", at)
-            first, second = a.start(), b.start()
-            a.until(lambda: a.present() == [2] and a.steps_done() >= EVERY + 1, first)
+            a, b, first, second = self._together("lighthouse", at)
             self._server.kill()
             self._server.wait()
-            for run, process in ((a, first), (b, second)):
-                run.until(lambda run=run: run.failed() > 0, process)
-            before = a.round()
-            self._serve(port)
-            problems = self._both_ended(a, first, b, second)
-        problems += [] if a.round() > before + 1 else [f"no round after round {before}"]
+            _both_noticed(a, first, b, second)
+            self._serve(int(at.rpartition(":")[2]))
+            problems = self._met(a, first, b, second)
         for run in (a, b):
             problems += _says(run, "does not answer")
-        return Outcome("both went on, rounds came back", 0, 0, problems + _same_anchors(a, b))
+        return Outcome("both trained on, rounds came back", 0, 0, problems + _same_anchors(a, b))
 
     def cut_link(self) -> Outcome:
         """The link of b is down for longer than a round waits."""
         with _namespaces() as cut, self._lighthouse(f"{NETWORK}.1") as at:
-            a, b = self._pair("link", at, within=NAMESPACES)
-            first, second = a.start(), b.start()
-            a.until(lambda: a.present() == [2] and a.steps_done() >= EVERY + 1, first)
+            a, b, first, second = self._together("link", at, within=NAMESPACES)
             cut(True)
-            for run, process in ((a, first), (b, second)):
-                run.until(lambda run=run: run.failed() > 0 or run.present() == [1], process)
+            _both_noticed(a, first, b, second)
             cut(False)
-            problems = self._both_ended(a, first, b, second)
-        problems += _says(a, "b is gone", "b came") + _says(b, "failed (")
-        return Outcome("both went on, rounds came back", 0, 0, problems + _same_anchors(a, b))
+            problems = self._met(a, first, b, second)
+        problems += _says(a, "b came") + _says(b, "failed (")
+        return Outcome("both trained on, rounds came back", 0, 0, problems + _same_anchors(a, b))
 
     def late_island(self) -> Outcome:
         """b is started when a has had rounds by itself."""
         with self._lighthouse() as at:
-            a, b = self._pair("late", at, "islands.wait_for=1")
-            first = a.start()
+            a, b = self._pair("late", at)
+            first = a.start("islands.wait_for=1")
             a.until(lambda: a.round() >= 2, first)
-            problems = self._both_ended(a, first, b, b.start())
+            problems = self._met(a, first, b, b.start())
         problems += _says(a, "b came") + _says(b, "took the anchor of round")
         return Outcome("b took the anchor of a", 0, 0, problems + _same_anchors(a, b))
 
     def other_settings(self) -> Outcome:
         """b has another ZeRO stage."""
         with self._lighthouse() as at:
-            a, b = self._pair("other", at, "islands.wait_for=1")
-            first = a.start()
+            a, b = self._pair("other", at)
+            first = a.start("islands.wait_for=1")
             a.until(lambda: a.round() >= 1, first)
             status = b.run("zero.stage=3")
-            ended = how_it_ended(b.output, status)
+            ended, before = how_it_ended(b.output, status), a.round()
             problems = [] if status == 2 else [f"b ended with status {status}"]
             problems += _says(b, "zero.stage is 3 here and 1 on island a", "Give zero.stage=1")
-            status_of_a = a.end(first)
-        problems += [] if status_of_a == 0 and a.failed() == 0 else [f"a was harmed: {a.output[-300:]}"]
+            a.until(lambda: a.round() > before, first)
+            problems += _stopped(a, first)
+        problems += [] if a.failed() == 0 else [f"a was harmed: {a.output[-300:]}"]
         return Outcome(ended, status, 0, problems)
 
-    def _pair(self, name: str, at: str, *settings: str, within: dict[str, str] | None = None) -> list[Run]:
-        common = [
-            f"train.steps={STEPS}",
-            "checkpoint.every=1",
-            "checkpoint.keep=0",
-            "checkpoint.asynchronous=false",
-            f"islands.join={at}",
-            f"islands.every={EVERY}",
-            f"islands.timeout={TIMEOUT}",
-            *(settings or ["islands.wait_for=2"]),
-        ]
-        found = []
-        for island in ("a", "b"):
-            prefix = ["ip", "netns", "exec", within[island]] if within else []
-            run = Run(self.base / f"{name}-{island}", self.text, *common, prefix=prefix)
-            run.settings.append(f"islands.name={island}")
-            run.variables = {"GLOO_SOCKET_IFNAME": f"drill-{island}" if within else "lo"}
-            found.append(run)
-        return found
+    def _together(self, name: str, at: str, within: dict[str, str] | None = None) -> tuple:
+        """Start both, and wait for a round of both."""
+        a, b = self._pair(name, at, within)
+        first, second = a.start(), b.start()
+        a.until(lambda: len(_common(a, b)) > 0, first)
+        return a, b, first, second
 
-    def _both_ended(
-        self, a: Run, first: subprocess.Popen[str], b: Run, second: subprocess.Popen[str]
-    ) -> list[str]:
-        """Wait for both. A wait for others never took longer than the timeout and the checks around it."""
-        problems = []
+    def _met(self, a: Run, first: subprocess.Popen[str], b: Run, second: subprocess.Popen[str]) -> list[str]:
+        """Wait for new rounds of both islands, then stop both."""
+        before, problems = max(_common(a, b), default=0), []
         for run, process in ((a, first), (b, second)):
-            status, steps = run.end(process), run.steps_done()
-            if status or steps != STEPS:
-                problems.append(f"{run.folder.name}: status {status}, step {steps}: {run.output[-500:]}")
-            longest = max((record.get("islands_wait_seconds", 0.0) for record in run.records()), default=0.0)
+            if not run.until(lambda: len(_common(a, b, before)) >= COMMON, process, 0.1):
+                problems.append(f"{run.folder.name} ended")
+        for run, process in ((b, second), (a, first)):
+            problems += _stopped(run, process)
+            longest = max((record["islands_wait_seconds"] for record in run.records()), default=0.0)
+            # The lighthouse, the other islands, and an exchange.
             if longest > 2 * TIMEOUT + 10:
                 problems.append(f"{run.folder.name} waited for {longest:.0f} s")
         return problems
+
+    def _pair(self, name: str, at: str, within: dict[str, str] | None = None) -> tuple[Run, Run]:
+        return self._run(name, "a", at, within), self._run(name, "b", at, within)
+
+    def _run(self, name: str, island: str, at: str, within: dict[str, str] | None) -> Run:
+        prefix = ["ip", "netns", "exec", within[island]] if within else []
+        own = [f"islands.join={at}", f"islands.name={island}", "islands.wait_for=2"]
+        run = Run(self.base / f"{name}-{island}", self.text, *SETTINGS, *own, prefix=prefix)
+        run.variables = {"GLOO_SOCKET_IFNAME": f"drill-{island}" if within else "lo"}
+        return run
 
     @contextmanager
     def _lighthouse(self, host: str = "127.0.0.1") -> Iterator[str]:
@@ -155,18 +159,50 @@ def _says(run: Run, *texts: str) -> list[str]:
     return [f"{run.folder.name} does not say {text!r}" for text in texts if text not in said]
 
 
+def _both_noticed(a: Run, first: subprocess.Popen[str], b: Run, second: subprocess.Popen[str]) -> None:
+    """Wait until a round of each island has failed, or was without the other."""
+    for run, process in ((a, first), (b, second)):
+        assert run.until(lambda run=run: run.failed() > 0 or run.present() == [1], process)
+
+
+def _stopped(run: Run, process: subprocess.Popen[str]) -> list[str]:
+    """Stop a run as a user does; it saves."""
+    process.send_signal(signal.SIGTERM)
+    status = run.end(process)
+    return [] if status == 75 else [f"{run.folder.name} ended with status {status}: {run.output[-500:]}"]
+
+
+def _common(a: Run, b: Run, after: int = 0) -> set[int]:
+    """The rounds after round ``after`` in which both were there."""
+    both = [
+        {record["islands_round"] for record in run.records() if record["islands_present"] == 2}
+        for run in (a, b)
+    ]
+    return {number for number in both[0] & both[1] if number > after}
+
+
 def _same_anchors(a: Run, b: Run) -> list[str]:
     """Checkpoints after the same round, with both islands there, hold the same model."""
-    found: dict[int, dict[str, set[str]]] = {}
-    for run in (a, b):
-        for record in run.records():
-            if record["islands_present"] == 2 and (run.checkpoints / f"step-{record['step']:08}").is_dir():
-                checksum = run.checksums(record["step"])["model.safetensors"]
-                found.setdefault(record["islands_round"], {}).setdefault(run.folder.name, set()).add(checksum)
-    common = {number: sums for number, sums in found.items() if len(sums) == 2}
-    wrong = [number for number, sums in common.items() if len(set.union(*sums.values())) > 1]
+    rounds, wrong, compared = _common(a, b), [], 0
+    for number in sorted(rounds):
+        models = [_model_after(run, number) for run in (a, b)]
+        compared += all(models)
+        if all(models) and models[0] != models[1]:
+            wrong.append(number)
     problems = [f"the anchors of rounds {wrong} differ"] if wrong else []
-    return problems if len(common) > 1 else [*problems, f"only rounds {sorted(common)} were in common"]
+    return (
+        problems if compared > COMMON else [*problems, f"only {compared} of rounds {sorted(rounds)} compared"]
+    )
+
+
+def _model_after(run: Run, number: int) -> str:
+    """The checksum of the model in a checkpoint after this round; empty if there is none."""
+    for record in run.records():
+        step = record["step"]
+        if record["islands_round"] == number and record["islands_present"] == 2:
+            if (run.checkpoints / f"step-{step:08}" / "state.json").is_file():
+                return run.checksums(step)["model.safetensors"]
+    return ""
 
 
 @contextmanager
