@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -198,10 +199,9 @@ def _same_anchors(a: Run, b: Run) -> list[str]:
 def _model_after(run: Run, number: int) -> str:
     """The checksum of the model in a checkpoint after this round; empty if there is none."""
     for record in run.records():
-        step = record["step"]
-        if record["islands_round"] == number and record["islands_present"] == 2:
-            if (run.checkpoints / f"step-{step:08}" / "state.json").is_file():
-                return run.checksums(step)["model.safetensors"]
+        step, there = record["step"], record["islands_round"] == number and record["islands_present"] == 2
+        if there and (run.checkpoints / f"step-{step:08}" / "state.json").is_file():
+            return run.checksums(step)["model.safetensors"]
     return ""
 
 
