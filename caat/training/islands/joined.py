@@ -106,6 +106,11 @@ class JoinedIslands(Islands):
         }
         return outer
 
+    def wait(self) -> None:
+        """Wait for a round in flight; its result is applied when it is due."""
+        if self.flight is not None:
+            self.awaited(self.flight.future)
+
     def leave(self) -> None:
         """Wait for a round in flight, and leave: the others need not wait for this island any more."""
         self._meeting.close()

@@ -36,8 +36,7 @@ class KeptRounds(Kept):
         """Return the number of rounds, and the residuals. Waits for a round in flight, but leaves it out."""
         found = {_ROUNDS: torch.tensor([self._joined.rounds])}
         flight, exchange = self._joined.flight, self._joined.exchange
-        if flight is not None:
-            self._joined.awaited(flight.future)
+        self._joined.wait()
         for number, feedback in enumerate(exchange.feedbacks):
             if feedback is not None:
                 residuals = exchange.before[number] if flight is not None else feedback.residuals
