@@ -106,6 +106,11 @@ class JoinedIslands(Islands):
         }
         return outer
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether a round has been asked for and is not applied yet."""
+        return self.flight is not None
+
     def wait(self) -> None:
         """Wait for a round in flight; its result is applied when it is due."""
         if self.flight is not None:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from caat.training.islands.kept import Kept
-
-if TYPE_CHECKING:
-    from caat.training.islands.joined import JoinedIslands
+from caat.training.islands.message import Message
+from caat.training.islands.rounds import Exchange
+from conf.islands import IslandsConfig
 
 _ROUNDS = "islands.rounds"
+
+
+class Rounds(Protocol):
+    """An island of its own, as far as checkpoints see it."""
+
+    messages: list[Message]
+    settings: IslandsConfig
+    exchange: Exchange
+    rounds: int
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a round has been asked for and is not applied yet."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for the round in flight."""
+        ...
 
 
 class KeptRounds(Kept):
@@ -22,7 +40,7 @@ class KeptRounds(Kept):
     A round in flight is not saved: a resumed run asks for a new one.
     """
 
-    def __init__(self, islands: JoinedIslands, *, momentum: bool) -> None:
+    def __init__(self, islands: Rounds, *, momentum: bool) -> None:
         super().__init__(islands.messages, islands.settings, 1, momentum=momentum)
         self._joined = islands
 
@@ -35,11 +53,11 @@ class KeptRounds(Kept):
     def tensors(self) -> dict[str, Tensor]:
         """Return the number of rounds, and the residuals. Waits for a round in flight, but leaves it out."""
         found = {_ROUNDS: torch.tensor([self._joined.rounds])}
-        flight, exchange = self._joined.flight, self._joined.exchange
+        exchange = self._joined.exchange
         self._joined.wait()
         for number, feedback in enumerate(exchange.feedbacks):
             if feedback is not None:
-                residuals = exchange.before[number] if flight is not None else feedback.residuals
+                residuals = exchange.before[number] if self._joined.in_flight else feedback.residuals
                 found |= {f"islands.{number}.residual": values for values in residuals.values()}
         return found
 
