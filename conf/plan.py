@@ -37,6 +37,14 @@ class PlanConfig:
         None, "Rate between two GPUs of a node. Default: the value in caat's table."
     )
     delay: str = setting("5us", "One-way delay of the links.")
+    island_link: str | None = setting(
+        None,
+        "Rate of the link between two islands per direction, shared by the processes of an island, such as "
+        "1gbit. Default: the links of the GPUs of one node together.",
+    )
+    island_delay: str | None = setting(
+        None, "One-way delay of the link between islands, such as 20ms. Default: delay."
+    )
     tflops: float | None = setting(
         None,
         "TFLOP/s that a GPU sustains without communication; caat bench mfu measures it. Default: 40 % of "
@@ -63,6 +71,10 @@ class PlanConfig:
         rate_bytes(self.hardware.link, "link")
         rate_bytes(self.hardware.node_link, "node_link")
         delay_seconds(self.delay)
+        if self.island_link is not None:
+            rate_bytes(self.island_link, "island_link")
+        if self.island_delay is not None:
+            delay_seconds(self.island_delay)
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
 

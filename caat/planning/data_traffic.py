@@ -84,7 +84,7 @@ def sent_bytes(
     micro_batches = accumulation if stage > 1 else 1
     slices, whole = _slices(held, replicas, stage, precision)
     if sync.codec != "none":
-        gradients = micro_batches * _encoded(sync.codec, slices, whole, [p.shape for p in held])
+        gradients = micro_batches * encoded_bytes(sync.codec, slices, whole, [p.shape for p in held])
     elif whole:
         gradients = ring_bytes(full["all_reduce"], replicas)
     else:
@@ -148,8 +148,11 @@ def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str
     return owned, False
 
 
-def _encoded(spec: str, slices: Sequence[int], whole: bool, shapes: Shapes) -> int:
-    """Return the bytes that the first replica sends for the gradients of parameters of ``shapes``, once."""
+def encoded_bytes(spec: str, slices: Sequence[int], whole: bool, shapes: Shapes) -> int:
+    """Return the bytes that the first rank sends for a message of tensors of ``shapes``, once.
+
+    ``slices`` are the numbers that each rank sums; ``whole``: all ranks need all sums.
+    """
     from caat.compression.codec import Linear
     from caat.compression.spec import make_codec
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
+from caat.planning.island_traffic import island_wait
 from caat.planning.layouts import Layout, pass_of
 from caat.planning.parameters import local_parameters
 from caat.planning.prediction import Link
@@ -16,7 +17,10 @@ from conf.units import delay_seconds, rate_bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """Nodes of GPUs; rates in bytes/s per direction, ``flops`` in FLOP/s of one GPU."""
+    """Nodes of GPUs; rates in bytes/s per direction, ``flops`` in FLOP/s of one GPU.
+
+    ``island_rate`` is that of the link of an island, which its processes share.
+    """
 
     nodes: int
     gpus: int
@@ -24,16 +28,38 @@ class Machine:
     node_rate: float
     rate: float
     delay: float
+    island_rate: float
+    island_delay: float
 
     @classmethod
     def of(cls, plan: PlanConfig) -> Machine:
         its = plan.hardware
-        rates = rate_bytes(its.node_link), rate_bytes(its.link)
-        return cls(plan.nodes, plan.gpus, its.tflops * 1e12, *rates, delay_seconds(plan.delay))
+        node_rate, rate = rate_bytes(its.node_link), rate_bytes(its.link)
+        delay = delay_seconds(plan.delay)
+        return cls(
+            plan.nodes,
+            plan.gpus,
+            its.tflops * 1e12,
+            node_rate,
+            rate,
+            delay,
+            island_rate=rate_bytes(plan.island_link) if plan.island_link else rate * plan.gpus,
+            island_delay=delay_seconds(plan.island_delay) if plan.island_delay else delay,
+        )
 
     @property
     def world(self) -> int:
         return self.nodes * self.gpus
+
+    def island(self, islands: int) -> Machine:
+        """Return the machine of one of ``islands`` islands: some of the nodes, or a part of one."""
+        if self.nodes % islands == 0:
+            return replace(self, nodes=self.nodes // islands)
+        return replace(self, nodes=1, gpus=self.world // islands) if self.nodes < islands else self
+
+    def island_link(self, layout: Layout) -> Link:
+        """Return the part of a process in the link between islands."""
+        return Link(self.island_rate / (layout.processes * layout.replicas), self.island_delay)
 
     def tensor_link(self, processes: int) -> Link:
         """Return the link between the processes of a replica, which have consecutive ranks."""
@@ -52,24 +78,27 @@ class Machine:
 
 
 def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> StepTime:
-    """Return the time of one step at a ratio."""
+    """Return the time of one step at a ratio, between islands as an average over the steps."""
     c = config.train
     p = pass_of(config, layout, ratio)
-    return step_time(
+    inside = machine.island(layout.islands)
+    step = step_time(
         replace(p, model=replace(p.model, sequence=c.sequence)),
         ratio,
         overlap=config.sync.overlap,
         accumulation=accumulation_of(config, layout),
         wire=config.sync.wire_format(c.precision),
         flops_per_second=machine.flops,
-        tensor_link=machine.tensor_link(layout.processes),
+        tensor_link=inside.tensor_link(layout.processes),
         held=local_parameters(config.model, config.parallel.tensor, layout.processes),
         replicas=layout.replicas,
         stage=layout.stage,
         precision=c.precision,
-        data_link=machine.data_link(layout.processes),
+        data_link=inside.data_link(layout.processes),
         data_sync=config.data_sync,
     )
+    wait = island_wait(config, layout, machine.island_link(layout), step.seconds)
+    return replace(step, island_exposed=wait)
 
 
 def seconds_of(config: Config, layout: Layout, machine: Machine) -> float:

@@ -21,10 +21,12 @@ class StepTime:
     compute: float
     tensor_exposed: float
     data_exposed: float
+    # On average over the steps of a round.
+    island_exposed: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.tensor_exposed + self.data_exposed
+        return self.compute + self.tensor_exposed + self.data_exposed + self.island_exposed
 
 
 def tensor_bytes(p: Pass, accumulation: int, wire: WireFormat) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from caat.planning.compare_layouts import compare, fastest
 from caat.planning.costs import flops_per_token
 from caat.planning.data_traffic import sent_bytes
+from caat.planning.island_traffic import bytes_per_step
 from caat.planning.layouts import Layout, layout_of, needs, pass_of
 from caat.planning.memory import Memory
 from caat.planning.parameters import local_parameters
@@ -63,6 +64,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "world": machine.world,
         "nodes": plan.nodes,
         "layout": asdict(layout),
+        "outer_steps": config.islands.describe(layout.islands) if layout.islands > 1 else None,
         "memory": _parts(needs(config, layout)),
         "memory_limit": limit,
         "tokens": tokens,
@@ -91,9 +93,11 @@ def _by_ratio(
                 "ratio": ratio,
                 "tensor_bytes": tensor_bytes(pass_of(config, layout, ratio), accumulation, wire),
                 "data_bytes": sent.total,
+                "island_bytes": round(bytes_per_step(config, layout)),
                 "compute_seconds": time.compute,
                 "tensor_exposed_seconds": time.tensor_exposed,
                 "data_exposed_seconds": time.data_exposed,
+                "island_exposed_seconds": time.island_exposed,
                 "step_seconds": time.seconds,
                 "tokens_per_second": c.global_batch * c.sequence / time.seconds,
                 "mfu": flops / time.seconds / peak,

@@ -41,8 +41,8 @@ def show(plan: dict[str, Any]) -> None:
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
         f"activation checkpointing {layout['checkpointing']}"
     )
-    if islands:
-        print("The exchange between islands is in the memory below, but not in the times.")
+    if plan["outer_steps"]:
+        print(f"between islands: {plan['outer_steps']}; bytes and waits below are means over the steps")
     out.print(_memory(plan))
     out.print(_steps(plan))
     out.print(_layouts(plan))
@@ -61,22 +61,24 @@ def _memory(plan: dict[str, Any]) -> Table:
 
 def _steps(plan: dict[str, Any]) -> Table:
     title = f"Seconds and bytes of a step in this layout by ratio, and {plan['tokens'] / 1e9:.4g} B tokens"
-    columns = ("ratio", "TP GiB", "DP GiB", "compute", "TP wait", "DP wait", "step s")
-    table = _table(title, *columns, "tokens/s", "MFU", "days")
+    sent = {"TP GiB": "tensor_bytes", "DP GiB": "data_bytes"}
+    spent = {
+        "compute": "compute_seconds",
+        "TP wait": "tensor_exposed_seconds",
+        "DP wait": "data_exposed_seconds",
+    }
+    if plan["outer_steps"]:
+        sent["islands GiB"], spent["islands wait"] = "island_bytes", "island_exposed_seconds"
+    spent["step s"] = "step_seconds"
+    table = _table(title, "ratio", *sent, *spent, "tokens/s", "MFU", "days")
     for row in plan["steps"]:
         table.add_row(
             f"{row['ratio']:g}",
-            f"{row['tensor_bytes'] / GIB:,.1f}",
-            f"{row['data_bytes'] / GIB:,.1f}",
             *(
-                f"{row[name]:.3g}"
-                for name in (
-                    "compute_seconds",
-                    "tensor_exposed_seconds",
-                    "data_exposed_seconds",
-                    "step_seconds",
-                )
+                f"{row[name] / GIB:,.3g}" if row[name] < GIB else f"{row[name] / GIB:,.1f}"
+                for name in sent.values()
             ),
+            *(f"{row[name]:.3g}" for name in spent.values()),
             f"{row['tokens_per_second']:,.0f}",
             f"{row['mfu']:.1%}",
             f"{row['days']:.3g}",

@@ -65,6 +65,26 @@ def test_a_schedule_is_planned_with_all_its_ratios():
     assert alone[1.0]["memory"] != alone[0.25]["memory"]
 
 
+def test_islands_over_a_slow_link(capsys):
+    settings = ["model=130m", "parallel.tensor=1", "parallel.islands=2"]
+    plan_ = PlanConfig(nodes=2, gpus=1, island_link="1gbit", island_delay="20ms", ratios=[1.0])
+    waits = {}
+    for more in ([], ["islands.delay=1"], ["islands.delay=29"], ["islands.codec=int8"]):
+        made = make_plan(plan_, compose([*settings, *more]))
+        row = made["steps"][0]
+        waits[tuple(more)] = row["island_exposed_seconds"]
+        assert row["data_bytes"] == row["data_exposed_seconds"] == 0
+    small, numbers = 2 * 2 * 0.02, made["parameters"]
+    assert waits[()] == pytest.approx(small + (4 * numbers * 8 / 1e9 + 2 * 0.02) / 30, rel=1e-3)
+    step = row["step_seconds"] - row["island_exposed_seconds"]
+    assert waits["islands.delay=1",] == pytest.approx(waits[()] - step / 30)
+    assert waits["islands.delay=29",] == pytest.approx(small)
+    assert waits["islands.codec=int8",] == pytest.approx(small + (waits[()] - small) / 4, rel=0.1)
+    show(made)
+    printed = capsys.readouterr().out
+    assert "between islands: diloco every 30 steps, codec int8" in printed and "islands wait" in printed
+
+
 def test_a_step_in_one_process_is_arithmetic_alone():
     config = compose(["model=130m"])
     (row, *_) = make_plan(PlanConfig(gpus=1, tflops=1.0, ratios=[0.5]), config)["steps"]

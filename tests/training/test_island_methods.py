@@ -10,6 +10,8 @@ from torch import Tensor
 
 from caat.optim.slamb import _turns
 from caat.parallel.mesh import Mesh
+from caat.planning.island_traffic import momentum_bytes
+from caat.planning.layouts import Layout
 from caat.training.engine import Engine
 from caat.training.islands.kept import OWN_WEIGHT
 from conf.islands import IslandsConfig
@@ -17,7 +19,7 @@ from conf.optim import OptimConfig
 from layers.weights import gpt_weights
 from tests.models import build, gathered
 from tests.training.replicas import EVEN, master
-from tests.training.test_islands import DILOCO, LR, OPTIM, data, engine_of, trained
+from tests.training.test_islands import DILOCO, LR, OPTIM, data, engine_of, planned_config, trained
 
 ISLANDS = 2
 EAGER = IslandsConfig("diloco", every=2, lr=0.7, momentum=0.9, eager=True)
@@ -255,12 +257,17 @@ def test_as_the_papers_formulas(ranks, method, processes, stage):
         for name, weight in last.items():
             assert torch.equal(weight, by_rank[0][1][name]), f"{name} differs between islands at the end"
     if method == "slamb":
-        check_slamb_bytes([sent for _, _, sent, _ in by_rank], norms=5 * EVEN.hidden // (2 // processes))
+        check_slamb_bytes([sent for _, _, sent, _ in by_rank], processes, stage)
 
 
-def check_slamb_bytes(sent: list[list[dict[str, float]]], norms: int) -> None:
-    """In a cycle, every number of a matrix is sent once, and ``norms`` and two counts in each step."""
+def check_slamb_bytes(sent: list[list[dict[str, float]]], processes: int, stage: int) -> None:
+    """In a cycle, every number of a matrix is sent once, and norm weights and two counts in each step."""
+    norms = 5 * EVEN.hidden // (2 // processes)
     cycle = int(1 / SLAMB.rho)
+    layout = Layout(processes, 2 // processes, stage, "none", 1, islands=ISLANDS)
+    # Shards are cut into turns one by one, and the plan is a mean over the turns.
+    planned = momentum_bytes(planned_config(SLAMB, "lamb"), layout)
+    assert sum(each["bytes_momentum"] for each in sent[0][:cycle]) / cycle == pytest.approx(planned, rel=1e-3)
     for by_step in sent:
         changes = [each["bytes_changes"] // 4 for each in by_step]
         assert [n > 0 for n in changes] == [step % SLAMB.every == 0 for step in range(1, len(changes) + 1)]

@@ -12,10 +12,14 @@ import torch.distributed as dist
 
 from caat.compression import make_codec
 from caat.parallel.mesh import Mesh
+from caat.planning.island_traffic import exchange_bytes
+from caat.planning.layouts import Layout
 from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.engine import Engine
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
+from conf.processes import ParallelConfig
+from conf.schema import Config
 from layers.full_tensors import full_tensors
 from tests.models import batch, build
 from tests.training.replicas import EVEN, master
@@ -105,6 +109,12 @@ def outer(settings: IslandsConfig, anchors, velocity, change, models):
     return anchors, velocity
 
 
+def planned_config(settings: IslandsConfig, optimizer: str = "adamw") -> Config:
+    """The settings of a run of the small model on two islands, for the planner."""
+    parallel = ParallelConfig(tensor=4, islands=2)
+    return Config(model=EVEN, parallel=parallel, islands=settings, optim=OptimConfig(name=optimizer))
+
+
 LATE = replace(DILOCO, every=3, delay=2, alpha=0.25)
 SETTINGS = {0: DILOCO, 1: DILOCO, 2: LATE, 3: DILOCO}
 
@@ -118,11 +128,14 @@ def test_as_two_plain_models(ranks, stage, processes):
     replicas, settings = 2 // processes, SETTINGS[stage]
     ours = ranks(4).run(on_islands, 2, processes, stage, "fp32", settings)
     plain = ranks(2).run(plainly, processes, replicas, settings)
-    for rank, (weights, outers, _) in enumerate(ours):
+    for rank, (weights, outers, sent) in enumerate(ours):
         expected = plain[rank % 2]
         assert float((weights - expected).abs().max()) < 2e-6
         assert float((weights - ours[rank % 2][0]).abs().max()) == 0
         applied = [step for step, (norm, _) in enumerate(outers) if norm is not None]
+        if rank % 2 == 0:
+            layout = Layout(processes, replicas, stage, "none", 1, islands=2)
+            assert sent == len(applied) * exchange_bytes(planned_config(settings), layout)
         due = [step for step in range(STEPS) if (step + 1 - settings.delay) % settings.every == 0]
         assert applied == [step for step in due if step + 1 > settings.delay]
         assert all(norm > 1e-3 and distance > 1e-3 for norm, distance in outers if norm is not None)
@@ -194,6 +207,7 @@ def with_codec(stage: int, precision: str, settings: IslandsConfig) -> tuple:
 )
 def test_codecs_and_fragments(ranks, stage, precision, codec, fragments):
     settings = IslandsConfig("diloco", every=3, codec=codec, fragments=fragments)
+    planned = exchange_bytes(planned_config(settings), Layout(2, 1, stage, "none", 1, islands=2))
     by_rank = ranks(4).run(with_codec, stage, precision, settings)
     for rank, (weights, norm, sent, held, norms, held_by_island, factors) in enumerate(by_rank):
         assert torch.equal(weights, by_rank[rank % 2][0]), "the islands' anchors differ"
@@ -202,6 +216,8 @@ def test_codecs_and_fragments(ranks, stage, precision, codec, fragments):
         # Every number leaves once in every three steps, and once more at the end.
         due = [step for step in range(1, 7) if step % 3 == 0 or (fragments == 2 and step % 3 == 1)]
         assert [step for step in range(1, 7) if sent[step - 1]] == due
+        if rank < 2:
+            assert sent[5] == pytest.approx(planned, abs=0 if fragments == 1 else 64)
         if codec == "none":
             assert sent[0] + sent[2] == 4 * held and sent[5] == 4 * held
         elif codec == "powersgd:2":

@@ -1,0 +1,92 @@
+"""The messages between islands, and the wait for them, by formula.
+
+The bytes are those that a process of an island's first replica sends, and equal the counts of changes and
+momentum of :class:`~caat.parallel.island_axis.IslandAxis` to the byte, if the model is one fragment and the
+codec has a fixed size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caat.compression.codec import Shapes
+from caat.parallel.ring import ring_bytes
+from caat.planning.activations import WIDE
+from caat.planning.data_traffic import encoded_bytes, padded
+from caat.planning.layouts import Layout
+from caat.planning.parameters import Parameter, local_parameters
+from caat.planning.prediction import Link
+from caat.planning.zero import ALIGNMENT
+from conf.codec import BLOCK
+from conf.schema import Config
+
+# All-reduces over all islands in every step: of the loss, and of the agreement whether to stop or to save.
+SMALL = 2
+
+
+def exchange_bytes(config: Config, layout: Layout) -> int:
+    """Return the bytes of the exchange of all weights, once; 0 with one island."""
+    if layout.islands == 1:
+        return 0
+    matrices, norms = _held(config, layout)
+    return _everywhere(config.islands.codec, *matrices, layout.islands) + _everywhere(
+        "none", *norms, layout.islands
+    )
+
+
+def momentum_bytes(config: Config, layout: Layout) -> int:
+    """Return the bytes of SLAMB's momentum in a step, on average; each message has a count of islands."""
+    if layout.islands == 1 or config.islands.method != "slamb":
+        return 0
+    (matrices, _), (norms, _) = _held(config, layout)
+    shared = -(-matrices // int(1 / config.islands.rho)), norms
+    return sum(ring_bytes(WIDE * (numbers + 1), layout.islands) for numbers in shared)
+
+
+def bytes_per_step(config: Config, layout: Layout) -> float:
+    """Return the bytes of changes and momentum of a step, on average."""
+    return exchange_bytes(config, layout) / config.islands.every + momentum_bytes(config, layout)
+
+
+def island_wait(config: Config, layout: Layout, link: Link, step_seconds: float) -> float:
+    """Return the seconds per step, on average, in which a process only waits for other islands.
+
+    ``link`` is one process's part of the link between islands, ``step_seconds`` a step without this wait.
+    An exchange with a lag is hidden by so many steps. The small messages of every step cost only their delay.
+    """
+    islands, settings = layout.islands, config.islands
+    if islands == 1:
+        return 0.0
+    around = 2 * (islands - 1) * link.delay
+    # Sums at owners, then a gather.
+    exchange = exchange_bytes(config, layout) / settings.fragments / link.rate + around
+    exposed = max(0.0, exchange - settings.lag * step_seconds) * settings.fragments / settings.every
+    momentum = momentum_bytes(config, layout) / link.rate
+    return exposed + momentum + around * (SMALL + (momentum > 0))
+
+
+def _held(config: Config, layout: Layout) -> list[tuple[int, Shapes]]:
+    """Return the numbers of matrices and of norm weights that a process of the first replica holds."""
+    held = local_parameters(config.model, config.parallel.tensor, layout.processes)
+    return [
+        _part([p for p in held if p.norm is norm], layout.replicas, layout.stage) for norm in (False, True)
+    ]
+
+
+def _part(parameters: Sequence[Parameter], replicas: int, stage: int) -> tuple[int, Shapes]:
+    """Return the first replica's numbers, with the shapes of what it holds whole."""
+    numbers = sum(p.numbers for p in parameters)
+    if stage == 0 or replicas == 1:
+        return numbers, [p.shape for p in parameters]
+    if stage == 3:
+        return sum(-(-p.numbers // replicas) for p in parameters), ()
+    return min(numbers, padded(numbers, ALIGNMENT * replicas) // replicas), ()
+
+
+def _everywhere(codec: str, numbers: int, shapes: Shapes, islands: int) -> int:
+    """Return the bytes that the first island sends, so that all have the sum of a message."""
+    each = padded(-(-numbers // islands), BLOCK)
+    slices = [min(each, max(0, numbers - each * owner)) for owner in range(islands)]
+    if codec == "none":
+        return WIDE * (sum(slices[1:]) + (islands - 1) * slices[0])
+    return encoded_bytes(codec, slices, True, shapes)
