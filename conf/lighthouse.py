@@ -23,9 +23,9 @@ class LighthouseConfig:
         "Default: the name of this machine.",
     )
     wait: float = setting(
-        60.0,
+        30.0,
         "Seconds that a round waits for islands that are alive but late, once more than half have come. "
-        "Islands that took part in the last round are waited for, up to their own islands.timeout.",
+        "Shorter than islands.timeout.",
     )
     silence: float = setting(5.0, "Seconds without a sign of life after which an island counts as gone.")
 

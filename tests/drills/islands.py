@@ -78,9 +78,11 @@ class IslandDrill:
         return Outcome("both trained on, rounds came back", 0, 0, problems + _same_anchors(a, b))
 
     def late_island(self) -> Outcome:
-        """b is started when a has had rounds by itself."""
+        """b is started when a has had rounds by itself; both have two bf16 replicas, ZeRO 3."""
         with self._lighthouse() as at:
             a, b = self._pair("late", at)
+            for run in (a, b):
+                run.settings += ["parallel.processes=1", "zero.stage=3", "train.precision=bf16"]
             first = a.start("islands.wait_for=1")
             a.until(lambda: a.round() >= 2, first)
             problems = self._met(a, first, b, b.start())

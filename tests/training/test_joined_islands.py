@@ -182,7 +182,9 @@ def plainly(settings: IslandsConfig) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+# Stage 3, also in bfloat16, is in the drills: DeepSpeed has collectives over the whole world then, which two
+# islands share here.
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_islands_that_come_and_go_train_as_plain_models(ranks, stage):
     by_rank = ranks(4).run(come_and_go, stage, SETTINGS)
     plain = ranks(2).run(plainly, SETTINGS)
