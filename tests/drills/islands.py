@@ -193,9 +193,8 @@ def _same_anchors(a: Run, b: Run) -> list[str]:
         if all(models) and models[0] != models[1]:
             wrong.append(number)
     problems = [f"the anchors of rounds {wrong} differ"] if wrong else []
-    return (
-        problems if compared > COMMON else [*problems, f"only {compared} of rounds {sorted(rounds)} compared"]
-    )
+    few = [] if compared >= COMMON else [f"compared {compared} of the rounds {sorted(rounds)}"]
+    return problems + few
 
 
 def _model_after(run: Run, number: int) -> str:
