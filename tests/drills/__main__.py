@@ -47,7 +47,8 @@ def main() -> int:
                 print(f"left out, needs root: {name}")
                 continue
             results.append((name, _tried(drill)))
-            print(f"{'survived' if not results[-1][1].problems else 'LOST'}: {name}", flush=True)
+            problems = results[-1][1].problems
+            print(f"LOST: {name}: {'; '.join(problems)}" if problems else f"survived: {name}", flush=True)
     _print(results)
     _write(results, Path(arguments.out))
     return int(any(outcome.problems for _, outcome in results))

@@ -39,6 +39,7 @@ class IslandDrill:
 
     def __init__(self, base: Path, text: Path) -> None:
         self.base, self.text = base, text
+        self._runs: list[Run] = []
 
     def killed_island(self) -> Outcome:
         """One process of b is killed between the quorum and the exchange; b is started again."""
@@ -133,6 +134,7 @@ class IslandDrill:
         own = [f"islands.join={at}", f"islands.name={island}", "islands.wait_for=2"]
         run = Run(self.base / f"{name}-{island}", self.text, *SETTINGS, *own, prefix=prefix)
         run.variables = {"GLOO_SOCKET_IFNAME": f"drill-{island}" if within else "lo"}
+        self._runs.append(run)
         return run
 
     @contextmanager
@@ -146,6 +148,11 @@ class IslandDrill:
         finally:
             self._server.kill()
             self._server.wait()
+            # After a drill that broke.
+            for run in self._runs:
+                if run.process is not None and run.process.poll() is None:
+                    os.killpg(run.process.pid, signal.SIGKILL)
+                    run.process.wait()
 
     def _serve(self, port: int) -> None:
         command = [sys.executable, "-m", "launch.islands", f"port={port}", "silence=3", "wait=3"]

@@ -42,6 +42,7 @@ class Run:
         data = [f"data.path={text}", f"data.dir={text.parent / 'data'}"]
         self.settings = [*SETTINGS, *data, f"run.dir={folder}", *settings]
         self.output = ""
+        self.process: subprocess.Popen[str] | None = None
 
     def start(self, *settings: str, fault: dict | None = None) -> subprocess.Popen[str]:
         """Begin, in a session of its own."""
@@ -50,7 +51,7 @@ class Run:
         if fault:
             environment["CAAT_DRILL"] = json.dumps(fault)
         command = [*self.prefix, sys.executable, "-m", "tests.drills.start", *self.settings, *settings]
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             command,
             cwd=self.folder.parent,
             env=environment,
@@ -59,6 +60,7 @@ class Run:
             text=True,
             start_new_session=True,
         )
+        return self.process
 
     def end(self, process: subprocess.Popen[str]) -> int:
         """Wait for the end; returns the exit status, and keeps what was printed in :attr:`output`."""

@@ -229,7 +229,21 @@ def together(settings: IslandsConfig, coded: IslandsConfig) -> tuple:
     again = anchor_of(island)
     dist.barrier()
     island.close(server)
-    return found, late.rounds, again, island.rounds, island.sent, island.islands.messages[0].anchor.numel()
+    held = island.islands.messages[0].anchor.numel()
+    return found, late.rounds, again, island.rounds, island.sent, held, resumes(island)
+
+
+def resumes(island: Island) -> bool:
+    """Whether rounds and residuals come back from what a checkpoint keeps."""
+    islands = island.islands
+    kept = {name: values.float().clone() for name, values in islands.kept.tensors().items()}
+    residual = islands.exchange.feedbacks[0].residuals
+    before = dict(residual)
+    islands.rounds, islands.exchange.before = -1, []
+    residual.clear()
+    islands.kept.load(kept, 0)
+    same = residual.keys() == before.keys() and all(torch.equal(residual[k], before[k]) for k in before)
+    return islands.rounds == island.rounds[-1] and same and float(kept["islands.0.residual"].abs().max()) > 0
 
 
 def plainly_coded(settings: IslandsConfig) -> torch.Tensor:
@@ -259,7 +273,8 @@ def test_islands_that_stay_train_as_those_of_one_world(ranks):
     by_rank = ranks(4).run(together, late, coded)
     plain = ranks(2).run(plainly_in_one_world, 1, 2, late)
     plain_coded = ranks(2).run(plainly_coded, coded)
-    for found, rounds, again, rounds_coded, sent, held in by_rank:
+    for found, rounds, again, rounds_coded, sent, held, resumed in by_rank:
+        assert resumed
         assert float((found - plain[0]).abs().max()) < 2e-6 and torch.equal(found, by_rank[0][0])
         assert rounds == [0, 0, 0, 0, 1, 1]
         # Where weights differ in the last bit, a few numbers are rounded to the next step of the codec.
