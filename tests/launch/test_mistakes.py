@@ -150,7 +150,7 @@ MISTAKES = {
     "joining without a method": (
         ["islands.join=a:1", "islands.method=none"],
         1,
-        ["islands.method=none does not go with islands.join", "average, diloco"],
+        ["islands.join=a:1 has no effect", "islands.method=none exchanges nothing"],
     ),
     "a name with a slash": (["islands.join=a:1", "islands.name=a/b"], 1, ["islands.name=a/b", "letters"]),
     "a name for nothing": (["islands.name=paris"], 1, ["islands.name=paris has no effect", "islands.join"]),
