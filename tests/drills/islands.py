@@ -151,8 +151,8 @@ class IslandDrill:
             # After a drill that broke.
             for run in self._runs:
                 if run.process is not None and run.process.poll() is None:
-                    os.killpg(run.process.pid, signal.SIGKILL)
-                    run.process.wait()
+                    run.process.terminate()
+                    run.end(run.process)
 
     def _serve(self, port: int) -> None:
         command = [sys.executable, "-m", "launch.islands", f"port={port}", "silence=3", "wait=3"]

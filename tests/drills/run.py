@@ -128,7 +128,9 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def log(self) -> str:
-        return (self.folder / "log.txt").read_text()
+        """What the run logged; empty if it ended before."""
+        path = self.folder / "log.txt"
+        return path.read_text() if path.is_file() else ""
 
     def present(self) -> list[int]:
         """The islands that were there at the last step; empty before the first."""
