@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conf.cache import CacheConfig
 from conf.checks import require, require_choice, require_positive
 from conf.field import setting
 from conf.processes import ProcessesConfig
@@ -34,6 +35,7 @@ class EvaluateConfig:
     )
     batch: int = setting(0, "Sequences per forward pass. 0: as many as fit, depending on their length.")
     precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
+    cache: CacheConfig = field(default_factory=CacheConfig)
     track_online: bool = setting(
         False,
         "Also send the scores to the run's Weights & Biases project, if the run was tracked online. Check "
@@ -48,7 +50,10 @@ class EvaluateConfig:
     @property
     def filename_suffix(self) -> str:
         """Return the non-default options that make scores incomparable, for the file name; else empty."""
-        parts = {"limit": self.limit, "fewshot": self.num_fewshot, "bos": self.add_bos or None}
+        c, bos = self.cache, self.add_bos or None
+        parts: dict[str, object] = {"limit": self.limit, "fewshot": self.num_fewshot, "bos": bos}
+        if c.place == "host":
+            parts |= {"keep": c.keep, "index": c.index, "error": c.error}
         return "".join(f"-{name}-{value}" for name, value in parts.items() if value is not None)
 
     def __post_init__(self) -> None:

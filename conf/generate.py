@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conf.cache import CacheConfig
 from conf.checks import check_seed, require, require_choice, require_positive
 from conf.field import setting
 from conf.processes import ProcessesConfig
@@ -71,6 +72,7 @@ class GenerateConfig(SamplingConfig):
     )
     precision: str = setting("fp32", "Numeric format: fp32, fp64 or bf16.")
     batch: int = setting(8, "Number of prompts to continue together.")
+    cache: CacheConfig = field(default_factory=CacheConfig)
     launch: ProcessesConfig = field(default_factory=ProcessesConfig)
 
     def __post_init__(self) -> None:

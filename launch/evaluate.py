@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
             load_tokenizer(find_tokenizer(folder)),
             config.batch,
             add_bos=config.add_bos,
+            kv_cache=config.cache,
             watch=lambda done, total: bar.update(line, completed=done, total=total),
         )
         results = evaluate(lm, tasks, config.limit, config.num_fewshot)
@@ -73,7 +75,8 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
 
 def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) -> None:
     settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "add_bos": config.add_bos}
-    result = {"checkpoint": str(folder), **settings, "results": results}
+    cache = {"cache": asdict(config.cache)} if config.cache.place == "host" else {}
+    result = {"checkpoint": str(folder), **settings, **cache, "results": results}
     write_json(out, result)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("task", "metric"):

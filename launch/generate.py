@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caat.data.tokenizer import Tokenizer
 from caat.parallel.world import is_first_rank
@@ -28,6 +28,7 @@ from launch.command.trained import (
 
 if TYPE_CHECKING:
     from eval.generation.continuation import Continuation
+    from layers.host_cache import Transfers
 
 
 def main(argv: list[str]) -> None:
@@ -103,10 +104,12 @@ def _generate(
     out: Path,
 ) -> None:
     from eval.generation.generate import generate
+    from layers.host_cache import Transfers
 
     settings = SamplingConfig(**{each.name: getattr(config, each.name) for each in fields(SamplingConfig)})
     streaming = is_first_rank() and len(prompts) == 1
     texts: list[Continuation] = []
+    transfers, moved = Transfers(), None
     try:
         with on_mesh(folder, config.launch, config.precision) as model:
             started = perf_counter()
@@ -120,11 +123,15 @@ def _generate(
                     settings,
                     show=lambda _, piece: print(piece, end="", flush=True) if streaming else None,
                     numbers=range(first, min(first + config.batch, len(rows))),
+                    cache=config.cache,
+                    transfers=transfers,
                 )
                 if is_first_rank() and not streaming:
                     for number in range(first, len(texts)):
                         print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
             seconds = perf_counter() - started
+            if config.cache.place == "host":
+                moved = transfers.over(model.mesh)
     finally:
         # Also write what there is after an interrupt, or when the reader of our output is gone.
         if is_first_rank() and texts:
@@ -132,17 +139,45 @@ def _generate(
                 {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
                 for prompt, text in zip(prompts, texts, strict=False)
             ]
-            write_json(out, {"checkpoint": str(folder), "settings": asdict(settings), "results": results})
+            made = {"checkpoint": str(folder), "settings": asdict(settings), "results": results}
+            write_json(out, made | _figures(config, moved))
     if is_first_rank():
-        _show_speed(texts, seconds, out)
+        _show_speed(texts, seconds)
+        if moved is not None:
+            _show_cache(moved)
+        print(out)
 
 
-def _show_speed(texts: Sequence[Continuation], seconds: float, out: Path) -> None:
+def _figures(config: GenerateConfig, moved: Transfers | None) -> dict[str, Any]:
+    """Return what the result says of a cache in host memory; nothing of one on the device."""
+    if moved is None:
+        return {}
+    return {
+        "cache": {
+            **asdict(config.cache),
+            "fetched_bytes": moved.fetched_bytes,
+            "stored_bytes": moved.stored_bytes,
+            "full_bytes": moved.full_bytes,
+            "missing_worst": moved.missing_worst,
+            "missing_mean": moved.missing_mean,
+        }
+    }
+
+
+def _show_cache(moved: Transfers) -> None:
+    steps = max(1, moved.steps)
+    each, full = (n / steps / 2**20 for n in (moved.fetched_bytes, moved.full_bytes))
+    print(
+        f"cache in host memory: {each:.3f} MiB fetched per step, where all rows are {full:.3f} MiB; share "
+        f"of the attention left out: at most {moved.missing_worst:.2g}, {moved.missing_mean:.2g} on average"
+    )
+
+
+def _show_speed(texts: Sequence[Continuation], seconds: float) -> None:
     tokens = sum(len(text.tokens) for text in texts)
     if len(texts) == 1:
         print()
     print(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} tokens/s)")
-    print(out)
 
 
 if __name__ == "__main__":

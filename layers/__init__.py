@@ -5,6 +5,7 @@ from layers.block import Block
 from layers.cache import KVCache
 from layers.embedding import VocabParallelEmbedding
 from layers.gpt import GPT
+from layers.host_cache import HostKVCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import vocab_parallel_cross_entropy
 from layers.mlp import MLP
@@ -16,6 +17,7 @@ __all__ = [
     "Attention",
     "Block",
     "ColumnParallelLinear",
+    "HostKVCache",
     "KVCache",
     "RMSNorm",
     "RowParallelLinear",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
@@ -16,10 +13,6 @@ from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, scaled
 from layers.rotary import Angles, rotate
-
-# Backends for generation, where every token has a new sequence length. cuDNN is excluded: it builds a plan
-# for each length, which takes 78 ms on an H100, while the token itself takes 12 ms.
-ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -67,10 +60,6 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> Tensor:
     """Causal attention [batch, heads, seq, head_dim] over the cached tokens, if any, and the new ones."""
-    grouped = q.shape[1] != k.shape[1]
-    if cache is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    k, v = cache.append(k, v)
-    mask, causal = cache.mask, cache.length == 0 and cache.mask is None
-    with sdpa_kernel(ANY_LENGTH) if cache.length > 0 else nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+    if cache is not None:
+        return cache.attend(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])

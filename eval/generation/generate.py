@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from caat.data.tokenizer import Tokenizer
+from conf.cache import CacheConfig
 from conf.generate import SamplingConfig
 from eval.generation.continuation import Continuation
 from eval.generation.sampling import Sampler
 from layers.cache import KVCache
 from layers.gpt import GPT
+from layers.host_cache import HostKVCache, Transfers
 
 # A GPT or a wrapper of one: called with (tokens, cache=cache), returns this process's slice of the logits.
 Forward = Callable[..., Tensor]
@@ -28,18 +31,24 @@ def generate(
     show: Callable[[int, str], None] = lambda number, text: None,
     forward: Forward | None = None,
     numbers: Sequence[int] | None = None,
+    cache: CacheConfig | None = None,
+    transfers: Transfers | None = None,
 ) -> list[Continuation]:
     """Continue all ``prompts``, token ids of any length, as one batch.
 
     ``show(number, text)`` receives each continuation piece by piece, as soon as it is final. Every process of
     a replica must make the same call; all return the same texts. ``forward`` replaces the model if something
     wraps it. ``numbers`` are the prompts' numbers among all prompts: the sampled tokens depend on a prompt's
-    number and not on the other prompts in its batch.
+    number and not on the other prompts in its batch. ``cache``: where keys and values are; ``transfers`` adds
+    up what a cache in host memory moves.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     sampler = Sampler(settings, model.config.vocab_size, model.mesh, numbers)
     texts = [Continuation(tokenizer, prompt, settings.stop) for prompt in prompts]
-    for chosen in _next_tokens(model, forward or model, prompts, settings.max_new_tokens, sampler):
+    new_cache = partial(_cache, model, settings=cache or CacheConfig(), transfers=transfers)
+    device, count = model.norm.weight.device, settings.max_new_tokens
+    tokens = _next_tokens(forward or model, prompts, count, sampler, new_cache, device=device)
+    for chosen in tokens:
         for number, (text, token) in enumerate(zip(texts, chosen.tolist(), strict=True)):
             if piece := text.add(token):
                 show(number, piece)
@@ -51,16 +60,30 @@ def generate(
     return texts
 
 
+def _cache(
+    model: GPT, padding: Tensor, capacity: int, settings: CacheConfig, transfers: Transfers | None
+) -> KVCache:
+    arguments = (model.config, model.mesh, padding, capacity, model.norm.weight.dtype)
+    if settings.place == "device":
+        return KVCache(*arguments)
+    return HostKVCache(*arguments, settings=settings, transfers=transfers)
+
+
 def _next_tokens(
-    model: GPT, forward: Forward, prompts: Sequence[Sequence[int]], count: int, sampler: Sampler
+    forward: Forward,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    sampler: Sampler,
+    new_cache: Callable[[Tensor, int], KVCache],
+    *,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Yield the next token of every text [batch], up to ``count`` times. The first pass reads the prompts."""
-    weight = model.norm.weight
     longest = max(map(len, prompts))
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=weight.device)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    tokens = torch.tensor(rows, device=weight.device)
-    cache = KVCache(model.config, model.mesh, padding, longest + count - 1, weight.dtype)
+    tokens = torch.tensor(rows, device=device)
+    cache = new_cache(padding, longest + count - 1)
     for _ in range(count):
         chosen = sampler(forward(tokens, cache=cache)[:, -1])
         yield chosen

@@ -18,6 +18,7 @@ from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.parallel.data_axis import DataAxis
 from caat.supervision.device import PRECISIONS
 from caat.training.checkpoint.folder import find
+from conf.cache import CacheConfig
 from conf.checks import require
 from conf.generate import SamplingConfig
 from eval.generation.batches import AUTOMATIC, Batches
@@ -54,7 +55,8 @@ class CaatLM(TemplateLM):
     results. ``batch``: rows per forward pass; 0: chosen by their length. ``add_bos``: contexts start with the
     begin-of-text token, which lm-eval's Hugging Face model omits unless the tokenizer adds it. ``forward``
     replaces the model if something wraps it; ``watch`` as in :class:`~eval.generation.batches.Batches`.
-    ``share``: each replica takes its share of the rows; otherwise all replicas compute all rows.
+    ``share``: each replica takes its share of the rows; otherwise all replicas compute all rows. ``kv_cache``
+    is that of tasks that generate.
     """
 
     def __init__(
@@ -67,10 +69,11 @@ class CaatLM(TemplateLM):
         forward: Forward | None = None,
         watch: Callable[[int, int], None] = lambda done, total: None,
         share: bool = True,
+        kv_cache: CacheConfig | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokens, self.add_bos = model, tokenizer, add_bos
-        self.forward = forward or model
+        self.forward, self._kv_cache = forward or model, kv_cache
         self._device = model.norm.weight.device
         mesh = model.mesh if share else replace(model.mesh, data_rank=0, data=DataAxis())
         # If rows are not shared (ZeRO 3), replicas gather weights from each other in every pass.
@@ -172,7 +175,13 @@ class CaatLM(TemplateLM):
             def work(batch: list[int], rows=rows, settings=settings, numbers=numbers) -> list[str]:
                 prompts, of_all = [rows[each] for each in batch], [numbers[each] for each in batch]
                 made = generate(
-                    self.model, prompts, self.tokens, settings, forward=self.forward, numbers=of_all
+                    self.model,
+                    prompts,
+                    self.tokens,
+                    settings,
+                    forward=self.forward,
+                    numbers=of_all,
+                    cache=self._kv_cache,
                 )
                 return [each.text for each in made]
 

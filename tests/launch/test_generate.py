@@ -48,6 +48,22 @@ def test_several_prompts(run, tmp_path, capsys):
     assert alone["results"] == found["results"][2:]
 
 
+def test_a_cache_in_host_memory(run, capsys):
+    common = [f"checkpoint={run}", "prompt=The brown fox ran to Rome and the", "max_new_tokens=12"]
+    generate.main(common)
+    _, device = result(capsys)
+    generate.main([*common, "cache.place=host"])
+    printed, host = result(capsys)
+    # Rows of the prompt are fetched once.
+    assert host["results"] == device["results"] and 0 < host["cache"]["fetched_bytes"] < 2**14
+    assert "share of the attention left out: at most 0, 0 on average" in " ".join(printed.split())
+    generate.main([*common, "cache.place=host", "cache.keep=1", "cache.error=1e-3"])
+    _, close = result(capsys)
+    assert close["cache"]["missing_worst"] <= 1e-3 and "cache" not in device
+    with pytest.raises(ValueError, match=r"cache\.keep=8 has no effect with cache\.place=device"):
+        generate.main([*common, "cache.keep=8"])
+
+
 def test_what_was_made_is_kept_when_the_rest_is_not(run, tmp_path, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text('"The"\n"Rome"\n"fox"\n')
     shown = []

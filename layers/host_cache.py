@@ -1,0 +1,235 @@
+"""KV cache in host memory: the device holds an index of the keys, and fetches the rows that matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from caat.parallel.mesh import Mesh
+from conf.cache import CacheConfig
+from conf.model import ModelConfig
+from layers.cache import KVCache, attention
+from layers.key_index import KeyIndex, lower_logits, missing_mass
+
+# Rows that are always selected: the first tokens, to which most heads give much mass, and the last.
+FIRST, LAST = 4, 16
+
+
+@dataclass
+class Transfers:
+    """What caches in host memory moved and left out, over all layers and steps of one new token.
+
+    ``missing_worst`` and ``missing_mean``: bounds of the attention mass that was not selected.
+    """
+
+    fetched_bytes: int = 0
+    stored_bytes: int = 0
+    # What fetching every row in every step would have moved.
+    full_bytes: int = 0
+    steps: int = 0
+    missing_worst: float = 0.0
+    _missing_sum: float = 0.0
+    _heads: int = 0
+
+    @property
+    def missing_mean(self) -> float:
+        return self._missing_sum / max(1, self._heads)
+
+    def over(self, mesh: Mesh) -> Transfers:
+        """Return the sums over the processes of a replica, and the worst bound of all. Collective."""
+        own = [self.fetched_bytes, self.stored_bytes, self.full_bytes, self._missing_sum, self._heads]
+        sums = torch.tensor(own, dtype=torch.float64)
+        worst = torch.tensor([self.missing_worst], dtype=torch.float64)
+        mesh.tensor.all_reduce(sums, "forward", "sampling")
+        mesh.tensor.all_reduce(worst, "forward", "sampling", dist.ReduceOp.MAX)
+        fetched, stored, full, missing, heads = sums.tolist()
+        return Transfers(int(fetched), int(stored), int(full), self.steps, float(worst), missing, int(heads))
+
+    def note_missing(self, bound: Tensor) -> None:
+        """Note the bounds of a step's heads."""
+        self.missing_worst = max(self.missing_worst, float(bound.max()))
+        self._missing_sum += float(bound.double().sum())
+        self._heads += bound.numel()
+
+
+class Rows:
+    """Keys and values of some rows of each KV head on the device: [batch, heads, rows, head_dim].
+
+    ``places`` [batch, heads, rows] are their columns in the cache, in ascending order.
+    """
+
+    def __init__(self, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        self.places, self.keys, self.values = places, keys, values
+
+    def with_new(self, place: int, keys: Tensor, values: Tensor) -> Rows:
+        """Return these rows and that of a new token, which is the last column."""
+        places = torch.full_like(self.places[:, :, :1], place)
+        both = ((self.places, places), (self.keys, keys), (self.values, values))
+        return Rows(*(torch.cat(pair, 2) for pair in both))
+
+
+class HostLayerCache:
+    """One layer's cache of keys and values [batch, KV heads, capacity, head_dim] in host memory."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        padding: Tensor,
+        settings: CacheConfig,
+        transfers: Transfers,
+    ) -> None:
+        device = padding.device
+        # Pinned memory is copied without passing through another buffer.
+        self._keys, self._values = (
+            torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda") for _ in range(2)
+        )
+        self._index = KeyIndex(shape, settings.index, device)
+        self._settings, self._padding, self._transfers = settings, padding, transfers
+        # What the last step used: mostly what the next one needs.
+        self._hot: Rows | None = None
+        # Set for each pass.
+        self.length = 0
+        self.mask: Tensor | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the new tokens and return their attention [batch, heads, new, head_dim]."""
+        new = k.shape[2]
+        if new == 1 and self.length > 0:
+            return self._attend_one(q, k, v)
+        if self.length > 0:
+            before = slice(0, self.length)
+            past = (each[:, :, before].to(k.device) for each in (self._keys, self._values))
+            k_all, v_all = (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
+            self._transfers.fetched_bytes += k_all.nbytes + v_all.nbytes - k.nbytes - v.nbytes
+        else:
+            k_all, v_all = k, v
+        self._store(k, v)
+        self._hot = self._ends(k_all, v_all)
+        return attention(q, k_all, v_all, self.mask, first=self.length == 0)
+
+    def _attend_one(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self._hot is not None
+        total, heads = self.length + 1, k.shape[1]
+        self._store(k, v)
+        hot = self._hot.with_new(self.length, k, v)
+        queries = q.unflatten(1, (heads, -1)).squeeze(3)
+        kept = min(total, self._settings.keep + FIRST + LAST)
+        if kept < total:
+            estimates, bounds = self._index.estimate(queries)
+            if self.mask is not None:
+                estimates = estimates.masked_fill(~self.mask, -torch.inf)
+            rows = self._rows(self._select(estimates, kept), hot)
+            missing = self._missing(queries, rows, estimates + bounds)
+            while kept < total and self._settings.error and float(missing.max()) > self._settings.error:
+                kept = min(total, 2 * kept)
+                rows = self._rows(self._select(estimates, kept), rows)
+                missing = self._missing(queries, rows, estimates + bounds)
+        else:
+            rows = self._rows(self._all_places(k), hot)
+            missing = torch.zeros_like(queries[..., 0])
+        self._hot = rows
+        self._transfers.note_missing(missing)
+        self._transfers.full_bytes += 2 * total * k[:, :, 0].nbytes
+        mask = self.mask
+        if mask is not None and kept < total:
+            columns = mask.expand(-1, heads, -1, -1).squeeze(2).gather(2, rows.places)
+            mask = columns.repeat_interleave(q.shape[1] // heads, 1)[:, :, None]
+        return attention(q, rows.keys, rows.values, mask)
+
+    def _select(self, estimates: Tensor, kept: int) -> Tensor:
+        """Return the columns [batch, heads, kept] with most estimated mass over the group, ascending."""
+        total = estimates.shape[-1]
+        mass = estimates.softmax(-1).sum(2)
+        columns = torch.arange(total, device=mass.device)
+        since = columns - self._padding[:, None]
+        always = ((since >= 0) & (since < FIRST)) | (columns >= total - LAST)
+        mass = mass.masked_fill(always[:, None], torch.inf)
+        mass = mass.masked_fill((since < 0)[:, None], -1.0)
+        return mass.topk(kept, sorted=False).indices.sort(-1).values
+
+    def _missing(self, queries: Tensor, rows: Rows, upper: Tensor) -> Tensor:
+        """Return the bound of the mass that ``rows`` leave out, [batch, heads, group]."""
+        exact = lower_logits(queries, rows.keys)
+        if self.mask is not None:
+            columns = self.mask.expand(-1, exact.shape[1], -1, -1).squeeze(2).gather(2, rows.places)
+            exact = exact.masked_fill(~columns[:, :, None], -torch.inf)
+        chosen = rows.places[:, :, None].expand(-1, -1, upper.shape[2], -1)
+        return missing_mass(exact, upper.scatter(-1, chosen, -torch.inf))
+
+    def _rows(self, places: Tensor, hot: Rows) -> Rows:
+        """Return the rows at ``places``: those in ``hot`` from there, the others from the host."""
+        at = torch.searchsorted(hot.places, places).clamp_(max=hot.places.shape[2] - 1)
+        hit = hot.places.gather(2, at) == places
+        wide = at[..., None].expand(-1, -1, -1, hot.keys.shape[3])
+        keys, values = hot.keys.gather(2, wide), hot.values.gather(2, wide)
+        missed = (~hit).nonzero(as_tuple=True)
+        batch, head, _ = (each.cpu() for each in missed)
+        row = places[missed].cpu()
+        for into, store in ((keys, self._keys), (values, self._values)):
+            arrived = store[batch, head, row].to(into.device)
+            into[missed] = arrived
+            self._transfers.fetched_bytes += arrived.nbytes
+        return Rows(places, keys, values)
+
+    def _store(self, k: Tensor, v: Tensor) -> None:
+        stop = self.length + k.shape[2]
+        self._keys[:, :, self.length : stop] = k
+        self._values[:, :, self.length : stop] = v
+        self._transfers.stored_bytes += k.nbytes + v.nbytes
+        columns = torch.arange(k.shape[2], device=k.device)
+        self._index.add(k, columns >= self._padding[:, None] if self.length == 0 else None)
+
+    def _ends(self, keys: Tensor, values: Tensor) -> Rows:
+        """Return the rows that stay on the device after a pass of several tokens: the first and the last."""
+        total = keys.shape[2]
+        if total <= FIRST + LAST:
+            return Rows(self._all_places(keys), keys, values)
+        first = self._padding[:, None] + torch.arange(FIRST, device=keys.device)
+        last = torch.arange(total - LAST, total, device=keys.device).expand(len(keys), -1)
+        places = torch.cat([first.clamp(max=total - 1), last], 1).sort(1).values
+        places = places[:, None].expand(-1, keys.shape[1], -1).contiguous()
+        wide = places[..., None].expand(-1, -1, -1, keys.shape[3])
+        return Rows(places, keys.gather(2, wide), values.gather(2, wide))
+
+    def _all_places(self, keys: Tensor) -> Tensor:
+        total = self.length + keys.shape[2] if keys.shape[2] == 1 else keys.shape[2]
+        columns = torch.arange(total, device=keys.device)
+        return columns.expand(*keys.shape[:2], -1).contiguous()
+
+
+class HostKVCache(KVCache):
+    """A :class:`KVCache` whose keys and values are in host memory; a pass of several tokens is exact.
+
+    A pass of one token attends to the ``settings.keep`` rows of each KV head with most estimated mass, to the
+    first and to the last few. Everything is local to a KV head. ``transfers`` adds up what is moved.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        padding: Tensor,
+        capacity: int,
+        dtype: torch.dtype,
+        *,
+        settings: CacheConfig,
+        transfers: Transfers | None = None,
+    ) -> None:
+        self.transfers = transfers or Transfers()
+        self._settings = settings
+        super().__init__(config, mesh, padding, capacity, dtype)
+
+    def _allocate(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        self._layers = [
+            HostLayerCache(shape, dtype, self._padding, self._settings, self.transfers) for _ in range(layers)
+        ]
+
+    def _views(self, mask: Tensor | None, new: int) -> list[HostLayerCache]:
+        for layer in self._layers:
+            layer.length, layer.mask = self.length, mask
+        self.transfers.steps += new == 1
+        return self._layers
