@@ -20,5 +20,10 @@ class Outcome:
 def how_it_ended(output: str, status: int) -> str:
     """The message that a user sees, in short."""
     lines = [line for line in output.splitlines() if line.startswith("caat:")]
-    first = lines[0].removeprefix("caat: ").removeprefix("error: ") if lines else "killed with its launcher"
+    errors = [line for line in lines if line.startswith("caat: error: ")]
+    first = (
+        (errors or lines)[0].removeprefix("caat: ").removeprefix("error: ")
+        if lines
+        else "killed with its launcher"
+    )
     return f"status {status}: {first[:90]}"
