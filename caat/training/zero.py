@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import cache
 from unittest.mock import patch
 
 import torch.distributed as dist
@@ -11,10 +12,12 @@ import torch.distributed as dist
 from caat.parallel.mesh import Mesh
 
 
+@cache
 def import_deepspeed():
     """Import DeepSpeed, without the messages and compilation of features that we do not use."""
     import deepspeed
     from deepspeed.runtime import bf16_optimizer, compiler
+    from deepspeed.utils import numa
 
     # DeepSpeed would run the C++ compiler to learn which extensions it can build, and build one of them for a
     # collective that we do not use.
@@ -22,6 +25,8 @@ def import_deepspeed():
     # Every ZeRO optimizer imports Muon, which prepares to compile its functions: seconds in every process.
     with patch.object(compiler, "compile", lambda: compiler.dummy_decorator):
         import deepspeed.runtime.zero.muon.original_muon
+    # On CPUs, stage 3 runs numactl for every reduction.
+    numa.get_numa_cores = cache(numa.get_numa_cores)
     # Collects garbage and prints figures to stdout, several times for each parameter group.
     bf16_optimizer.see_memory_usage = lambda *_, **__: None
     deepspeed.utils.logger.setLevel(logging.ERROR)
