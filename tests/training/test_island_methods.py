@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -291,6 +292,10 @@ def alone() -> dict[str, bool]:
         ours, theirs = (master(engine, kind) for engine, kind in zip(engines, kinds, strict=True))
         off = (ours - theirs).abs().max()
         found[name] = float(off) < 1e-7
+    engine = engine_of(one, replace(EAGER, momentum=0.0), 1, optim=OPTIM)
+    trained(engine, range(2))
+    kept = {name.rpartition(".")[2] for name in engine.live.islands.kept.tensors()}
+    found["the origin is kept without momentum"] = kept == {"change", "own", "origin"}
     return found
 
 

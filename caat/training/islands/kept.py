@@ -67,9 +67,9 @@ class Kept:
                 assert message.change is not None and message.own is not None
                 found[f"islands.{number}.change"] = message.change
                 found[f"islands.{number}.own"] = message.own
-            if message.origin is not None and message.own_velocity is not None:
-                found[f"islands.{number}.origin"] = message.origin
-                found[f"islands.{number}.own_velocity"] = message.own_velocity
+            for name, values in (("origin", message.origin), ("own_velocity", message.own_velocity)):
+                if values is not None:
+                    found[f"islands.{number}.{name}"] = values
         return found
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
