@@ -37,7 +37,7 @@ class SLAMB(LAMB):
         self._cycle, self._beta3 = int(1 / rho), beta3
         # By parameter, the turn of each number on this process, before ZeRO cuts them.
         self._turns_of = {
-            f"{name}.weight": _turns(
+            f"{name}.weight": draw_turns(
                 module.weight.shape,  # type: ignore[arg-type]
                 module.sharding.dim,  # type: ignore[union-attr, arg-type]
                 mesh.local_shards,
@@ -133,7 +133,7 @@ class SLAMB(LAMB):
         return (s * new[:, None] + (1 - s) * old[:, None]) * smaller
 
 
-def _turns(shape: Sequence[int], dim: int, shards: Sequence[int], seed: str, cycle: int) -> Tensor:
+def draw_turns(shape: Sequence[int], dim: int, shards: Sequence[int], seed: str, cycle: int) -> Tensor:
     """Return the turn of each number of a weight that holds ``shards`` side by side along ``dim``, flat.
 
     It is the same for a shard on any process.

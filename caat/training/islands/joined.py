@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caat.optim.outer import outer_step
 from caat.parallel.meeting import Meeting
 from caat.parallel.membership import Round, Standing
 from caat.supervision.replicas import checksum
 from caat.training.islands.kept_rounds import KeptRounds
-from caat.training.islands.message import Message
 from caat.training.islands.outer_steps import Islands, OuterStep
 from caat.training.islands.rounds import Exchange, Outcome
 
@@ -131,7 +129,8 @@ class JoinedIslands(Islands):
         standing = Standing(
             name=self._party.name,
             rounds=self.rounds,
-            mark=sum(map(checksum, kept)),
+            # Sums of 64 bits may wrap around.
+            mark=int(torch.tensor([checksum(each) for each in kept]).sum()),
             weight=weight,
             running=self._running,
             settings=self._party.settings,
@@ -174,10 +173,9 @@ class JoinedIslands(Islands):
         if found.contributors:
             squares = torch.zeros(2, dtype=torch.float64)
             for message, total, own in zip(self.messages, outcome.sums, flight.changes, strict=True):
-                mean, before = total.to(own) / len(found.contributors), message.anchor.clone()
-                self._move(message, mean, exact=len(found.names) == 1 and self.settings.delay == 0)
-                both = [t.double().square().sum().cpu() for t in (message.anchor - before, own - mean)]
-                squares += torch.stack(both) * self._counts(message)
+                alone = len(found.names) == 1 and self.settings.delay == 0
+                mean = total.to(own) / len(found.contributors)
+                squares += self._move(message, mean, own, alone=alone)
                 if not (joining or found.late):
                     self._take(message)
             outer.fragments.add(0)
@@ -189,14 +187,6 @@ class JoinedIslands(Islands):
             return
         self._refresh()
         self.together = self.settings.alpha == 0 or found.late
-
-    def _move(self, message: Message, mean: Tensor, *, exact: bool) -> None:
-        """Move the anchor by the outer optimizer. ``exact``: there is one island, and no delay."""
-        if exact and (self._lr, self._momentum) == (1.0, 0.0):
-            # a - (a - w) may differ from w in the last bit.
-            message.anchor.copy_(message.own_weights())
-        else:
-            outer_step(message.anchor, message.velocity, mean, lr=self._lr, momentum=self._momentum)
 
     def awaited(self, future: Future) -> Any:
         """Return the result of ``future``. Other islands may be waited for as long as the timeout allows."""

@@ -35,16 +35,14 @@ class OuterStep:
 
     ``fragments`` are those whose exchange was applied. ``norm`` is the L2 norm of the anchor's movement.
     ``distance`` is the root mean square over the islands of the norm of w_m minus the mean of all, when the
-    exchange started. Both are None if nothing was applied. ``notes`` are for the user, and
-    ``figures`` for the record of the step.
+    exchange started. Both are None if nothing was applied. ``notes`` are for the user, and ``figures`` for
+    the record of the step.
     """
 
     fragments: set[int] = field(default_factory=set)
     wait_seconds: float = 0.0
     norm: float | None = None
     distance: float | None = None
-    # The squares of both on this rank.
-    squares: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     notes: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -74,7 +72,9 @@ class Islands:
     ) -> None:
         self.mesh, self.settings, self._refresh, self._alone = mesh, settings, refresh, alone
         self._lr, self._momentum = settings.outer_optimizer(mesh.islands.processes)
-        self._background, self._outer = Background(), OuterStep()
+        self._background = Background()
+        # What was done since the last step, and the squares of its norms on this rank.
+        self._outer, self._squares = OuterStep(), torch.zeros(2, dtype=torch.float64)
         # A rank that holds none of a message's numbers takes part in its collectives.
         self._device = next((w.device for w in weights.values() if w.numel()), torch.device("cpu"))
         # Whether all islands have the anchor's weights.
@@ -115,12 +115,13 @@ class Islands:
             if message.wait is not None and (last or self.settings.lag == 0):
                 self._apply(message, last=last)
         outer, self._outer = self._outer, OuterStep()
+        squares, self._squares = self._squares, torch.zeros_like(self._squares)
         if moved or outer.fragments != early:
             self._refresh()
         if outer.fragments:
             whole = len(outer.fragments) == self.settings.fragments
             self.together = whole and self.settings.alpha == 0 and (last or self.settings.lag == 0)
-            outer.norm, outer.distance = self._over_all_ranks(outer.squares)
+            outer.norm, outer.distance = self._over_all_ranks(squares)
         return outer
 
     @torch.no_grad()
@@ -186,20 +187,29 @@ class Islands:
     @torch.no_grad()
     def _apply(self, message: Message, *, last: bool = False) -> None:
         """Move the anchor, and the weights towards it, when the exchange has arrived."""
-        mean, before = self._arrived(message), message.anchor.clone()
-        assert message.own is not None
+        mean, own = self._arrived(message), message.own
+        assert own is not None
+        alone = self.mesh.islands.processes == 1 and not self.settings.eager
+        self._squares += self._move(message, mean, own, alone=alone)
         self._outer.fragments.add(message.fragment)
-        plain = (self._lr, self._momentum) == (1.0, 0.0) and not self.settings.eager
-        if self.mesh.islands.processes == 1 and plain:
+        if last or not self.settings.eager:
+            self._take(message)
+        message.wait = message.change = message.own = message.mean = None
+
+    def _move(self, message: Message, mean: Tensor, own: Tensor, *, alone: bool) -> Tensor:
+        """Move the anchor by the ``mean`` change of all islands, of which ``own`` is this one's.
+
+        ``alone``: there is one island, whose weights are still those of its change. Returns the squares of
+        the anchor's movement and of the distance from the mean that this rank adds.
+        """
+        before = message.anchor.clone()
+        if alone and (self._lr, self._momentum) == (1.0, 0.0):
             # a - (a - w) may differ from w in the last bit.
             message.anchor.copy_(message.own_weights())
         else:
             outer_step(message.anchor, message.velocity, mean, lr=self._lr, momentum=self._momentum)
-        if last or not self.settings.eager:
-            self._take(message)
-        squares = [t.double().square().sum().cpu() for t in (message.anchor - before, message.own - mean)]
-        self._outer.squares += torch.stack(squares) * self._counts(message)
-        message.wait = message.change = message.own = message.mean = None
+        both = [each.double().square().sum().cpu() for each in (message.anchor - before, own - mean)]
+        return torch.stack(both) * self._counts(message)
 
     @torch.no_grad()
     def _look_ahead(self, message: Message) -> None:
