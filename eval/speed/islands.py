@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 
@@ -45,15 +44,18 @@ def island_rows(config: BenchIslandsConfig) -> list[dict]:
     plain DeepSpeed divided by the variant's, both round by round. Collective.
     """
     alone, every, last = Mesh.create(1, 1, islands=config.replicas), config.every, config.codecs[-1]
+    outer = [
+        *((OPTIM, IslandsConfig("diloco", every=every, codec=codec)) for codec in config.codecs),
+        (OPTIM, IslandsConfig("diloco", every=every, codec=last, delay=config.island_delay)),
+        (OPTIM, IslandsConfig("diloco", every=every, codec=last, eager=True)),
+        (OptimConfig(name="lamb"), IslandsConfig("slamb", every=every, codec=last)),
+        (OptimConfig(name="sgd"), IslandsConfig("dcs3gd", every=1, codec=last)),
+    ]
     variants = [
         Turns(by_engine(config, NOTHING, alone), FEW),
         Turns(plain_deepspeed(config), FEW),
         *(Turns(_synchronous(config, codec), FEW) for codec in config.codecs),
-        *(Turns(_islands(config, "diloco", codec), every) for codec in config.codecs),
-        Turns(_islands(config, "diloco", last, delay=config.island_delay), every),
-        Turns(_islands(config, "diloco", last, eager=True), every),
-        Turns(_islands(config, "slamb", last, OptimConfig(name="lamb")), every),
-        Turns(_islands(config, "dcs3gd", last, OptimConfig(name="sgd"), every=1), every),
+        *(Turns(_islands(config, optim, settings), every) for optim, settings in outer),
     ]
     for variant in variants:
         variant.replica.step()
@@ -87,14 +89,7 @@ def _synchronous(config: BenchIslandsConfig, codec: str) -> Replica:
     return by_engine(config, f"synchronous, {codec}", mesh)
 
 
-def _islands(
-    config: BenchIslandsConfig, method: str, codec: str, optim: OptimConfig = OPTIM, **how: Any
-) -> Replica:
-    settings = IslandsConfig(method, codec=codec, **{"every": config.every, **how})
-    mode = f"{method}, {codec}" + "".join(
-        f", {name} {value}" if value is not True else f", {name}"
-        for name, value in how.items()
-        if name != "every"
-    )
-    mesh = Mesh.create(1, 1, islands=config.replicas)
+def _islands(config: BenchIslandsConfig, optim: OptimConfig, settings: IslandsConfig) -> Replica:
+    mode, mesh = f"{settings.method}, {settings.codec}", Mesh.create(1, 1, islands=config.replicas)
+    mode += f", delay {settings.delay}" * (settings.delay > 0) + ", eager" * settings.eager
     return by_engine(config, mode, mesh, islands=settings, optim=optim)
