@@ -65,6 +65,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "nodes": plan.nodes,
         "layout": asdict(layout),
         "outer_steps": config.islands.describe(layout.islands) if layout.islands > 1 else None,
+        "joins": config.islands.join is not None,
         "memory": _parts(needs(config, layout)),
         "memory_limit": limit,
         "tokens": tokens,

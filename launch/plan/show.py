@@ -43,6 +43,8 @@ def show(plan: dict[str, Any]) -> None:
     )
     if plan["outer_steps"]:
         print(f"between islands: {plan['outer_steps']}; bytes and waits below are means over the steps")
+    if plan["joins"]:
+        print("The rounds with the islands of islands.join are in the memory below, but not in the times.")
     out.print(_memory(plan))
     out.print(_steps(plan))
     out.print(_layouts(plan))
@@ -74,16 +76,17 @@ def _steps(plan: dict[str, Any]) -> Table:
     for row in plan["steps"]:
         table.add_row(
             f"{row['ratio']:g}",
-            *(
-                f"{row[name] / GIB:,.3g}" if row[name] < GIB else f"{row[name] / GIB:,.1f}"
-                for name in sent.values()
-            ),
+            *(_gib(row[name]) for name in sent.values()),
             *(f"{row[name]:.3g}" for name in spent.values()),
             f"{row['tokens_per_second']:,.0f}",
             f"{row['mfu']:.1%}",
             f"{row['days']:.3g}",
         )
     return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.3g}" if size < GIB else f"{size / GIB:,.1f}"
 
 
 def _layouts(plan: dict[str, Any]) -> Table:
