@@ -51,7 +51,7 @@ def test_another_layout_is_left_out_and_told_why():
             assert f"zero.stage is 3 here and 1 on island {order[0]}" in str(refused.value)
             assert "Give zero.stage=1, or join another lighthouse" in str(refused.value)
             assert "tokenizer" not in str(refused.value)
-    # Of two that start together, the first by name decides.
+    # If two islands start together, the first by name decides.
     fresh = [replace(each, running=False, rounds=0) for each in (AT, wrong)]
     here = asked(a=fresh[0], b=fresh[1])
     assert choose(here, "a:1", "now").names == ("a",)

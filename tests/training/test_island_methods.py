@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from caat.optim.slamb import _turns
+from caat.optim.slamb import draw_turns
 from caat.parallel.mesh import Mesh
 from caat.planning.island_traffic import momentum_bytes
 from caat.planning.layouts import Layout
@@ -176,7 +176,7 @@ def plain_slamb(replicas: int, steps: int) -> list[dict[str, Tensor]]:
     for k, (name, p) in enumerate(plain.models[0].named_parameters()):
         if p.dim() > 1:
             module = name.removesuffix(".weight")
-            turns[k] = _turns(p.shape, modules[module].sharding.dim, range(4), f"3 {module}", cycle)
+            turns[k] = draw_turns(p.shape, modules[module].sharding.dim, range(4), f"3 {module}", cycle)
     matrices = positions(plain)
     m, v, since = [
         [[torch.zeros(w.numel()) for w in plain.weights(island)] for island in range(ISLANDS)]
