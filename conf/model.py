@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conf.checks import require, require_positive
 from conf.field import setting
+from conf.rope_scaling import RopeScalingConfig
 
 
 @dataclass
@@ -40,6 +41,7 @@ class ModelConfig:
         "parallel.tensor.",
     )
     rope_base: float = setting(10000.0, "Base of the wavelengths of the rotary positions.")
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     norm_eps: float = setting(1e-5, "Constant added to the mean square in RMSNorm.")
     init_std: float = setting(
         0.02,
@@ -77,12 +79,26 @@ class ModelConfig:
             f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}: "
             "every KV head serves the same number of query heads",
         )
+        self._check_rope_scaling()
         if self.padded_vocab_size is not None:
             require(
                 self.padded_vocab_size >= self.vocab_size,
                 f"model.padded_vocab_size={self.padded_vocab_size} is below "
                 f"model.vocab_size={self.vocab_size}: padding can only add rows",
             )
+
+    def _check_rope_scaling(self) -> None:
+        kind = self.rope_scaling.kind
+        require(
+            kind != "dynamic" or self.head_dim > 2,
+            f"model.hidden / model.heads = {self.head_dim} must be above 2 with "
+            "model.rope_scaling.kind=dynamic, which keeps the highest frequency and scales the others",
+        )
+        require(
+            kind != "yarn" or self.rope_base > 1,
+            f"model.rope_base={self.rope_base} must be above 1 with model.rope_scaling.kind=yarn, which "
+            "divides low frequencies only",
+        )
 
     @property
     def head_dim(self) -> int:

@@ -71,4 +71,4 @@ def places_of(x: Tensor, config: ModelConfig, cache: KVCache | None) -> Places:
     layers: Sequence[LayerCache | None] = [None] * config.layers
     if cache is not None:
         positions, layers = cache.extend(x.shape[1])
-    return Places(rotary_angles(positions, config.head_dim, config.rope_base, x.dtype), layers)
+    return Places(rotary_angles(positions, config, x.dtype), layers)

@@ -159,9 +159,7 @@ class VariedGPT(GPT):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: None = None) -> Tensor:
         embedded = self.embedding(tokens)
-        angles = rotary_angles(
-            torch.arange(tokens.shape[-1]), self.config.head_dim, self.config.rope_base, embedded.dtype
-        )
+        angles = rotary_angles(torch.arange(tokens.shape[-1]), self.config, embedded.dtype)
         x = embedded.expand(self.mesh.shards, *embedded.shape)
         for number, block in enumerate(self.blocks):
             a = block.attention.core(_read(x, block.attention_norm, block.attention.qkv), *angles)

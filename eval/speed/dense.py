@@ -54,9 +54,7 @@ class DenseGPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         x = self.embedding(tokens)
-        cos, sin = rotary_angles(
-            torch.arange(tokens.shape[-1], device=x.device), self.c.head_dim, self.c.rope_base, x.dtype
-        )
+        cos, sin = rotary_angles(torch.arange(tokens.shape[-1], device=x.device), self.c, x.dtype)
         for block in self.blocks:
             x = block(x, cos, sin)
         logits = self.head(self.norm(x))

@@ -150,7 +150,7 @@ class DominoStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)
-        angles = rotary_angles(positions, self.c.head_dim, self.c.rope_base, x.dtype)
+        angles = rotary_angles(positions, self.c, x.dtype)
         # Domino uses Megatron's layout, [seq, batch, hidden].
         return self.head(self.transformer(x.transpose(0, 1), None, (angles, angles))).square().mean()
 

@@ -65,7 +65,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
     else:
         values = read_llama(folder)
         flagged = values.tie_word_embeddings
-        model = model_config(values, folder.resolve().name)
+        model = model_config(values, folder)
         require(
             shards is not None, "parallel.tensor is required: give the number of shards, parallel.tensor=N"
         )

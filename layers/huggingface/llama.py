@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caat.storage.records import Positive, Size, parse_record
+from caat.training.checkpoint.rope import RopeKeys
 from conf.checks import require
 from conf.model import ModelConfig
 
@@ -27,15 +28,8 @@ class Kind:
         return self.model_type == "caat" or (self.caat is not None and self.auto_map is not None)
 
 
-@dataclass(frozen=True)
-class Rope:
-    rope_type: str | None = None
-    type: str | None = None
-    rope_theta: Positive | None = None
-
-
-@dataclass(frozen=True)
-class Llama:
+@dataclass(frozen=True, kw_only=True)
+class Llama(RopeKeys):
     """The keys that our models depend on, with the defaults of `transformers`, which omits them in files."""
 
     num_hidden_layers: Size
@@ -48,9 +42,6 @@ class Llama:
     max_position_embeddings: Size = 2048
     rms_norm_eps: Positive = 1e-6
     initializer_range: Positive = 0.02
-    rope_theta: Positive | None = None
-    rope_parameters: Rope | None = None
-    rope_scaling: Rope | None = None
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -91,15 +82,6 @@ def read_llama(folder: Path) -> Llama:
         "is not supported: give a model of type llama (SmolLM, TinyLlama, Llama 1 and 2 and others)",
     )
     values = parse_record(read_config(folder), Llama, path)
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = getattr(values, key) or Rope()
-        scaling = rope.rope_type or rope.type
-        refuse_unless(
-            scaling in (None, "default"),
-            key,
-            scaling,
-            "scales rotary positions, which caat does not support: give a model without it",
-        )
     refuse_unless(
         values.hidden_act == "silu", "hidden_act", values.hidden_act, "is not silu, which SwiGLU needs"
     )
@@ -132,11 +114,10 @@ def read_llama(folder: Path) -> Llama:
     return values
 
 
-def model_config(values: Llama, name: str) -> ModelConfig:
-    """Convert to our configuration. Raise ``ValueError`` if the sizes do not fit together."""
-    rope = values.rope_parameters or Rope()
+def model_config(values: Llama, folder: Path) -> ModelConfig:
+    """Convert to our configuration. Raise ``ValueError`` if the values do not fit together."""
     return ModelConfig(
-        name=name,
+        name=folder.resolve().name,
         layers=values.num_hidden_layers,
         hidden=values.hidden_size,
         ffn=values.intermediate_size,
@@ -144,7 +125,8 @@ def model_config(values: Llama, name: str) -> ModelConfig:
         kv_heads=values.num_key_value_heads or values.num_attention_heads,
         sequence=values.max_position_embeddings,
         vocab_size=values.vocab_size,
-        rope_base=float(rope.rope_theta or values.rope_theta or 10000.0),
+        rope_base=values.base or 10000.0,
+        rope_scaling=values.scaling(values.max_position_embeddings, folder / "config.json"),
         norm_eps=values.rms_norm_eps,
         init_std=values.initializer_range,
     )

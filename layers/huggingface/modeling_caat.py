@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # The output's field for the cache is `past_key_values` before transformers 5.24 and `cache` since.
 CACHE = next(
@@ -64,9 +65,15 @@ def row_parallel(x: Tensor, linear: nn.Linear, shared: int, scale: float) -> Ten
 
 def rotary_angles(positions: Tensor, c: CaatConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cosine and sine [b, 1, s, head_dim / 2] for ``positions`` [b, s]."""
+    kind, scale = c.rope_parameters["rope_type"], 1.0
     exponent = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device=positions.device) / c.head_dim
-    angles = positions[:, None, :, None] * c.rope_parameters["rope_theta"] ** -exponent
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    frequencies = c.rope_parameters["rope_theta"] ** -exponent
+    if kind != "default":
+        # Dynamic scaling depends on the length so far; cached keys keep the angles of their own pass.
+        compute, length = ROPE_INIT_FUNCTIONS[kind], positions.max() + 1
+        frequencies, scale = compute(c, positions.device, seq_len=length)
+    angles = positions[:, None, :, None] * frequencies.double()
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ from layers.huggingface.llama import model_config, read_llama
 from layers.huggingface.tokenizers import choose_tokenizer
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
 
+# Scaled for sequences of more than 4 tokens.
+YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 4}
+
 TEXTS = [
     "Document 7 says:  two spaces, 1234 digits\n\n\tand a tab",
     " leading space, trailing ",
@@ -57,7 +60,7 @@ def same_scores(folder: Path, theirs, shards: int, atol: float = 1e-5) -> None:
     [
         (1, {}),
         (2, {"max_shard_size": "20KB"}),
-        (4, {"tie_word_embeddings": True}),
+        (4, {"tie_word_embeddings": True, "rope_parameters": YARN}),
         (4, {"dtype": torch.bfloat16}),
         (2, {"dtype": torch.float16, "num_key_value_heads": 8}),
     ],
@@ -85,6 +88,8 @@ def test_there_and_back(tmp_path, capsys, monkeypatch, shards, changes):
     want = {name: value for name, value in theirs.state_dict().items()}
     for name, value in again.state_dict().items():
         assert torch.equal(value, want[name]), name
+    with torch.no_grad():
+        torch.testing.assert_close(again(prompt()).logits, theirs(prompt()).logits, rtol=0, atol=1e-5)
     same_tokens(back, ours)
 
 
@@ -104,7 +109,7 @@ def test_below_ratio_one_with_its_own_code(tmp_path, ratio, monkeypatch):
     # Collects the questions of transformers about running code.
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
-    write_llama(tmp_path / "hf")
+    write_llama(tmp_path / "hf", **({"rope_parameters": YARN} if ratio == 0.25 else {}))
     ours, back, again = tmp_path / "ours", tmp_path / "back", tmp_path / "again"
     convert(f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=4", f"sync.ratio={ratio}")
     convert(f"from={ours}", f"to={back}")
@@ -318,7 +323,7 @@ def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(tmp_path):
     ours, theirs = read_llama(tmp_path), transformers.LlamaConfig(**sizes)
     for key in ("hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings"):
         assert getattr(ours, key) == getattr(theirs, key), key
-    model = model_config(ours, "a")
+    model = model_config(ours, tmp_path)
     assert (model.kv_heads, model.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
     assert (model.sequence, model.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
     assert model.init_std == theirs.initializer_range

@@ -39,12 +39,24 @@ def pickled(folder: Path) -> None:
 WRONG = {
     "another type": (lambda f: edit(f, model_type="qwen2"), 'model_type="qwen2" is not supported'),
     "scaled rope": (
-        lambda f: edit(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}),
-        r"rope_parameters=.*llama3.* scales rotary positions",
+        lambda f: edit(f, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8}),
+        r'rope_parameters="longrope" .* not support: give .* linear, dynamic, llama3, yarn',
     ),
     "old scaled rope": (
-        lambda f: edit(f, rope_scaling={"type": "linear", "factor": 2}),
-        r"rope_scaling=.*linear.* scales rotary positions",
+        lambda f: edit(f, rope_scaling={"type": "ntk", "factor": 2}),
+        r'rope_scaling="ntk" is a scaling',
+    ),
+    "rope without a factor": (
+        lambda f: edit(f, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8}),
+        r"rope_parameters is llama3 and has no low_freq_factor: give",
+    ),
+    "rope of some channels": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "factor": 2, "partial_rotary_factor": 0.5}),
+        r"partial_rotary_factor=0.5 rotates only some channels",
+    ),
+    "shorter rope": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "factor": 0.5}),
+        r"rope_scaling.factor=0.5 must be at least 1",
     ),
     "attention bias": (lambda f: edit(f, attention_bias=True), "attention_bias=true means biases"),
     "mlp bias": (lambda f: edit(f, mlp_bias=True), "mlp_bias=true means biases"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caat.storage.records import Finite, Positive, Size, Whole, parse_record
+from caat.training.checkpoint.rope import RopeKeys, rope_json
 from caat.training.checkpoint.state import read_checked
 from conf.checks import require
 from conf.model import ModelConfig
@@ -46,8 +47,7 @@ class Architecture:
             "max_position_embeddings": c.sequence,
             "vocab_size": c.vocab_size,
             "rms_norm_eps": c.norm_eps,
-            "rope_theta": c.rope_base,
-            "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
+            **rope_json(c),
             "initializer_range": c.init_std,
             "hidden_act": "silu",
             "attention_bias": False,
@@ -72,12 +72,11 @@ class Architecture:
         Raises ``ValueError`` for values that are missing, have another type or do not fit together.
         """
         values = parse_record(content, _Llama, path)
-        rope = values.rope_parameters or values
         require(
-            values.caat is not None and rope.rope_theta is not None,
+            values.caat is not None and values.base is not None,
             f"{path} has no {'caat' if values.caat is None else 'rope_theta'}: is it a caat checkpoint?",
         )
-        assert values.caat is not None and rope.rope_theta is not None
+        assert values.caat is not None and values.base is not None
         cut = values.caat
         model = ModelConfig(
             name=path.parent.name,
@@ -89,7 +88,8 @@ class Architecture:
             sequence=values.max_position_embeddings,
             vocab_size=values.vocab_size,
             padded_vocab_size=cut.padded_vocab_size,
-            rope_base=rope.rope_theta,
+            rope_base=values.base,
+            rope_scaling=values.scaling(values.max_position_embeddings, path),
             norm_eps=values.rms_norm_eps,
             init_std=values.initializer_range,
         )
@@ -126,27 +126,21 @@ class _Cut:
     padded_vocab_size: Size
 
 
-@dataclass(frozen=True)
-class _Rope:
-    rope_theta: Positive | None = None
-
-
-@dataclass(frozen=True)
-class _Llama(_Rope):
+@dataclass(frozen=True, kw_only=True)
+class _Llama(RopeKeys):
     """The fields of config.json, as written by :meth:`Architecture.to_json` and `transformers`."""
 
-    num_hidden_layers: Size = field(kw_only=True)
-    hidden_size: Size = field(kw_only=True)
-    intermediate_size: Size = field(kw_only=True)
-    num_attention_heads: Size = field(kw_only=True)
-    num_key_value_heads: Size = field(kw_only=True)
-    max_position_embeddings: Size = field(kw_only=True)
-    vocab_size: Size = field(kw_only=True)
-    rms_norm_eps: Positive = field(kw_only=True)
-    initializer_range: Positive = field(kw_only=True)
-    bos_token_id: Whole = field(kw_only=True)
-    eos_token_id: Whole = field(kw_only=True)
-    rope_parameters: _Rope | None = None
+    num_hidden_layers: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    max_position_embeddings: Size
+    vocab_size: Size
+    rms_norm_eps: Positive
+    initializer_range: Positive
+    bos_token_id: Whole
+    eos_token_id: Whole
     caat: _Cut | None = None
 
 
