@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -16,15 +15,32 @@ if TYPE_CHECKING:
     from caat.supervision.control import Control
 
 # Fields that do not affect the model's output. With private channels, the padded vocabulary size does.
-NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size", "sequence")
+NOT_IN_THE_FUNCTION = ("name", "init_std", "padded_vocab_size")
 # Prefixes of settings that may differ between hosts: paths, and what only rank 0 uses.
 OF_A_HOST = ("run.", "launch.", "data.", "tracker.", "resume", "initialize", "eval.tasks")
 
 
-def check_model(config: Config, found: Architecture, where: object, remedy: str) -> None:
-    """Raise ``ValueError`` unless the model matches ``found`` in ``where``; the shard count may differ."""
-    for name in (field.name for field in fields(ModelConfig) if field.name not in NOT_IN_THE_FUNCTION):
-        ours, theirs = getattr(config.model, name), getattr(found.model, name)
+def of_the_function(model: ModelConfig, scaling: bool = True) -> list[str]:
+    """Return the names of the settings, below `model`, that the model's output depends on.
+
+    ``scaling``: also those of scaled rotary positions.
+    """
+    names = [name.removeprefix("model.") for name in SETTINGS if name.startswith("model.")]
+    names = [name for name in names if scaling or not name.startswith("rope_scaling.")]
+    # Dynamic scaling begins at this length.
+    free = () if scaling and model.rope_scaling.kind == "dynamic" else ("sequence",)
+    return [name for name in names if name not in (*NOT_IN_THE_FUNCTION, *free)]
+
+
+def check_model(
+    config: Config, found: Architecture, where: object, remedy: str, *, scaling: bool = True
+) -> None:
+    """Raise ``ValueError`` unless the model matches ``found`` in ``where``; the shard count may differ.
+
+    ``scaling``: compare scaled rotary positions, too.
+    """
+    for name in of_the_function(config.model, scaling):
+        ours, theirs = attrgetter(name)(config.model), attrgetter(name)(found.model)
         require(
             ours == theirs,
             f"model.{name}={ours}, but {where} holds a model with {theirs}: give model.{name}={theirs}, or "

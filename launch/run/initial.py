@@ -30,7 +30,8 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
     """
     if config.initialize is None:
         return
-    names = {f"model.{field.name}" for field in fields(ModelConfig)}
+    # Runs of earlier versions have no scaled rotary positions in their settings.
+    names = {f"model.{field.name}" for field in fields(ModelConfig) if field.name != "rope_scaling"}
     if config.data.tokenizer is not None and ("model" in given or names <= set(given)):
         return
     checkpoint = initial_checkpoint(config.initialize)
@@ -41,7 +42,8 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
         if config.parallel.tensor != found.shards:
             values["padded_vocab_size"] = None
         for name, value in values.items():
-            if f"model.{name}" not in given:
+            # Settings of scaled rotary positions belong together: one that is given replaces all.
+            if not any(each == f"model.{name}" or each.startswith(f"model.{name}.") for each in given):
                 config.model[name] = value
     if config.data.tokenizer is None:
         config.data.tokenizer = str(checked_tokenizer(checkpoint))
@@ -54,7 +56,9 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
     checkpoint = initial_checkpoint(config.initialize)
     found = read_architecture(checkpoint)
     where = f"initialize={config.initialize}"
-    check_model(config, found, where, "leave the model out to take it from there")
+    # A run may extend the context of the weights, but leaving their scaling out is a mistake.
+    rescaled = config.model.rope_scaling.kind != "none"
+    check_model(config, found, where, "leave the model out to take it from there", scaling=not rescaled)
     if not found.plain:
         check_private(config, found, where)
     theirs = checked_tokenizer(checkpoint)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import fields
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -15,10 +15,9 @@ from caat.data.tokenizer import find_tokenizer
 from caat.parallel.lighthouse_page import read_page
 from caat.parallel.world import restarted
 from conf.checks import require
-from conf.model import ModelConfig
 from conf.schema import Config
 from launch.command.available import installed
-from launch.run.agreement import NOT_IN_THE_FUNCTION
+from launch.run.agreement import of_the_function
 
 if TYPE_CHECKING:
     from caat.parallel.mesh import Mesh
@@ -108,9 +107,8 @@ def common_settings(config: Config, tokens: Path, mesh: Mesh) -> dict[str, str]:
     """Return the settings that must be the same on all islands: their numbers lie in the same places."""
     islands, shards = config.islands, config.parallel.tensor
     lr, momentum = islands.outer_optimizer(1)
-    names = [each.name for each in fields(ModelConfig) if each.name not in NOT_IN_THE_FUNCTION]
     found = {
-        **{f"model.{name}": getattr(config.model, name) for name in names},
+        **{f"model.{name}": attrgetter(name)(config.model) for name in of_the_function(config.model)},
         "model.padded_vocab_size": config.model.padded_vocab(shards),
         "parallel.tensor": shards,
         "parallel.processes": mesh.processes,

@@ -18,6 +18,7 @@ from caat.storage.durable import write_json
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.state import read_checksums, write_checksums
 from conf.reading.saved import read_config
+from conf.rope_scaling import RopeScalingConfig
 from launch.convert import main as convert
 from launch.run.compose import compose
 from launch.run.folder import create_run_folder
@@ -103,6 +104,25 @@ def test_resuming_what_was_converted_says_how_to_start(here):
         validate(compose(["resume=llama", "data.path=own.txt", "sync.ratio=1", "parallel.tensor=4"]), 1)
 
 
+def test_the_context_may_be_extended(here):
+    """Scaled rotary positions are taken over, or replaced as a whole; only leaving them out is an error."""
+    yarn = RopeScalingConfig("yarn", 4.0, 64, beta_fast=16.0)
+    linear = ["model.rope_scaling.kind=linear", "model.rope_scaling.factor=2", "model.sequence=128"]
+    config = compose([*RUN, *linear, "train.sequence=128"])
+    validate(config, 1)
+    assert config.model.rope_scaling == RopeScalingConfig("linear", 2.0)
+    found = read_architecture(here / "llama")
+    at_half(here, model=replace(found.model, rope_scaling=yarn))
+    config = compose(RUN)
+    assert config.model.rope_scaling == yarn
+    validate(config, 1)
+    config = compose([*RUN, *linear])
+    assert config.model.rope_scaling == RopeScalingConfig("linear", 2.0)
+    validate(config, 1)
+    with pytest.raises(ValueError, match=r"rope_scaling.kind=none, but initialize=llama holds .* with yarn"):
+        validate(compose([*RUN, "model.rope_scaling.kind=none"]), 1)
+
+
 def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
     at_half(here)
     validate(compose([*RUN, "sync.ratio=0.25"]), 1)
@@ -146,7 +166,8 @@ SHORT = [
 @pytest.mark.slow
 def test_runs_from_given_weights(here):
     """One process and two start from the same loss, and resume instead of starting again."""
-    schedule = ["sync.ratio={0:1,3:0.5}", *SHORT]
+    scaling = ["model.rope_scaling.kind=linear", "model.rope_scaling.factor=2"]
+    schedule = ["sync.ratio={0:1,3:0.5}", *scaling, *SHORT]
     printed = command(*schedule, "run.dir=one", cwd=here)
     assert "starting with the weights of llama" in printed
     assert "sync.ratio 0.5 from step 4 on: validation" in printed
@@ -154,10 +175,11 @@ def test_runs_from_given_weights(here):
     assert losses(here / "two") == pytest.approx(losses(here / "one"), abs=2e-5)
     first = records(here / "one")[0]
     # The first step starts from the given weights, not from those of an untrained model.
-    command(*SHORT, "sync.ratio=1", "parallel.tensor=1", "train.steps=1", "run.dir=plain", cwd=here)
-    plain = records(here / "plain")[0]
+    plain = [*scaling, "sync.ratio=1", "parallel.tensor=1", "train.steps=1", "run.dir=plain"]
+    command(*SHORT, *plain, cwd=here)
+    whole = records(here / "plain")[0]
     for name in ("loss", "validation_loss_before"):
-        assert first[name] == pytest.approx(plain[name], abs=1e-5)
+        assert first[name] == pytest.approx(whole[name], abs=1e-5)
 
     # Killed after step 4, started again with the same command.
     run = here / "one"
@@ -168,7 +190,7 @@ def test_runs_from_given_weights(here):
     assert "resumed from" in printed and "starting with the weights" not in printed
     assert losses(run) == want
 
-    # The final checkpoint of a run initialises another run at another ratio.
+    # The final checkpoint of a run initialises another run, with the same scaled positions.
     at_the_end = records(run)[-1]["validation_loss"]
     settings = ["initialize=one", "sync.ratio=0.5", "run.dir=on", *SHORT]
     command(*settings, cwd=here)

@@ -139,6 +139,10 @@ REFUSED = {
     ),
     "another scale": (["resume=run", "sync.private_scale=sqrt"], ["private_scale is 2.8", "give"]),
     "another model": (["resume=run", "model.layers=2"], ["model.layers=2", "a model with 4", "give"]),
+    "another scaling": (
+        ["resume=run", "model.rope_scaling.kind=linear", "model.rope_scaling.factor=2"],
+        ["model.rope_scaling.kind=linear", "a model with none", "give model.rope_scaling.kind=none"],
+    ),
     "another length": (["resume=run", "train.sequence=128"], ["train.sequence=128", "256"]),
     "another seed": (["resume=run", "seed=2"], ["seed=2", "Give seed=1"]),
     "another optimizer": (
@@ -174,6 +178,15 @@ def test_what_may_change(run):
     settings += ["train.precision=bf16", "train.steps=300", "optim.lr=1e-4", "optim.min_lr=0"]
     state = check_resume(compose(settings))
     assert state is not None and state.step == 150
+
+
+def test_the_longest_sequence_is_free_except_where_dynamic_scaling_begins_there(run):
+    assert check_resume(compose(["resume=run", "model.sequence=512"])) is not None
+    dynamic = ["model.rope_scaling.kind=dynamic", "model.rope_scaling.factor=2"]
+    add_checkpoint(Path("scaled"), 20, *dynamic)
+    assert check_resume(compose(["resume=scaled", *dynamic])) is not None
+    with pytest.raises(ValueError, match=r"model.sequence=512, but .* with 256: give model.sequence=256"):
+        check_resume(compose(["resume=scaled", *dynamic, "model.sequence=512"]))
 
 
 def test_a_schedule_must_have_come_to_the_ratio_of_the_checkpoint(run):
