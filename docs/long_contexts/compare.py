@@ -156,13 +156,11 @@ def measure(model: GPT, case: Case, keeps: list[int], done: set[tuple]) -> Itera
         cache.again(case.past, "" if method == "full" else method, keep)
         normed = model.hidden(tokens[:, case.past :], cache)
         _, logits = model.head.after_norm(normed)
-        # The token before predicts each of those that count.
-        scores = logits[0, case.counted - case.past - 1 : -1] if case.counted > case.past else logits[0, :-1]
-        targets = tokens[0, max(case.counted, case.past + 1) :]
-        scores = scores[:, : model.config.vocab_size]
-        missing = (
-            float(torch.cat([each.flatten() for each in cache.missing]).mean()) if cache.missing else 0.0
-        )
+        # The logits of a token predict the next one.
+        first = max(case.counted, case.past + 1)
+        scores = logits[0, first - case.past - 1 : -1, : model.config.vocab_size]
+        targets = tokens[0, first:]
+        missing = [each.flatten() for each in cache.missing] or [torch.zeros(1)]
         yield {
             "kind": case.kind,
             "length": case.length,
