@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 LEVELS = {"int8": 127, "int4": 7}
+# Tokens that are decoded at a time.
+BLOCK = 2048
 # A sum of d products in float32 is off by at most about d times this share of the sum of their sizes.
 EPSILON = 2.0**-22
 
@@ -66,13 +68,15 @@ class KeyIndex:
         queries = queries.float()
         scale = 1 / sqrt(queries.shape[-1])
         weighted, steps = queries * self._range, self._steps[:, :, None, : self.length]
-        codes = self._decode(self._codes[:, :, : self.length])
-        means = (queries * self._mean).sum(-1, keepdim=True)
-        logits = ((weighted @ codes.mT) * steps + means) * scale
-        reach = weighted.abs().sum(-1, keepdim=True)
-        largest = (queries * self._mean).abs().sum(-1, keepdim=True) + reach * steps * self._levels
+        means = (queries * self._mean).sum(-1, keepdim=True) * scale
+        # Decoded keys are four to eight times as large as codes: only a block of them exists at a time.
+        blocks = self._codes[:, :, : self.length].split(BLOCK, 2)
+        products = torch.cat([self._decode(block) @ (weighted * scale).mT for block in blocks], 2)
+        logits = torch.addcmul(means, products.mT, steps)
+        reach = weighted.abs().sum(-1, keepdim=True) * scale
         rounding = EPSILON * (queries.shape[-1] + 16)
-        return logits, (reach * steps / 2 + rounding * largest) * scale
+        base = (queries * self._mean).abs().sum(-1, keepdim=True) * (scale * rounding)
+        return logits, torch.addcmul(base, reach * (0.5 + rounding * self._levels), steps)
 
     def _encode(self, codes: Tensor) -> Tensor:
         if not self._packed:
