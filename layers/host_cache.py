@@ -12,6 +12,7 @@ from caat.parallel.mesh import Mesh
 from conf.cache import CacheConfig
 from conf.model import ModelConfig
 from layers.cache import KVCache, attention
+from layers.host_memory import HostMemory
 from layers.key_index import KeyIndex, lower_logits, missing_mass
 
 # Rows that are always selected: the first tokens, to which most heads give much mass, and the last.
@@ -72,22 +73,12 @@ class Rows:
 
 
 class HostLayerCache:
-    """One layer's cache of keys and values [batch, KV heads, capacity, head_dim] in host memory."""
+    """One layer's cache, whose keys and values are in ``memory``."""
 
     def __init__(
-        self,
-        shape: tuple[int, int, int, int],
-        dtype: torch.dtype,
-        padding: Tensor,
-        settings: CacheConfig,
-        transfers: Transfers,
+        self, memory: HostMemory, padding: Tensor, settings: CacheConfig, transfers: Transfers
     ) -> None:
-        device = padding.device
-        # Pinned memory is copied without passing through another buffer.
-        self._keys, self._values = (
-            torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda") for _ in range(2)
-        )
-        self._index = KeyIndex(shape, settings.index, device)
+        self._memory, self._index = memory, KeyIndex(memory.shape, settings.index, padding.device)
         self._settings, self._padding, self._transfers = settings, padding, transfers
         # What the last step used: mostly what the next one needs.
         self._hot: Rows | None = None
@@ -97,24 +88,36 @@ class HostLayerCache:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store the new tokens and return their attention [batch, heads, new, head_dim]."""
-        new = k.shape[2]
-        if new == 1 and self.length > 0:
-            return self._attend_one(q, k, v)
+        fetched, stored = self._memory.fetched_bytes, self._memory.stored_bytes
+        one = k.shape[2] == 1 and self.length > 0
+        self._memory.write(self.length, k, v)
+        attended = self._attend_one(q, k, v) if one else self._attend_all(q, k, v)
+        self._transfers.fetched_bytes += self._memory.fetched_bytes - fetched
+        self._transfers.stored_bytes += self._memory.stored_bytes - stored
+        return attended
+
+    def hold(self, k: Tensor, v: Tensor) -> None:
+        """Index the new tokens ``k`` and keep the rows on the device that are always selected.
+
+        ``k`` and ``v`` are of all tokens, of which the index has the first ones.
+        """
+        new = k[:, :, self._index.length :]
+        columns = torch.arange(new.shape[2], device=k.device)
+        self._index.add(new, columns >= self._padding[:, None] if self._index.length == 0 else None)
+        self._hot = self._ends(k, v)
+
+    def _attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend exactly: a pass of several tokens."""
         if self.length > 0:
-            before = slice(0, self.length)
-            past = (each[:, :, before].to(k.device) for each in (self._keys, self._values))
-            k_all, v_all = (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
-            self._transfers.fetched_bytes += k_all.nbytes + v_all.nbytes - k.nbytes - v.nbytes
-        else:
-            k_all, v_all = k, v
-        self._store(k, v)
-        self._hot = self._ends(k_all, v_all)
-        return attention(q, k_all, v_all, self.mask, first=self.length == 0)
+            past = self._memory.read(self.length)
+            k, v = (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
+        self.hold(k, v)
+        return attention(q, k, v, self.mask, first=self.length == 0)
 
     def _attend_one(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert self._hot is not None
         total, heads = self.length + 1, k.shape[1]
-        self._store(k, v)
+        self._index.add(k)
         hot = self._hot.with_new(self.length, k, v)
         queries = q.unflatten(1, (heads, -1)).squeeze(3)
         kept = min(total, self._settings.keep + FIRST + LAST)
@@ -167,21 +170,9 @@ class HostLayerCache:
         wide = at[..., None].expand(-1, -1, -1, hot.keys.shape[3])
         keys, values = hot.keys.gather(2, wide), hot.values.gather(2, wide)
         missed = (~hit).nonzero(as_tuple=True)
-        batch, head, _ = (each.cpu() for each in missed)
-        row = places[missed].cpu()
-        for into, store in ((keys, self._keys), (values, self._values)):
-            arrived = store[batch, head, row].to(into.device)
-            into[missed] = arrived
-            self._transfers.fetched_bytes += arrived.nbytes
+        batch, head, _ = missed
+        keys[missed], values[missed] = self._memory.rows(batch, head, places[missed])
         return Rows(places, keys, values)
-
-    def _store(self, k: Tensor, v: Tensor) -> None:
-        stop = self.length + k.shape[2]
-        self._keys[:, :, self.length : stop] = k
-        self._values[:, :, self.length : stop] = v
-        self._transfers.stored_bytes += k.nbytes + v.nbytes
-        columns = torch.arange(k.shape[2], device=k.device)
-        self._index.add(k, columns >= self._padding[:, None] if self.length == 0 else None)
 
     def _ends(self, keys: Tensor, values: Tensor) -> Rows:
         """Return the rows that stay on the device after a pass of several tokens: the first and the last."""
@@ -224,8 +215,9 @@ class HostKVCache(KVCache):
         super().__init__(config, mesh, padding, capacity, dtype)
 
     def _allocate(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        memories = (HostMemory(shape, dtype, self._padding.device) for _ in range(layers))
         self._layers = [
-            HostLayerCache(shape, dtype, self._padding, self._settings, self.transfers) for _ in range(layers)
+            HostLayerCache(memory, self._padding, self._settings, self.transfers) for memory in memories
         ]
 
     def _views(self, mask: Tensor | None, new: int) -> list[HostLayerCache]:

@@ -11,6 +11,7 @@ import torch
 from conf.cache import CacheConfig
 from layers.cache import KVCache
 from layers.host_cache import FIRST, LAST, HostKVCache, HostLayerCache, Transfers
+from layers.host_memory import HostMemory
 from layers.key_index import KeyIndex
 from tests.layers.test_cache import mesh_of
 from tests.models import SMALL, build
@@ -86,6 +87,10 @@ KINDS = (
 )
 
 
+def memory(batch: int) -> HostMemory:
+    return HostMemory((batch, H, TOKENS, D), torch.float32, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("index", ["int8", "int4"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bound_is_never_violated(kind, index):
@@ -97,7 +102,7 @@ def test_the_bound_is_never_violated(kind, index):
         padding = torch.tensor([0, 30])
         transfers = Transfers()
         settings = CacheConfig("host", keep=8, index=index)
-        layer = HostLayerCache((B, H, TOKENS, D), torch.float32, padding, settings, transfers)
+        layer = HostLayerCache(memory(B), padding, settings, transfers)
         visible = torch.arange(TOKENS) >= padding[:, None]
         for length, stop in [(0, 180), *((at, at + 1) for at in range(180, TOKENS))]:
             layer.length = length
@@ -148,9 +153,7 @@ def decode(settings: CacheConfig, tokens: int = 60):
     values = torch.randn(1, H, TOKENS, D, generator=generator)
     queries = 2 * torch.randn(1, H * GROUP, TOKENS, D, generator=generator)
     transfers = Transfers()
-    layer = HostLayerCache(
-        (1, H, TOKENS, D), torch.float32, torch.zeros(1, dtype=torch.long), settings, transfers
-    )
+    layer = HostLayerCache(memory(1), torch.zeros(1, dtype=torch.long), settings, transfers)
     errors = []
     for length, stop in [(0, TOKENS - tokens), *((at, at + 1) for at in range(TOKENS - tokens, TOKENS))]:
         layer.length = length
