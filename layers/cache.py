@@ -72,13 +72,13 @@ class KVCache:
         self._allocate(config.layers, (len(padding), heads, capacity, config.head_dim), dtype)
 
     def _allocate(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-        """Reserve memory for keys and values of this ``shape`` in each layer."""
+        """Reserve memory for the ``keys`` and ``values`` of this ``shape`` in each layer."""
         whole = (2, layers, *shape)
-        self._keys, self._values = torch.empty(whole, dtype=dtype, device=self._padding.device)
+        self.keys, self.values = torch.empty(whole, dtype=dtype, device=self._padding.device)
 
     def _views(self, mask: Tensor | None, new: int) -> Sequence[LayerCache]:
         """Return each layer's cache for a pass of ``new`` tokens."""
-        pairs = zip(self._keys, self._values, strict=True)
+        pairs = zip(self.keys, self.values, strict=True)
         return [DeviceLayerCache(keys, values, self.length, mask) for keys, values in pairs]
 
     def extend(self, new: int) -> tuple[Tensor, Sequence[LayerCache]]:

@@ -1,5 +1,6 @@
 """The settings of `caat bench`, one class per benchmark. `caat bench NAME --help` prints them."""
 
+from conf.bench.cache import BenchCacheConfig
 from conf.bench.data import BenchDataConfig, ReplicaStepsConfig
 from conf.bench.islands import BenchIslandsConfig
 from conf.bench.single import (
@@ -20,6 +21,7 @@ from conf.bench.stack import (
 )
 
 __all__ = [
+    "BenchCacheConfig",
     "BenchCheckpointConfig",
     "BenchCodecsConfig",
     "BenchDataConfig",

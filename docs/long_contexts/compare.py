@@ -98,7 +98,7 @@ class ComparedCache(KVCache):
         if not self.method:
             return list(super()._views(mask, new))
         assert mask is not None
-        pairs = zip(self._keys, self._values, strict=True)
+        pairs = zip(self.keys, self.values, strict=True)
         return [Layer(k, v, self.length, mask, self.method, self.keep, self.missing) for k, v in pairs]
 
 

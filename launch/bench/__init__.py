@@ -16,6 +16,7 @@ BENCHMARKS = {
     "codecs": "codecs of gradients on one core or GPU: encoding and decoding speed, bytes and error",
     "data": "training steps of replicas over an emulated slow network, by codec, and by DeepSpeed and DDP",
     "islands": "training steps of islands over an emulated slow network, against replicas that sum gradients",
+    "cache": "new tokens with a KV cache in the memory of another host, by how much of it is fetched",
     "checkpoint": "the cost of a save during training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }

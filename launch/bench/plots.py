@@ -117,6 +117,21 @@ def plot_codecs(rows: list[dict], title: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_cache(rows: list[dict], title: str, path: Path) -> None:
+    """Plot the time of a new token of each mode, with its bytes and its error."""
+    figure, axes = _figure(1.6 + 0.45 * len(rows))
+    labels = [f"{row['mode']}\n{row['bytes'] / 2**20:.3g} MiB, {row['error']:.2g} nats" for row in rows]
+    places = range(len(rows))
+    times, spreads = ([row[name] for row in rows] for name in ("token_ms", "spread_ms"))
+    axes.barh(places, times, xerr=spreads, color=OTHER, error_kw={"lw": 1})
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set(xlabel="milliseconds of a new token")
+    _title(axes, title)
+    figure.savefig(path, dpi=130)
+
+
 def _against_rate(axes: Axes, rates: list[str], label: str) -> None:
     axes.set_xscale("log")
     axes.set_xticks([_gbit(rate) for rate in rates], [f"{_gbit(rate):g}" for rate in rates])

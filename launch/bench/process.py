@@ -17,6 +17,7 @@ from caat.parallel.world import local_rank
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf import bench
 from conf.reading.build import build, literal
+from eval.speed.cache import cache_rows
 from eval.speed.data import data_rows
 from eval.speed.islands import island_rows
 from eval.speed.measure import measure
@@ -44,6 +45,8 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
         rows = data_rows(config)
     elif kind == "islands":
         rows = island_rows(config)
+    elif kind == "cache":
+        rows = cache_rows(config)
     else:
         rows = measure(VARIANTS[kind](config, device), config, device)
     if dist.get_rank() == 0:

@@ -13,12 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from caat.parallel.world import variables
-from conf.bench import BenchStackConfig, ReplicaStepsConfig
+from conf.bench import BenchCacheConfig, BenchStackConfig, ReplicaStepsConfig
 from eval.speed.namespaces import Host
 from launch.command.processes import run_workers, worker_environment
 
 MODULE = "launch.bench.process"
 PORT = 29511
+OnHosts = BenchStackConfig | ReplicaStepsConfig | BenchCacheConfig
 
 
 def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
@@ -26,16 +27,12 @@ def run_here(kind: str, config: BenchStackConfig) -> list[dict]:
     return _rows(kind, config, lambda arguments: run_workers(MODULE, arguments, config.processes))
 
 
-def run_on_hosts(
-    hosts: Sequence[Host], kind: str, config: BenchStackConfig | ReplicaStepsConfig
-) -> list[dict]:
+def run_on_hosts(hosts: Sequence[Host], kind: str, config: OnHosts) -> list[dict]:
     """Measure ``kind`` in one process on each host; return the rows that the first one wrote."""
     return _rows(kind, config, lambda arguments: _run_on_hosts(hosts, arguments))
 
 
-def _rows(
-    kind: str, config: BenchStackConfig | ReplicaStepsConfig, run: Callable[[list[str]], int]
-) -> list[dict]:
+def _rows(kind: str, config: OnHosts, run: Callable[[list[str]], int]) -> list[dict]:
     """Return what ``run`` measured, given its arguments; exit with its status if that is not 0."""
     with tempfile.TemporaryDirectory() as folder:
         settings, rows = Path(folder) / "settings.json", Path(folder) / "rows.json"

@@ -114,6 +114,23 @@ def test_data(tmp_path):
 
 
 @pytest.mark.slow
+@namespaces
+def test_cache(tmp_path):
+    """A checkpoint on a text; fetching all takes at least as long as the link needs for its bytes."""
+    folder = write_checkpoint(tmp_path / "run", 2, 0.5)
+    (tmp_path / "text.txt").write_text(
+        "A cache is not a store of what was seen, but of keys and values. " * 40
+    )
+    where = [f"checkpoint={folder}", f"text={tmp_path / 'text.txt'}", "sequence=100", "rate=20mbit"]
+    rows = bench(tmp_path, "cache", *where, "rounds=2", "keeps=[4,200]", "sparq=8")
+    assert [row["mode"] for row in rows[:4]] == ["device", "full fetch", "host, keep 4", "host, keep 200"]
+    assert rows[1]["token_ms"] >= 8e3 * (rows[1]["bytes"] - 2 * 128e3) / 20e6
+    assert rows[3]["error"] == 0 < rows[2]["error"] and len(rows) == 6
+    with pytest.raises(ValueError, match="tokens, but 1 x 4,010 are needed: give a longer text"):
+        main(["cache", *where, "sequence=4000", f"out={tmp_path / 'x.json'}"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [[], pytest.param(["rate=1gbit"], marks=namespaces)])
 def test_generate(tmp_path, where):
     rows = bench(tmp_path, "generate", *SMALL, "new_tokens=3", *where, plot=False)
@@ -242,6 +259,25 @@ def test_mistakes_of_data(settings, says, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(shutil, "which", lambda tool: f"/sbin/{tool}")
     refused("data", settings, says, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["keeps=[]"], "keeps=[] is empty: give one or more numbers of rows"),
+        (["keeps=[0]"], "keeps: 0 is not above 0"),
+        (["index=int2"], "index=int2 is not known: choose one of int4, int8"),
+        (["sparq=65"], "sparq=65 is above the 64 components of a head"),
+        (["rate=1gbit,2gbit"], "rate=1gbit,2gbit: this benchmark measures one rate at a time"),
+        (["text=book.txt"], "a checkpoint needs a text, and a text a checkpoint"),
+        (["checkpoint=missing", "text=book.txt"], "checkpoint=missing"),
+        ([], "network namespaces need root"),
+    ],
+)
+def test_mistakes_of_cache(settings, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/sbin/{tool}")
+    refused("cache", settings, says, tmp_path, monkeypatch)
 
 
 def hosts_of(pid: int) -> list[str]:
