@@ -89,6 +89,10 @@ class KVCache:
         self.length += new
         return positions, layers
 
+    def rewind(self, length: int) -> None:
+        """Forget the tokens from column ``length`` on."""
+        self.length = length
+
     def _mask(self, new: int) -> Tensor:
         query = self._columns(self.length, new)[:, None]
         key = self._columns(0, self.length + new)

@@ -104,7 +104,9 @@ class HostLayerCache:
         new = k[:, :, self._index.length :]
         columns = torch.arange(new.shape[2], device=k.device)
         self._index.add(new, columns >= self._padding[:, None] if self._index.length == 0 else None)
-        self._hot = self._ends(k, v)
+        places = self._ends(k.shape[2])
+        wide = places[..., None].expand(-1, -1, -1, k.shape[3])
+        self._hot = Rows(places, k.gather(2, wide), v.gather(2, wide))
 
     def _attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend exactly: a pass of several tokens."""
@@ -132,7 +134,7 @@ class HostLayerCache:
                 rows = self._rows(self._select(estimates, kept), rows)
                 missing = self._missing(queries, rows, estimates + bounds)
         else:
-            rows = self._rows(self._all_places(k), hot)
+            rows = self._rows(torch.arange(total, device=k.device).expand(*k.shape[:2], -1).contiguous(), hot)
             missing = torch.zeros_like(queries[..., 0])
         self._hot = rows
         self._transfers.note_missing(missing)
@@ -174,22 +176,40 @@ class HostLayerCache:
         keys[missed], values[missed] = self._memory.rows(batch, head, places[missed])
         return Rows(places, keys, values)
 
-    def _ends(self, keys: Tensor, values: Tensor) -> Rows:
-        """Return the rows that stay on the device after a pass of several tokens: the first and the last."""
-        total = keys.shape[2]
-        if total <= FIRST + LAST:
-            return Rows(self._all_places(keys), keys, values)
-        first = self._padding[:, None] + torch.arange(FIRST, device=keys.device)
-        last = torch.arange(total - LAST, total, device=keys.device).expand(len(keys), -1)
-        places = torch.cat([first.clamp(max=total - 1), last], 1).sort(1).values
-        places = places[:, None].expand(-1, keys.shape[1], -1).contiguous()
-        wide = places[..., None].expand(-1, -1, -1, keys.shape[3])
-        return Rows(places, keys.gather(2, wide), values.gather(2, wide))
+    def rewind(self, length: int) -> None:
+        """Forget the tokens from column ``length`` on."""
+        self._index.length = length
+        if self._hot is not None:
+            self._hot = self._rows(self._ends(length), self._hot)
 
-    def _all_places(self, keys: Tensor) -> Tensor:
-        total = self.length + keys.shape[2] if keys.shape[2] == 1 else keys.shape[2]
-        columns = torch.arange(total, device=keys.device)
-        return columns.expand(*keys.shape[:2], -1).contiguous()
+    def _ends(self, total: int) -> Tensor:
+        """Return the places [batch, heads, n] of the rows that are always selected: first and last."""
+        batch, heads = self._memory.shape[:2]
+        columns = torch.arange(total, device=self._padding.device)
+        if total <= FIRST + LAST:
+            places = columns.expand(batch, -1)
+        else:
+            first = self._padding[:, None] + columns[:FIRST]
+            last = columns[-LAST:].expand(batch, -1)
+            places = torch.cat([first.clamp(max=total - 1), last], 1).sort(1).values
+        return places[:, None].expand(-1, heads, -1).contiguous()
+
+
+def make_cache(
+    config: ModelConfig,
+    mesh: Mesh,
+    padding: Tensor,
+    capacity: int,
+    dtype: torch.dtype,
+    *,
+    settings: CacheConfig,
+    transfers: Transfers | None = None,
+) -> KVCache:
+    """Return a cache where ``settings`` want it; ``transfers`` adds up what one in host memory moves."""
+    arguments = (config, mesh, padding, capacity, dtype)
+    if settings.place == "device":
+        return KVCache(*arguments)
+    return HostKVCache(*arguments, settings=settings, transfers=transfers)
 
 
 class HostKVCache(KVCache):
@@ -219,6 +239,11 @@ class HostKVCache(KVCache):
         self._layers = [
             HostLayerCache(memory, self._padding, self._settings, self.transfers) for memory in memories
         ]
+
+    def rewind(self, length: int) -> None:
+        super().rewind(length)
+        for layer in self._layers:
+            layer.rewind(length)
 
     def _views(self, mask: Tensor | None, new: int) -> list[HostLayerCache]:
         for layer in self._layers:

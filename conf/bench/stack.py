@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from conf.bench.link import ShapedLinkConfig
 from conf.bench.single import ShapeConfig
+from conf.cache import CacheConfig
 from conf.checks import require, require_choice, require_positive
 from conf.field import setting
 from conf.gpus import Gpu, gpu_named
@@ -111,6 +112,7 @@ class BenchGenerateConfig(BenchPeersConfig):
 
     ratios: list[float] = setting([1.0, 0.5, 0.25])
     new_tokens: int = setting(16, "Tokens in the continuation of each prompt.")
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from eval.generation.continuation import Continuation
 from eval.generation.sampling import Sampler
 from layers.cache import KVCache
 from layers.gpt import GPT
-from layers.host_cache import HostKVCache, Transfers
+from layers.host_cache import Transfers, make_cache
 
 # A GPT or a wrapper of one: called with (tokens, cache=cache), returns this process's slice of the logits.
 Forward = Callable[..., Tensor]
@@ -45,8 +44,13 @@ def generate(
     numbers = range(len(prompts)) if numbers is None else numbers
     sampler = Sampler(settings, model.config.vocab_size, model.mesh, numbers)
     texts = [Continuation(tokenizer, prompt, settings.stop) for prompt in prompts]
-    new_cache = partial(_cache, model, settings=cache or CacheConfig(), transfers=transfers)
-    device, count = model.norm.weight.device, settings.max_new_tokens
+    device, dtype, count = model.norm.weight.device, model.norm.weight.dtype, settings.max_new_tokens
+    where = cache or CacheConfig()
+
+    def new_cache(padding: Tensor, capacity: int) -> KVCache:
+        shape, mesh = model.config, model.mesh
+        return make_cache(shape, mesh, padding, capacity, dtype, settings=where, transfers=transfers)
+
     tokens = _next_tokens(forward or model, prompts, count, sampler, new_cache, device=device)
     for chosen in tokens:
         for number, (text, token) in enumerate(zip(texts, chosen.tolist(), strict=True)):
@@ -58,15 +62,6 @@ def generate(
         if piece := text.finish():
             show(number, piece)
     return texts
-
-
-def _cache(
-    model: GPT, padding: Tensor, capacity: int, settings: CacheConfig, transfers: Transfers | None
-) -> KVCache:
-    arguments = (model.config, model.mesh, padding, capacity, model.norm.weight.dtype)
-    if settings.place == "device":
-        return KVCache(*arguments)
-    return HostKVCache(*arguments, settings=settings, transfers=transfers)
 
 
 def _next_tokens(

@@ -18,7 +18,7 @@ from caat.supervision.device import PRECISIONS
 from conf.bench import BenchGenerateConfig, BenchStackConfig
 from eval.speed.peer_stacks import autotp_stack, domino_stack, megatron_core_stack, torch_stack
 from eval.speed.stack import OurStack, copy_weights, megatron_stack
-from layers.cache import KVCache
+from layers.host_cache import make_cache
 
 # Makes the step to time from a stack on a device.
 MakeStep = Callable[[BenchStackConfig, torch.device, nn.Module], Callable[[], float]]
@@ -176,16 +176,17 @@ def _generation_step(
     torch.manual_seed(1)
     x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)
     no_padding = torch.zeros(config.batch, dtype=torch.long, device=device)
-    cache = KVCache(config.shape, _mesh(config, None), no_padding, config.sequence + config.new_tokens, dtype)
+    shape, capacity = config.shape, config.sequence + config.new_tokens
+    cache = make_cache(shape, _mesh(config, None), no_padding, capacity, dtype, settings=config.cache)
 
     @torch.no_grad()
     def read() -> float:
-        cache.length = 0
+        cache.rewind(0)
         return stack(x, cache).item()  # waits for the device
 
     @torch.no_grad()
     def write() -> float:
-        cache.length = config.sequence
+        cache.rewind(config.sequence)
         # Each token is needed to choose the next.
         return [stack(x[:, -1:], cache).item() for _ in range(config.new_tokens)][-1]
 

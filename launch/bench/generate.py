@@ -46,5 +46,6 @@ def main(argv: list[str]) -> None:
         )
     report.finish(
         f"{config.layers} blocks, hidden {config.hidden}, {config.batch} prompts of {config.sequence} "
-        f"tokens, then {config.new_tokens} more, {config.precision}, {config.processes} {where}",
+        f"tokens, then {config.new_tokens} more, {config.precision}, {config.processes} {where}, cache in "
+        f"{config.cache.place} memory",
     )

@@ -131,7 +131,9 @@ def test_cache(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", [[], pytest.param(["rate=1gbit"], marks=namespaces)])
+@pytest.mark.parametrize(
+    "where", [["cache.place=host", "cache.keep=8"], pytest.param(["rate=1gbit"], marks=namespaces)]
+)
 def test_generate(tmp_path, where):
     rows = bench(tmp_path, "generate", *SMALL, "new_tokens=3", *where, plot=False)
     by = {(row["mode"], row["ratio"]): row for row in rows}

@@ -45,6 +45,23 @@ def test_with_enough_rows_it_is_the_devices_cache_bit_for_bit(dtype):
         assert torch.equal(padded, host_padded) and torch.equal(plain, host)
 
 
+@torch.no_grad()
+def test_tokens_are_forgotten():
+    """After rewinding, the same tokens give the same logits."""
+    model = build(mesh_of(2, 1), 0.5, config=LONG).eval()
+    text = torch.randint(SMALL.vocab_size, (2, 72), generator=torch.Generator().manual_seed(1))
+    for settings in (HOST, replace(HOST, keep=72)):
+        cache = HostKVCache(LONG, model.mesh, torch.tensor([0, 7]), 72, torch.float64, settings=settings)
+        found = []
+        for start in (0, 60, 0, 66):
+            cache.rewind(start)
+            if start == 0:
+                model(text[:, :60], cache=cache)
+            logits = [model(text[:, [at]], cache=cache)[:, -1] for at in range(cache.length, 72)]
+            found.append(torch.stack(logits[-6:]))
+        assert all(torch.equal(found[0], each) for each in found[1:])
+
+
 def test_the_same_rows_on_any_number_of_processes(ranks):
     alone = continued(4, 1, torch.float64, HOST)
     for rank, parts in enumerate(ranks(2).run(continued, 4, 2, torch.float64, HOST)):
