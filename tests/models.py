@@ -10,6 +10,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.sharding import Sharding
 from conf.model import ModelConfig
 from conf.partition import paper_scale
+from conf.rope_scaling import RopeScalingConfig
 from layers import GPT
 from layers.weights import gpt_weights
 from tests.reference import random_weights
@@ -19,6 +20,14 @@ from tests.reference import random_weights
 SMALL = ModelConfig(
     layers=2, hidden=128, ffn=48, heads=16, kv_heads=8, vocab_size=61, sequence=16, norm_eps=1e-5
 )
+# Scaled positions for it. llama3 and yarn have frequencies that are kept, divided and in between, and
+# the original length 12; dynamic has the model's 16.
+SCALED = {
+    "linear": RopeScalingConfig("linear", 2.5),
+    "dynamic": RopeScalingConfig("dynamic", 3.0),
+    "llama3": RopeScalingConfig("llama3", 8.0, 12, low_freq_factor=0.15, high_freq_factor=1.5),
+    "yarn": RopeScalingConfig("yarn", 4.0, 12, beta_fast=4.0, beta_slow=0.1),
+}
 
 
 def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor]:

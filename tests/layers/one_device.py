@@ -7,6 +7,7 @@ a GPU it would fail or wait for a copy.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -19,8 +20,9 @@ from caat.parallel.background import Background
 from caat.parallel.collectives import Collectives
 from caat.parallel.mesh import Mesh
 from caat.parallel.sums import SumOptions
+from conf.model import ModelConfig
 from layers.gpt import GPT
-from tests.models import SMALL
+from tests.models import SCALED, SMALL
 
 SHARDS = 8
 WIRES = {
@@ -48,11 +50,19 @@ class OneDevice(TorchDispatchMode):
         return out
 
 
-def check(processes: int, ratio: float, dtype: torch.dtype, options: SumOptions, checkpointing: str) -> None:
+def check(
+    processes: int,
+    ratio: float,
+    dtype: torch.dtype,
+    options: SumOptions,
+    checkpointing: str,
+    *,
+    config: ModelConfig = SMALL,
+) -> None:
     mesh = Mesh(SHARDS)
     if processes > 1:
         mesh = Mesh(SHARDS, processes, 3, tensor=Collectives(processes, dist.group.WORLD, options))
-    model = GPT.empty(SMALL, mesh, ratio, 1.0, checkpointing, device="meta", dtype=dtype)
+    model = GPT.empty(config, mesh, ratio, 1.0, checkpointing, device="meta", dtype=dtype)
     text = torch.zeros(2, SMALL.sequence + 1, dtype=torch.long, device="meta")
     with OneDevice():
         losses = model(text[:, :-1], text[:, 1:])
@@ -79,7 +89,9 @@ def main() -> None:
                 f"processes {processes}, ratio {ratio}, {dtype}, wire {wire}, checkpointing {checkpointing}"
             )
             raise
-    print(f"{len(cases)} cases")
+    for scaling in SCALED.values():
+        check(1, 0.5, torch.bfloat16, SumOptions(), "none", config=replace(SMALL, rope_scaling=scaling))
+    print(f"{len(cases) + len(SCALED)} cases")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,23 +17,18 @@ from caat.training.checkpoint.architecture import Architecture
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from conf.rope_scaling import RopeScalingConfig
+from layers import GPT
 from layers.cache import KVCache
 from layers.huggingface.llama import model_config, read_llama
 from layers.huggingface.modeling_caat import CaatConfig, CaatForCausalLM
 from layers.rotary import frequencies_at, yarn_scale
 from tests.layers.huggingface.llamas import SIZES
-from tests.models import SMALL, batch, build, gathered
+from tests.models import SCALED, SMALL, batch, build, gathered
 from tests.reference import random_weights
 
-# transformers computes angles in float32.
-TOLERANCE = dict(rtol=0, atol=1e-5)
-# Each has frequencies that are kept, divided and in between; the original length is 12 or the model's 16.
-SCALED = {
-    "linear": RopeScalingConfig("linear", 2.5),
-    "dynamic": RopeScalingConfig("dynamic", 3.0),
-    "llama3": RopeScalingConfig("llama3", 8.0, 12, low_freq_factor=0.15, high_freq_factor=1.5),
-    "yarn": RopeScalingConfig("yarn", 4.0, 12, beta_fast=4.0, beta_slow=0.1),
-}
+TOLERANCE = dict(rtol=0, atol=1e-10)
+# transformers computes frequencies, angles and norms in float32, whatever the type of the model.
+ROUNDED = dict(rtol=0, atol=1e-5)
 LLAMA3 = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 32}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 # What config.json may say, by type.
@@ -58,6 +55,10 @@ def exported(c: ModelConfig, shards: int = 1, ratio: float = 1.0) -> dict:
     return Architecture(c, shards, ratio, k, shards**0.5).to_json()
 
 
+def our_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
+    return model.head.after_norm(model.hidden(tokens))[1][..., : SMALL.vocab_size]
+
+
 def theirs(c: ModelConfig, shards: int, ratio: float):
     """The model of transformers at ratio 1, else ours for transformers."""
     config = exported(c, shards, ratio)
@@ -68,6 +69,21 @@ def theirs(c: ModelConfig, shards: int, ratio: float):
     model = model.double()
     model.load_state_dict(random_weights(c))
     return model.eval()
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Let the code of transformers compute in float64 where it says float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        for name in ("float", "float32"):
+            patch.setattr(torch, name, torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("spelling", ["old", "new", "outer length"])
@@ -86,25 +102,29 @@ def test_frequencies_from_config_json(kind, values, spelling, tmp_path):
     ours = model_config(read_llama(tmp_path), tmp_path)
     config = transformers.LlamaConfig.from_pretrained(tmp_path)
     for length in (10, 64, 65, 150):
-        want, scale = ROPE_INIT_FUNCTIONS[kind](config, seq_len=length)
+        with unrounded():
+            want, scale = ROPE_INIT_FUNCTIONS[kind](config, seq_len=length)
         got = frequencies_at(torch.arange(length), ours)
-        torch.testing.assert_close(got, want.double(), rtol=2e-6, atol=0)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
         assert scale == (pytest.approx(yarn_scale(ours), abs=1e-12) if kind == "yarn" else 1.0)
 
 
 @pytest.mark.parametrize(("shards", "ratio"), [(2, 1.0), (4, 0.5)])
 @pytest.mark.parametrize("kind", SCALED)
 def test_logits_and_gradients(kind, shards, ratio):
-    """Below and above the original length, in training: with the weights of all projections."""
+    """Below and above the original length. Gradients are those of the longer one."""
     c = scaled(kind)
-    ours, model = build(Mesh(shards), ratio, config=c), theirs(c, shards, ratio)
+    ours, rounded = build(Mesh(shards), ratio, config=c), theirs(c, shards, ratio)
+    with unrounded():
+        model = theirs(c, shards, ratio)
     for length in (8, 40):
         tokens, targets = batch(length=length)
-        logits = model(tokens).logits
-        got = ours.head.after_norm(ours.hidden(tokens))[1][..., : c.vocab_size]
+        got = our_logits(ours, tokens)
+        torch.testing.assert_close(got, rounded(tokens).logits, **ROUNDED)
+        with unrounded():
+            logits = model(tokens).logits
         torch.testing.assert_close(got, logits, **TOLERANCE)
-    plain = build(Mesh(shards), ratio)
-    assert (got - plain.head.after_norm(plain.hidden(tokens))[1][..., : c.vocab_size]).abs().max() > 0.1
+    assert (got - our_logits(build(Mesh(shards), ratio), tokens)).abs().max() > 0.1
 
     ours(tokens, targets).mean().backward()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
@@ -118,14 +138,15 @@ def test_logits_and_gradients(kind, shards, ratio):
 def test_dynamic_scaling_with_a_cache(ratio):
     """Two prompts of unequal length grow past the model's 16 tokens: the same tokens and logits."""
     c = scaled("dynamic")
-    ours, model = build(Mesh(4), ratio, config=c), theirs(c, 4, ratio)
+    ours = build(Mesh(4), ratio, config=c)
     rows, padding, new = batch(seed=3, length=12)[0], torch.tensor([0, 5]), 20
     mask = (torch.arange(12) >= padding[:, None]).long()
     steps: list[torch.Tensor] = []
-    # Not the logits that generate() returns: they are float32.
-    model.register_forward_hook(lambda module, inputs, out: steps.append(out.logits[:, -1]))
     settings = dict(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
-    sequences = model.generate(rows * mask, attention_mask=mask, **settings)
+    with unrounded():
+        model = theirs(c, 4, ratio)
+        model.register_forward_hook(lambda module, inputs, out: steps.append(out.logits[:, -1]))
+        sequences = model.generate(rows * mask, attention_mask=mask, **settings)
 
     cache = KVCache(c, ours.mesh, padding, 12 + new, torch.float64)
     tokens, whole = rows * mask, rows[:1]
@@ -136,8 +157,7 @@ def test_dynamic_scaling_with_a_cache(ratio):
         assert torch.equal(tokens[:, 0], sequences[:, 12 + step])
         whole = torch.cat([whole, tokens[:1]], 1)
     # Without a cache, all keys would have the angles of the last length.
-    afresh = ours.head.after_norm(ours.hidden(whole[:, :-1]))[1][0, -1, : c.vocab_size]
-    assert (afresh - logits[0]).abs().max() > 1e-3
+    assert (our_logits(ours, whole[:, :-1])[0, -1] - logits[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", SCALED)
