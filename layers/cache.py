@@ -32,7 +32,7 @@ class LayerCache(Protocol):
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, first: bool = False) -> Tensor:
     """Return the attention of new tokens to all; causal without ``mask`` if this is the ``first`` pass."""
     causal, grouped = first and mask is None, q.shape[1] != k.shape[1]
-    with nullcontext() if first else sdpa_kernel(ANY_LENGTH):
+    with sdpa_kernel(ANY_LENGTH) if q.is_cuda and not first else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
 
 
