@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving
+from caat.parallel.partial.stream import AnyStream
 from conf.model import ModelConfig
 from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh)
         self.output = RowParallelLinear(config.hidden, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, normed: Normed, angles: Angles, cache: LayerCache | None = None) -> Arriving:
+    def forward(self, normed: Normed, angles: Angles, cache: LayerCache | None = None) -> AnyStream:
         x, qkv, rstd = self.qkv.unscaled_after_norm(normed)
         if self.recompute:
             return self.output.before_norm(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving, Stream
+from caat.parallel.partial.stream import AnyStream
 from conf.model import ModelConfig
 from layers.attention import Attention
 from layers.cache import KVCache, LayerCache
@@ -32,23 +32,28 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Stream | Arriving,
+        x: AnyStream,
         attention_gamma: Tensor,
         mlp_gamma: Tensor,
         angles: Angles,
         cache: LayerCache | None = None,
-    ) -> Arriving:
+    ) -> AnyStream:
         x = self.attention(self.attention_norm(x, attention_gamma), angles, cache)
         return self.mlp(self.mlp_norm(x, mlp_gamma))
 
 
+def norms_of(blocks: Iterable[nn.Module]) -> list[RMSNorm]:
+    """Return the two norms of each block, in order."""
+    return [part for block in blocks for part in block.children() if isinstance(part, RMSNorm)]
+
+
 def run_blocks(
     blocks: Iterable[nn.Module],
-    x: Stream | Arriving,
+    x: AnyStream,
     gammas: Sequence[Tensor],
     places: Places,
-    run: Callable[..., Arriving] = lambda block, *arguments: block(*arguments),
-) -> Stream | Arriving:
+    run: Callable[..., AnyStream] = lambda block, *arguments: block(*arguments),
+) -> AnyStream:
     """Pass the stream ``x`` through all ``blocks``; ``gammas`` holds the weights of the two norms per block.
 
     ``run(block, *arguments)`` calls a block; it may wrap the call, for example for activation checkpointing.

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving, enter
+from caat.parallel.partial.stream import AnyStream, enter
 from caat.parallel.sharding import Sharding
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.attention import Attention
-from layers.block import Block, places_of, run_blocks
+from layers.block import Block, norms_of, places_of, run_blocks
 from layers.cache import KVCache
 from layers.embedding import VocabParallelEmbedding
 from layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -87,7 +87,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         normed = self.hidden(tokens, cache)
-        if cache is not None:
+        if cache is not None and tokens.shape[1] > 1:
             normed = normed.last()
         _, logits = self.head.after_norm(normed)
         if targets is None:
@@ -109,7 +109,7 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
         # Created first, so that the all-reduce of their gradients comes last in backward and delays no other.
-        gammas = norm_weights(self, self.mesh)
+        gammas = norm_weights([*norms_of(self.blocks), self.norm], self.mesh)
         embedded = self.embedding(tokens)
         x = run_blocks(
             self.blocks,
@@ -120,7 +120,7 @@ class GPT(nn.Module):
         )
         return self.norm(x, gammas[-1])
 
-    def _run(self, block: nn.Module, *arguments: Any) -> Arriving:
+    def _run(self, block: nn.Module, *arguments: Any) -> AnyStream:
         if not (self.checkpoint_blocks and self.training):
             return block(*arguments)
         return checkpoint(block, *arguments, use_reentrant=False, context_fn=self.mesh.tape.contexts)

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.linear import column_parallel, norm_column_parallel, row_parallel
-from caat.parallel.partial.stream import Arriving, Stream
+from caat.parallel.partial.direct import column_parallel
+from caat.parallel.partial.linear import norm_column_parallel, row_parallel
+from caat.parallel.partial.stream import Arriving, Stream, WholeStream
 from caat.parallel.sharding import Sharding
 from conf.partition import shared_channels
 from layers.norm import Normed
@@ -54,12 +55,12 @@ class ColumnParallelLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return column_parallel(x, self.weight)
 
-    def after_norm(self, x: Normed) -> tuple[Stream, Tensor]:
+    def after_norm(self, x: Normed) -> tuple[Stream | WholeStream, Tensor]:
         """Apply the norm and the linear in one step; return the residual stream and [..., out_local]."""
         stream, y, _ = norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
         return stream, y
 
-    def unscaled_after_norm(self, x: Normed) -> tuple[Stream, Tensor, Tensor | None]:
+    def unscaled_after_norm(self, x: Normed) -> tuple[Stream | WholeStream, Tensor, Tensor | None]:
         """Like :meth:`after_norm`, but if compiled, leave the factor 1 / rms [..., r] to the next kernel.
 
         The third result is that factor, or None if the product already includes it.
@@ -98,21 +99,21 @@ class RowParallelLinear(nn.Module):
         self.compiled = False
         self.weight = initial_shards(self.sharding, [(out_features, in_features)], mesh)
 
-    def forward(self, a: Tensor, x: Stream) -> Stream:
+    def forward(self, a: Tensor, x: Stream | WholeStream) -> Stream:
         """Add the product of ``a`` [..., in_local] to the residual stream ``x`` and wait for its sum.
 
         Raises ``ValueError`` like :meth:`before_norm`.
         """
         return self.before_norm(a, x).settled()
 
-    def before_norm(self, a: Tensor, x: Stream) -> Arriving:
+    def before_norm(self, a: Tensor, x: Stream | WholeStream) -> Arriving | WholeStream:
         """Like :meth:`forward`, but leaves the sum in flight: the norm and linear that read the result wait.
 
         Raises ``ValueError`` if ``x`` and this layer have different numbers of shared channels.
         """
-        if x.shared.shape[-1] != self.shared_channels:
+        if x.shared_channels != self.shared_channels:
             raise ValueError(
-                f"the stream shares {x.shared.shape[-1]} channels, but this layer {self.shared_channels}: "
+                f"the stream shares {x.shared_channels} channels, but this layer {self.shared_channels}: "
                 "enter() and every row-parallel layer need the same ratio"
             )
         return row_parallel(a, self.weight, x, self.private_scale, self.mesh, compiled=self.compiled)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving
+from caat.parallel.partial.stream import AnyStream
 from conf.model import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, scaled
@@ -24,7 +24,7 @@ class MLP(nn.Module):
         self.gate_up = ColumnParallelLinear(config.hidden, (config.ffn, config.ffn), mesh)
         self.down = RowParallelLinear(config.ffn, config.hidden, mesh, ratio, private_scale)
 
-    def forward(self, normed: Normed) -> Arriving:
+    def forward(self, normed: Normed) -> AnyStream:
         x, gate_up, rstd = self.gate_up.unscaled_after_norm(normed)
         if self.recompute:
             return self.down.before_norm(checkpoint(self.core, gate_up, rstd, use_reentrant=False), x)

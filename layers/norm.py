@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor, nn
 
 from caat.parallel.autograd import sum_gradient
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving, Stream
+from caat.parallel.partial.stream import AnyStream, Stream
 
 
 class Normed(NamedTuple):
     """A stream to be normalised by the column-parallel layer that reads it (one pass, nothing stored)."""
 
-    stream: Stream | Arriving
+    stream: AnyStream
     weight: Tensor
     eps: float
 
@@ -38,7 +39,7 @@ class RMSNorm(nn.Module):
         self.mesh, self.eps = mesh, eps
         self.weight = nn.Parameter(torch.ones(hidden))
 
-    def forward(self, x: Stream | Arriving, weight: Tensor | None = None) -> Normed:
+    def forward(self, x: AnyStream, weight: Tensor | None = None) -> Normed:
         if weight is None:
             weight = sum_gradient(self.weight, self.mesh.tensor, "replicated")
         return Normed(x, weight, self.eps)
@@ -55,7 +56,9 @@ def scaled(y: Tensor, rstd: Tensor | None) -> Tensor:
     return (y * rstd.reshape(*rstd.shape, *[1] * (y.ndim - rstd.ndim))).to(y.dtype)
 
 
-def norm_weights(model: nn.Module, mesh: Mesh) -> list[Tensor]:
-    """Return the weights of all norms of ``model``, in order; one message sums all their gradients."""
-    stacked = torch.stack([norm.weight for norm in model.modules() if isinstance(norm, RMSNorm)])
-    return list(sum_gradient(stacked, mesh.tensor, "replicated").unbind())
+def norm_weights(norms: Iterable[RMSNorm], mesh: Mesh) -> list[Tensor]:
+    """Return the weights of all ``norms``, in order; one message sums all their gradients."""
+    weights: list[Tensor] = [norm.weight for norm in norms]
+    if not torch.is_grad_enabled():
+        return weights
+    return list(sum_gradient(torch.stack(weights), mesh.tensor, "replicated").unbind())

@@ -20,7 +20,7 @@ from caat.parallel.partial.stream import enter
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.attention import attend
-from layers.block import Block, places_of, run_blocks
+from layers.block import Block, norms_of, places_of, run_blocks
 from layers.cache import KVCache, LayerCache
 from layers.linear import ColumnParallelLinear
 from layers.mlp import swiglu
@@ -45,7 +45,7 @@ class OurStack(nn.Module):
         self.head = ColumnParallelLinear(c.hidden, c.hidden, mesh)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        gammas = norm_weights(self, self.mesh)
+        gammas = norm_weights([*norms_of(self.blocks), self.norm], self.mesh)
         stream = run_blocks(
             self.blocks,
             enter(x, self.shared_channels, self.mesh),
@@ -53,7 +53,7 @@ class OurStack(nn.Module):
             places_of(x, self.c, cache),
         )
         normed = self.norm(stream, gammas[-1])
-        _, out = self.head.after_norm(normed if cache is None else normed.last())
+        _, out = self.head.after_norm(normed.last() if cache is not None and x.shape[1] > 1 else normed)
         return out.square().mean()
 
 

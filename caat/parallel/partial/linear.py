@@ -24,7 +24,8 @@ from torch import Tensor
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial import pointwise
-from caat.parallel.partial.stream import Arriving, Entry, Stream, Transfer
+from caat.parallel.partial.direct import add_product, by_shard, norm_product
+from caat.parallel.partial.stream import AnyStream, Arriving, Entry, Stream, Transfer, WholeStream
 
 
 class _RowParallel(torch.autograd.Function):
@@ -52,7 +53,7 @@ class _RowParallel(torch.autograd.Function):
             # The GEMM sums over the local shards in its accumulator, so only the sum over processes is left.
             shared = mesh.tape.keep(a @ weight[:k].T)
             transfer.start(shared)
-        of_shard, private_weight = _by_shard(a, mesh.local), _by_shard(weight[k:], mesh.local)
+        of_shard, private_weight = by_shard(a, mesh.local), by_shard(weight[k:], mesh.local)
         square = None
         if compiled:
             # The compiled kernel that sums the squares for the norm adds the residual in the same pass.
@@ -71,8 +72,8 @@ class _RowParallel(torch.autograd.Function):
         a, weight = ctx.saved_tensors
         k, scale, shards = ctx.k, ctx.scale, ctx.mesh.local
         a_grad, weight_grad = torch.empty_like(a), torch.empty_like(weight)
-        _scaled_bmm(private_grad, _by_shard(weight[k:], shards), scale, _by_shard(a_grad, shards))
-        _scaled_bmm(private_grad.mT, _by_shard(a, shards), scale, _by_shard(weight_grad[k:], shards))
+        _scaled_bmm(private_grad, by_shard(weight[k:], shards), scale, by_shard(a_grad, shards))
+        _scaled_bmm(private_grad.mT, by_shard(a, shards), scale, by_shard(weight_grad[k:], shards))
 
         # The sum started by _NormColumnParallel.backward. Only the two shared GEMMs below need it.
         ctx.transfer.wait()
@@ -82,8 +83,8 @@ class _RowParallel(torch.autograd.Function):
 
 
 def row_parallel(
-    a: Tensor, weight: Tensor, x: Stream, scale: float, mesh: Mesh, *, compiled: bool = False
-) -> Arriving:
+    a: Tensor, weight: Tensor, x: Stream | WholeStream, scale: float, mesh: Mesh, *, compiled: bool = False
+) -> Arriving | WholeStream:
     """Row-parallel product with partial synchronisation of the shared channels, added to the stream ``x``.
 
     ``a`` [..., r · c], ``weight`` [h, r · c], ``x`` with h channels. Shared channels get the sum over all N
@@ -91,6 +92,8 @@ def row_parallel(
     ``scale``. Backward sums the shared gradient over the processes, so the preceding column-parallel layer
     needs no all-reduce. ``compiled``: the pointwise work around the GEMMs is compiled.
     """
+    if isinstance(x, WholeStream):
+        return add_product(x, a, weight, scale, mesh)
     transfer = Transfer(mesh.tensor)
     arriving, private, square = _RowParallel.apply(
         a.flatten(0, -2), weight, x.private.flatten(1, -2), scale, mesh, transfer, compiled
@@ -128,7 +131,7 @@ class _NormColumnParallel(torch.autograd.Function):
     ):  # type: ignore[override]
         shards, k = len(private), shared.shape[-1]
         y = shared.new_empty(len(shared), len(weight))
-        of_shard = _by_shard(y, shards)
+        of_shard = by_shard(y, shards)
         # The private part of y, while the shared sum is in flight.
         if shards == 1 and k < len(gamma):
             torch.mm(private[0] * gamma[k:], weight[:, k:].T, out=y)
@@ -159,7 +162,7 @@ class _NormColumnParallel(torch.autograd.Function):
         shards, k, compiled = len(private), shared.shape[-1], ctx.compiled
         # d rstd / d x_j = -rstd^3 x_j / h.
         pull = rstd_grad * rstd**3 / gamma.numel()
-        of_shard = _by_shard(y_grad, shards)
+        of_shard = by_shard(y_grad, shards)
 
         # Shared gradient first, so that its sum can start. The GEMM adds up the local shards' contributions.
         product = y_grad @ weight[:, :k]
@@ -203,7 +206,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y: Tensor, rstd: Tensor) -> Tensor:  # type: ignore[override]
-        _by_shard(y, len(rstd)).mul_(rstd)
+        by_shard(y, len(rstd)).mul_(rstd)
         ctx.save_for_backward(y, rstd)
         ctx.mark_dirty(y)
         return y
@@ -212,25 +215,23 @@ class _Scale(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         y, rstd = ctx.saved_tensors
         both = grad * y
-        rstd_grad = _by_shard(both, len(rstd)).sum(-1, keepdim=True, dtype=rstd.dtype) / rstd
+        rstd_grad = by_shard(both, len(rstd)).sum(-1, keepdim=True, dtype=rstd.dtype) / rstd
         # Reuse the memory of ``both``: allocating a tensor of this size costs as much as the product.
-        torch.mul(_by_shard(grad, len(rstd)), rstd, out=_by_shard(both, len(rstd)))
+        torch.mul(by_shard(grad, len(rstd)), rstd, out=by_shard(both, len(rstd)))
         return both, rstd_grad
 
 
 def norm_column_parallel(
-    x: Stream | Arriving, gamma: Tensor, weight: Tensor, eps: float, compiled: bool = False
-) -> tuple[Stream, Tensor, Tensor | None]:
+    x: AnyStream, gamma: Tensor, weight: Tensor, eps: float, compiled: bool = False
+) -> tuple[Stream | WholeStream, Tensor, Tensor | None]:
     """RMSNorm of the stream on each shard, then the column-parallel product.
 
     ``gamma`` [h], ``weight`` [r · c, h]. Returns the stream ``x`` for the residual, the product
     [..., r · c], and None or, if ``compiled``, the factor [..., r] by which the next kernel must multiply the
     product. Each shard normalises the shared channels together with its own private ones.
     """
-    if x.private.shape[-2] == 1 and not torch.is_grad_enabled():
-        # One token per sequence, as in generation: there is too little arithmetic to hide a sum.
-        x = x.settled()
-        return x, column_parallel(F.rms_norm(x.stack(), gamma.shape, gamma, eps), weight), None
+    if isinstance(x, WholeStream):
+        return x, norm_product(x, gamma, weight, eps), None
     private = x.private.flatten(1, -2)
     if nothing_private := private.shape[-1] == 0:
         # All shards have the same stream: normalise it once.
@@ -255,19 +256,6 @@ def norm_column_parallel(
     if not compiled:
         return stream, _Scale.apply(y, rstd).unflatten(0, tokens), None
     return stream, y.unflatten(0, tokens), rstd.squeeze(-1).T.unflatten(0, tokens)
-
-
-def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply each shard's input [r, ..., in] by its rows of ``weight`` [r · c, in] -> [..., r · c]."""
-    if len(x) == 1:
-        return F.linear(x.squeeze(0), weight)
-    y = torch.bmm(x.flatten(1, -2), weight.unflatten(0, (len(x), -1)).mT)
-    return y.movedim(0, 1).reshape(*x.shape[1:-1], len(weight))
-
-
-def _by_shard(x: Tensor, shards: int) -> Tensor:
-    """View [rows, r · c] as [r, rows, c]."""
-    return x.unflatten(-1, (shards, -1)).movedim(1, 0)
 
 
 def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:

@@ -11,6 +11,10 @@ from caat.parallel.background import Wait
 from caat.parallel.collectives import Collectives, Direction
 from caat.parallel.mesh import Mesh
 
+# Up to this many tokens, a pass without gradients is faster on the direct path (direct.py): the overlap would
+# hide less time than its additional operations take.
+FEW_TOKENS = 128
+
 
 class Transfer:
     """A partial synchronisation in flight: the sum in forward, and later its gradient in backward.
@@ -63,6 +67,10 @@ class Stream(NamedTuple):
     private: Tensor
     # Set until the first layer has added to the stream.
     entry: Entry | None = None
+
+    @property
+    def shared_channels(self) -> int:
+        return self.shared.shape[-1]
 
     def settled(self) -> Stream:
         return self
@@ -157,11 +165,46 @@ class _Enter(torch.autograd.Function):
         return total.view(*shared_grad.shape[:-1], -1), None, None, None
 
 
-def enter(x: Tensor, shared_channels: int, mesh: Mesh) -> Stream:
+class WholeStream(NamedTuple):
+    """A stream as one tensor with nothing in flight, for passes of few tokens without gradients (direct.py).
+
+    ``whole`` is [r, T, h], one row per local shard, or [T, h] if all ``shards`` have the same stream.
+    ``tokens`` are the sizes that T stands for.
+    """
+
+    whole: Tensor
+    shared_channels: int
+    tokens: torch.Size
+    shards: int
+
+    def settled(self) -> Stream:
+        """Return the stream as a pair of views."""
+        whole, k = self.stack(), self.shared_channels
+        return Stream(whole[0, ..., :k], whole[..., k:])
+
+    def stack(self) -> Tensor:
+        """Return each local shard's activations as a plain tensor [r, ..., h]."""
+        return self.whole.expand(self.shards, *self.whole.shape[-2:]).unflatten(1, self.tokens)
+
+
+# A residual stream in any form.
+AnyStream = Stream | Arriving | WholeStream
+
+
+def enter(x: Tensor, shared_channels: int, mesh: Mesh) -> Stream | WholeStream:
     """Start a stream from ``x`` [..., h], the same on every shard; its gradient is summed over all shards."""
+    if not torch.is_grad_enabled() and x.shape[:-1].numel() <= FEW_TOKENS:
+        return _whole(x, shared_channels, mesh.local)
     if mesh.processes == 1:
         private = x[..., shared_channels:]
         return Stream(x[..., :shared_channels], private.expand(mesh.local, *private.shape))
     entry = Entry(mesh)
     shared, private = _Enter.apply(x, shared_channels, mesh, entry)
     return Stream(shared, private, entry)
+
+
+def _whole(x: Tensor, shared_channels: int, shards: int) -> WholeStream:
+    whole = x.flatten(0, -2)
+    if shards > 1 and shared_channels < x.shape[-1]:
+        whole = whole.expand(shards, *whole.shape)
+    return WholeStream(whole, shared_channels, x.shape[:-1], shards)
