@@ -10,7 +10,7 @@ from torch import Tensor
 
 from caat.parallel.background import Background, Wait, nothing
 from caat.parallel.ledger import Ledger
-from caat.parallel.sums import SumOptions, may_exchange, needs_slices, start_exchange, sum_by_slices
+from caat.parallel.sums import SumOptions, needs_slices, sum_by_slices
 from caat.parallel.wire import from_wire, to_wire
 
 # The phase of an optimizer step in which a message is sent.
@@ -83,9 +83,7 @@ class Collectives:
         message = to_wire(x, self.options.wire_dtype)
         self.ledger.count(message.nbytes, direction, purpose)
         sum_dtype = self.options.sum_dtype
-        if may_exchange(message, self.processes):
-            arrived: Wait = start_exchange(message, self.group, sum_dtype)
-        elif needs_slices(message, self.processes, sum_dtype):
+        if needs_slices(message, self.processes, sum_dtype):
             add_up = partial(sum_by_slices, group=self.group, sum_dtype=sum_dtype)
             arrived = self._arrived = self._background.run(add_up, message)
         else:

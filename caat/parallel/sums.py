@@ -9,16 +9,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from caat.parallel.background import Wait
 from caat.parallel.int8 import pack, unpack
 from caat.parallel.wire import WIRE_DTYPES
 from conf.sync import SyncConfig
 
 # The name from torch 2.13 on, and before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-# Up to this size, latency is most of a message's time.
-EXCHANGED_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -45,35 +41,6 @@ def needs_slices(message: Tensor, processes: int, sum_dtype: torch.dtype) -> boo
     if message.dtype is torch.int8:
         return True
     return processes > 2 and torch.promote_types(message.dtype, sum_dtype) != message.dtype
-
-
-def may_exchange(message: Tensor, processes: int) -> bool:
-    """Return whether the sum of ``message`` takes less time by :func:`start_exchange`."""
-    return processes == 2 and message.nbytes <= EXCHANGED_BYTES and not message.is_cuda
-
-
-def start_exchange(message: Tensor, group: dist.ProcessGroup | None, sum_dtype: torch.dtype) -> Wait:
-    """Start to replace the contiguous ``message`` by its sum over two processes; the result waits for it.
-
-    Both send the whole message and add. It takes one hop, an all-reduce takes two, and on gloo no other
-    thread has to take over. Bytes and bits are the same: a sum of two numbers does not depend on their order.
-    """
-    other = 1 - dist.get_rank(group)
-    theirs = torch.empty_like(message)
-    # The receive first: otherwise the message waits for it at the other process.
-    receiving = dist.irecv(theirs, group=group, group_src=other)
-    sending = dist.isend(message, group=group, group_dst=other)
-    assert receiving is not None and sending is not None
-
-    def wait() -> None:
-        receiving.wait()
-        sending.wait()
-        if message.dtype is torch.int8:
-            message.copy_(_added(torch.stack([message, theirs]), sum_dtype))
-        else:
-            message.add_(theirs)
-
-    return wait
 
 
 @torch.no_grad()  # grad mode is per thread, and on by default in the thread of a Background

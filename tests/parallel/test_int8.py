@@ -10,7 +10,7 @@ from torch import Tensor
 from caat.parallel.collectives import Collectives
 from caat.parallel.int8 import pack, unpack
 from caat.parallel.mesh import Mesh
-from caat.parallel.sums import SumOptions, sum_by_slices
+from caat.parallel.sums import SumOptions
 from conf.partition import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import loss_and_gradients, random_weights, rounded_to_int8
@@ -88,22 +88,6 @@ def test_sums_between_processes(ranks, world, dtype):
         rtol = 1e-6 if dtype is torch.float32 else 2**-8
         torch.testing.assert_close(got[0].double(), want, rtol=rtol, atol=0)
         assert all(torch.equal(got, results[index]) for results, _ in by_rank)
-
-
-def summed_by_slices():
-    """As two processes sum messages that are too large to exchange."""
-    results = []
-    for tokens, channels in SIZES:
-        message = pack(parts(2, tokens, channels)[dist.get_rank()])
-        sum_by_slices(message, None, torch.float32)
-        results.append(unpack(message)[None])
-    return results
-
-
-def test_an_exchange_gives_the_bits_of_a_sum_by_slices(ranks):
-    (exchanged, _), _ = ranks(2).run(summed, torch.float32)
-    for ours, theirs in zip(exchanged, ranks(2).run(summed_by_slices)[1], strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def model_gradients(ratio: float, checkpointing: str, options: SumOptions):

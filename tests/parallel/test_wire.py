@@ -34,17 +34,6 @@ def summed(sizes: list[int], options: SumOptions):
     return results, dict(collectives.ledger.sent)
 
 
-def summed_in_flight(sizes: list[int]):
-    """All sums are in flight together, and the last one is waited for first."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    collectives = Collectives(world, None)
-    messages = [terms(world, size)[rank].clone() for size in sizes]
-    waits = [collectives.start_sum(message, "forward", "sync") for message in messages]
-    for wait in reversed(waits):
-        wait()
-    return messages
-
-
 def sliced(sizes: list[int]):
     rank, world = dist.get_rank(), dist.get_world_size()
     results = []
@@ -64,8 +53,7 @@ def float32_all_reduce(sizes: list[int]):
     return results
 
 
-# Two processes exchange all but the largest, and all-reduce that.
-SIZES = [1, 2, 7, 4096, 4099, 40_000]
+SIZES = [1, 2, 7, 4096, 4099]
 
 
 def test_two_processes_equal_a_float32_all_reduce_bit_for_bit(ranks):
@@ -73,7 +61,7 @@ def test_two_processes_equal_a_float32_all_reduce_bit_for_bit(ranks):
     want = pool.run(float32_all_reduce, SIZES)
     (default, sent), _ = pool.run(summed, SIZES, SumOptions())
     assert sent == {("forward", "sync"): 2 * sum(SIZES)}
-    for got in (default, pool.run(summed_in_flight, SIZES)[0], pool.run(sliced, SIZES)[1]):
+    for got in (default, pool.run(sliced, SIZES)[1]):
         for ours, theirs in zip(got, want[0], strict=True):
             assert torch.equal(ours, theirs)
 
