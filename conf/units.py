@@ -16,10 +16,10 @@ def rate_bytes(rate: str, setting: str = "rate") -> float:
     return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2]] / 8
 
 
-def delay_seconds(delay: str) -> float:
-    """Return the seconds of a delay such as 1ms. Raise ``ValueError`` for other notations."""
+def delay_seconds(delay: str, setting: str = "delay") -> float:
+    """Return the seconds of a delay such as 1ms. Raise ``ValueError`` naming the ``setting``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", delay)
-    require(match is not None, f"delay={delay} is not a time in tc's notation: write 5us or 1ms")
+    require(match is not None, f"{setting}={delay} is not a time in tc's notation: write 5us or 1ms")
     assert match is not None
     return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
 

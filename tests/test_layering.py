@@ -16,6 +16,7 @@ ORDER = [
     ("conf",),
     ("conf.reading", "caat"),
     ("caat.storage", "caat.compression"),
+    ("caat.topology",),
     ("caat.data", "caat.parallel"),
     ("caat.parallel.partial", "caat.optim"),
     ("caat.planning",),

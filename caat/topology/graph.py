@@ -1,0 +1,93 @@
+"""A network as a graph of directed links, and the routes of messages through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+import networkx as nx
+
+from conf.checks import require
+
+# Largest network. MULTITREE and the bound take seconds at 256 nodes, and grow faster than the square.
+MOST = 1024
+# From node, to node.
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Nodes 0 to ``nodes`` - 1, then switches, which forward messages and hold no data.
+
+    Every edge of ``graph`` is one direction of a link, with a ``rate`` in bytes/s and a ``delay`` in seconds.
+    ``shape`` holds the sizes of a mesh or torus, whose nodes are numbered with the last axis fastest, and is
+    empty for other networks. Raises ``ValueError`` for a network on which no collective can run.
+    """
+
+    name: str
+    graph: nx.DiGraph
+    nodes: int
+    shape: tuple[int, ...] = ()
+    _routes: dict[Pair, tuple[Pair, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _hops: dict[int, dict[int, int]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        name, graph = f"topology={self.name}", self.graph
+        require(self.nodes >= 2, f"{name} has {self.nodes} node(s): a collective needs at least 2")
+        require(len(graph) <= MOST, f"{name} has {len(graph)} nodes and switches: at most {MOST}")
+        for a, b, link in graph.edges(data=True):
+            what = f"{name}: the link from {a} to {b}"
+            require(
+                0 < link["rate"] < inf,
+                f"{what} has a rate of {link['rate']:g} bytes/s, which must be above 0",
+            )
+            require(
+                0 <= link["delay"] < inf,
+                f"{what} has a delay of {link['delay']:g} s, which must be 0 or more",
+            )
+        for reached, words in (
+            (nx.descendants(graph, 0), "from 0 to"),
+            (nx.ancestors(graph, 0), "to 0 from"),
+        ):
+            lost = set(range(self.nodes)) - reached - {0}
+            require(not lost, f"{name} is not connected: no path {words} node {min(lost, default=0)}")
+
+    def rate(self, pair: Pair) -> float:
+        """Return the bytes/s of a link."""
+        return self.graph.edges[pair]["rate"]
+
+    def delay(self, pair: Pair) -> float:
+        """Return the seconds that a byte takes along a link, in addition to its place in the queue."""
+        return self.graph.edges[pair]["delay"]
+
+    def route(self, source: int, target: int) -> tuple[Pair, ...]:
+        """Return the links of the one path that all messages from ``source`` to ``target`` take.
+
+        It has the fewest hops. Among several next hops, it takes the number ``target`` modulo their count, in
+        the order of their numbers, so that destinations are spread over the spines of a fat tree (D-mod-k).
+        """
+        if (source, target) not in self._routes:
+            hops, at, path = self._distances(target), source, []
+            while at != target:
+                near = sorted(v for v in self.graph.successors(at) if hops.get(v) == hops[at] - 1)
+                after = near[target % len(near)]
+                path.append((at, after))
+                at = after
+            self._routes[source, target] = tuple(path)
+        return self._routes[source, target]
+
+    def neighbours(self, node: int) -> list[int]:
+        """Return the nodes whose route from ``node`` passes through no other node, sorted."""
+        found, seen, open_ = set(), {node}, [node]
+        while open_:
+            for v in self.graph.successors(open_.pop()):
+                if v not in seen:
+                    seen.add(v)
+                    (found.add if v < self.nodes else open_.append)(v)
+        return sorted(v for v in found if all(b >= self.nodes for _, b in self.route(node, v)[:-1]))
+
+    def _distances(self, target: int) -> dict[int, int]:
+        """Return the number of hops to ``target`` from each node that reaches it."""
+        if target not in self._hops:
+            self._hops[target] = nx.single_source_shortest_path_length(self.graph.reverse(copy=False), target)
+        return self._hops[target]
