@@ -13,8 +13,10 @@ from caat.topology.graph import Pair, Topology
 def least_seconds(topology: Topology, size: float, collective: str = "all-reduce") -> float:
     """Return the seconds below which no schedule moves ``size`` bytes (the whole buffer), without delays.
 
-    A reduce-scatter is an all-gather on the reversed links. The bound of an all-reduce holds for those that
-    reduce-scatter, then all-gather.
+    A reduce-scatter is an all-gather on the reversed links. An all-reduce takes the sum of both, if every
+    node sums an equal share and all shares are summed before they are gathered. On networks whose nodes all
+    have equal links that are the limit, as rings and tori, no all-reduce is faster. On others, as meshes, one
+    in which both phases overlap can be.
     """
     gather, scatter = collective != "reduce-scatter", collective != "all-gather"
     cuts = (gather and worst_cut(topology)) + (scatter and worst_cut(topology, backward=True))

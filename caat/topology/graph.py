@@ -77,14 +77,17 @@ class Topology:
         return self._routes[source, target]
 
     def neighbours(self, node: int) -> list[int]:
-        """Return the nodes whose route from ``node`` passes through no other node, sorted."""
-        found, seen, open_ = set(), {node}, [node]
-        while open_:
-            for v in self.graph.successors(open_.pop()):
+        """Return the nodes whose route from ``node`` passes through no other node.
+
+        They are in the order in which the links of the network were named.
+        """
+        seen, ahead, found = {node}, [node], list[int]()
+        while ahead:
+            for v in self.graph.successors(ahead.pop(0)):
                 if v not in seen:
                     seen.add(v)
-                    (found.add if v < self.nodes else open_.append)(v)
-        return sorted(v for v in found if all(b >= self.nodes for _, b in self.route(node, v)[:-1]))
+                    (found if v < self.nodes else ahead).append(v)
+        return [v for v in found if all(b >= self.nodes for _, b in self.route(node, v)[:-1])]
 
     def _distances(self, target: int) -> dict[int, int]:
         """Return the number of hops to ``target`` from each node that reaches it."""
