@@ -77,12 +77,3 @@ METHODS: dict[str, Callable[[Tensor, int], Estimate]] = {
     "sparq:16": sparq(16),
     "quest": quest,
 }
-
-
-def link_bytes(method: str, tokens: int, keep: int, d: int, number: int = 4) -> int:
-    """Return the bytes of one KV head and token that come from the host, if no row is still on the device.
-
-    Keys and values of ``keep`` rows; SparQ also reads ``r`` components of each key.
-    """
-    components = int(method.partition(":")[2] or 0)
-    return number * (2 * d * keep + components * tokens)

@@ -1,0 +1,127 @@
+"""The tables and the picture of docs/long-contexts.md, from docs/long_contexts/results.jsonl.
+
+python docs/long_contexts/figures.py    # Markdown tables, docs/images/long-contexts.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+IMAGE = HERE.parent / "images" / "long-contexts.png"
+METHODS = {
+    "best": "best possible",
+    "int8": "caat, `int8`",
+    "int4": "caat, `int4`",
+    "sparq:32": "SparQ, r = 32",
+    "sparq:16": "SparQ, r = 16",
+    "sparq:32,mean": "SparQ, r = 32, with its mean",
+    "quest": "Quest",
+}
+COLOURS = {
+    "best": "#7f7f7f",
+    "int8": "#4c72b0",
+    "int4": "#55a868",
+    "sparq:32": "#dd8452",
+    "sparq:16": "#c44e52",
+    "sparq:32,mean": "#ccb974",
+    "quest": "#8172b3",
+}
+# Components of a head, and bytes of a number.
+HEAD_DIM, NUMBER = 64, 4
+Row = dict[str, Any]
+
+
+def read() -> list[Row]:
+    """Return the rows, each with its loss minus that of the whole cache, and its bytes over the link."""
+    rows = [json.loads(line) for line in (HERE / "results.jsonl").read_text().splitlines()]
+    places = ("model", "kind", "length", "number")
+    whole = {tuple(row[name] for name in places): row for row in rows if row["method"] == "full"}
+    for row in rows:
+        row["above"] = row["loss"] - whole[tuple(row[name] for name in places)]["loss"]
+        row["bytes"] = link_bytes(row["method"], row["length"], row["keep"])
+    return rows
+
+
+def link_bytes(method: str, tokens: int, keep: int) -> int:
+    """Return the bytes per KV head and token that come from the host if no row is on the device yet.
+
+    Keys and values of ``keep`` rows; SparQ also reads r components of each key.
+    """
+    components = int(method.split(",")[0].partition(":")[2] or 0)
+    return NUMBER * (2 * HEAD_DIM * keep + components * tokens)
+
+
+def table(rows: list[Row], model: str, length: int) -> str:
+    """Return a Markdown table of one model at one length: loss, missing mass and facts by ``keep``."""
+    here = [row for row in rows if (row["model"], row["length"]) == (model, length)]
+    keeps = sorted({row["keep"] for row in here if row["keep"]})
+    lines = [f"| {length:,} tokens | " + " | ".join(f"keep {keep}" for keep in keeps) + " |"]
+    lines.append("|---" * (len(keeps) + 1) + "|")
+    for method, name in METHODS.items():
+        cells = [
+            _cell([row for row in here if (row["method"], row["keep"]) == (method, keep)]) for keep in keeps
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(rows: list[Row]) -> str:
+    texts, facts = ([row for row in rows if row["kind"] == kind] for kind in ("text", "fact"))
+    parts = []
+    if texts:
+        parts.append(
+            f"{mean(row['above'] for row in texts):+.4f} ({mean(row['missing'] for row in texts):.3f})"
+        )
+    if facts:
+        parts.append(f"{sum(row['right'] for row in facts)}/{len(facts)}")
+    return ", ".join(parts) or "-"
+
+
+def draw(rows: list[Row]) -> None:
+    """Draw the loss above that of the whole cache against the bytes of a token, one panel for each length."""
+    texts = [row for row in rows if row["kind"] == "text" and row["keep"]]
+    panels = sorted({(row["model"], row["length"]) for row in texts})
+    figure = Figure(figsize=(4.2 * len(panels), 4.0), layout="constrained")
+    for axes, (model, length) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for method, name in METHODS.items():
+            series = defaultdict(list)
+            for row in texts:
+                if (row["model"], row["length"], row["method"]) == (model, length, method):
+                    series[row["bytes"]].append(row["above"])
+            points = sorted((size / 1024, mean(values)) for size, values in series.items())
+            style = "--" if method == "best" else "-"
+            axes.plot(
+                *zip(*points, strict=True),
+                style,
+                marker="o",
+                label=name.replace("`", ""),
+                color=COLOURS[method],
+            )
+        whole = NUMBER * 2 * HEAD_DIM * length / 1024
+        axes.axvline(whole, color="gray", lw=0.8)
+        axes.text(
+            whole, 0.97, "all rows ", ha="right", va="top", fontsize=8, transform=axes.get_xaxis_transform()
+        )
+        axes.axhline(0.01, color="gray", lw=0.8, ls=":")
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set(xlabel="KiB per token and KV head, nothing on the device yet")
+        axes.set_title(f"{model}, {length:,} tokens", fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("loss of the last quarter, minus the whole cache's (nats)")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(IMAGE, dpi=130)
+
+
+if __name__ == "__main__":
+    found = read()
+    for model, length in sorted({(row["model"], row["length"]) for row in found}):
+        print(f"{model}\n\n{table(found, model, length)}\n")
+    draw(found)
