@@ -144,9 +144,11 @@ def cases(windows: list[list[int]], tokenizer: Tokenizer, length: int, facts: in
 
 
 @torch.inference_mode()
-def measure(model: GPT, case: Case, keeps: list[int], done: set[tuple]) -> Iterator[dict[str, Any]]:
+def measure(
+    model: GPT, case: Case, keeps: list[int], methods: list[str], done: set[tuple]
+) -> Iterator[dict[str, Any]]:
     """Yield the result of each method, and of the whole cache (``full``)."""
-    wanted = [("full", 0), *((method, keep) for keep in keeps for method in (*METHODS, "sparq:32,mean"))]
+    wanted = [("full", 0), *((method, keep) for keep in keeps for method in methods)]
     wanted = [each for each in wanted if (case.kind, case.length, case.number, *each) not in done]
     if not wanted:
         return
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=3)
     parser.add_argument("--facts", type=int, default=0)
     parser.add_argument("--keep", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, "sparq:32,mean"])
     chosen = parser.parse_args()
     tokenizer = load_tokenizer(find_tokenizer(chosen.checkpoint))
     model = load_model(chosen.checkpoint, Mesh(1))
@@ -193,7 +196,7 @@ def main() -> None:
     for length in chosen.lengths:
         windows = texts(chosen.packages, tokenizer, length, chosen.documents)
         for case in tqdm([*cases(windows, tokenizer, length, chosen.facts)], desc=f"{length} tokens"):
-            for row in measure(model, case, chosen.keep, done):
+            for row in measure(model, case, chosen.keep, chosen.methods, done):
                 with RESULTS.open("a") as file:
                     file.write(json.dumps({"model": chosen.name, **row}) + "\n")
 
