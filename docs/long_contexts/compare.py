@@ -128,9 +128,7 @@ def texts(packages: Path, tokenizer: Tokenizer, length: int, count: int) -> list
 
 
 def cases(windows: list[list[int]], tokenizer: Tokenizer, length: int, facts: int) -> Iterator[Case]:
-    """Yield the texts, then the facts, each planted at another depth of a text."""
-    for number, window in enumerate(windows):
-        yield Case("text", length, number, window, 3 * length // 4, 3 * length // 4)
+    """Yield the facts, each planted at another depth of a text, then the texts, which take longer."""
     for number in range(facts):
         city, secret = FACTS[number % len(FACTS)]
         fact = tokenizer.encode(f"\nThe secret number of {city} is {secret}.\n")
@@ -141,6 +139,8 @@ def cases(windows: list[list[int]], tokenizer: Tokenizer, length: int, facts: in
         before = [*filler[:at], *fact, *filler[at:]]
         tokens = [*before, *question, *answer]
         yield Case("fact", length, number, tokens, len(before), len(before) + len(question))
+    for number, window in enumerate(windows):
+        yield Case("text", length, number, window, 3 * length // 4, 3 * length // 4)
 
 
 @torch.inference_mode()
