@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from math import exp, log
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
+from numpy import interp
 
 HERE = Path(__file__).parent
 IMAGE = HERE.parent / "images" / "long-contexts.png"
@@ -84,6 +86,32 @@ def _cell(rows: list[Row]) -> str:
     return ", ".join(parts) or "-"
 
 
+def against_sparq(rows: list[Row], model: str, length: int) -> str:
+    """Return a Markdown table of the bytes with which caat's index has the error of SparQ.
+
+    Between two measured numbers of rows, the logarithms of error and bytes lie on a line. Errors outside
+    caat's are left out.
+    """
+    lines = [f"| {length:,} tokens | nats | KiB | caat, KiB | times fewer |", "|---" * 5 + "|"]
+    ours = _series(rows, model, length, "int8")
+    for method in ("sparq:16", "sparq:32"):
+        for size, error in _series(rows, model, length, method):
+            if ours[-1][1] <= error <= ours[0][1] and ours[-1][1] > 0:
+                needed = exp(interp(-log(error), *zip(*((-log(e), log(b)) for b, e in ours), strict=True)))
+                cells = f"{error:.4f}", f"{size:,.0f}", f"{needed:,.0f}", f"{size / needed:.2f}"
+                lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _series(rows: list[Row], model: str, length: int, method: str) -> list[tuple[float, float]]:
+    """Return KiB of a token and loss above the whole cache's, by growing KiB."""
+    found = defaultdict(list)
+    for row in rows:
+        if (row["model"], row["length"], row["method"], row["kind"]) == (model, length, method, "text"):
+            found[row["bytes"]].append(row["above"])
+    return sorted((size / 1024, mean(values)) for size, values in found.items())
+
+
 def draw(rows: list[Row]) -> None:
     """Draw the loss above that of the whole cache against the bytes of a token, one panel for each length."""
     texts = [row for row in rows if row["kind"] == "text" and row["keep"]]
@@ -91,11 +119,9 @@ def draw(rows: list[Row]) -> None:
     figure = Figure(figsize=(4.2 * len(panels), 4.0), layout="constrained")
     for axes, (model, length) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for method, name in METHODS.items():
-            series = defaultdict(list)
-            for row in texts:
-                if (row["model"], row["length"], row["method"]) == (model, length, method):
-                    series[row["bytes"]].append(row["above"])
-            points = sorted((size / 1024, mean(values)) for size, values in series.items())
+            points = _series(rows, model, length, method)
+            if not points:
+                continue
             style = "--" if method == "best" else "-"
             axes.plot(
                 *zip(*points, strict=True),
@@ -112,10 +138,10 @@ def draw(rows: list[Row]) -> None:
         axes.axhline(0.01, color="gray", lw=0.8, ls=":")
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=0.01)
-        axes.set(xlabel="KiB per token and KV head, nothing on the device yet")
+        axes.set(xlabel="KiB per token and KV head")
         axes.set_title(f"{model}, {length:,} tokens", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("loss of the last quarter, minus the whole cache's (nats)")
+    figure.axes[0].set_ylabel("loss minus that of the whole cache (nats)")
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(IMAGE, dpi=130)
 
@@ -123,5 +149,5 @@ def draw(rows: list[Row]) -> None:
 if __name__ == "__main__":
     found = read()
     for model, length in sorted({(row["model"], row["length"]) for row in found}):
-        print(f"{model}\n\n{table(found, model, length)}\n")
+        print(f"{model}\n\n{table(found, model, length)}\n\n{against_sparq(found, model, length)}\n")
     draw(found)
