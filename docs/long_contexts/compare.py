@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from methods import METHODS, Estimate
+from methods import METHODS, Estimate, products
 from prose import anarchist_faq, jane_austen, shakespeare_milton
 from torch import Tensor
 from tqdm import tqdm
@@ -67,9 +67,9 @@ class Layer(NamedTuple):
     ) -> Tensor:
         visible = self.mask[:, :, at : at + q.shape[3]]
         place = torch.arange(self.past + at, self.past + at + q.shape[3])
-        logits = q @ keys[:, :, None].mT / sqrt(q.shape[-1])
-        exact = logits.masked_fill_(~visible[:, :, None], -inf).softmax(-1)
-        shares = estimate(q).masked_fill_(~visible[:, :, None], -inf).softmax(-1)
+        hidden = ~visible[:, :, None]
+        exact = products(q / sqrt(q.shape[-1]), keys).masked_fill_(hidden, -inf).softmax(-1)
+        shares = estimate(q).masked_fill_(hidden, -inf).softmax(-1)
         column = torch.arange(keys.shape[2])
         always = (column < FIRST) | (column > place[:, None] - LAST) & (column <= place[:, None])
         mass = shares.sum(2).masked_fill_(always, inf).masked_fill_(~visible, -1.0)
@@ -78,7 +78,7 @@ class Layer(NamedTuple):
         part = exact.mul_(chosen)
         found = part.sum(-1, keepdim=True)
         self.missing.append(1 - found)
-        out = part @ values[:, :, None] / found
+        out = (part.flatten(2, 3) @ values).unflatten(2, part.shape[2:4]) / found
         if self.method.endswith(",mean"):
             kept = (shares * chosen).sum(-1, keepdim=True)
             out = kept * out + (1 - kept) * means[:, :, place][:, :, None]

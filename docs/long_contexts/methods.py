@@ -19,9 +19,14 @@ PAGE = 16
 Estimate = Callable[[Tensor], Tensor]
 
 
+def products(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return q k of all queries and the keys that they share; a broadcast product would copy the keys."""
+    return (queries.flatten(2, 3) @ keys.mT).unflatten(2, queries.shape[2:4])
+
+
 def exact(keys: Tensor, past: int) -> Estimate:
     """Return the logits themselves: the best possible choice."""
-    return lambda queries: queries @ keys[:, :, None].mT / sqrt(keys.shape[-1])
+    return lambda queries: products(queries / sqrt(keys.shape[-1]), keys)
 
 
 def index(bits: str) -> Callable[[Tensor, int], Estimate]:
@@ -48,7 +53,7 @@ def sparq(r: int) -> Callable[[Tensor, int], Estimate]:
             largest = sizes.sum(2, keepdim=True).topk(r, -1).indices
             chosen = torch.zeros_like(sizes[:, :, :1]).scatter_(-1, largest, 1.0)
             share = (sizes * chosen).sum(-1, keepdim=True) / sizes.sum(-1, keepdim=True)
-            return (queries * chosen) @ keys[:, :, None].mT / (keys.shape[-1] * share).sqrt()
+            return products(queries * chosen / (keys.shape[-1] * share).sqrt(), keys)
 
         return estimate
 
@@ -60,10 +65,11 @@ def quest(keys: Tensor, past: int) -> Estimate:
     missing = -keys.shape[2] % PAGE
     last = keys[:, :, -1:].expand(-1, -1, missing, -1)
     pages = torch.cat([keys, last], 2).unflatten(2, (-1, PAGE))
-    low, high = pages.amin(3)[:, :, None], pages.amax(3)[:, :, None]
+    low, high = pages.amin(3), pages.amax(3)
 
     def estimate(queries: Tensor) -> Tensor:
-        bounds = (queries.clamp(min=0) @ high.mT + queries.clamp(max=0) @ low.mT) / sqrt(keys.shape[-1])
+        scaled = queries / sqrt(keys.shape[-1])
+        bounds = products(scaled.clamp(min=0), high) + products(scaled.clamp(max=0), low)
         return bounds.repeat_interleave(PAGE, -1)[..., : keys.shape[2]]
 
     return estimate
