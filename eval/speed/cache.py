@@ -125,7 +125,7 @@ def cache_rows(config: BenchCacheConfig) -> list[dict]:
     shape = config.shape if config.checkpoint is None else read_architecture(Path(config.checkpoint)).model
     size = (config.batch, shape.kv_heads, config.capacity, shape.head_dim)
     if dist.get_rank() == HOST:
-        serve(shape.layers, size, torch.float32, by_channel=config.sparq > 0)
+        serve(size, torch.float32)
         return []
     # The memory computes next to nothing.
     torch.set_num_threads(available_cores())
@@ -153,13 +153,13 @@ def _variants(config: BenchCacheConfig, shape: ModelConfig, size: tuple[int, int
     device = KVCache(shape, model.mesh, no_padding, size[2], torch.float32)
     with torch.inference_mode():
         model(text[:, : config.sequence], cache=device)
-    shared = [RemoteMemory(layer, size, torch.float32) for layer in range(shape.layers)]
-    for memory, k, v in zip(shared, device.keys, device.values, strict=True):
-        memory.write(0, k[:, :, : config.sequence], v[:, :, : config.sequence])
     variants = [Variant(DEVICE, model, text, device)]
 
     def add(mode: str, build: Callable[[RemoteMemory], L]) -> list[L]:
-        memories = [RemoteMemory(layer, size, torch.float32) for layer in range(shape.layers)]
+        first = len(variants) * shape.layers
+        memories = [RemoteMemory(first + layer, size, torch.float32) for layer in range(shape.layers)]
+        for memory, k, v in zip(memories, device.keys, device.values, strict=True):
+            memory.write(0, k[:, :, : config.sequence], v[:, :, : config.sequence])
         layers = [build(memory) for memory in memories]
         variant = Variant(mode, model, text, DecodingCache(layers, config.sequence, config.batch))
         variant.memories = memories

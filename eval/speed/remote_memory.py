@@ -18,7 +18,7 @@ ASKING, HOST = 0, 1
 
 
 class Kind(IntEnum):
-    """What a request asks for; its three other numbers are a layer and two sizes."""
+    """What a request asks for; its three other numbers are that of a cache and two sizes."""
 
     WRITE = 0
     READ = 1
@@ -28,10 +28,13 @@ class Kind(IntEnum):
 
 
 class RemoteMemory(HostMemory):
-    """One layer's :class:`HostMemory` on the other host. ``sent_bytes`` counts what is asked."""
+    """One layer's :class:`HostMemory` on the other host, where each has a ``number`` of its own.
 
-    def __init__(self, layer: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-        self.shape, self._layer, self._dtype = shape, layer, dtype
+    ``sent_bytes`` counts what is asked.
+    """
+
+    def __init__(self, number: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        self.shape, self._number, self._dtype = shape, number, dtype
         self.fetched_bytes = self.stored_bytes = self.sent_bytes = 0
         # Where a whole cache arrives.
         self._whole: tuple[Tensor, Tensor] | None = None
@@ -76,7 +79,7 @@ class RemoteMemory(HostMemory):
         return found
 
     def _ask(self, kind: Kind, first: int = 0, second: int = 0) -> None:
-        self._send(torch.tensor([kind, self._layer, first, second]))
+        self._send(torch.tensor([kind, self._number, first, second]))
 
     def _send(self, tensor: Tensor) -> None:
         dist.send(tensor, HOST)
@@ -93,29 +96,29 @@ def stop_serving() -> None:
     dist.send(torch.tensor([Kind.STOP, 0, 0, 0]), HOST)
 
 
-def serve(layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, *, by_channel: bool) -> None:
-    """Be the memory of ``layers`` caches of keys and values of this shape until the other process stops.
+def serve(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """Be the memory of caches of keys and values of this shape until the other process stops.
 
-    ``by_channel``: keep a second copy of the keys by channel, as SparQ does, so that reading some of them is
-    reading contiguous memory.
+    Where channels of the keys are asked for, a second copy by channel is kept, as SparQ does: reading some of
+    them is reading contiguous memory.
     """
     batch, heads, capacity, d = shape
-    stores = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(layers)]
-    channels = [
-        torch.zeros(batch, heads, d, capacity, dtype=dtype) for _ in range(layers if by_channel else 0)
-    ]
+    stores: dict[int, list[Tensor]] = {}
+    by_channel: dict[int, Tensor] = {}
     while True:
-        kind, layer, first, second = _request()
+        kind, number, first, second = _request()
         if kind == Kind.STOP:
             return
-        store = stores[layer]
+        store = stores.setdefault(number, [])
         if kind == Kind.WRITE:
-            new = [torch.empty(batch, heads, second, d, dtype=dtype) for _ in store]
-            for into, each in zip(store, new, strict=True):
-                dist.recv(each, ASKING)
-                into[:, :, first : first + second] = each
-            if by_channel:
-                channels[layer][..., first : first + second] = new[0].mT
+            store.extend(torch.zeros(shape, dtype=dtype) for _ in range(2 - len(store)))
+            for into in store:
+                new = torch.empty(batch, heads, second, d, dtype=dtype)
+                dist.recv(new, ASKING)
+                into[:, :, first : first + second] = new
+            if number in by_channel:
+                columns = slice(first, first + second)
+                by_channel[number][..., columns] = store[0][:, :, columns].mT
         elif kind == Kind.READ:
             _answer(store)
         elif kind == Kind.ROWS:
@@ -125,8 +128,10 @@ def serve(layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, *, 
         else:
             asked = torch.empty(batch, heads, first, dtype=torch.int32)
             dist.recv(asked, ASKING)
+            if number not in by_channel:
+                by_channel[number] = store[0].mT.contiguous()
             wide = asked.long()[..., None].expand(-1, -1, -1, capacity)
-            _answer([channels[layer].gather(2, wide)])
+            _answer([by_channel[number].gather(2, wide)])
 
 
 def _request() -> list[int]:

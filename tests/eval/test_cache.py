@@ -29,7 +29,8 @@ def test_with_all_rows_every_way_is_exact_and_bytes_are_counted(ranks):
     few, many = ("host, keep 4", "host, keep 100")
     assert list(by) == ["device", "full fetch", few, many, "sparq:16, keep 4", "sparq:16, keep 100"]
     assert by["device"]["error"] == by[many]["error"] == 0 == by["device"]["bytes"]
-    assert abs(by["full fetch"]["error"]) < 1e-6 > abs(by["sparq:16, keep 100"]["error"])
+    # Each way stores its own new tokens.
+    assert abs(by["full fetch"]["error"]) < 1e-8 > abs(by["sparq:16, keep 100"]["error"])
     # Reading all components is choosing by the logits themselves.
     assert by[few]["error"] > 1e-6 < by["sparq:16, keep 4"]["error"]
 
