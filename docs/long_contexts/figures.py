@@ -70,7 +70,8 @@ def table(rows: list[Row], model: str, length: int) -> str:
         cells = [
             _cell([row for row in here if (row["method"], row["keep"]) == (method, keep)]) for keep in keeps
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -83,7 +84,7 @@ def _cell(rows: list[Row]) -> str:
         )
     if facts:
         parts.append(f"{sum(row['right'] for row in facts)}/{len(facts)}")
-    return ", ".join(parts) or "-"
+    return ", ".join(parts)
 
 
 def against_sparq(rows: list[Row], model: str, length: int) -> str:

@@ -1,7 +1,10 @@
-"""docs/long_contexts: the comparison chooses the rows that the product does."""
+"""docs/long_contexts: the comparison chooses the rows that the product does, and the page has its figures."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,3 +49,14 @@ def test_the_comparison_is_generation_token_by_token(index, monkeypatch):
         assert found[method, TOKENS]["missing"] < 1e-6 < found[method, KEEP]["missing"]
     # A head has 32 components: SparQ reads whole keys.
     assert found["sparq:32", KEEP]["loss"] == pytest.approx(found["best", KEEP]["loss"], abs=2e-6)
+
+
+def test_the_page_has_the_figures(tmp_path):
+    shutil.copytree(DOCS / "long_contexts", tmp_path / "long_contexts")
+    (tmp_path / "images").mkdir()
+    command = [sys.executable, str(tmp_path / "long_contexts" / "figures.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    page = (DOCS / "long-contexts.md").read_text().splitlines()
+    rows = [line for line in printed if line.startswith("|")]
+    assert len(rows) > 8 and not set(rows) - set(page)
+    assert (tmp_path / "images" / "long-contexts.png").stat().st_size > 10_000
