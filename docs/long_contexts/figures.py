@@ -13,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy import interp
 
 HERE = Path(__file__).parent
@@ -123,21 +124,18 @@ def draw(rows: list[Row]) -> None:
             points = _series(rows, model, length, method)
             if not points:
                 continue
-            style = "--" if method == "best" else "-"
-            axes.plot(
-                *zip(*points, strict=True),
-                style,
-                marker="o",
-                label=name.replace("`", ""),
-                color=COLOURS[method],
-            )
+            # Other methods may hide the points of the best.
+            shape = {"marker": "o", "ms": 10, "fillstyle": "none"} if method == "best" else {"marker": "o"}
+            label = name.replace("`", "")
+            axes.plot(*zip(*points, strict=True), label=label, color=COLOURS[method], **shape)
         whole = NUMBER * 2 * HEAD_DIM * length / 1024
         axes.axvline(whole, color="gray", lw=0.8)
         axes.text(
             whole, 0.97, "all rows ", ha="right", va="top", fontsize=8, transform=axes.get_xaxis_transform()
         )
         axes.axhline(0.01, color="gray", lw=0.8, ls=":")
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set(xlabel="KiB per token and KV head")
         axes.set_title(f"{model}, {length:,} tokens", fontsize=10, loc="left")

@@ -31,11 +31,8 @@ def main(argv: list[str]) -> None:
     shape, name = config.shape, "random weights"
     if config.checkpoint is not None:
         folder = find(config.checkpoint)
-        config, shape, name = (
-            replace(config, checkpoint=str(folder)),
-            read_architecture(folder).model,
-            str(folder),
-        )
+        config, name = replace(config, checkpoint=str(folder)), config.checkpoint
+        shape = read_architecture(folder).model
         text_tokens(config)
     require(
         config.sparq <= shape.head_dim,

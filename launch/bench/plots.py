@@ -126,7 +126,11 @@ def plot_cache(rows: list[dict], title: str, path: Path) -> None:
     axes.barh(places, times, xerr=spreads, color=OTHER, error_kw={"lw": 1})
     axes.set_yticks(places, labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xscale("log")
+    for place, row in zip(places, rows, strict=True):
+        axes.text(
+            row["token_ms"] + row["spread_ms"], place, f"  {row['token_ms']:,.0f}", va="center", fontsize=8
+        )
+    axes.margins(x=0.1)
     axes.set(xlabel="milliseconds of a new token")
     _title(axes, title)
     figure.savefig(path, dpi=130)
