@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     shape, name = config.shape, "random weights"
     if config.checkpoint is not None:
         folder = find(config.checkpoint)
-        config, name = replace(config, checkpoint=str(folder)), config.checkpoint
+        name, config = config.checkpoint, replace(config, checkpoint=str(folder))
         shape = read_architecture(folder).model
         text_tokens(config)
     require(
