@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.direct import column_parallel
-from caat.parallel.partial.linear import norm_column_parallel, row_parallel
+from caat.parallel.partial.linear import column_parallel, norm_column_parallel, row_parallel
 from caat.parallel.partial.stream import Arriving, Stream, WholeStream
 from caat.parallel.sharding import Sharding
 from conf.partition import shared_channels

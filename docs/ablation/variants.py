@@ -23,7 +23,7 @@ from torch import Tensor
 import launch.run.build
 import layers.norm
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.direct import column_parallel
+from caat.parallel.partial.linear import column_parallel
 from conf.checks import require
 from conf.model import ModelConfig
 from launch.command.errors import user_errors

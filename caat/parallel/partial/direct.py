@@ -7,7 +7,6 @@ Only the private part of the row-parallel GEMM hides the sum. Sizes as in linear
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,14 +50,6 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     to 20 % less for 8, and about as much for 1 and for many.
     """
     return x @ weight.mT if x.is_cuda else (weight @ x.mT).mT
-
-
-def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply each shard's input [r, ..., in] by its rows of ``weight`` [r · c, in] -> [..., r · c]."""
-    if len(x) == 1:
-        return F.linear(x.squeeze(0), weight)
-    y = torch.bmm(x.flatten(1, -2), weight.unflatten(0, (len(x), -1)).mT)
-    return y.movedim(0, 1).reshape(*x.shape[1:-1], len(weight))
 
 
 def by_shard(x: Tensor, shards: int) -> Tensor:

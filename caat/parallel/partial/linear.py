@@ -258,5 +258,13 @@ def norm_column_parallel(
     return stream, y.unflatten(0, tokens), rstd.squeeze(-1).T.unflatten(0, tokens)
 
 
+def column_parallel(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply each shard's input [r, ..., in] by its rows of ``weight`` [r · c, in] -> [..., r · c]."""
+    if len(x) == 1:
+        return F.linear(x.squeeze(0), weight)
+    y = torch.bmm(x.flatten(1, -2), weight.unflatten(0, (len(x), -1)).mT)
+    return y.movedim(0, 1).reshape(*x.shape[1:-1], len(weight))
+
+
 def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
     torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
