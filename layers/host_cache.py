@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,7 +14,7 @@ from caat.parallel.mesh import Mesh
 from conf.cache import CacheConfig
 from conf.model import ModelConfig
 from layers.cache import KVCache, attention
-from layers.host_memory import HostMemory
+from layers.host_memory import HostMemory, Memory
 from layers.key_index import KeyIndex, lower_logits, missing_mass
 
 # Rows that are always selected: the first tokens, to which most heads give much mass, and the last.
@@ -75,9 +77,7 @@ class Rows:
 class HostLayerCache:
     """One layer's cache, whose keys and values are in ``memory``."""
 
-    def __init__(
-        self, memory: HostMemory, padding: Tensor, settings: CacheConfig, transfers: Transfers
-    ) -> None:
+    def __init__(self, memory: Memory, padding: Tensor, settings: CacheConfig, transfers: Transfers) -> None:
         self._memory, self._index = memory, KeyIndex(memory.shape, settings.index, padding.device)
         self._settings, self._padding, self._transfers = settings, padding, transfers
         # What the last step used: mostly what the next one needs.
@@ -195,23 +195,6 @@ class HostLayerCache:
         return places[:, None].expand(-1, heads, -1).contiguous()
 
 
-def make_cache(
-    config: ModelConfig,
-    mesh: Mesh,
-    padding: Tensor,
-    capacity: int,
-    dtype: torch.dtype,
-    *,
-    settings: CacheConfig,
-    transfers: Transfers | None = None,
-) -> KVCache:
-    """Return a cache where ``settings`` want it; ``transfers`` adds up what one in host memory moves."""
-    arguments = (config, mesh, padding, capacity, dtype)
-    if settings.place == "device":
-        return KVCache(*arguments)
-    return HostKVCache(*arguments, settings=settings, transfers=transfers)
-
-
 class HostKVCache(KVCache):
     """A :class:`KVCache` whose keys and values are in host memory; a pass of several tokens is exact.
 
@@ -250,3 +233,13 @@ class HostKVCache(KVCache):
             layer.length, layer.mask = self.length, mask
         self.transfers.steps += new == 1
         return self._layers
+
+
+def cache_of(settings: CacheConfig, transfers: Transfers | None = None) -> Callable[..., KVCache]:
+    """Return what makes a :class:`KVCache` where ``settings`` want it, from the arguments of one.
+
+    ``transfers`` adds up what caches in host memory move.
+    """
+    if settings.place == "device":
+        return KVCache
+    return partial(HostKVCache, settings=settings, transfers=transfers)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+Shape = tuple[int, int, int, int]
 
-class HostMemory:
-    """One layer's keys and values [batch, KV heads, capacity, head_dim] in host memory.
+
+class Memory(Protocol):
+    """One layer's keys and values, of the ``shape`` [batch, KV heads, capacity, head_dim], off the device.
 
     ``fetched_bytes`` and ``stored_bytes`` count what has moved to and from the device.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    shape: Shape
+    fetched_bytes: int
+    stored_bytes: int
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values [batch, heads, new, head_dim] of the tokens from column ``start`` on."""
+
+    def read(self, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of the first ``stop`` tokens."""
+
+    def rows(self, batch: Tensor, head: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [n, head_dim] at ``n`` places."""
+
+
+class HostMemory:
+    """The :class:`Memory` of this host."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self._device = shape, device
         self.fetched_bytes = self.stored_bytes = 0
         # Pinned memory is copied without passing through another buffer, while the processor does other work.
@@ -21,19 +42,16 @@ class HostMemory:
         self._stream = torch.cuda.Stream(device) if self._pinned else None
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Store the keys and values [batch, heads, new, head_dim] of the tokens from column ``start`` on."""
         for store, each in zip(self._stores, (keys, values), strict=True):
             store[:, :, start : start + each.shape[2]] = each
             self.stored_bytes += each.nbytes
 
     def read(self, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of the first ``stop`` tokens."""
         keys, values = (store[:, :, :stop].to(self._device) for store in self._stores)
         self.fetched_bytes += keys.nbytes + values.nbytes
         return keys, values
 
     def rows(self, batch: Tensor, head: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values [n, head_dim] at ``n`` places."""
         places = ((batch * self.shape[1] + head) * self.shape[2] + column).cpu()
         if self._stream is None:
             keys, values = (self._gather(store, places) for store in self._stores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from eval.generation.continuation import Continuation
 from eval.generation.sampling import Sampler
 from layers.cache import KVCache
 from layers.gpt import GPT
-from layers.host_cache import Transfers, make_cache
+from layers.host_cache import Transfers, cache_of
 
 # A GPT or a wrapper of one: called with (tokens, cache=cache), returns this process's slice of the logits.
 Forward = Callable[..., Tensor]
@@ -44,13 +45,9 @@ def generate(
     numbers = range(len(prompts)) if numbers is None else numbers
     sampler = Sampler(settings, model.config.vocab_size, model.mesh, numbers)
     texts = [Continuation(tokenizer, prompt, settings.stop) for prompt in prompts]
-    device, dtype, count = model.norm.weight.device, model.norm.weight.dtype, settings.max_new_tokens
-    where = cache or CacheConfig()
-
-    def new_cache(padding: Tensor, capacity: int) -> KVCache:
-        shape, mesh = model.config, model.mesh
-        return make_cache(shape, mesh, padding, capacity, dtype, settings=where, transfers=transfers)
-
+    make, weight = cache_of(cache or CacheConfig(), transfers), model.norm.weight
+    new_cache = partial(make, model.config, model.mesh, dtype=weight.dtype)
+    device, count = weight.device, settings.max_new_tokens
     tokens = _next_tokens(forward or model, prompts, count, sampler, new_cache, device=device)
     for chosen in tokens:
         for number, (text, token) in enumerate(zip(texts, chosen.tolist(), strict=True)):

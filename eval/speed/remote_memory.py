@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layers.host_memory import HostMemory
+from layers.host_memory import Shape
 
 ASKING, HOST = 0, 1
 
@@ -27,13 +27,13 @@ class Kind(IntEnum):
     STOP = 4
 
 
-class RemoteMemory(HostMemory):
-    """One layer's :class:`HostMemory` on the other host, where each has a ``number`` of its own.
+class RemoteMemory:
+    """The :class:`~layers.host_memory.Memory` on the other host, where each has a ``number`` of its own.
 
     ``sent_bytes`` counts what is asked.
     """
 
-    def __init__(self, number: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    def __init__(self, number: int, shape: Shape, dtype: torch.dtype) -> None:
         self.shape, self._number, self._dtype = shape, number, dtype
         self.fetched_bytes = self.stored_bytes = self.sent_bytes = 0
         # Where a whole cache arrives.
@@ -96,7 +96,7 @@ def stop_serving() -> None:
     dist.send(torch.tensor([Kind.STOP, 0, 0, 0]), HOST)
 
 
-def serve(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+def serve(shape: Shape, dtype: torch.dtype) -> None:
     """Be the memory of caches of keys and values of this shape until the other process stops.
 
     Where channels of the keys are asked for, a second copy by channel is kept, as SparQ does: reading some of

@@ -18,7 +18,7 @@ from caat.supervision.device import PRECISIONS
 from conf.bench import BenchGenerateConfig, BenchStackConfig
 from eval.speed.peer_stacks import autotp_stack, domino_stack, megatron_core_stack, torch_stack
 from eval.speed.stack import OurStack, copy_weights, megatron_stack
-from layers.host_cache import make_cache
+from layers.host_cache import cache_of
 
 # Makes the step to time from a stack on a device.
 MakeStep = Callable[[BenchStackConfig, torch.device, nn.Module], Callable[[], float]]
@@ -176,8 +176,8 @@ def _generation_step(
     torch.manual_seed(1)
     x = torch.randn(config.batch, config.sequence, config.hidden, device=device, dtype=dtype)
     no_padding = torch.zeros(config.batch, dtype=torch.long, device=device)
-    shape, capacity = config.shape, config.sequence + config.new_tokens
-    cache = make_cache(shape, _mesh(config, None), no_padding, capacity, dtype, settings=config.cache)
+    mesh, capacity = _mesh(config, None), config.sequence + config.new_tokens
+    cache = cache_of(config.cache)(config.shape, mesh, no_padding, capacity, dtype)
 
     @torch.no_grad()
     def read() -> float:

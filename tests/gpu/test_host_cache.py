@@ -9,7 +9,7 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from conf.cache import CacheConfig
-from layers.host_cache import make_cache
+from layers.host_cache import cache_of
 from tests.models import SMALL, build
 
 DEVICE = "cuda"
@@ -25,7 +25,7 @@ def continued(device: str, settings: CacheConfig, dtype: torch.dtype) -> torch.T
         device
     )
     padding = torch.tensor([0, 23], device=device)
-    cache = make_cache(LONG, model.mesh, padding, TOKENS, dtype, settings=settings)
+    cache = cache_of(settings)(LONG, model.mesh, padding, TOKENS, dtype)
     logits = [model(tokens[:, :PROMPT], cache=cache)[:, -1]]
     logits += [model(tokens[:, [at]], cache=cache)[:, -1] for at in range(PROMPT, TOKENS)]
     return torch.stack(logits, 1).cpu()
