@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 
 from caat.topology.graph import Topology
 
@@ -40,7 +41,7 @@ def _comb(shape: tuple[int, ...], even: int) -> list[int]:
     other.
     """
     others = (*shape[:even], *shape[even + 1 :])
-    stride, rows = _stride(shape, even), []
+    stride, rows = prod(shape[even + 1 :]), []
     for row in range(shape[even]):
         nodes = []
         for number in _snake(others):
@@ -50,13 +51,6 @@ def _comb(shape: tuple[int, ...], even: int) -> list[int]:
         rows.append(nodes)
     teeth = [node for i, row in enumerate(rows) for node in (row[1:] if i % 2 == 0 else row[:0:-1])]
     return teeth + [row[0] for row in rows[::-1]]
-
-
-def _stride(shape: tuple[int, ...], axis: int) -> int:
-    stride = 1
-    for size in shape[axis + 1 :]:
-        stride *= size
-    return stride
 
 
 def _searched(topology: Topology) -> list[int] | None:

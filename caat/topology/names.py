@@ -47,10 +47,6 @@ def _words(axes: range) -> str:
     return str(axes[0]) if len(axes) == 1 else f"{axes[0]} to {axes[-1]}"
 
 
-def _ring(sizes: Sizes) -> tuple[int, Iterator[Pair]]:
-    return _torus(sizes)
-
-
 def _full(sizes: Sizes) -> tuple[int, Iterator[Pair]]:
     (n,) = sizes
     return n, ((a, b) for a in range(n) for b in range(n) if a != b)
@@ -92,7 +88,7 @@ def _fat_tree(sizes: Sizes) -> tuple[int, Iterator[Pair]]:
 
 # How many sizes each takes, and its nodes and links.
 KINDS: dict[str, tuple[range, Callable[[Sizes], tuple[int, Iterator[Pair]]]]] = {
-    "ring": (range(1, 2), _ring),
+    "ring": (range(1, 2), _torus),
     "full": (range(1, 2), _full),
     "mesh": (range(1, 5), _mesh),
     "torus": (range(1, 5), _torus),

@@ -50,18 +50,17 @@ class Queues:
         self._fill(schedule, dist.get_rank(group))
 
     def _fill(self, schedule: Schedule, rank: int) -> None:
-        received: dict[int, list[int]] = defaultdict(list)  # the steps in which a chunk is received
-        for number, (step, source, target, chunk, reduce) in enumerate(schedule.moves):
-            if rank == source:
-                queue, after = self.out[target], sum(before < step for before in received[chunk])
-            elif rank == target:
-                queue, after = self.inn[source], len(received[chunk])
-                received[chunk].append(step)
+        for number, (move, need, place) in enumerate(schedule.order()):
+            if rank == move.source:
+                queue, after = self.out[move.target], need
+            elif rank == move.target:
+                queue, after = self.inn[move.source], place
             else:
                 continue
             for piece in range(self.pieces):
-                if self._view((chunk, piece)).numel():
-                    queue.append(_Message((chunk, piece), after, number * self.pieces + piece, reduce))
+                key, tag = (move.chunk, piece), number * self.pieces + piece
+                if self._view(key).numel():
+                    queue.append(_Message(key, after, tag, move.reduce))
 
     def _view(self, key: Key) -> Tensor:
         number, n = key[0] * self.pieces + key[1], self.data.numel()

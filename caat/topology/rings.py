@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from caat.topology.cycle import ring_order
 from caat.topology.forest import Branch, Forest, placed
@@ -65,9 +66,7 @@ def _along(
     shape: Sequence[int], axes: Sequence[int], by: int, owner: int, chunk: int
 ) -> list[tuple[int, int, Branch]]:
     """Return the branches of one chunk, each with its hops from the owner and those left along its axis."""
-    strides = [1] * len(shape)
-    for axis in reversed(range(len(shape) - 1)):
-        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
     reached, out = [(owner, 0)], []
     for axis in axes:
         for node, hops in list(reached):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +38,19 @@ class Schedule:
     @classmethod
     def of(cls, nodes: int, chunks: int, moves: Iterable[Move]) -> Schedule:
         return cls(nodes, chunks, tuple(sorted(moves)))
+
+    def order(self) -> Iterator[tuple[Move, int, int]]:
+        """Yield each move with what it waits for, as the executor and the simulator do.
+
+        The source must first have applied that many messages of the chunk: those of earlier steps. The target
+        applies the message in that place among those of the chunk, counted from 0.
+        """
+        received: dict[tuple[int, int], list[int]] = defaultdict(list)  # steps, by node and chunk
+        for move in self.moves:
+            at_target = received[move.target, move.chunk]
+            # Steps ascend, so that those before this one are found by bisection.
+            yield move, bisect_left(received[move.source, move.chunk], move.step), len(at_target)
+            at_target.append(move.step)
 
     @property
     def links(self) -> list[Pair]:

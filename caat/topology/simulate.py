@@ -40,17 +40,7 @@ def seconds(schedule: Schedule, topology: Topology, size: float, pieces: int = 1
 
 def _queues(schedule: Schedule, pieces: int) -> dict[Pair, list[_Message]]:
     queues: dict[Pair, list[_Message]] = defaultdict(list)
-    # Messages that a node has received of a chunk: before the present step, and with it.
-    before: dict[Pair, int] = defaultdict(int)
-    received: dict[Pair, int] = defaultdict(int)
-    step, changed = -1, set[Pair]()
-    for move in schedule.moves:
-        if move.step != step:
-            before.update((key, received[key]) for key in changed)
-            step, changed = move.step, set()
-        need, place = before[move.source, move.chunk], received[move.target, move.chunk]
-        received[move.target, move.chunk] += 1
-        changed.add((move.target, move.chunk))
+    for move, need, place in schedule.order():
         queues[move.source, move.target] += [_Message(move.chunk, j, need, place) for j in range(pieces)]
     return queues
 
