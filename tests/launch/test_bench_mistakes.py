@@ -1,0 +1,72 @@
+"""Mistakes in the settings of benchmarks: one line each, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import pytest
+
+from launch.bench import main
+
+MISTAKES = {
+    "step": [
+        (["processes=1"], "processes=1: this benchmark needs at least 2 processes"),
+        (["processes=3"], "not divisible by"),
+        (["ratios=[1.5]"], "ratios: 1.5 is outside"),
+    ],
+    "link": [
+        (["rate=fast"], "rate=fast is not a rate in tc's notation"),
+        (["delay=2"], "delay=2 is not a time in tc's notation"),
+        (["burst=lots"], "burst=lots is not a size in tc's notation"),
+    ],
+    "peers": [(["rate=1gb"], "rate=1gb is not a rate in tc's notation")],
+    "generate": [
+        (["new_tokens=0"], "new_tokens=0 must be above 0"),
+        (["cache.keep=8"], "cache.keep=8 has no effect with cache.place=device"),
+    ],
+    "codecs": [
+        (["codecs=[int8,int3]"], "codec int3 is not known: choose from none"),
+        (["codecs=[topk:0.01,index=tree]"], "codec topk:0.01,index=tree: index=tree is not known"),
+        (["codecs=[]"], "codecs=[] is empty: give one or more codecs"),
+        (["numbers=0"], "numbers=0 must be above 0"),
+        (["checkpoint=missing"], "checkpoint=missing"),
+    ],
+    "data": [
+        (["codecs=[int8,int3]"], "codec int3 is not known: choose from none"),
+        (["codecs=[int8,topk:0]"], "codec topk:0: topk:0 must be a share above 0"),
+        (["codecs=[int8,int4,int8]"], "codecs: int8 is given twice"),
+        (
+            ["weights_codec=sign"],
+            "weights_codec=sign is not known: choose one of auto, none, bfloat16, int8, int4",
+        ),
+        (["rate=100mbit,fast"], "rate=fast is not a rate in tc's notation"),
+        (["replicas=1"], "replicas=1: this benchmark needs at least 2 replicas"),
+        (["accumulation=0"], "accumulation=0 must be above 0"),
+        (["model.heads=7"], "heads"),
+        ([], "network namespaces need root"),
+    ],
+    "cache": [
+        (["keeps=[]"], "keeps=[] is empty: give one or more numbers of rows"),
+        (["keeps=[0]"], "keeps: 0 is not above 0"),
+        (["index=int2"], "index=int2 is not known: choose one of int4, int8"),
+        (["sparq=65"], "sparq=65 is above the 64 components of a head"),
+        (["rate=1gbit,2gbit"], "rate=1gbit,2gbit: this benchmark measures one rate at a time"),
+        (["text=book.txt"], "a checkpoint needs a text, and a text a checkpoint"),
+        (["checkpoint=missing", "text=book.txt"], "checkpoint=missing"),
+        ([], "network namespaces need root"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "settings", "says"), [(name, *each) for name, all_of in MISTAKES.items() for each in all_of]
+)
+def test_one_line_and_nothing_is_written(benchmark, settings, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/sbin/{tool}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        main([benchmark, *settings, "out=new/result.json"])
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
