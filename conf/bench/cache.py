@@ -17,8 +17,8 @@ WARM_UP = 2
 @dataclass
 class BenchCacheConfig(ShapedLinkConfig, ShapeConfig):
     """`caat bench cache`: time new tokens whose KV cache is in the memory of another host, at the other end
-    of a link that this machine emulates (needs root, ip and tc). Fetching all of it for each token, caat's
-    cache.place=host by cache.keep, and SparQ, all in float32; for comparison a cache on the device."""
+    of a link that this machine emulates (needs root, ip and tc). It compares fetching all of it for each
+    token, cache.place=host by cache.keep, SparQ, and a cache on the device, all in float32."""
 
     sequence: int = setting(8192, "Tokens in the cache before the first new token.")
     batch: int = setting(1, "Sequences that are continued together.")
@@ -26,7 +26,7 @@ class BenchCacheConfig(ShapedLinkConfig, ShapeConfig):
     checkpoint: str | None = setting(
         None,
         "Run folder, or checkpoint folder, whose model decodes `text`. Default: a model of random weights "
-        "and the sizes above, on random tokens; its errors say nothing about a trained one.",
+        "with `layers`, `hidden` and so on, on random tokens; its errors say nothing about a trained one.",
     )
     text: str | None = setting(None, "Text file, of which the model of `checkpoint` reads the beginning.")
     keeps: list[int] = setting([128, 512], "Values of cache.keep to measure.")
