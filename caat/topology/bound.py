@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from fractions import Fraction
 from math import lcm
 
 import networkx as nx
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from caat.topology.graph import Pair, Topology
+
+# scipy's maximum flow has 32 bits, for the sum of the capacities of a link's two directions.
+MOST_32 = 2**30 - 1
+# From a node to the nodes on the other side of a minimum cut before it.
+Cut = Callable[[int], set[int]]
 
 
 def least_seconds(topology: Topology, size: float, collective: str = "all-reduce") -> float:
@@ -19,8 +29,16 @@ def least_seconds(topology: Topology, size: float, collective: str = "all-reduce
     in which both phases overlap can be.
     """
     gather, scatter = collective != "reduce-scatter", collective != "all-gather"
-    cuts = (gather and worst_cut(topology)) + (scatter and worst_cut(topology, backward=True))
+    if _equal_both_ways(topology):
+        cuts = (gather + scatter) * worst_cut(topology)
+    else:
+        cuts = (gather and worst_cut(topology)) + (scatter and worst_cut(topology, backward=True))
     return size / topology.nodes * float(cuts)
+
+
+def _equal_both_ways(topology: Topology) -> bool:
+    links = topology.graph.edges
+    return all((b, a) in links and topology.rate((b, a)) == topology.rate((a, b)) for a, b in links)
 
 
 def worst_cut(topology: Topology, *, backward: bool = False) -> Fraction:
@@ -32,29 +50,51 @@ def worst_cut(topology: Topology, *, backward: bool = False) -> Fraction:
     ``backward`` reverses the links.
     """
     rates = {(b, a) if backward else (a, b): Fraction(topology.rate((a, b))) for a, b in topology.graph.edges}
-    least = Fraction(0)
-    for node in range(topology.nodes):
-        arriving = sum((rate for (_, b), rate in rates.items() if b == node), Fraction(0))
-        least = max(least, (topology.nodes - 1) / arriving)
+    arriving: dict[int, Fraction] = defaultdict(Fraction)
+    for (_, b), rate in rates.items():
+        arriving[b] += rate
+    least = (topology.nodes - 1) / min(arriving[node] for node in range(topology.nodes))
     ends = list(range(topology.nodes))
     while ends:
-        longer = _longer(topology.nodes, rates, least, ends[0])
-        if longer is None:
+        cut = _cuts(topology.nodes, rates, least)
+        while ends and (longer := _time(cut(ends[0]), topology.nodes, rates)) <= least:
             ends.pop(0)
-        else:
-            least = longer
+        least = max(least, longer)
     return least
 
 
-def _longer(nodes: int, rates: dict[Pair, Fraction], seconds: Fraction, end: int) -> Fraction | None:
-    """Return the time of a cut before ``end`` that needs more than ``seconds``, or None if there is none."""
+def _time(inside: set[int], nodes: int, rates: dict[Pair, Fraction]) -> Fraction:
+    """Return the seconds in which one byte of each node ``inside`` leaves."""
+    held = sum(node in inside for node in range(nodes))
+    if not held:
+        return Fraction(0)
+    return held / sum((rate for (a, b), rate in rates.items() if a in inside and b not in inside), Fraction(0))
+
+
+def _cuts(nodes: int, rates: dict[Pair, Fraction], seconds: Fraction) -> Cut:
+    """Return the minimum cuts of the network in which one byte of each node may flow for ``seconds``."""
     # Whole capacities: a maximum flow of them is exact.
-    scale = lcm(*((seconds * rate).denominator for rate in rates.values()))
-    flow = nx.DiGraph()
-    flow.add_edges_from((a, b, {"capacity": int(seconds * rate * scale)}) for (a, b), rate in rates.items())
-    flow.add_edges_from(("source", node, {"capacity": scale}) for node in range(nodes))
-    value, (inside, _) = nx.minimum_cut(flow, "source", end)
-    if value == nodes * scale:
-        return None
-    leaving = sum((rate for (a, b), rate in rates.items() if a in inside and b not in inside), Fraction(0))
-    return Fraction(sum(node in inside for node in range(nodes))) / leaving
+    scale = lcm(*((seconds * rate).denominator for rate in set(rates.values())))
+    capacities = {pair: int(seconds * rate * scale) for pair, rate in rates.items()}
+    source = max(max(pair) for pair in rates) + 1
+    capacities |= {(source, node): scale for node in range(nodes)}
+    return (_cuts_32 if max(capacities.values()) <= MOST_32 else _cuts_any)(capacities, source)
+
+
+def _cuts_32(capacities: dict[Pair, int], source: int) -> Cut:
+    ends, values = np.array(list(capacities)).T, np.array(list(capacities.values()), dtype=np.int32)
+    network = csr_array((values, tuple(ends)), shape=(source + 1, source + 1))
+
+    def cut(end: int) -> set[int]:
+        left = network - maximum_flow(network, source, end).flow
+        left.eliminate_zeros()
+        return set(breadth_first_order(left, source, return_predecessors=False).tolist())
+
+    return cut
+
+
+def _cuts_any(capacities: dict[Pair, int], source: int) -> Cut:
+    """For capacities of any size; a hundred times slower."""
+    network = nx.DiGraph()
+    network.add_edges_from((*pair, {"capacity": capacity}) for pair, capacity in capacities.items())
+    return lambda end: nx.minimum_cut(network, source, end)[1][0]

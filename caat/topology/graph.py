@@ -9,7 +9,7 @@ import networkx as nx
 
 from conf.checks import require
 
-# Largest network. MULTITREE and the bound take seconds at 256 nodes, and grow faster than the square.
+# Largest network. Schedules take seconds at 256 nodes, and grow faster than the square.
 MOST = 1024
 # From node, to node.
 Pair = tuple[int, int]
