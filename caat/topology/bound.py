@@ -68,7 +68,8 @@ def _time(inside: set[int], nodes: int, rates: dict[Pair, Fraction]) -> Fraction
     held = sum(node in inside for node in range(nodes))
     if not held:
         return Fraction(0)
-    return held / sum((rate for (a, b), rate in rates.items() if a in inside and b not in inside), Fraction(0))
+    leaving = (rate for (a, b), rate in rates.items() if a in inside and b not in inside)
+    return held / sum(leaving, Fraction(0))
 
 
 def _cuts(nodes: int, rates: dict[Pair, Fraction], seconds: Fraction) -> Cut:
