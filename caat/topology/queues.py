@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from caat.topology.chunks import Ranges
 from caat.topology.schedule import Schedule
 
 # Messages of a link that are in flight: enough that the next one starts without a gap.
@@ -32,7 +33,8 @@ class _Message(NamedTuple):
 
 
 class Queues:
-    """The queues of this rank for one run of a schedule. ``data`` [n] holds the result.
+    """The queues of this rank for one run of a schedule. ``data`` [n] holds the result, with the chunks at
+    ``ranges``.
 
     A receiver applies the messages of a piece in the order of steps, then of senders. A sender sends in the
     order of steps. So the earliest message that is not applied never waits for a later one, and none waits
@@ -40,9 +42,14 @@ class Queues:
     """
 
     def __init__(
-        self, schedule: Schedule, data: Tensor, group: dist.ProcessGroup | None, pieces: int
+        self,
+        schedule: Schedule,
+        data: Tensor,
+        ranges: Ranges,
+        group: dist.ProcessGroup | None,
+        pieces: int,
     ) -> None:
-        self.data, self.group, self.count = data, group, schedule.chunks * pieces
+        self.data, self.ranges, self.group = data, ranges, group
         self.out: dict[int, list[_Message]] = defaultdict(list)
         self.inn: dict[int, list[_Message]] = defaultdict(list)
         self.pieces, self.applied = pieces, defaultdict[Key, int](int)
@@ -63,8 +70,10 @@ class Queues:
                     queue.append(_Message(key, after, tag, move.reduce))
 
     def _view(self, key: Key) -> Tensor:
-        number, n = key[0] * self.pieces + key[1], self.data.numel()
-        return self.data[n * number // self.count : n * (number + 1) // self.count]
+        chunk, piece = key
+        start, end = self.ranges[chunk]
+        edges = (start + (end - start) * i // self.pieces for i in (piece, piece + 1))
+        return self.data[slice(*edges)]
 
     def run(self) -> None:
         """Send and receive all messages. Raise the error of the first thread that fails."""

@@ -52,6 +52,11 @@ class Schedule:
             yield move, bisect_left(received[move.source, move.chunk], move.step), len(at_target)
             at_target.append(move.step)
 
+    def half(self, collective: str) -> Schedule:
+        """Return the reduce-scatter or the all-gather that this all-reduce consists of."""
+        sums = collective == "reduce-scatter"
+        return Schedule(self.nodes, self.chunks, tuple(move for move in self.moves if move.reduce is sums))
+
     @property
     def links(self) -> list[Pair]:
         """The pairs of nodes that exchange messages, sorted. A pair need not have a link of its own."""

@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from caat.topology.chunks import equal_chunks, owned_chunks
 from caat.topology.execute import execute, execute_in_batches
 from caat.topology.methods import METHODS, make_schedule
 from caat.topology.schedule import Schedule
@@ -34,7 +35,7 @@ def on_rank(schedule: Schedule, kind: str) -> list[Tensor]:
         for pieces in (1, 3):
             execute(schedule, data := given(rank, n, kind), pieces=pieces)
             results.append(data)
-        execute_in_batches(schedule, data := given(rank, n, kind))
+        execute_in_batches(schedule, data := given(rank, n, kind), equal_chunks(n, schedule.chunks))
         results.append(data)
     return results
 
@@ -70,6 +71,29 @@ def test_ranks_hold_the_bits_of_the_schedule(ranks):
                     assert torch.equal(got, want[rank])
                     assert case not in SUMS or torch.equal(got, want[0]), "ranks differ"
                     assert case not in SUMS or kind != "int64" or torch.equal(got, total)
+
+
+# The second node owns nothing, the last less than it has chunks.
+SLICES = [600, 0, 401, 1]
+
+
+def scattered(schedule: Schedule) -> Tensor:
+    ranges = owned_chunks(schedule, SLICES)
+    results = []
+    for run in (execute, execute_in_batches):
+        data = given(torch.distributed.get_rank(), sum(SLICES), "int64")
+        run(schedule, data, ranges=ranges)
+        results.append(data.split(SLICES)[torch.distributed.get_rank()])
+    assert torch.equal(*results)
+    return results[0]
+
+
+def test_owners_of_uneven_slices_get_their_sums(ranks):
+    total = sum(given(rank, sum(SLICES), "int64") for rank in range(4))
+    for method in ("two-way-ring", "multitree", "2d-ring"):
+        half = make_schedule(unit("mesh:2x2"), method).half("reduce-scatter")
+        found = ranks(4).run(scattered, half)
+        assert all(map(torch.equal, found, total.split(SLICES))), method
 
 
 def fails(schedule: Schedule) -> str:

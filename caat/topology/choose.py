@@ -1,0 +1,53 @@
+"""Which schedule a collective takes: the fastest one on a network, by simulation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil
+from typing import NamedTuple
+
+from caat.topology.graph import Topology
+from caat.topology.methods import METHODS, make_schedule
+from caat.topology.schedule import Schedule
+from caat.topology.simulate import seconds
+
+# A chunk is sent in pieces of about this many bytes, so that the next node passes on its beginning early.
+# Smaller pieces cost more in messages than they save, and so do more of them than MOST_PIECES.
+PIECE, MOST_PIECES = 2**18, 40
+
+
+class Choice(NamedTuple):
+    """A schedule by its method, the pieces in which each chunk is sent, and the simulated seconds."""
+
+    method: str
+    schedule: Schedule
+    pieces: int
+    seconds: float
+
+
+def best_schedule(topology: Topology, collective: str, size: float) -> Choice:
+    """Return the schedule of ``collective`` with the least simulated time for a buffer of ``size`` bytes.
+
+    Of several that are equally fast, it is the first of METHODS: all ranks choose the same one.
+    """
+    choices = [
+        Choice(method, schedule, count := pieces(schedule, size), seconds(schedule, topology, size, count))
+        for method, schedule in _schedules(topology, collective)
+    ]
+    return min(choices, key=lambda choice: choice.seconds)
+
+
+def pieces(schedule: Schedule, size: float) -> int:
+    """Return in how many pieces to send each chunk of a buffer of ``size`` bytes."""
+    return min(MOST_PIECES, max(1, ceil(size / schedule.chunks / PIECE)))
+
+
+@lru_cache(maxsize=8)
+def _schedules(topology: Topology, collective: str) -> list[tuple[str, Schedule]]:
+    found = []
+    for method in METHODS:
+        try:
+            found.append((method, make_schedule(topology, method, collective)))
+        except ValueError:
+            continue  # a method for other networks
+    return found
