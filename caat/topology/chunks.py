@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from caat.topology.schedule import Schedule
 
@@ -14,7 +14,7 @@ Ranges = Sequence[tuple[int, int]]
 def equal_chunks(n: int, chunks: int) -> Ranges:
     """Cut ``n`` numbers into ``chunks`` that differ by at most one number."""
     edges = [n * i // chunks for i in range(chunks + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def owners(schedule: Schedule) -> list[int]:
