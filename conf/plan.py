@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from conf.checks import require, require_positive
 from conf.field import setting
 from conf.gpus import Gpu, gpu_named
+from conf.message_cost import MessageCostConfig
 from conf.units import delay_seconds, memory_bytes, rate_bytes
 
 
 @dataclass
-class PlanConfig:
+class PlanConfig(MessageCostConfig):
     """`caat plan`: predict what a run needs before you queue a job: memory by part, bytes and seconds of a
     step by ratio, days, the layouts that fit and the fastest of them. Nothing is run.
 
@@ -71,6 +72,7 @@ class PlanConfig:
         rate_bytes(self.hardware.link, "link")
         rate_bytes(self.hardware.node_link, "node_link")
         delay_seconds(self.delay)
+        self.check_message_cost()
         if self.island_link is not None:
             rate_bytes(self.island_link, "island_link")
         if self.island_delay is not None:

@@ -219,7 +219,9 @@ def padded(numbers: int, multiple: int) -> int:
 
 def gather_seconds(size: int, replicas: int, link: Link) -> float:
     """Return the seconds in which each replica sends ``size`` bytes, around a ring once."""
-    return (replicas - 1) * link.delay + size / link.rate if size else 0.0
+    if not size:
+        return 0.0
+    return link.cost.seconds + (replicas - 1) * link.delay + max(size / link.rate, size / link.cost.rate)
 
 
 def data_wait(

@@ -52,17 +52,21 @@ def island_wait(config: Config, layout: Layout, link: Link, step_seconds: float)
     """Return the seconds per step, on average, in which a process only waits for other islands.
 
     ``link`` is one process's part of the link between islands, ``step_seconds`` a step without this wait.
-    An exchange with a lag is hidden by so many steps. The small messages of every step cost only their delay.
+    An exchange with a lag is hidden by so many steps, and then takes a core's time from them. The small
+    messages of every step cost only their delay and the time of a message.
     """
     islands, settings = layout.islands, config.islands
     if islands == 1:
         return 0.0
-    around = 2 * (islands - 1) * link.delay
+    around = 2 * (islands - 1) * link.delay + link.cost.seconds
+    slowest = min(link.rate, link.cost.rate)
+    fragment = exchange_bytes(config, layout) / settings.fragments
     # Sums at owners, then a gather.
-    exchange = exchange_bytes(config, layout) / settings.fragments / link.rate + around
-    exposed = max(0.0, exchange - settings.lag * step_seconds) * settings.fragments / settings.every
-    momentum = momentum_bytes(config, layout) / link.rate
-    return exposed + momentum + around * (SMALL + (momentum > 0))
+    exposed = max(0.0, fragment / slowest + around - settings.lag * step_seconds)
+    taken = fragment / link.cost.rate + link.cost.seconds if settings.lag else 0.0
+    momentum = momentum_bytes(config, layout) / slowest
+    each_round = (exposed + taken) * settings.fragments
+    return each_round / settings.every + momentum + around * (SMALL + (momentum > 0))
 
 
 def _held(config: Config, layout: Layout) -> list[tuple[int, Shapes]]:

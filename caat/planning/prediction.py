@@ -6,6 +6,10 @@
     partial = compute + 4 L t(k) + t(h)
     overlap = compute + sum over sums of max(0, t(k) - w / F) + max(0, t(h) - w_end / F)
 
+A message also costs a process time besides the wire (:class:`MessageCost`). A sum that is in flight beside
+arithmetic adds o + n / R, because it takes a core from it. One that is waited for adds o, and its bytes keep
+a core busy while they travel. o is the overhead of the LogP model (Culler et al., 1993).
+
 w are the FLOPs that the layers compute while that sum is in flight (caat.parallel.partial.linear): with T
 tokens, h channels of which m are private, a row-parallel GEMM of c local inputs and the next column-parallel
 GEMM of d local outputs, w = 2 T m (c + d) forward and 2 T (m d + h d + 2 m c) backward. The one sum of all
@@ -15,6 +19,7 @@ layer. :mod:`caat.planning.traffic` adds the embedding's forward sum, which both
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,16 +30,43 @@ from conf.sync import WireFormat
 
 
 @dataclass(frozen=True)
+class MessageCost:
+    """What a message costs a process: ``seconds`` each, and a core that handles ``rate`` bytes/s.
+
+    ``caat doctor`` measures both. The default is a machine whose messages cost only their time on the wire.
+    """
+
+    seconds: float = 0.0
+    rate: float = math.inf
+
+
+@dataclass(frozen=True)
 class Link:
     """A link between any two processes: ``rate`` in bytes/s per direction, ``delay`` in seconds one way."""
 
     rate: float
     delay: float = 0.0
+    cost: MessageCost = MessageCost()
 
     def all_reduce_seconds(self, size: float, processes: int) -> float:
-        """Return the seconds of a ring all-reduce of ``size`` bytes over ``processes``."""
-        steps = 2 * (processes - 1)
-        return steps * self.delay + steps / processes * size / self.rate if size else 0.0
+        """Return the seconds of a ring all-reduce of ``size`` bytes over ``processes`` that wait for it."""
+        if not size:
+            return 0.0
+        sent = self.sent_bytes(size, processes)
+        return self.cost.seconds + max(self.wire_seconds(size, processes), sent / self.cost.rate)
+
+    def wire_seconds(self, size: float, processes: int) -> float:
+        """Return the seconds that the same message is on the wire."""
+        return 2 * (processes - 1) * self.delay + self.sent_bytes(size, processes) / self.rate
+
+    def core_seconds(self, size: float, processes: int) -> float:
+        """Return the seconds that the same message takes from the arithmetic beside it."""
+        return self.cost.seconds + self.sent_bytes(size, processes) / self.cost.rate
+
+    @staticmethod
+    def sent_bytes(size: float, processes: int) -> float:
+        """Return the bytes that each process sends for the message."""
+        return 2 * (processes - 1) / processes * size
 
 
 @dataclass(frozen=True)
@@ -69,14 +101,18 @@ def predict(
     if mode == "none" or processes == 1:
         return Step(compute, 0.0)
     channels = c.hidden if mode == "full" else shared_channels(c.hidden, ratio, processes)
-    each = link.all_reduce_seconds(tokens * wire.token_bytes(channels), processes)
-    end = link.all_reduce_seconds(tokens * wire.token_bytes(c.hidden), processes)
     if mode != "overlap":
+        each = link.all_reduce_seconds(tokens * wire.token_bytes(channels), processes)
+        end = link.all_reduce_seconds(tokens * wire.token_bytes(c.hidden), processes)
         return Step(compute, 4 * c.layers * each + end)
     first_out = (c.hidden + 2 * c.kv_heads * c.head_dim) / processes
-    exposed = max(0.0, end - 2 * tokens * c.hidden * first_out / flops_per_second)
-    for flops in _hiding_flops(c, tokens, processes, c.hidden - channels):
-        exposed += max(0.0, each - flops / flops_per_second)
+    sums = [(c.hidden, 2 * tokens * c.hidden * first_out)]
+    sums += [(channels, flops) for flops in _hiding_flops(c, tokens, processes, c.hidden - channels)]
+    exposed = 0.0
+    for summed, flops in sums:
+        size = tokens * wire.token_bytes(summed)
+        exposed += link.core_seconds(size, processes) if size else 0.0
+        exposed += max(0.0, link.wire_seconds(size, processes) - flops / flops_per_second)
     return Step(compute, exposed)
 
 

@@ -8,7 +8,7 @@ from math import gcd
 from caat.planning.island_traffic import island_wait
 from caat.planning.layouts import Layout, pass_of
 from caat.planning.parameters import local_parameters
-from caat.planning.prediction import Link
+from caat.planning.prediction import Link, MessageCost
 from caat.planning.traffic import StepTime, step_time
 from conf.plan import PlanConfig
 from conf.schema import Config
@@ -30,6 +30,7 @@ class Machine:
     delay: float
     island_rate: float
     island_delay: float
+    cost: MessageCost
 
     @classmethod
     def of(cls, plan: PlanConfig) -> Machine:
@@ -45,6 +46,7 @@ class Machine:
             delay,
             island_rate=rate_bytes(plan.island_link) if plan.island_link else rate * plan.gpus,
             island_delay=delay_seconds(plan.island_delay) if plan.island_delay else delay,
+            cost=MessageCost(plan.message_seconds, plan.core_bytes_per_second),
         )
 
     @property
@@ -59,22 +61,24 @@ class Machine:
 
     def island_link(self, layout: Layout) -> Link:
         """Return the part of a process in the link between islands."""
-        return Link(self.island_rate / (layout.processes * layout.replicas), self.island_delay)
+        return Link(self.island_rate / (layout.processes * layout.replicas), self.island_delay, self.cost)
 
     def tensor_link(self, processes: int) -> Link:
         """Return the link between the processes of a replica, which have consecutive ranks."""
         if self.nodes == 1 or self.gpus % processes == 0:
-            return Link(self.node_rate, self.delay)
+            return Link(self.node_rate, self.delay, self.cost)
         # The smallest number of a replica's processes on one node.
         return self._between(gcd(processes, self.gpus))
 
     def data_link(self, processes: int) -> Link:
         """Return the link between the processes of different replicas that hold the same shards."""
-        return Link(self.node_rate, self.delay) if self.nodes == 1 else self._between(self.gpus // processes)
+        if self.nodes == 1:
+            return Link(self.node_rate, self.delay, self.cost)
+        return self._between(self.gpus // processes)
 
     def _between(self, together: int) -> Link:
         """Return the link of a group with ``together`` GPUs per node: NCCL uses the links of all of them."""
-        return Link(min(self.node_rate, max(1, together) * self.rate), self.delay)
+        return Link(min(self.node_rate, max(1, together) * self.rate), self.delay, self.cost)
 
 
 def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> StepTime:

@@ -11,6 +11,7 @@ from conf.cache import CacheConfig
 from conf.checks import require, require_choice, require_positive
 from conf.field import setting
 from conf.gpus import Gpu, gpu_named
+from conf.message_cost import MessageCostConfig
 from conf.model import ModelConfig
 from conf.processes import ParallelConfig
 from conf.sync import WIRE_FORMATS
@@ -120,7 +121,7 @@ class BenchGenerateConfig(BenchPeersConfig):
 
 
 @dataclass
-class BenchPredictConfig:
+class BenchPredictConfig(MessageCostConfig):
     """`caat bench predict`: predict step time by ratio from FLOPs, bytes and a link's rate and delay.
 
     A step is one forward and backward pass of a replica on parallel.processes (default: parallel.tensor)
@@ -160,6 +161,7 @@ class BenchPredictConfig:
     def __post_init__(self) -> None:
         rate_bytes(self.hardware.link, "link")
         delay_seconds(self.delay)
+        self.check_message_cost()
         require_positive(micro_batch=self.micro_batch, tflops=1 if self.tflops is None else self.tflops)
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("wire_dtype", self.wire_dtype, ("auto", *WIRE_FORMATS))

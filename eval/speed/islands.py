@@ -43,19 +43,12 @@ def island_rows(config: BenchIslandsConfig) -> list[dict]:
     ``exposed_ms`` is the time above that of a step in which only the loss is sent, ``speed_up`` the time of
     plain DeepSpeed divided by the variant's, both round by round. Collective.
     """
-    alone, every, last = Mesh.create(1, 1, islands=config.replicas), config.every, config.codecs[-1]
-    outer = [
-        *((OPTIM, IslandsConfig("diloco", every=every, codec=codec)) for codec in config.codecs),
-        (OPTIM, IslandsConfig("diloco", every=every, codec=last, delay=config.island_delay)),
-        (OPTIM, IslandsConfig("diloco", every=every, codec=last, eager=True)),
-        (OptimConfig(name="lamb"), IslandsConfig("slamb", every=every, codec=last)),
-        (OptimConfig(name="sgd"), IslandsConfig("dcs3gd", every=1, codec=last)),
-    ]
+    alone, every = Mesh.create(1, 1, islands=config.replicas), config.every
     variants = [
         Turns(by_engine(config, NOTHING, alone), FEW),
         Turns(plain_deepspeed(config), FEW),
         *(Turns(_synchronous(config, codec), FEW) for codec in config.codecs),
-        *(Turns(_islands(config, optim, settings), every) for optim, settings in outer),
+        *(Turns(_islands(config, optim, settings), every) for optim, settings in island_settings(config)),
     ]
     for variant in variants:
         variant.replica.step()
@@ -84,12 +77,34 @@ def _row(variant: Turns, times: dict[str, Times], config: BenchIslandsConfig) ->
     }
 
 
+def island_settings(config: BenchIslandsConfig) -> list[tuple[OptimConfig, IslandsConfig]]:
+    """Return the settings of each row of islands."""
+    every, last = config.every, config.codecs[-1]
+    return [
+        *((OPTIM, IslandsConfig("diloco", every=every, codec=codec)) for codec in config.codecs),
+        (OPTIM, IslandsConfig("diloco", every=every, codec=last, delay=config.island_delay)),
+        (OPTIM, IslandsConfig("diloco", every=every, codec=last, eager=True)),
+        (OptimConfig(name="lamb"), IslandsConfig("slamb", every=every, codec=last)),
+        (OptimConfig(name="sgd"), IslandsConfig("dcs3gd", every=1, codec=last)),
+    ]
+
+
+def synchronous_mode(codec: str) -> str:
+    """Return the name of the row of replicas that sum their gradients through ``codec``."""
+    return f"synchronous, {codec}"
+
+
+def island_mode(settings: IslandsConfig) -> str:
+    """Return the name of the row of islands with these settings."""
+    mode = f"{settings.method}, {settings.codec}"
+    return mode + f", delay {settings.delay}" * (settings.delay > 0) + ", eager" * settings.eager
+
+
 def _synchronous(config: BenchIslandsConfig, codec: str) -> Replica:
     mesh = Mesh.create(1, 1, data_sync=DataSyncConfig.both(codec), seed=SEED)
-    return by_engine(config, f"synchronous, {codec}", mesh)
+    return by_engine(config, synchronous_mode(codec), mesh)
 
 
 def _islands(config: BenchIslandsConfig, optim: OptimConfig, settings: IslandsConfig) -> Replica:
-    mode, mesh = f"{settings.method}, {settings.codec}", Mesh.create(1, 1, islands=config.replicas)
-    mode += f", delay {settings.delay}" * (settings.delay > 0) + ", eager" * settings.eager
-    return by_engine(config, mode, mesh, islands=settings, optim=optim)
+    mesh = Mesh.create(1, 1, islands=config.replicas)
+    return by_engine(config, island_mode(settings), mesh, islands=settings, optim=optim)

@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from conf.units import rate_bytes
+
+# The part of a packet that is not headers: Ethernet of 1500 bytes and its 14, IP, and TCP with timestamps.
+PAYLOAD = 1448 / 1514
+
 
 @dataclass(frozen=True)
 class Host:
@@ -66,6 +71,11 @@ def shaped_hosts(count: int, rate: str, delay: str, burst: str) -> Iterator[list
         for name in [*(host.namespace for host in hosts), switch]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         signal.signal(signal.SIGTERM, before)
+
+
+def payload_rate(rate: str) -> float:
+    """Return the bytes/s of messages between two hosts that send at ``rate``: tc counts headers too."""
+    return rate_bytes(rate) * PAYLOAD
 
 
 def _shape(host: Host, rate: str, delay: str, burst: str) -> None:

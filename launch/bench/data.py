@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from conf.bench import BenchDataConfig
 from conf.reading.verb import load_verb
 from eval.speed.namespaces import shaped_hosts
+from eval.speed.predicted import errors_of, shaped_link, with_data_prediction
 from launch.bench.plots import plot_replicas
 from launch.bench.report import MIB, Column, Report
 from launch.bench.workers import run_on_hosts
@@ -31,19 +32,21 @@ def main(argv: list[str]) -> None:
             "bytes": Column("MiB sent", MIB),
             "encode_ms": Column("encode ms"),
             "error": Column("error"),
+            "predicted_ms": Column("predicted"),
         },
     )
     for rate in config.rates:
         with shaped_hosts(config.replicas, rate, config.delay, config.burst) as hosts:
             rows = run_on_hosts(hosts, "data", config)
-        for row in rows:
+        link = shaped_link(rate, rows)
+        for row in with_data_prediction(rows, config, link):
             report.add(rate=rate, delay=config.delay, **row)
     c = config.model
     report.finish(
         f"Training steps of {c.name} at ZeRO 1 in fp32, {config.replicas} replicas of "
         f"{config.accumulation} x {config.micro_batch} x {c.sequence} tokens; speed-up over plain DeepSpeed",
         plot_replicas,
-        list(_slower(report.rows, config.rates)),
+        [errors_of(report.rows), *_slower(report.rows, config.rates)],
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from caat.planning.prediction import Link
 from conf.bench import BenchLinkConfig
 from conf.reading.verb import load_verb
-from conf.units import delay_seconds, rate_bytes
 from eval.speed.namespaces import shaped_hosts
+from eval.speed.predicted import errors_of, shaped_link, with_prediction
 from launch.bench.plots import plot_speed_up, plot_steps
 from launch.bench.report import Column, Report
-from launch.bench.step import COLUMNS, with_prediction
+from launch.bench.step import COLUMNS
 from launch.bench.workers import run_on_hosts
 
 
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> None:
     for rate in config.rates:
         with shaped_hosts(config.processes, rate, config.delay, config.burst) as hosts:
             rows = run_on_hosts(hosts, "network", config)
-        link = Link(rate_bytes(rate), delay_seconds(config.delay))
+        link = shaped_link(rate, rows)
         for row in with_prediction(rows, config, link):
             report.add(rate=rate, delay=config.delay, **row)
     plot = plot_speed_up if len(config.rates) > 1 else plot_steps
@@ -27,4 +26,5 @@ def main(argv: list[str]) -> None:
         f"Forward and backward of {config.layers} blocks, hidden {config.hidden}, {config.batch} x "
         f"{config.sequence} tokens, {config.precision}, on {config.processes} hosts",
         plot,
+        [errors_of(report.rows)],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caat.planning.costs import sync_bytes
-from caat.planning.prediction import Link, predict
+from caat.planning.prediction import Link, MessageCost, predict
 from conf.bench import BenchPredictConfig
 from conf.checks import require
 from conf.partition import shared_channels
@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     tokens = config.micro_batch * c.sequence
     ours, own = (wire_format(dtype, config.precision) for dtype in (config.wire_dtype, "auto"))
     hardware = config.hardware
-    link = Link(rate_bytes(hardware.link), delay_seconds(config.delay))
+    cost = MessageCost(config.message_seconds, config.core_bytes_per_second)
+    link = Link(rate_bytes(hardware.link), delay_seconds(config.delay), cost)
     report = Report(
         "predict",
         config.out,

@@ -21,6 +21,7 @@ from eval.speed.cache import cache_rows
 from eval.speed.data import data_rows
 from eval.speed.islands import island_rows
 from eval.speed.measure import measure
+from eval.speed.messages import measure_messages
 from eval.speed.profiling import profile_rows
 from eval.speed.variants import decode_variants, network_variants, peer_variants, prefill_variants
 from launch.command.errors import user_errors
@@ -31,6 +32,8 @@ VARIANTS = {
     "prefill": prefill_variants,
     "decode": decode_variants,
 }
+# Kinds whose rows are compared with the planner's formulas, which need the cost of a message here.
+PREDICTED = ("network", "data", "islands")
 
 
 def main(kind: str, schema: str, settings: Path, out: Path) -> None:
@@ -49,6 +52,9 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
         rows = cache_rows(config)
     else:
         rows = measure(VARIANTS[kind](config, device), config, device)
+    if kind in PREDICTED:
+        figures = measure_messages(device).figures()
+        rows = [row | figures for row in rows]
     if dist.get_rank() == 0:
         out.write_text(json.dumps(rows))
     stop_process_group()

@@ -58,6 +58,9 @@ def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
     # Not :.3g, which writes 3600 as 3.6e+03.
     one_node = local_world_size(unknown=world_size()) == world_size()
     settings = f"link={rate * 8 / 1e6:.0f}mbit delay={delay * 1e6:.0f}us"
+    settings += f" message_cost={measured['message_seconds'] * 1e6:.0f}us"
+    if core_rate := measured["core_bytes_per_second"]:
+        settings += f" core_rate={core_rate * 8 / 1e6:.0f}mbit"
     plans = " (caat plan calls it node_link)" if one_node else ""
     found = f"{between}: {rate / 1e6:,.0f} MB/s, {delay * 1e6:,.0f} us; {settings}{plans}"
     yield Finding("link", "good", found)

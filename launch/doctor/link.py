@@ -1,4 +1,4 @@
-"""Measures an all-reduce between ranks by message size: ``python -m launch.doctor.link``."""
+"""Measures all-reduces between ranks by size, and what they cost a core: ``python -m launch.doctor.link``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from caat.parallel.world import is_first_rank, local_rank, local_world_size, world_size
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf.checks import require
+from eval.speed.messages import measure_messages
 from launch.command.processes import worker_environment
 
 ROUNDS, SECONDS_EACH = 30, 1.5
@@ -26,7 +27,7 @@ TIMEOUT_SECONDS = 60
 
 
 def measure_ranks(sizes: Sequence[int]) -> dict:
-    """Return seconds by size in bytes, and the rate and delay they imply. Collective over all ranks."""
+    """Return seconds by size in bytes, the rate and delay they imply, and the cost. Collective."""
     device = choose_device("auto", local_rank(), local_world_size(unknown=world_size()))
     start_process_group(device)
     rows = [{"bytes": size, "seconds": _seconds(size, device)} for size in sizes]
@@ -35,6 +36,7 @@ def measure_ranks(sizes: Sequence[int]) -> dict:
         "backend": dist.get_backend(),
         "device": device.type,
         "messages": rows,
+        **measure_messages(device).figures(),
         **fit(rows, dist.get_world_size()),
     }
     stop_process_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caat.planning.costs import flops_per_token
-from caat.planning.prediction import Link, predict
+from caat.planning.prediction import Link, MessageCost, predict
 from conf.model import ModelConfig
 from conf.sync import WireFormat
 
@@ -54,3 +54,17 @@ def test_at_full_synchronisation_weight_gradients_are_what_hides():
 
 def test_one_process_sends_nothing():
     assert step("full", 1.0, Link(8.0), processes=1).exposed == 0
+
+
+def test_messages_take_time_from_a_core():
+    # 0.1 s a message, and a core that handles 160 bytes a second. Two processes send the whole message.
+    cost = MessageCost(seconds=0.1, rate=160.0)
+    slow, fast = Link(8.0, 0.25, cost), Link(800.0, 0.25, cost)
+    # On a slow link the core keeps up with the wire; on a fast one it is what limits the message.
+    assert slow.all_reduce_seconds(16, 2) == pytest.approx(0.1 + 0.5 + 2)
+    assert fast.all_reduce_seconds(160, 2) == pytest.approx(0.1 + 1.0)
+    assert fast.all_reduce_seconds(0, 2) == 0
+    # Messages of 40 bytes, and one of 80, that arithmetic hides completely still take a core from it.
+    hidden = Link(1e9, cost=MessageCost(seconds=0.01, rate=1000.0))
+    assert step("overlap", 0.5, hidden).exposed == pytest.approx(4 * (0.01 + 0.04) + 0.01 + 0.08)
+    assert step("overlap", 0.0, hidden).exposed == pytest.approx(0.01 + 0.08)
