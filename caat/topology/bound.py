@@ -30,10 +30,10 @@ def least_seconds(topology: Topology, size: float, collective: str = "all-reduce
     """
     gather, scatter = collective != "reduce-scatter", collective != "all-gather"
     if _equal_both_ways(topology):
-        cuts = (gather + scatter) * worst_cut(topology)
-    else:
-        cuts = (gather and worst_cut(topology)) + (scatter and worst_cut(topology, backward=True))
-    return size / topology.nodes * float(cuts)
+        return size / topology.nodes * float((gather + scatter) * worst_cut(topology))
+    gathered = worst_cut(topology) if gather else 0
+    scattered = worst_cut(topology, backward=True) if scatter else 0
+    return size / topology.nodes * float(gathered + scattered)
 
 
 def _equal_both_ways(topology: Topology) -> bool:
