@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from conf.checks import require, require_choice
 from conf.codec import parse_codec
 from conf.field import setting
+from conf.schedule import SCHEDULE_HELP, TOPOLOGY_HELP, ScheduleSpec
 
 WEIGHTS_CODECS = ("none", "bfloat16", "int8", "int4")
 
 
 @dataclass
 class DataSyncConfig:
-    """Compression of gradients and weights on their way between data-parallel replicas."""
+    """Compression and routes of gradients and weights between data-parallel replicas."""
 
     codec: str = setting(
         "none",
@@ -31,10 +32,25 @@ class DataSyncConfig:
         "Codec of the updated weights that ZeRO 1 and 2 gather: none, bfloat16, int8 or int4. Codecs encode "
         "the change since the last step, so errors do not add up.",
     )
+    schedule: str = setting(
+        "none",
+        "How gradients and updated weights travel: "
+        + SCHEDULE_HELP.format(node="replica")
+        + " ZeRO 0, and ZeRO 1 in bf16, run it as an all-reduce of the gradients. Otherwise, its sums bring "
+        "gradients to their owners. Its copies gather the updated weights after the step. Weights that ZeRO "
+        "3 gathers while computing, and messages of a few numbers, are left to the backend.",
+    )
+    topology: str | None = setting(None, TOPOLOGY_HELP.format(nodes="replicas"))
 
     def __post_init__(self) -> None:
         parse_codec(self.codec)
         require_choice("data_sync.weights_codec", self.weights_codec, WEIGHTS_CODECS)
+        self.route.refuse_codec(self.codec)
+
+    @property
+    def route(self) -> ScheduleSpec:
+        """The settings of the schedule. Raises ``ValueError`` unless they go together."""
+        return ScheduleSpec("data_sync", "replicas", self.schedule, self.topology)
 
     @staticmethod
     def both(codec: str) -> DataSyncConfig:

@@ -10,6 +10,7 @@ from conf.checks import require, require_choice, require_positive
 from conf.codec import parse_codec
 from conf.field import default_of, setting
 from conf.lighthouse import split_address
+from conf.schedule import SCHEDULE_HELP, TOPOLOGY_HELP, ScheduleSpec
 
 METHODS = ("auto", "none", "average", "diloco", "slamb", "dcs3gd")
 # The settings that only some methods have, with the names of those. auto is diloco as far as it exchanges.
@@ -80,6 +81,13 @@ class IslandsConfig:
     feedback: bool = setting(
         True, "Add what a biased codec lost of a change to the next one (error feedback)."
     )
+    schedule: str = setting(
+        "none",
+        "How changes, and the momentum of slamb, travel: "
+        + SCHEDULE_HELP.format(node="island")
+        + " Messages of a few numbers are left to the backend.",
+    )
+    topology: str | None = setting(None, TOPOLOGY_HELP.format(nodes="islands"))
 
     join: str | None = setting(
         None,
@@ -126,8 +134,14 @@ class IslandsConfig:
             f"islands.lambda0={self.lambda0} must not be negative (0.2, say)",
         )
         parse_codec(self.codec)
+        self.route.refuse_codec(self.codec)
         self._check_method()
         self._check_joining()
+
+    @property
+    def route(self) -> ScheduleSpec:
+        """The settings of the schedule. Raises ``ValueError`` unless they go together."""
+        return ScheduleSpec("islands", "islands", self.schedule, self.topology)
 
     def _check_method(self) -> None:
         """Raise ``ValueError`` unless all settings have an effect with the method."""
@@ -174,6 +188,11 @@ class IslandsConfig:
             f"islands.fragments={self.fragments} does not go with islands.join, where a round is of "
             f"the whole model: {alone}",
         )
+        require(
+            not self.route,
+            f"islands.schedule={self.schedule} does not go with islands.join: a schedule is for one number "
+            f"of islands, and theirs changes from round to round; leave islands.schedule out, or {alone}",
+        )
         codec = parse_codec(self.codec)
         require(
             codec.kind not in TOGETHER or codec.index is not None,
@@ -202,6 +221,7 @@ class IslandsConfig:
         parts = [f"{self.resolved(islands)} every {self.every} step{'s' if self.every > 1 else ''}"]
         parts += [f"{self.fragments} fragments"] * (self.fragments > 1) + ["eager"] * self.eager
         parts += [f"delay {self.delay}"] * (self.delay > 0) + [f"codec {self.codec}"] * (self.codec != "none")
+        parts += [f"schedule {self.schedule}"] * bool(self.route)
         return ", ".join(parts)
 
     @property

@@ -105,7 +105,7 @@ class SLAMB(LAMB):
             message = torch.cat([*parts, count])
             if not took:
                 message.zero_()
-            islands.all_reduce(message, "step", "momentum")
+            islands.all_reduce_large(message, "step", "momentum")
             if not took:
                 continue
             means = message[:-1].div_(message[-1]).split([len(part) for part in parts])

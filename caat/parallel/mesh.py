@@ -15,6 +15,8 @@ from caat.parallel.sums import SumOptions
 from caat.parallel.tape import Tape
 from caat.parallel.timeout import GROUP_TIMEOUT
 from conf.data_sync import DataSyncConfig
+from conf.islands import IslandsConfig
+from conf.schedule import ScheduleSpec
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Mesh:
         *,
         islands: int = 1,
         data_sync: DataSyncConfig | None = None,
+        island_route: ScheduleSpec | None = None,
         seed: int = 0,
     ) -> Mesh:
         """Build the groups over the initialised world; every rank must call it with the same arguments.
 
-        ``seed`` is that of the random draws of gradient codecs.
+        ``island_route`` says how large messages between islands travel. ``seed`` is that of the random draws
+        of gradient codecs.
 
         Raises ``ValueError`` unless ``islands`` divides the world, and ``processes`` divides the shards and
         an island.
@@ -76,7 +80,8 @@ class Mesh:
         tensor = Collectives(processes, groups(replicas)[rank // processes], options)
         column = island * processes + tensor_rank
         data = DataAxis.create(columns, groups(columns), column, data_sync or DataSyncConfig(), seed)
-        island_axis = IslandAxis.create(across, groups(across), place) if islands > 1 else IslandAxis()
+        route = island_route or IslandsConfig().route
+        island_axis = IslandAxis.create(across, groups(across), place, route) if islands > 1 else IslandAxis()
         wake_gloo_first()
         return Mesh(shards, processes, tensor_rank, data_rank, tensor, data, island, island_axis)
 

@@ -19,17 +19,24 @@ from caat.compression.messages import Encoded, Exact, Messages
 from caat.compression.spec import make_codec
 from caat.parallel.exchange import Exchange, Finished
 from caat.parallel.reduction import Count
+from caat.parallel.scheduled import Scheduled
 from caat.parallel.seconds import Seconds
+from caat.topology.settings import Schedules
 
 
 class WeightGather:
     """Gathers weights over the ranks of ``exchange`` with the codec ``spec``. Collective.
 
+    They travel along ``schedules``; without them, from every rank to every other.
+
     :attr:`seconds` adds up the host's time in the phases encode, wire and decode of changes.
     """
 
-    def __init__(self, exchange: Exchange, spec: str, count: Count) -> None:
+    def __init__(
+        self, exchange: Exchange, spec: str, count: Count, schedules: Schedules | None = None
+    ) -> None:
         self.exchange, self.count = exchange, count
+        self._scheduled = Scheduled(schedules, exchange.group) if schedules else None
         self.exact = spec == "none"
         self.seconds = Seconds()
         self._messages: Messages = Exact() if self.exact else Encoded(make_codec(spec), spec)
@@ -57,7 +64,14 @@ class WeightGather:
             return Finished()
         if mine.data_ptr() != own.data_ptr():
             mine.copy_(own.view(-1))
-        sent = [mine] * self.exchange.size
+        return self._spread(rows)
+
+    def _spread(self, rows: Tensor) -> dist.Work:
+        """Give this rank's row to all ranks, and count what that sends."""
+        if self._scheduled:
+            self.count(self._scheduled.all_gather(rows), "weights")
+            return Finished()
+        sent = [rows[self.exchange.rank]] * self.exchange.size
         self.count(self.exchange.sent_bytes(sent), "weights")
         return self.exchange.start(sent, list(rows))
 
@@ -73,11 +87,10 @@ class WeightGather:
         me, n = self.exchange.rank, len(own)
         with self.seconds.timed("encode"):
             message = self._messages.encode("weights", own.float() - held.float())
-        came = [message if r == me else torch.empty_like(message) for r in range(self.exchange.size)]
-        sent = [message] * self.exchange.size
+        came = message.new_empty(self.exchange.size, len(message))
+        came[me] = message
         with self.seconds.timed("wire"):
-            self.exchange.start(sent, came).wait()
-        self.count(self.exchange.sent_bytes(sent), "weights")
+            self._spread(came).wait()
         with self.seconds.timed("decode"):
             # Only now: ``own`` may be a view of this row.
             held.add_(self._messages.decode(message, n, torch.float32))

@@ -1,4 +1,4 @@
-"""How DeepSpeed's messages between replicas travel: by the backend, by slices, or through a codec."""
+"""How DeepSpeed's messages between replicas travel: by the backend, slices, a codec or a schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from caat.compression.codec import Shapes
 from caat.parallel.exchange import Exchange, Finished
 from caat.parallel.reduction import Count, Reduction
+from caat.parallel.scheduled import ScheduledReduction
 from caat.parallel.weights import WeightGather
+from caat.topology.settings import Schedules
 from conf.data_sync import DataSyncConfig
 
 # Names of torch before 2.13 and from 2.13 on.
@@ -34,12 +36,17 @@ class ZeroMessages:
 
     def __init__(self, exchange: Exchange, settings: DataSyncConfig, count: Count, seed: int) -> None:
         self.settings = settings
-        self.gradients = Reduction(exchange, settings, count, seed)
-        self.weights = WeightGather(exchange, settings.weights_codec, count)
-        gloo = exchange.ways is not None
+        self.schedules = Schedules.of(settings.route, exchange.size)
+        self.gradients = (
+            ScheduledReduction(exchange, self.schedules, count)
+            if self.schedules
+            else Reduction(exchange, settings, count, seed)
+        )
+        self.weights = WeightGather(exchange, settings.weights_codec, count, self.schedules)
+        other_ways = exchange.ways is not None or self.schedules is not None
         # Whether the backend's own reductions and gathers are replaced.
-        self.reduces = gloo or not self.gradients.exact
-        self.gathers = gloo or not self.weights.exact
+        self.reduces = other_ways or not self.gradients.exact
+        self.gathers = other_ways or not self.weights.exact
         # Returns who owns which numbers of an all-reduced message of a length; None: every rank needs all.
         self.owners: Callable[[int], Ranges | None] = lambda n: None
         # Returns the shapes of the parameters in a message of a length; (): unknown. A message that is
@@ -70,7 +77,7 @@ class ZeroMessages:
             total = self.gradients.to_owners([_take(flat, owned) for owned in ranges])
             _put(flat, ranges[self.gradients.exchange.rank], total)
             return Finished()
-        if self.gradients.exact:
+        if self.gradients.exact and self.schedules is None:
             # All ranks need the sum, so slices would not save anything.
             return None
         self.gradients.everywhere(flat, self.shapes(len(flat)))

@@ -1,7 +1,7 @@
 """The messages of DeepSpeed (0.19) between replicas in one optimizer step, and the wait for them.
 
 :func:`full_messages` are those that DeepSpeed asks for. :func:`sent_bytes` are the bytes that the first
-replica sends for them, by slices or through codecs, and equal the counts of gradients and weights of
+replica sends for them, by slices, codecs or schedules, and equal the counts of gradients and weights of
 :class:`~caat.parallel.data_axis.DataAxis` to the byte, if gradients fit into one bucket and the codec has a
 fixed size. The few numbers of control and loss are left out.
 """
@@ -18,6 +18,7 @@ from caat.planning.activations import WIDE
 from caat.planning.parameters import Parameter
 from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
+from caat.topology.settings import Schedules
 from conf.codec import BLOCK
 from conf.data_sync import DataSyncConfig
 
@@ -75,28 +76,49 @@ def sent_bytes(
     """Return what the first replica sends; arguments as in :func:`full_messages`.
 
     An all-reduce counts as a ring. At stages 1 and 2 gradients go to their owners: each replica sends what
-    belongs to others. ``sync`` are the codecs; the size of some codecs is a mean.
+    belongs to others. ``sync`` are the codecs and the schedule; the size of some codecs is a mean.
     """
     if replicas == 1:
         return Sent()
     sync = sync or DataSyncConfig()
-    full = full_messages(held, replicas, stage, precision, accumulation)
+    itemsize = 2 if precision == "bf16" else WIDE
     micro_batches = accumulation if stage > 1 else 1
+    rows = _gathered_rows(held, replicas, stage)
+    # Stage 3 does not keep the weights that changes are added to.
+    codec = sync.weights_codec if stage in (1, 2) else "none"
+    weights = _gathered_bytes(rows, replicas, itemsize, codec, Schedules.of(sync.route, replicas))
+    if stage == 3:
+        passes = GatheredWeights.of(held, replicas, precision).in_passes(accumulation)
+        weights += passes * (replicas - 1) // replicas
+    return Sent(micro_batches * _reduced_bytes(held, replicas, stage, precision, sync), weights)
+
+
+def _reduced_bytes(
+    held: Sequence[Parameter], replicas: int, stage: int, precision: str, sync: DataSyncConfig
+) -> int:
+    """Return what the first replica sends for the gradients of a micro-batch, or of a step before stage 2."""
+    itemsize = 2 if precision == "bf16" else WIDE
     slices, whole = _slices(held, replicas, stage, precision)
+    schedules = Schedules.of(sync.route, replicas)
+    if schedules:
+        collective, numbers = ("all-reduce", sum(slices)) if whole else ("reduce-scatter", slices)
+        return schedules.way(collective, numbers, itemsize).sent_bytes(0)
     if sync.codec != "none":
-        gradients = micro_batches * encoded_bytes(sync.codec, slices, whole, [p.shape for p in held])
-    elif whole:
-        gradients = ring_bytes(full["all_reduce"], replicas)
-    else:
-        gradients = micro_batches * (2 if precision == "bf16" else WIDE) * sum(slices[1:])
-    weights = full.get("all_gather", 0) * (replicas - 1) // replicas
-    if sync.weights_codec != "none" and stage in (1, 2):
+        return encoded_bytes(sync.codec, slices, whole, [p.shape for p in held])
+    return ring_bytes(itemsize * sum(slices), replicas) if whole else itemsize * sum(slices[1:])
+
+
+def _gathered_bytes(
+    rows: Sequence[int], replicas: int, itemsize: int, codec: str, schedules: Schedules | None
+) -> int:
+    """Return what the first replica sends in gathers, each of so many numbers of every replica."""
+    if codec != "none":
         from caat.compression.spec import make_codec
 
-        codec = make_codec(sync.weights_codec)
-        parts = [padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held)]
-        weights = (replicas - 1) * sum(codec.size(part) for part in parts)
-    return Sent(gradients, weights)
+        rows, itemsize = [make_codec(codec).size(n) for n in rows], 1
+    if schedules is None:
+        return (replicas - 1) * itemsize * sum(rows)
+    return sum(schedules.way("all-gather", [n] * replicas, itemsize).sent_bytes(0) for n in rows)
 
 
 class Kept(NamedTuple):
@@ -125,7 +147,7 @@ def kept_numbers(
             numbers = _numbers(slices, whole, [p.shape for p in held])
         residuals = numbers if codec.biased else 0
     if sync.weights_codec != "none" and stage in (1, 2):
-        weights = sum(padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held))
+        weights = sum(_gathered_rows(held, replicas, stage))
     return Kept(residuals, weights)
 
 
@@ -146,6 +168,14 @@ def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str
         left = [group - owner * part for group, part in zip(groups, parts, strict=True)]
         owned.append(sum(min(part, max(0, n)) for part, n in zip(parts, left, strict=True)))
     return owned, False
+
+
+def _gathered_rows(held: Sequence[Parameter], replicas: int, stage: int) -> list[int]:
+    """Return the numbers that each replica gives to each gather after the optimizer's step."""
+    if stage in (1, 2):
+        return [padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held)]
+    small = (p.numbers for p in held if stage == 3 and p.numbers <= PERSISTENT)
+    return [padded(numbers, replicas) // replicas for numbers in small]
 
 
 def encoded_bytes(spec: str, slices: Sequence[int], whole: bool, shapes: Shapes) -> int:
@@ -208,8 +238,11 @@ class GatheredWeights:
             later += parameter.numbers
         return GatheredWeights(step, forward, backward)
 
+    def in_passes(self, accumulation: int) -> int:
+        return accumulation * (self.forward + self.backward)
+
     def in_a_step(self, accumulation: int) -> int:
-        return self.step + accumulation * (self.forward + self.backward)
+        return self.step + self.in_passes(accumulation)
 
 
 def padded(numbers: int, multiple: int) -> int:

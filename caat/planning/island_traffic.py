@@ -17,6 +17,7 @@ from caat.planning.layouts import Layout
 from caat.planning.parameters import Parameter, local_parameters
 from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT
+from caat.topology.settings import Schedules
 from conf.codec import BLOCK
 from conf.schema import Config
 
@@ -29,6 +30,9 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
     if layout.islands == 1:
         return 0
     matrices, norms = _held(config, layout)
+    schedules = Schedules.of(config.islands.route, layout.islands)
+    if schedules:
+        return sum(_along(schedules, numbers) for numbers, _ in (matrices, norms))
     return _everywhere(config.islands.codec, *matrices, layout.islands) + _everywhere(
         "none", *norms, layout.islands
     )
@@ -40,7 +44,14 @@ def momentum_bytes(config: Config, layout: Layout) -> int:
         return 0
     (matrices, _), (norms, _) = _held(config, layout)
     shared = -(-matrices // int(1 / config.islands.rho)), norms
+    schedules = Schedules.of(config.islands.route, layout.islands)
+    if schedules:
+        return sum(_along(schedules, numbers + 1) for numbers in shared)
     return sum(ring_bytes(WIDE * (numbers + 1), layout.islands) for numbers in shared)
+
+
+def _along(schedules: Schedules, numbers: int) -> int:
+    return schedules.way("all-reduce", numbers, WIDE).sent_bytes(0)
 
 
 def bytes_per_step(config: Config, layout: Layout) -> float:

@@ -11,6 +11,7 @@ from caat.planning.activations import WIDE, Pass
 from caat.planning.data_traffic import Kept, kept_numbers
 from caat.planning.memory import Memory, memory
 from caat.planning.parameters import local_parameters
+from caat.topology.settings import Schedules
 from conf.partition import shared_channels
 from conf.schema import Config
 
@@ -125,13 +126,34 @@ def saved_per_weight(config: Config) -> int:
     return 1 + (momentum > 0) + islands * saved_numbers(kinds)
 
 
+def check_schedules(config: Config, layout: Layout) -> None:
+    """Raise ``ValueError`` unless the schedules of the settings are correct, and for this layout."""
+    between_replicas = Schedules.of(config.data_sync.route, layout.replicas)
+    if between_replicas:
+        between_replicas.check_owners(layout.stage)
+    Schedules.of(config.islands.route, layout.islands)
+
+
 def all_layouts(config: Config, world: int) -> Iterator[Layout]:
-    """Yield every number of processes and ZeRO stage, with micro-batches of 1 and no recomputation."""
+    """Yield every number of processes and ZeRO stage, with micro-batches of 1 and no recomputation.
+
+    Layouts that the schedules of the settings are not for are left out.
+    """
     islands = config.parallel.islands
     for processes in range(1, config.parallel.tensor + 1):
         if config.parallel.tensor % processes == 0 and world % (processes * islands) == 0:
             for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
-                yield Layout(processes, world // (processes * islands), stage, "none", 1, islands)
+                layout = Layout(processes, world // (processes * islands), stage, "none", 1, islands)
+                if _has_schedules(config, layout):
+                    yield layout
+
+
+def _has_schedules(config: Config, layout: Layout) -> bool:
+    try:
+        check_schedules(config, layout)
+    except ValueError:
+        return False
+    return True
 
 
 def largest_that_fits(config: Config, layout: Layout, limit: int) -> Layout | None:

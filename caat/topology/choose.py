@@ -25,6 +25,7 @@ class Choice(NamedTuple):
     seconds: float
 
 
+@lru_cache(maxsize=256)
 def best_schedule(topology: Topology, collective: str, size: float) -> Choice:
     """Return the schedule of ``collective`` with the least simulated time for a buffer of ``size`` bytes.
 

@@ -10,7 +10,7 @@ from caat.planning.compare_layouts import compare, fastest
 from caat.planning.costs import flops_per_token
 from caat.planning.data_traffic import sent_bytes
 from caat.planning.island_traffic import bytes_per_step
-from caat.planning.layouts import Layout, layout_of, needs, pass_of
+from caat.planning.layouts import Layout, check_schedules, layout_of, needs, pass_of
 from caat.planning.memory import Memory
 from caat.planning.parameters import local_parameters
 from caat.planning.times import Machine, accumulation_of, time_of
@@ -44,6 +44,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
     machine = Machine.of(plan)
     config.check_layout(machine.world)
     layout = layout_of(config, machine.world)
+    check_schedules(config, layout)
     limit = int(memory_bytes(plan.hardware.memory) * (1 - plan.spare))
     c = config.train
     tokens_per_step = c.global_batch * c.sequence

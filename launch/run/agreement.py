@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -73,12 +74,14 @@ def check_private(config: Config, found: Architecture, where: object) -> None:
 
 
 def check_ranks(config: Config, text: str, control: Control) -> None:
-    """Raise ``ValueError`` on all ranks if their settings or their texts differ. Collective.
+    """Raise ``ValueError`` on all ranks if their settings, schedules or texts differ. Collective.
 
     ``text`` is the fingerprint of this rank's text. No later check would notice a difference: replicas
     average their gradients, whatever each one was trained on.
     """
     own = {name: str(attrgetter(name)(config)) for name in SETTINGS if not name.startswith(OF_A_HOST)}
+    for file in filter(None, (config.data_sync.route.file, config.islands.route.file)):
+        own[f"the file {file}"] = sha256(file.read_bytes()).hexdigest()[:16]
     own["the text"] = text
     first, *others = control.gather(own)
     for rank, theirs in enumerate(others, 1):

@@ -108,6 +108,7 @@ def _mesh(config: Config) -> Mesh:
         SumOptions.of(config.sync),
         islands=config.parallel.islands,
         data_sync=config.data_sync,
+        island_route=config.islands.route,
         seed=config.seed,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from caat.data.corpus import prepared_folder
 from caat.data.shards import SPLITS, read_index, read_unigram
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
 from conf.schema import Config
 from launch.command.available import installed, wandb_login
@@ -20,6 +21,7 @@ from launch.run.resume import check_resume, continues
 def validate(config: Config, world: int) -> None:
     """Raise ``ValueError`` for any mistake that can be found before ``world`` processes start."""
     config.check_layout(world)
+    check_schedules(config, layout_of(config, world))
     folder = prepared_folder(config.data)
     if (folder / "index.json").is_file():
         check_data(config, folder)

@@ -56,6 +56,21 @@ MISTAKES = {
         1,
         ["islands.codec=powersgd:2", "another codec"],
     ),
+    "joining along a schedule": (
+        ["islands.join=a:1", "islands.schedule=ring.json"],
+        1,
+        ["islands.schedule=ring.json does not go with islands.join", "from round to round", "leave"],
+    ),
+    "a network of other islands": (
+        ["parallel.islands=2", "islands.schedule=auto", "islands.topology=full:4"],
+        2,
+        ["islands.topology=full:4 is for 4 islands, but there are 2", "give one for 2"],
+    ),
+    "a schedule with a codec of islands": (
+        ["parallel.islands=2", "islands.schedule=auto", "islands.topology=full:2", "islands.codec=sign"],
+        2,
+        ["islands.codec=sign does not go with islands.schedule=auto", "leave one of the two out"],
+    ),
     "joining with slamb": (
         ["islands.join=a:1", "islands.method=slamb", "optim.name=lamb"],
         1,

@@ -11,6 +11,7 @@ from caat.topology.chunks import equal_chunks, owned_chunks
 from caat.topology.execute import execute, execute_in_batches
 from caat.topology.methods import METHODS, make_schedule
 from caat.topology.schedule import Schedule
+from tests.topology.by_hand import by_hand
 from tests.topology.networks import unit
 
 SUMS = [("mesh:2x2", method, "all-reduce") for method in METHODS]
@@ -44,19 +45,6 @@ def every_schedule(schedules: list[Schedule]) -> list[list[Tensor]]:
     return [on_rank(schedule, kind) for schedule in schedules for kind in KINDS]
 
 
-def by_hand(schedule: Schedule, n: int, kind: str) -> list[Tensor]:
-    """The schedule in one process, step by step."""
-    data = [given(rank, n, kind) for rank in range(schedule.nodes)]
-    edges = [n * i // schedule.chunks for i in range(schedule.chunks + 1)]
-    for step in sorted({move.step for move in schedule.moves}):
-        now = [move for move in schedule.moves if move.step == step]
-        cuts = [slice(edges[move.chunk], edges[move.chunk + 1]) for move in now]
-        sent = [data[move.source][cut].clone() for move, cut in zip(now, cuts, strict=True)]
-        for move, cut, values in zip(now, cuts, sent, strict=True):
-            data[move.target][cut] = data[move.target][cut] + values if move.reduce else values
-    return data
-
-
 def test_ranks_hold_the_bits_of_the_schedule(ranks):
     cases = SUMS + HALVES
     schedules = [make_schedule(unit(name), method, collective) for name, method, collective in cases]
@@ -64,7 +52,8 @@ def test_ranks_hold_the_bits_of_the_schedule(ranks):
     places = [(case, schedule, k) for case, schedule in zip(cases, schedules, strict=True) for k in KINDS]
     for place, (case, schedule, kind) in enumerate(places):
         for i, n in enumerate(SIZES):
-            want = by_hand(schedule, n, kind)
+            everyone = [given(rank, n, kind) for rank in range(4)]
+            want = by_hand(schedule, everyone, equal_chunks(n, schedule.chunks))
             total = sum((given(rank, n, kind) for rank in range(1, 4)), given(0, n, kind))
             for rank in range(4):
                 for got in results[rank][place][3 * i : 3 * i + 3]:

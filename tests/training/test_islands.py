@@ -70,7 +70,7 @@ def trained(engine: Engine, steps: range = range(STEPS), *, same: bool = False) 
 
 
 def on_islands(islands: int, processes: int, stage: int, precision: str, settings: IslandsConfig):
-    mesh = Mesh.create(4, processes, islands=islands)
+    mesh = Mesh.create(4, processes, islands=islands, island_route=settings.route)
     engine = engine_of(mesh, settings, stage, precision)
     outers = trained(engine)
     sent = mesh.islands.ledger.totals("changes")["bytes_changes"]
@@ -139,6 +139,16 @@ def test_as_two_plain_models(ranks, stage, processes):
         due = [step for step in range(STEPS) if (step + 1 - settings.delay) % settings.every == 0]
         assert applied == [step for step in due if step + 1 > settings.delay]
         assert all(norm > 1e-3 and distance > 1e-3 for norm, distance in outers if norm is not None)
+
+
+def test_two_islands_get_the_same_bits_along_a_schedule(ranks):
+    scheduled = replace(LATE, schedule="auto", topology="ring:2")
+    ours = ranks(4).run(on_islands, 2, 2, 1, "fp32", scheduled)
+    plain = ranks(4).run(on_islands, 2, 2, 1, "fp32", LATE)
+    for (weights, outers, _), (expected, same, _) in zip(ours, plain, strict=True):
+        assert torch.equal(weights, expected) and outers == same
+    planned = exchange_bytes(planned_config(scheduled), Layout(2, 1, 1, "none", 1, islands=2))
+    assert ours[0][2] == planned * sum(norm is not None for norm, _ in ours[0][1]) > 0
 
 
 def special_cases() -> dict[str, bool]:

@@ -1,0 +1,100 @@
+"""From settings to the schedules of messages, the same for training and for its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from caat.topology.choose import best_schedule, pieces
+from caat.topology.chunks import Ranges, equal_chunks, owned_chunks, owners, sent_numbers
+from caat.topology.graph import Topology
+from caat.topology.read import topology
+from caat.topology.schedule import Schedule
+from caat.topology.schedule_file import read_schedule
+from conf.checks import require
+from conf.schedule import ScheduleSpec
+
+# Of links that name none of their own: bytes/s and seconds. With equal links, the fastest schedule depends on
+# the size of a message relative to their product.
+RATE, DELAY = 125e6, 1e-4
+
+
+class Way(NamedTuple):
+    """The schedule of a message, the pieces of each chunk, and where its chunks lie."""
+
+    schedule: Schedule
+    pieces: int
+    ranges: Ranges
+    itemsize: int
+
+    def sent_bytes(self, rank: int) -> int:
+        """Return the bytes that ``rank`` sends, on all its links together."""
+        return sent_numbers(self.schedule, self.ranges, rank) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """The schedules of one axis: the halves of the all-reduce in a file, or the fastest on a network."""
+
+    spec: ScheduleSpec
+    given: Schedule | Topology
+
+    @staticmethod
+    def of(spec: ScheduleSpec, ranks: int) -> Schedules | None:
+        """Return the schedules of ``spec`` between ``ranks`` ranks; None if it has none.
+
+        Raises ``ValueError`` if a file is wrong, or is for another number of ranks.
+        """
+        if not spec:
+            return None
+        given = _given(spec, spec.file.stat().st_mtime_ns if spec.file and spec.file.is_file() else 0)
+        name = "topology" if spec.topology else "schedule"
+        what = f"{spec.axis}.{name}={spec.topology or spec.schedule}"
+        require(
+            given.nodes == ranks,
+            f"{what} is for {given.nodes} {spec.ranks}, but there {'are' if ranks > 1 else 'is'} {ranks}: "
+            f"give one for {ranks}, or another number of processes",
+        )
+        return Schedules(spec, given)
+
+    def check_owners(self, stage: int) -> None:
+        """Raise ``ValueError`` unless every replica gets a part of the sums, as ZeRO ``stage`` needs."""
+        if isinstance(self.given, Schedule) and stage > 0:
+            lacking = sorted(set(range(self.given.nodes)) - set(owners(self.given)))
+            require(
+                not lacking,
+                f"{self.spec.axis}.schedule={self.spec.schedule} gives replica {(lacking or [0])[0]} no sum, "
+                f"but at stage {stage} of ZeRO every replica owns a part of the gradients: give another "
+                "schedule, or set zero.stage=0 and train.precision=fp32",
+            )
+
+    def way(self, collective: str, numbers: int | Sequence[int], itemsize: int) -> Way:
+        """Return how a message of ``numbers`` of ``itemsize`` bytes travels.
+
+        An all-reduce has so many in all, the others so many for each rank: those that it owns.
+        """
+        whole = numbers if isinstance(numbers, int) else sum(numbers)
+        schedule, parts = self._choose(collective, whole * itemsize)
+        if isinstance(numbers, int):
+            ranges = equal_chunks(numbers, schedule.chunks)
+        else:
+            ranges = owned_chunks(schedule, numbers)
+        return Way(schedule, parts, ranges, itemsize)
+
+    def _choose(self, collective: str, size: int) -> tuple[Schedule, int]:
+        if isinstance(self.given, Topology):
+            best = best_schedule(self.given, collective, size)
+            return best.schedule, best.pieces
+        schedule = self.given if collective == "all-reduce" else self.given.half(collective)
+        return schedule, pieces(schedule, size)
+
+
+@lru_cache(maxsize=32)
+def _given(spec: ScheduleSpec, changed: int) -> Schedule | Topology:
+    """Return the network or the schedule of ``spec``; its file was ``changed`` at this time."""
+    if spec.topology is None:
+        assert spec.file is not None
+        return read_schedule(spec.file)
+    return topology(str(spec.file or spec.topology), RATE, DELAY)
