@@ -58,6 +58,11 @@ class TrainConfig:
         False,
         "Use deterministic kernels only, so that every run gives identical results. Slower on a GPU.",
     )
+    tf32: bool = setting(
+        False,
+        "With fp32 on an NVIDIA GPU: multiply in TF32, with 10 instead of 23 bits of mantissa, which is "
+        "several times as fast.",
+    )
     max_skipped: int = setting(
         10,
         "Stop after this many consecutive steps were skipped because the loss or gradient was not finite.",
@@ -93,6 +98,10 @@ class TrainConfig:
         require_choice("train.precision", self.precision, ("fp32", "bf16"))
         require_choice(
             "train.activation_checkpointing", self.activation_checkpointing, ("none", "full", "selective")
+        )
+        require(
+            not self.tf32 or self.precision == "fp32",
+            f"train.tf32=true needs train.precision=fp32, not {self.precision}, which has no such products",
         )
         if self.peak_tflops is not None:
             require_positive(train__peak_tflops=self.peak_tflops)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from caat.data.loader import Loader
+from caat.data.prefetch import Prefetch
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StoppedBySignal, StopRequest
@@ -49,7 +49,7 @@ class Training:
 
     config: Config
     engine: Engine
-    loader: Loader
+    loader: Prefetch
     validation: Callable[[], Iterable[tuple[Tensor, Tensor, int]]]
     state: State
     saver: Saver
@@ -95,7 +95,6 @@ def train(run: Training) -> dict:
             rate,
             engine=run.engine,
             loader=run.loader,
-            device=run.device,
             guard=to.guard,
             watchdog=to.watchdog,
             last=last,

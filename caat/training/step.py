@@ -1,13 +1,11 @@
-"""One timed training step: move micro-batches to the device, forward, backward, optimizer."""
+"""One timed training step: forward and backward of its micro-batches, optimizer, exchange with islands."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-import torch
-
-from caat.data.loader import Loader
+from caat.data.prefetch import Prefetch
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.watchdog import Watchdog
 from caat.training.engine import Engine, StepResult
@@ -30,8 +28,7 @@ def take_step(
     learning_rate: float,
     *,
     engine: Engine,
-    loader: Loader,
-    device: torch.device,
+    loader: Prefetch,
     guard: ReplicaGuard,
     watchdog: Watchdog,
     last: bool = False,
@@ -45,7 +42,7 @@ def take_step(
     engine.mesh.tensor.ledger.reset()
     engine.mesh.data.start_step(step)
     engine.mesh.islands.ledger.reset()
-    batches = [(tokens.to(device), targets.to(device)) for tokens, targets in loader.step()]
+    batches = loader.step()
     waited = time.perf_counter() - started
     watchdog.beat(f"training step {step}")
     guard.before(step)

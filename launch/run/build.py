@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.data.loader import Loader, validation_batches
+from caat.data.prefetch import Prefetch
 from caat.data.shards import TokenShards
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
@@ -166,7 +167,7 @@ def _restore(
 
 def _batches(
     config: Config, tokens: Path, mesh: Mesh, device: torch.device, *, position: int, seed: int
-) -> tuple[Loader, Callable]:
+) -> tuple[Prefetch, Callable]:
     """Return this replica's training loader, and a function that returns its held-out batches."""
     c = config.train
     place = {"data_rank": mesh.replica, "data_size": mesh.replicas}
@@ -177,7 +178,7 @@ def _batches(
         batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, **place)
         return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
 
-    return loader, validation
+    return Prefetch(loader, device), validation
 
 
 def _guard(config: Config, engine: Engine, model: GPT, control: Control) -> ReplicaGuard:

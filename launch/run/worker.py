@@ -50,7 +50,7 @@ def work(
     config.check_layout(world)
     place = local_rank(), local_world_size(unknown=world)
     device = choose_device(config.launch.device, *place, config.launch.backend)
-    _set_determinism(config)
+    _set_numerics(config)
     start = _verified(config, start, folder)
     if start.step >= config.train.steps:
         if is_first_rank():
@@ -147,10 +147,11 @@ def _agree_on(folder: Path | None, config: Config) -> Path:
     return Path(names[0])
 
 
-def _set_determinism(config: Config) -> None:
+def _set_numerics(config: Config) -> None:
     torch.manual_seed(config.seed)
     if config.train.deterministic:
         # cuBLAS is deterministic only if this is set before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = config.train.tf32

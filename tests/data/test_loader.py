@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from caat.data.loader import Loader, validation_batches
+from caat.data.prefetch import Prefetch
 from caat.data.shards import TokenShards
 from tests.data.conftest import write_shards
 
@@ -111,3 +112,24 @@ def test_validation_counts_every_sequence_once(shards, size, count):
             counted.append(tokens[:valid])
     first = [torch.from_numpy(shards.read(i * SEQUENCE, SEQUENCE)) for i in range(min(count, 51))]
     assert torch.equal(torch.cat(counted), torch.stack(first))
+
+
+def test_batches_read_ahead_are_the_same(shards):
+    plain, ahead = loader(shards), Prefetch(loader(shards), torch.device("cpu"))
+    for _ in range(5):
+        assert ahead.position == plain.position
+        assert torch.equal(rows(ahead.step()), rows(plain.step()))
+    # A run that continues from the position of the batches handed out misses none of those read ahead.
+    resumed = Prefetch(loader(shards, position=ahead.position), torch.device("cpu"))
+    assert torch.equal(rows(resumed.step()), rows(plain.step()))
+
+
+def test_what_fails_ahead_is_raised_at_its_step(shards):
+    reader = loader(shards)
+    ahead = Prefetch(reader, torch.device("cpu"))
+    ahead.step()
+    ahead.step()
+    reader.shards = None
+    with pytest.raises(AttributeError):
+        for _ in range(2):
+            ahead.step()

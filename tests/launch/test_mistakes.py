@@ -116,6 +116,11 @@ MISTAKES = {
     "setting of two groups": (["bench.processes=1"], 1, ["did you mean launch.processes?"]),
     "unknown reference": (["data.path=${nowhere}"], 1, ["data.path=${nowhere}", "nowhere"]),
     "several values": (["sync.ratio=1,0.5"], 1, ["sync.ratio=1,0.5", "caat pretrain -m"]),
+    "TF32 in bf16": (
+        ["train.tf32=true", "train.precision=bf16"],
+        1,
+        ["train.tf32=true", "train.precision=fp32"],
+    ),
     "unknown precision": (["train.precision=fp8"], 1, ["train.precision=fp8", "fp32, bf16"]),
     "negative steps": (["train.steps=-1"], 1, ["train.steps=-1", "above 0"]),
     "global batch": (["train.global_batch=18"], 1, ["train.global_batch=18", "micro_batch=4", "change one"]),

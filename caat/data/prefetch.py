@@ -1,0 +1,47 @@
+"""The batches of the next step, read while this one computes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from caat.data.loader import Batch, Loader
+from caat.data.shards import TokenShards
+
+
+class Prefetch:
+    """The batches of ``loader`` on ``device``; a thread reads those of the next step while one computes.
+
+    For a GPU the thread puts them into pinned memory, from which they are copied without making the CPU wait
+    for the GPU. ``position`` counts the sequences of the batches that were handed out, over all ranks: it is
+    what a checkpoint keeps, since the loader itself is one step ahead.
+    """
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self.position = loader.position
+        self._loader, self._device = loader, device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._next = self._thread.submit(self._read)
+
+    @property
+    def shards(self) -> TokenShards:
+        return self._loader.shards
+
+    def step(self) -> list[Batch]:
+        """Return this rank's micro-batches [micro_batch, S] of the next global batch, moving ``position``.
+
+        What fails while they are read is raised here.
+        """
+        batches, self.position = self._next.result()
+        self._next = self._thread.submit(self._read)
+        return [(self._moved(tokens), self._moved(targets)) for tokens, targets in batches]
+
+    def _read(self) -> tuple[list[Batch], int]:
+        batches = self._loader.step()
+        if self._device.type == "cuda":
+            batches = [(tokens.pin_memory(), targets.pin_memory()) for tokens, targets in batches]
+        return batches, self._loader.position
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._device, non_blocking=True)
