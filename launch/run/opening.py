@@ -8,10 +8,14 @@ from pathlib import Path
 from caat.parallel.mesh import Mesh
 from caat.training.loop import Training
 from conf.data_sync import DataSyncConfig
+from conf.partition import shared_channels
+from conf.schema import Config
 from layers.weights import parameter_count
 
 # With more passes than this, a model memorises its text.
 MANY_PASSES = 20
+# Numbers of bf16 in the 16 bytes that tensor cores read at once.
+EVEN = 8
 
 
 def introduce(
@@ -50,6 +54,8 @@ def _opening(run: Training, folder: Path) -> str:
         lines.append(
             f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
         )
+    if run.device.type == "cuda":
+        lines += [f"note: {slow}" for slow in uneven_channels(config)]
     if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
         where = "an island" if mesh.islands.processes > 1 else "the run"
         lines.append(f"note: data_sync has no effect, because {where} has one replica")
@@ -66,3 +72,21 @@ def _opening(run: Training, folder: Path) -> str:
             f"gradient norm misses ranks: using stage {engine.stage} instead"
         )
     return "\n".join(lines)
+
+
+def uneven_channels(config: Config) -> list[str]:
+    """Return a line for each ratio whose products have a dimension that tensor cores do not like.
+
+    They read rows of 16 bytes, so the number of shared channels should be a multiple of 8 in bf16.
+    """
+    hidden, shards = config.model.hidden, config.parallel.tensor
+    lines = []
+    for ratio in dict.fromkeys(config.sync.schedule.values()):
+        channels = shared_channels(hidden, ratio, shards)
+        if channels % EVEN:
+            even = round(channels / EVEN) * EVEN
+            lines.append(
+                f"sync.ratio={ratio:g} shares {channels} of {hidden} channels, which is no multiple of {EVEN}: "
+                f"GPUs multiply such matrices slowly; sync.ratio={even / hidden} shares {even}"
+            )
+    return lines

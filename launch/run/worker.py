@@ -121,8 +121,7 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
             watchdog.record(str(error) or type(error).__name__)
         watchdog.stop()
         return
-    lost_connection = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
-    if lost_connection:
+    if _lost_connection(error):
         # A lost connection is not the cause: the rank at its other end is gone, and may have reported why.
         why = f"rank {dist.get_rank()} lost the connection to another rank"
         if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
@@ -135,6 +134,12 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
     sys.stderr.flush()
     # sys.exit would wait for gloo's threads and for the thread of a save in flight.
     os._exit(1)
+
+
+def _lost_connection(error: Exception) -> bool:
+    """Return whether ``error`` says that another rank is gone; NCCL and the store have types of their own."""
+    of_gloo = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
+    return of_gloo or isinstance(error, dist.DistBackendError | dist.DistNetworkError)
 
 
 def _agree_on(folder: Path | None, config: Config) -> Path:
