@@ -86,7 +86,7 @@ def uneven_channels(config: Config) -> list[str]:
         if channels % EVEN:
             even = round(channels / EVEN) * EVEN
             lines.append(
-                f"sync.ratio={ratio:g} shares {channels} of {hidden} channels, which is no multiple of {EVEN}: "
+                f"sync.ratio={ratio:g} shares {channels} of {hidden} channels, no multiple of {EVEN}: "
                 f"GPUs multiply such matrices slowly; sync.ratio={even / hidden} shares {even}"
             )
     return lines
