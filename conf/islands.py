@@ -221,7 +221,7 @@ class IslandsConfig:
         parts = [f"{self.resolved(islands)} every {self.every} step{'s' if self.every > 1 else ''}"]
         parts += [f"{self.fragments} fragments"] * (self.fragments > 1) + ["eager"] * self.eager
         parts += [f"delay {self.delay}"] * (self.delay > 0) + [f"codec {self.codec}"] * (self.codec != "none")
-        parts += [f"schedule {self.schedule}"] * bool(self.route)
+        parts += [f"along {self.route.describe()}"] * bool(self.route)
         return ", ".join(parts)
 
     @property

@@ -50,6 +50,12 @@ class ScheduleSpec:
         """Whether messages travel along a schedule."""
         return self.schedule != "none"
 
+    def describe(self) -> str:
+        """Return how messages travel, in a few words."""
+        return (
+            f"the fastest schedule on {self.topology}" if self.topology else f"the schedule {self.schedule}"
+        )
+
     @property
     def file(self) -> Path | None:
         """The file of the schedule or of the network; None if it has a name."""

@@ -35,6 +35,7 @@ RUN = [
 ON_ONE_GPU = ["launch.backend=gloo", "zero.stage=1"]
 BF16 = "train.precision=bf16"
 CODECS = ["data_sync.codec=int8", "data_sync.weights_codec=int8", "zero.stage=2"]
+SCHEDULE = ["data_sync.schedule=auto", "data_sync.topology=full:2"]
 RUNS = {
     **{
         f"stage {stage} {precision}": [f"zero.stage={stage}", f"train.precision={precision}"]
@@ -51,6 +52,7 @@ RUNS = {
     "P=4 int8": [*ON_ONE_GPU, "launch.processes=4", BF16, "sync.wire_dtype=int8"],
     "P=2 twice at stage 3": [*ON_ONE_GPU, "launch.processes=4", "parallel.processes=2", "zero.stage=3"],
     "two replicas": [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1"],
+    "two replicas along a schedule": [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1", *SCHEDULE],
     "two replicas with codecs": [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1", *CODECS],
 }
 
@@ -111,7 +113,9 @@ def test_recomputation_and_compilation(runs, name):
     assert runs(name) == pytest.approx(runs("stage 1 bf16"), abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["P=2", "P=4", "P=2 twice at stage 3", "two replicas"])
+@pytest.mark.parametrize(
+    "name", ["P=2", "P=4", "P=2 twice at stage 3", "two replicas", "two replicas along a schedule"]
+)
 def test_processes_that_share_the_gpu(runs, name):
     assert runs(name) == pytest.approx(runs("on the CPU"), abs=1e-4)
 
