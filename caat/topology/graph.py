@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 
 import networkx as nx
 
@@ -63,18 +63,26 @@ class Topology:
     def route(self, source: int, target: int) -> tuple[Pair, ...]:
         """Return the links of the one path that all messages from ``source`` to ``target`` take.
 
-        It has the fewest hops. Among several next hops, it takes the number ``target`` modulo their count, in
-        the order of their numbers, so that destinations are spread over the spines of a fat tree (D-mod-k).
+        It has the fewest hops. On a mesh or torus, it goes along the first axis, then along the next. Among
+        several next hops that are left, it takes the number ``target`` modulo their count, in the order of
+        their numbers, so that destinations are spread over the spines of a fat tree (D-mod-k).
         """
         if (source, target) not in self._routes:
             hops, at, path = self._distances(target), source, []
             while at != target:
                 near = sorted(v for v in self.graph.successors(at) if hops.get(v) == hops[at] - 1)
+                axes = [self._axis(at, v) for v in near]
+                near = [v for v, axis in zip(near, axes, strict=True) if axis == min(axes)]
                 after = near[target % len(near)]
                 path.append((at, after))
                 at = after
             self._routes[source, target] = tuple(path)
         return self._routes[source, target]
+
+    def _axis(self, node: int, neighbour: int) -> int:
+        """Return the axis on which two neighbours of a mesh or torus differ; 0 on other networks."""
+        strides = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        return next((axis for axis, stride in enumerate(strides) if abs(neighbour - node) >= stride), 0)
 
     def neighbours(self, node: int) -> list[int]:
         """Return the nodes whose route from ``node`` passes through no other node.

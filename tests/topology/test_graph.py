@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import networkx as nx
 import pytest
@@ -51,6 +52,19 @@ def test_routes_are_shortest_paths(name):
             assert len(path) == lengths[a][b] and all(pair in net.graph.edges for pair in path)
             ends = [a, *(pair[1] for pair in path)]
             assert ends[-1] == b and [pair[0] for pair in path] == ends[:-1]
+
+
+@pytest.mark.parametrize("name", ["mesh:2x2", "mesh:3x4", "torus:4x5", "torus:3x4x2"])
+def test_routes_on_grids_go_along_one_axis_after_the_other(name):
+    net = unit(name)
+    place = dict(enumerate(product(*map(range, net.shape))))
+    for a in range(net.nodes):
+        for b in range(net.nodes):
+            axes = [
+                next(axis for axis in range(len(net.shape)) if place[u][axis] != place[v][axis])
+                for u, v in net.route(a, b)
+            ]
+            assert axes == sorted(axes)
 
 
 def test_a_file_names_rates_and_delays_or_takes_the_given_ones(tmp_path):
