@@ -32,6 +32,15 @@ def memory_bytes(text: str) -> int:
     return int(float(match[1]) * {"mb": 2**20, "gb": 2**30, "tb": 2**40}[match[2]])
 
 
+def size_bytes(text: str, setting: str = "size") -> int:
+    """Return the bytes of a size of data such as 40mb, which is 40 million. Raise ``ValueError``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)b", text)
+    require(match is not None, f"{setting}={text} is not a size: write 40mb or 512kb")
+    assert match is not None
+    require(float(match[1]) > 0, f"{setting}={text} must be above 0")
+    return int(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2]])
+
+
 def check_link(rate: str, delay: str, burst: str) -> None:
     """Raise ``ValueError`` unless all three are in tc's notation."""
     rate_bytes(rate)

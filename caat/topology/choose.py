@@ -7,7 +7,7 @@ from math import ceil
 from typing import NamedTuple
 
 from caat.topology.graph import Topology
-from caat.topology.methods import METHODS, make_schedule
+from caat.topology.methods import make_schedule, methods_of
 from caat.topology.schedule import Schedule
 from caat.topology.simulate import seconds
 
@@ -45,10 +45,4 @@ def pieces(schedule: Schedule, size: float) -> int:
 
 @lru_cache(maxsize=8)
 def _schedules(topology: Topology, collective: str) -> list[tuple[str, Schedule]]:
-    found = []
-    for method in METHODS:
-        try:
-            found.append((method, make_schedule(topology, method, collective)))
-        except ValueError:
-            continue  # a method for other networks
-    return found
+    return [(method, make_schedule(topology, method, collective)) for method in methods_of(topology)]

@@ -21,6 +21,11 @@ METHODS: Mapping[str, Callable[[Topology], Forest]] = {
 }
 
 
+def methods_of(topology: Topology) -> list[str]:
+    """Return the methods that have a schedule for the network."""
+    return [method for method in METHODS if method != "2d-ring" or len(topology.shape) >= 2]
+
+
 def make_schedule(topology: Topology, method: str, collective: str = "all-reduce") -> Schedule:
     """Return the schedule of a ``collective`` on the network. Raise ``ValueError`` if ``method`` has none."""
     require(method in METHODS, f"method={method} is unknown: write one of {', '.join(METHODS)}")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from math import prod
 
 from caat.topology.cycle import ring_order
-from caat.topology.forest import Branch, Forest, placed
+from caat.topology.forest import Branch, Forest, collect, placed
 from caat.topology.graph import Topology
+from caat.topology.schedule import Schedule
 from conf.checks import require
 
 
@@ -20,6 +21,14 @@ def ring(topology: Topology) -> Forest:
 def ring_backward(topology: Topology) -> Forest:
     """The same in the other direction. Its reverse sums in the direction in which :func:`ring` copies."""
     return placed(topology.nodes, topology.nodes, _around(ring_order(topology)[::-1], 1, 0))
+
+
+def ring_of_ranks(topology: Topology) -> Schedule:
+    """The all-reduce of gloo: a ring through the nodes by their numbers, downward, whatever the network."""
+    down, up = (
+        placed(topology.nodes, topology.nodes, _around(range(topology.nodes)[::by], 1, 0)) for by in (-1, 1)
+    )
+    return collect(down, "all-reduce", summed=up)
 
 
 def two_way_ring(topology: Topology) -> Forest:

@@ -1,6 +1,7 @@
 """The settings of `caat bench`, one class per benchmark. `caat bench NAME --help` prints them."""
 
 from conf.bench.cache import BenchCacheConfig
+from conf.bench.collectives import BenchCollectivesConfig
 from conf.bench.data import BenchDataConfig, ReplicaStepsConfig
 from conf.bench.islands import BenchIslandsConfig
 from conf.bench.single import (
@@ -24,6 +25,7 @@ __all__ = [
     "BenchCacheConfig",
     "BenchCheckpointConfig",
     "BenchCodecsConfig",
+    "BenchCollectivesConfig",
     "BenchDataConfig",
     "BenchGenerateConfig",
     "BenchIslandsConfig",

@@ -43,10 +43,13 @@ def take_turns(
     warm_up: int = 2,
     before: Callable[[], object] = lambda: None,
     show: bool = True,
+    *,
+    after: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:
     """Run every variant once per round, so that a slow spell of the machine affects all of them equally.
 
-    ``before`` is called before each run and not timed: a barrier, if several processes measure.
+    ``before`` is called before each run and not timed: a barrier, if several processes measure. So is
+    ``after``, with the name of the variant: a check of its result.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in track(range(rounds + warm_up), "measuring", transient=True, disable=not show):
@@ -54,6 +57,8 @@ def take_turns(
             before()
             started = time.perf_counter()
             run()
+            ended = time.perf_counter()
+            after(name)
             if number >= warm_up:
-                times[name].append((time.perf_counter() - started) * 1e3)
+                times[name].append((ended - started) * 1e3)
     return {name: Times(values) for name, values in times.items()}

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "data": "training steps of replicas over an emulated slow network, by codec, and by DeepSpeed and DDP",
     "islands": "training steps of islands over an emulated slow network, against replicas that sum gradients",
     "cache": "new tokens with a KV cache in the memory of another host, by how much of it is fetched",
+    "collectives": "all-reduces on an emulated network of any topology, by schedule, against the optimum",
     "checkpoint": "the cost of a save during training, and loading against reading the bytes",
     "tokenize": "tokenising against bare SentencePiece, and memory against the size of the corpus",
 }
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: caat bench WHAT [setting=value ...]   (caat bench WHAT --help for its settings)\n")
         for name, text in BENCHMARKS.items():
-            print(f"  {name:<10} {text}")
+            print(f"  {name:<11} {text}")
         return
     if argv[0] not in BENCHMARKS:
         raise ValueError(f"{argv[0]} is not a benchmark: choose one of {', '.join(BENCHMARKS)}")

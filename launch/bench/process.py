@@ -18,6 +18,7 @@ from caat.supervision.device import choose_device, start_process_group, stop_pro
 from conf import bench
 from conf.reading.build import build, literal
 from eval.speed.cache import cache_rows
+from eval.speed.collectives import collective_rows
 from eval.speed.data import data_rows
 from eval.speed.islands import island_rows
 from eval.speed.measure import measure
@@ -48,6 +49,8 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
         rows = data_rows(config)
     elif kind == "islands":
         rows = island_rows(config)
+    elif kind == "collectives":
+        rows = collective_rows(config)
     elif kind == "cache":
         rows = cache_rows(config)
     else:

@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from caat.parallel.world import variables
-from conf.bench import BenchCacheConfig, BenchStackConfig, ReplicaStepsConfig
+from conf.bench import BenchCacheConfig, BenchCollectivesConfig, BenchStackConfig, ReplicaStepsConfig
 from eval.speed.namespaces import Host
 from launch.command.processes import run_workers, worker_environment
 
 MODULE = "launch.bench.process"
 PORT = 29511
-OnHosts = BenchStackConfig | ReplicaStepsConfig | BenchCacheConfig
+OnHosts = BenchStackConfig | ReplicaStepsConfig | BenchCacheConfig | BenchCollectivesConfig
 
 
 def run_here(kind: str, config: BenchStackConfig) -> list[dict]:

@@ -8,8 +8,8 @@ from tempfile import TemporaryFile
 from typing import Any
 
 
-def result_file(where: str | Path) -> Path:
-    """Return ``where`` as the path of a file that can be written, without creating it.
+def result_file(where: str | Path, setting: str = "out") -> Path:
+    """Return ``where``, the value of ``setting``, as the path of a file that can be written; create nothing.
 
     Raises ``ValueError`` if it is a folder or if this user may not write there.
     """
@@ -23,7 +23,7 @@ def result_file(where: str | Path) -> Path:
         problem = f"{there}: {said}"
     else:
         return path
-    raise ValueError(f"the result cannot be written to {path} ({problem}): give another out=")
+    raise ValueError(f"the result cannot be written to {path} ({problem}): give another {setting}=")
 
 
 def _refused(there: Path) -> str | None:

@@ -1,0 +1,102 @@
+"""`caat bench collectives`: all-reduces on a network of any topology, against the optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from caat.topology.bound import least_seconds
+from caat.topology.schedule_file import write_schedule
+from conf.bench import BenchCollectivesConfig
+from conf.checks import require
+from conf.reading.verb import load_verb
+from eval.speed.collectives import AllReduce, all_reduces, network_of
+from eval.speed.wires import wired_hosts
+from launch.bench.plot_collectives import plot_collectives
+from launch.bench.report import Column, Report
+from launch.bench.workers import run_on_hosts
+from launch.command.results import result_file
+
+# Most processes that one machine measures.
+MOST_HOSTS = 32
+# Share of the optimum above which a figure is no rounding.
+PASSED = 1.001
+COLUMNS = {
+    "mode": Column("all-reduce"),
+    "steps": Column("steps"),
+    "pieces": Column("pieces"),
+    "seconds": Column("seconds"),
+    "spread": Column("±"),
+    "predicted": Column("predicted"),
+    "share": Column("% of optimum", 0.01),
+    "speed_up": Column("speed-up"),
+}
+
+
+def main(argv: list[str]) -> None:
+    config = load_verb(BenchCollectivesConfig, argv)
+    network = network_of(config)
+    require(
+        config.simulate or network.nodes <= MOST_HOSTS,
+        f"topology={config.topology} has {network.nodes} nodes: at most {MOST_HOSTS} can be measured on one "
+        "machine. Give simulate=true to predict them",
+    )
+    ways = {way.mode: way for way in all_reduces(config, network, show=True)}
+    new = None
+    if config.schedule is not None and config.schedule not in ways:
+        new = result_file(config.schedule, "schedule")
+    report = Report("collectives", config.out, COLUMNS)
+    measured: dict[str, dict] = {}
+    if not config.simulate:
+        with wired_hosts(network, config.burst) as hosts:
+            measured = {row["mode"]: row for row in run_on_hosts(hosts, "collectives", config)}
+    optimum = least_seconds(network, 4 * config.numbers)
+    for way in ways.values():
+        report.add(**_row(way, measured.get(way.mode), optimum))
+    for row in report.rows:
+        row["speed_up"] = _time(report.rows[0]) / _time(row)
+    best = min(report.rows[1:], key=_time)
+    schedule = ways[best["mode"]].schedule
+    if new is not None:
+        new.parent.mkdir(parents=True, exist_ok=True)
+        write_schedule(schedule, new)
+    report.finish(
+        f"All-reduce of {config.size} on {config.topology} at {config.rate}"
+        f"{', predicted' if config.simulate else ''}: optimum {optimum:.3g} s, speed-up over gloo's own",
+        partial(plot_collectives, network=network, schedule=schedule, name=best["mode"]),
+        list(_notes(report.rows, best, config, new)),
+    )
+
+
+def _row(way: AllReduce, measured: dict | None, optimum: float) -> dict:
+    seconds = measured["seconds"] if measured else None
+    return {
+        "mode": way.mode,
+        "steps": way.schedule.steps,
+        "pieces": way.pieces,
+        "seconds": seconds,
+        "spread": measured["spread"] if measured else None,
+        "predicted": way.predicted,
+        "optimum": optimum,
+        "share": optimum / (seconds or way.predicted),
+    }
+
+
+def _time(row: dict) -> float:
+    """Return the measured seconds, or the predicted ones if nothing was measured."""
+    return row["seconds"] or row["predicted"]
+
+
+def _notes(rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None) -> Iterator[str]:
+    slower = "" if best["speed_up"] >= 1 else ", slower than gloo's own"
+    yield f"Fastest schedule: {best['mode']}, {_time(best):.3g} s, {best['share']:.0%} of the optimum{slower}"
+    if any(row["share"] > PASSED for row in rows):
+        yield (
+            "Above 100 %: a sum and its copies may overlap on this network, which the optimum does not count"
+        )
+    if new is not None:
+        yield (
+            f"Its schedule is in {new}. To measure it again: caat bench collectives "
+            f"topology={config.topology} schedule={new}"
+        )

@@ -1,0 +1,118 @@
+"""The picture of `caat bench collectives`: the seconds of each, and the fastest schedule on its network."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from math import cos, pi, sin
+from pathlib import Path
+from textwrap import fill
+
+import networkx as nx
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from caat.topology.graph import Topology
+from caat.topology.schedule import Move, Schedule
+
+# Steps that are drawn, and the most nodes whose numbers and chunks can still be read.
+STEPS = 4
+LABELLED = 36
+REDUCE, COPY, MEASURED = "#c44e52", "#4c72b0", "#8172b3"
+Places = dict[int, tuple[float, float]]
+
+
+def plot_collectives(
+    rows: list[dict], title: str, path: Path, *, network: Topology, schedule: Schedule, name: str
+) -> None:
+    """Plot the seconds above, and below the first steps of ``schedule``, which is called ``name``."""
+    figure = Figure(figsize=(9, 4.2 + 0.3 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, STEPS, height_ratios=[0.6 + 0.3 * len(rows), 2.8])
+    _bars(figure.add_subplot(grid[0, :]), rows, title)
+    places = _places(network)
+    for number, (step, moves) in enumerate(groupby(schedule.moves, key=lambda move: move.step)):
+        if number == STEPS:
+            break
+        axes = figure.add_subplot(grid[1, number])
+        _step(axes, network, places, list(moves))
+        axes.set_title(
+            f"{name}, step {step} of {schedule.steps}" if not number else f"step {step}", fontsize=8
+        )
+    figure.supxlabel("red: parts of a sum; blue: copies; numbers: chunks", fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def _bars(axes: Axes, rows: list[dict], title: str) -> None:
+    labels, predicted = [row["mode"] for row in rows], [row["predicted"] for row in rows]
+    if rows[0]["seconds"] is None:
+        axes.barh(labels, predicted, color="#cccccc", label="predicted")
+    else:
+        times, spreads = ([row[key] for row in rows] for key in ("seconds", "spread"))
+        axes.barh(labels, times, xerr=spreads, color=MEASURED, label="measured", error_kw={"lw": 1})
+        axes.plot(predicted, labels, "k|", ms=12, mew=1.5, label="predicted")
+    axes.axvline(rows[0]["optimum"], color="gray", ls="--", lw=1, label="optimum")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="seconds", xlim=(0, None))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(fill(title, 100), fontsize=9, loc="left")
+
+
+def _step(axes: Axes, network: Topology, places: Places, moves: list[Move]) -> None:
+    graph, few = network.graph, network.nodes <= LABELLED
+    nodes, switches = range(network.nodes), range(network.nodes, len(graph))
+    size = 180 if few else 12
+    nx.draw_networkx_edges(graph, places, ax=axes, edge_color="#dddddd", arrows=False)
+    nx.draw_networkx_nodes(graph, places, nodes, size, "white", ax=axes, edgecolors="black", linewidths=0.8)
+    nx.draw_networkx_nodes(graph, places, switches, size / 2, "#bbbbbb", "s", ax=axes)
+    for reduce, colour in ((True, REDUCE), (False, COPY)):
+        drawn = nx.DiGraph([(m.source, m.target) for m in moves if m.reduce == reduce])
+        nx.draw_networkx_edges(
+            drawn, places, ax=axes, edge_color=colour, node_size=size, arrowsize=9,
+            connectionstyle="arc3,rad=0.15",
+        )  # fmt: skip
+    if few:
+        nx.draw_networkx_labels(graph, places, {node: str(node) for node in nodes}, 7, ax=axes)
+        for move in moves:
+            _label(axes, places, move)
+    axes.margins(0.15)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+
+
+def _label(axes: Axes, places: Places, move: Move) -> None:
+    """Write the number of the chunk beside the arrow, nearer to its head than to its tail."""
+    (x, y), (to_x, to_y) = places[move.source], places[move.target]
+    across, up = to_x - x, to_y - y
+    axes.text(
+        x + 0.6 * across + 0.12 * up, y + 0.6 * up - 0.12 * across, str(move.chunk),
+        color=REDUCE if move.reduce else COPY, fontsize=6, ha="center", va="center",
+    )  # fmt: skip
+
+
+def _places(network: Topology) -> Places:
+    """Return where each node is drawn: in a grid, in layers, in a circle, or by its links."""
+    shape, graph = network.shape, network.graph
+    if shape:
+        last = shape[-1]
+        places = {}
+        for node in range(network.nodes):
+            rest, x = divmod(node, last)
+            deep, y = divmod(rest, shape[-2]) if len(shape) > 1 else (rest, 0)
+            # Planes of a third axis are drawn a little aside.
+            places[node] = (x + 0.35 * deep, -y - 0.3 * deep)
+        return places
+    if network.name.startswith("fattree:"):
+        hosts = network.nodes
+        leaves = {b for a, b in graph.edges if a < hosts}
+        layers = [list(range(hosts)), sorted(leaves), sorted(set(graph) - leaves - set(range(hosts)))]
+        return {
+            node: ((i + 0.5) / len(layer) * hosts, 0.4 * hosts * level)
+            for level, layer in enumerate(layers)
+            for i, node in enumerate(layer)
+        }
+    if network.name.startswith(("ring:", "full:")):
+        turns = {node: pi / 2 - 2 * pi * node / network.nodes for node in graph}
+        return {node: (cos(turn), sin(turn)) for node, turn in turns.items()}
+    return {node: (float(x), float(y)) for node, (x, y) in nx.kamada_kawai_layout(graph).items()}
