@@ -16,6 +16,8 @@ class PlanConfig(MessageCostConfig):
     """`caat plan`: predict what a run needs before you queue a job: memory by part, bytes and seconds of a
     step by ratio, days, the layouts that fit and the fastest of them. Nothing is run.
 
+    `caat plan budget=100e9` designs a datacenter instead; `caat plan budget --help` lists its settings.
+
     Accepts the settings of `caat pretrain` (model=, sync.*, parallel.*, zero.stage, train.*) and these."""
 
     nodes: int = setting(1, "Number of nodes.")

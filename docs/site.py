@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caat import __version__
 from conf import bench
+from conf.budget import BudgetConfig
 from conf.lighthouse import LighthouseConfig
 from conf.reading.options import GROUPS
 from conf.reading.settings import Setting
@@ -40,6 +41,7 @@ SCHEMAS = {
             "dashboard",
         )
     },
+    "caat plan budget": BudgetConfig,
     # conf.islands has the settings of training.
     "caat islands": LighthouseConfig,
     **{

@@ -15,12 +15,14 @@ from caat.planning.memory import Memory
 from caat.planning.parameters import local_parameters
 from caat.planning.times import Machine, accumulation_of, time_of
 from caat.planning.traffic import tensor_bytes
+from conf.budget import asks_for_budget
 from conf.plan import PlanConfig
 from conf.reading.settings import settings_of
 from conf.reading.verb import load_verb
 from conf.schema import Config
 from conf.units import memory_bytes
 from launch.command.results import result_file, write_json
+from launch.plan import budget
 from launch.plan.show import show
 from launch.run.compose import compose
 from layers.weights import parameter_count
@@ -28,6 +30,8 @@ from layers.weights import parameter_count
 
 def main(argv: list[str]) -> None:
     """Print the plan and write it as JSON; raise ``ValueError`` for settings that do not go together."""
+    if asks_for_budget(argv):
+        return budget.main(argv)
     own = settings_of(PlanConfig)
     asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
     plan = load_verb(PlanConfig, asked)

@@ -10,6 +10,7 @@ from runpy import run_path
 
 import pytest
 
+from conf.budget import BudgetConfig
 from conf.reading.settings import settings_of
 from conf.reading.verb import load_verb
 from launch.bench import BENCHMARKS
@@ -93,6 +94,8 @@ def test_settings_exist(page):
             # Checkpoints and files of settings that a page speaks of are not there to be read.
             absent = ("initialize=", "config=", "mine.yaml")
             compose([text for text in arguments if not text.startswith(absent)])
+        elif verb == "plan" and arguments[0].startswith("budget"):
+            load_verb(BudgetConfig, [text for text in arguments if "=" in text])
         elif verb == "bench":
             load_verb(SCHEMAS[f"caat bench {arguments[0]}"], arguments[1:])
         elif f"caat {verb}" in SCHEMAS and verb not in ("pretrain", "plan"):

@@ -1,0 +1,169 @@
+"""A datacenter for a sum of money, and what training on several of its sites waits for.
+
+    racks       = budget · compute_share / rack_cost
+    FLOPs       = racks · rack_gpus · peak · utilisation · seconds
+    step        = 6 N · batch_tokens / (GPUs · peak · utilisation)       inside the sites
+    between     = bytes of a sum over S sites / rate + 2 (S - 1) · delay
+
+Between sites, the gradients of all N weights are summed in every step, or each site is an island that
+exchanges its changes every H steps (:mod:`caat.planning.island_traffic`). A site sends 2 (S - 1) / S of the
+bytes of all weights each time (a ring), whatever layout it has inside, and nothing hides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from caat.planning.scaling import LARGEST_FITTED, LAWS
+from conf.budget import BudgetConfig
+from conf.units import delay_seconds, rate_bytes
+
+DAY = 86400
+# Bytes of a number without a codec: gradients in bfloat16, changes of weights in float32.
+GRADIENT, CHANGE = 2.0, 4.0
+# Numbers for the bytes of one in a codec.
+MANY = 2**20
+
+
+@dataclass(frozen=True)
+class Building:
+    """What the money buys; powers in megawatts, ``flops_per_second`` sustained by all GPUs together."""
+
+    racks: int
+    gpus: int
+    it_megawatts: float
+    total_megawatts: list[float]
+    sites: int
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train over sites: each sends ``sent_bytes`` once in ``every`` steps."""
+
+    name: str
+    every: int
+    sent_bytes: float
+
+
+def building(config: BudgetConfig) -> Building:
+    """Return the building of ``config.budget``; a site gets as much power as ``site_megawatts``, at most."""
+    racks = int(config.budget * config.compute_share / config.rack_cost)
+    gpus = racks * config.rack_gpus
+    power = racks * config.rack_kilowatts / 1e3
+    total = [power * pue for pue in config.pue]
+    sustained = gpus * config.hardware.peak * 1e12 * config.utilisation
+    return Building(racks, gpus, power, total, ceil(total[1] / config.site_megawatts), sustained)
+
+
+def training(config: BudgetConfig, built: Building, parameters: float | None = None) -> dict[str, float]:
+    """Return the model and tokens of the law for ``config.days``, or those of ``parameters`` and its days."""
+    law = LAWS[config.law]
+    if parameters is None:
+        flops = built.flops_per_second * config.days * DAY
+        parameters = law.parameters(flops)
+    else:
+        flops = law.flops(parameters)
+    return {
+        "parameters": parameters,
+        "tokens": flops / (6 * parameters),
+        "flops": flops,
+        "days": flops / built.flops_per_second / DAY,
+        "step_seconds": 6 * parameters * config.batch_tokens / built.flops_per_second,
+    }
+
+
+def ways(config: BudgetConfig, sites: int, parameters: float) -> list[Way]:
+    """Return the ways to train ``parameters`` weights over ``sites``, from the most bytes to the least."""
+    sent = 2 * (sites - 1) / sites * parameters
+    encoded = _encoded(config.codec)
+    every = f"islands, every {config.every} steps"
+    return [
+        Way("gradients, every step", 1, sent * GRADIENT),
+        Way(f"gradients, {config.codec}, every step", 1, sent * encoded),
+        Way(every, config.every, sent * CHANGE),
+        Way(f"{every}, {config.codec}", config.every, sent * encoded),
+    ]
+
+
+def wait_seconds(way: Way, sites: int, *, rate: float, delay: float) -> float:
+    """Return the seconds per step, on average, that a site waits at ``rate`` bytes/s of its link."""
+    return (way.sent_bytes / rate + 2 * (sites - 1) * delay) / way.every if sites > 1 else 0.0
+
+
+def rate_needed(way: Way, sites: int, *, allowed: float, delay: float) -> float | None:
+    """Return the bytes/s at which a site waits ``allowed`` seconds per step; None: the delay is more."""
+    left = allowed * way.every - 2 * (sites - 1) * delay
+    return way.sent_bytes / left if left > 0 else None
+
+
+def between_sites(config: BudgetConfig, built: Building, made: dict[str, float]) -> list[dict[str, Any]]:
+    """Return a row for each way to train the model ``made`` over the sites; none for a single site.
+
+    ``allowed`` is the wait that makes up ``config.waiting`` of the whole time. The cost of waiting is that
+    share of the dollars for racks.
+    """
+    if built.sites == 1:
+        return []
+    step, delay = made["step_seconds"], delay_seconds(config.site_delay)
+    allowed = step * config.waiting / (1 - config.waiting) if config.waiting < 1 else float("inf")
+    rows = []
+    for way in ways(config, built.sites, made["parameters"]):
+        waits = wait_seconds(way, built.sites, rate=rate_bytes(config.site_link), delay=delay)
+        needed = rate_needed(way, built.sites, allowed=allowed, delay=delay)
+        share = waits / (waits + step)
+        rows.append(
+            asdict(way)
+            | {
+                "bytes_per_step": way.sent_bytes / way.every,
+                "wait_seconds": waits,
+                "waiting": share,
+                "cost_of_waiting": share * config.budget * config.compute_share,
+                "link_needed_bits_per_second": needed and needed * 8,
+                "days": made["days"] / (1 - share),
+            }
+        )
+    return rows
+
+
+def design(config: BudgetConfig) -> dict[str, Any]:
+    """Return the building, the model of the law, the other models, and the ways to train over the sites."""
+    built = building(config)
+    made = training(config, built)
+    return {
+        "racks": built.racks,
+        "gpus": built.gpus,
+        "it_megawatts": built.it_megawatts,
+        "total_megawatts": built.total_megawatts,
+        "sites": built.sites,
+        "law": config.law,
+        "law_source": LAWS[config.law].source,
+        "extrapolates": made["parameters"] / LARGEST_FITTED,
+        "sustained_flops_per_second": built.flops_per_second,
+        **made,
+        "models": [training(config, built, size) for size in config.parameters],
+        "between_sites": between_sites(config, built, made),
+        "assumptions": asdict(config),
+    }
+
+
+def _encoded(spec: str) -> float:
+    """Return the bytes of a number in the codec ``spec``, its scales included."""
+    from caat.compression.spec import make_codec
+
+    return CHANGE if spec == "none" else make_codec(spec).size(MANY) / MANY
+
+
+def costs_by_rate(config: BudgetConfig, rates: Sequence[float]) -> dict[str, list[float]]:
+    """Return the dollars of waiting of each way, by bytes/s of a site's link, for the picture."""
+    built = building(config)
+    made = training(config, built)
+    step, delay = made["step_seconds"], delay_seconds(config.site_delay)
+    costs: dict[str, list[float]] = {}
+    for way in ways(config, built.sites, made["parameters"]):
+        waits = [wait_seconds(way, built.sites, rate=rate, delay=delay) for rate in rates]
+        costs[way.name] = [config.budget * config.compute_share * w / (w + step) for w in waits]
+    return costs

@@ -1,0 +1,71 @@
+"""The pictures of `caat plan budget=`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from caat.planning.building import costs_by_rate
+from conf.budget import BudgetConfig
+from conf.units import rate_bytes
+
+# Powers of ten around the given rate of a site's link.
+AROUND, POINTS = 2.5, 200
+
+
+def plot_step(result: dict[str, Any], path: Path) -> Path:
+    """Draw where the time of a step goes, for each way to train over the sites."""
+    figure, axes = _figure(1.4 + 0.5 * len(result["between_sites"]))
+    step = result["step_seconds"]
+    share = result["assumptions"]["utilisation"]
+    parts = [
+        ("arithmetic at the peak", step * share, "#4c72b0"),
+        ("the rest inside a site (assumed utilisation)", step * (1 - share), "#bbbbbb"),
+    ]
+    rows = result["between_sites"]
+    for number, row in enumerate(rows):
+        left = 0.0
+        for name, seconds, colour in [*parts, ("waiting for other sites", row["wait_seconds"], "#dd8452")]:
+            axes.barh(number, seconds, left=left, color=colour, label=name if number == 0 else None)
+            left += seconds
+        axes.text(left, number, f"  {row['waiting']:.0%} waiting", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel=f"seconds of a step, at {result['assumptions']['site_link']} a site")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def plot_costs(config: BudgetConfig, result: dict[str, Any], path: Path) -> Path:
+    """Draw the cost of waiting against the rate of a site's link, for each way."""
+    figure, axes = _figure(4.2)
+    around = rate_bytes(config.site_link) * 8
+    rates = np.logspace(np.log10(around) - AROUND, np.log10(around) + AROUND, POINTS)
+    for name, costs in costs_by_rate(config, (rates / 8).tolist()).items():
+        axes.plot(rates / 1e12, np.array(costs) / 1e9, label=name)
+    axes.axvline(around / 1e12, color="gray", ls="--", lw=1, label=f"site_link={config.site_link}")
+    axes.set_xscale("log")
+    axes.set(
+        xlabel="rate of a site's link (Tbit/s)",
+        ylabel="racks that only wait (billion dollars)",
+    )
+    size = f"{result['parameters'] / 1e12:.3g} T parameters"
+    axes.set_title(f"{result['sites']} sites, {result['gpus']:,} GPUs, {size}", fontsize=9, loc="left")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _figure(height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
