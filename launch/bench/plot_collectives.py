@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from caat.topology.graph import Topology
 from caat.topology.schedule import Move, Schedule
 
-# Steps that are drawn, and the most nodes whose numbers and chunks can still be read.
+# Steps that are drawn, and the most nodes whose chunks, or own numbers, can still be read.
 STEPS = 4
-LABELLED = 36
+WITH_CHUNKS, WITH_NUMBERS = 12, 36
 REDUCE, COPY, MEASURED = "#c44e52", "#4c72b0", "#8172b3"
 Places = dict[int, tuple[float, float]]
 
@@ -26,9 +26,9 @@ def plot_collectives(
     rows: list[dict], title: str, path: Path, *, network: Topology, schedule: Schedule, name: str
 ) -> None:
     """Plot the seconds above, and below the first steps of ``schedule``, which is called ``name``."""
-    figure = Figure(figsize=(9, 4.2 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 3.8 + 0.3 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, STEPS, height_ratios=[0.6 + 0.3 * len(rows), 2.8])
+    grid = figure.add_gridspec(2, STEPS, height_ratios=[0.6 + 0.3 * len(rows), 2.6])
     _bars(figure.add_subplot(grid[0, :]), rows, title)
     places = _places(network)
     for number, (step, moves) in enumerate(groupby(schedule.moves, key=lambda move: move.step)):
@@ -39,7 +39,7 @@ def plot_collectives(
         axes.set_title(
             f"{name}, step {step} of {schedule.steps}" if not number else f"step {step}", fontsize=8
         )
-    figure.supxlabel("red: parts of a sum; blue: copies; numbers: chunks", fontsize=7)
+    figure.supxlabel("red: parts of a sum; blue: copies; beside an arrow: its chunk", fontsize=7)
     figure.savefig(path, dpi=130)
 
 
@@ -60,35 +60,35 @@ def _bars(axes: Axes, rows: list[dict], title: str) -> None:
 
 
 def _step(axes: Axes, network: Topology, places: Places, moves: list[Move]) -> None:
-    graph, few = network.graph, network.nodes <= LABELLED
-    nodes, switches = range(network.nodes), range(network.nodes, len(graph))
-    size = 180 if few else 12
+    """Draw the messages of a step along their routes."""
+    graph, count = network.graph, network.nodes
+    nodes, switches = range(count), range(count, len(graph))
+    size, font = (180, 7) if count <= WITH_CHUNKS else (60, 5) if count <= WITH_NUMBERS else (10, 0)
     nx.draw_networkx_edges(graph, places, ax=axes, edge_color="#dddddd", arrows=False)
     nx.draw_networkx_nodes(graph, places, nodes, size, "white", ax=axes, edgecolors="black", linewidths=0.8)
     nx.draw_networkx_nodes(graph, places, switches, size / 2, "#bbbbbb", "s", ax=axes)
-    for reduce, colour in ((True, REDUCE), (False, COPY)):
-        drawn = nx.DiGraph([(m.source, m.target) for m in moves if m.reduce == reduce])
+    for move in moves:
+        route = network.route(move.source, move.target)
+        colour = REDUCE if move.reduce else COPY
         nx.draw_networkx_edges(
-            drawn, places, ax=axes, edge_color=colour, node_size=size, arrowsize=9,
+            graph, places, route, ax=axes, edge_color=colour, node_size=size, arrowsize=9 if font else 4,
             connectionstyle="arc3,rad=0.15",
         )  # fmt: skip
-    if few:
-        nx.draw_networkx_labels(graph, places, {node: str(node) for node in nodes}, 7, ax=axes)
-        for move in moves:
-            _label(axes, places, move)
+        if count <= WITH_CHUNKS:
+            _label(axes, [places[node] for node in route[-1]], str(move.chunk), colour)
+    if font:
+        nx.draw_networkx_labels(graph, places, {node: str(node) for node in nodes}, font, ax=axes)
     axes.margins(0.15)
     axes.set_aspect("equal")
     axes.set_axis_off()
 
 
-def _label(axes: Axes, places: Places, move: Move) -> None:
-    """Write the number of the chunk beside the arrow, nearer to its head than to its tail."""
-    (x, y), (to_x, to_y) = places[move.source], places[move.target]
+def _label(axes: Axes, ends: list[tuple[float, float]], text: str, colour: str) -> None:
+    """Write beside the arrow between the ``ends``, nearer to its head than to its tail."""
+    (x, y), (to_x, to_y) = ends
     across, up = to_x - x, to_y - y
-    axes.text(
-        x + 0.6 * across + 0.12 * up, y + 0.6 * up - 0.12 * across, str(move.chunk),
-        color=REDUCE if move.reduce else COPY, fontsize=6, ha="center", va="center",
-    )  # fmt: skip
+    at = x + 0.6 * across + 0.12 * up, y + 0.6 * up - 0.12 * across
+    axes.text(*at, text, color=colour, fontsize=6, ha="center", va="center")
 
 
 def _places(network: Topology) -> Places:
