@@ -29,6 +29,7 @@ class Topology:
     nodes: int
     shape: tuple[int, ...] = ()
     _routes: dict[Pair, tuple[Pair, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _hop: dict[Pair, int] = field(default_factory=dict, repr=False, compare=False)
     _hops: dict[int, dict[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,21 +69,28 @@ class Topology:
         their numbers, so that destinations are spread over the spines of a fat tree (D-mod-k).
         """
         if (source, target) not in self._routes:
-            hops, at, path = self._distances(target), source, []
+            at, path = source, []
             while at != target:
-                near = sorted(v for v in self.graph.successors(at) if hops.get(v) == hops[at] - 1)
-                axes = [self._axis(at, v) for v in near]
-                near = [v for v, axis in zip(near, axes, strict=True) if axis == min(axes)]
-                after = near[target % len(near)]
-                path.append((at, after))
-                at = after
+                path.append((at, self._next(at, target)))
+                at = path[-1][1]
             self._routes[source, target] = tuple(path)
         return self._routes[source, target]
 
+    def _next(self, at: int, target: int) -> int:
+        """Return the next hop from ``at``, which does not depend on the way before."""
+        if (at, target) not in self._hop:
+            hops = self._distances(target)
+            near = sorted(v for v in self.graph.successors(at) if hops.get(v) == hops[at] - 1)
+            if self.shape:
+                first = min(self._axis(at, v) for v in near)
+                near = [v for v in near if self._axis(at, v) == first]
+            self._hop[at, target] = near[target % len(near)]
+        return self._hop[at, target]
+
     def _axis(self, node: int, neighbour: int) -> int:
-        """Return the axis on which two neighbours of a mesh or torus differ; 0 on other networks."""
+        """Return the axis on which two neighbours of a mesh or torus differ."""
         strides = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
-        return next((axis for axis, stride in enumerate(strides) if abs(neighbour - node) >= stride), 0)
+        return next(axis for axis, stride in enumerate(strides) if abs(neighbour - node) >= stride)
 
     def neighbours(self, node: int) -> list[int]:
         """Return the nodes whose route from ``node`` passes through no other node.

@@ -17,28 +17,38 @@ must be free. Rates are not looked at: all links count as equal.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from caat.topology.forest import Branch, Forest
 from caat.topology.graph import Pair, Topology
+
+
+class _Near(NamedTuple):
+    """The neighbours of a node with the routes to them, the preferred one first; and both as sets."""
+
+    ways: list[tuple[int, tuple[Pair, ...]]]
+    nodes: set[int]
+    exits: set[Pair]
 
 
 def multitree(topology: Topology) -> Forest:
     """Return the trees. Chunk r is that of node r, the root of its tree."""
     nodes = topology.nodes
-    near = [_by_preference(topology, node) for node in range(nodes)]
+    near = [_near(topology, node) for node in range(nodes)]
     trees = [_Tree(root, near) for root in range(nodes)]
     branches: list[Branch] = []
     step = 0
-    while growing := [tree for tree in trees if len(tree.inside) < nodes]:
+    while growing := [tree for tree in trees if tree.outside]:
         step += 1
         used: set[Pair] = set()
-        turn = sorted(growing, key=lambda tree: len(tree.inside))
+        turn = sorted(growing, key=lambda tree: len(tree.outside), reverse=True)
         while turn:
             again = []
             for tree in turn:
                 added = tree.add(used)
                 if added is not None:
                     branches.append(Branch(step, *added, tree.root))
-                    if len(tree.inside) < nodes:
+                    if tree.outside:
                         again.append(tree)
             turn = again
         for tree in growing:
@@ -47,10 +57,10 @@ def multitree(topology: Topology) -> Forest:
 
 
 class _Tree:
-    """The tree of one root while it grows. ``near`` holds the neighbours of every node, by preference."""
+    """The tree of one root while it grows. ``near`` holds the neighbours of every node."""
 
-    def __init__(self, root: int, near: list[list[tuple[int, tuple[Pair, ...]]]]) -> None:
-        self.root, self.near, self.inside = root, near, {root}
+    def __init__(self, root: int, near: list[_Near]) -> None:
+        self.root, self.near, self.outside = root, near, set(range(len(near))) - {root}
         # Nodes that may have neighbours outside, those added in this step, and where the search stands.
         self.senders, self.added, self.sender, self.place = [root], list[int](), 0, 0
 
@@ -58,13 +68,14 @@ class _Tree:
         """Add a node over links that are not ``used``, and mark them. Return sender and node, or None."""
         while self.sender < len(self.senders):
             parent = self.senders[self.sender]
+            ways, _, exits = self.near[parent]
             # Within a step, a link that is used stays so, and so does a node that is inside: never look back.
-            while self.place < len(self.near[parent]):
-                child, route = self.near[parent][self.place]
+            while self.place < len(ways) and not exits <= used:
+                child, route = ways[self.place]
                 self.place += 1
-                if child not in self.inside and used.isdisjoint(route):
+                if child in self.outside and used.isdisjoint(route):
                     used.update(route)
-                    self.inside.add(child)
+                    self.outside.remove(child)
                     self.added.append(child)
                     return parent, child
             self.sender, self.place = self.sender + 1, 0
@@ -73,14 +84,12 @@ class _Tree:
     def end_step(self) -> None:
         """Let the new nodes send, and drop those whose neighbours are all inside."""
         self.senders = [
-            node
-            for node in self.senders + self.added
-            if any(child not in self.inside for child, _ in self.near[node])
+            node for node in self.senders + self.added if not self.outside.isdisjoint(self.near[node].nodes)
         ]
         self.added, self.sender, self.place = [], 0, 0
 
 
-def _by_preference(topology: Topology, node: int) -> list[tuple[int, tuple[Pair, ...]]]:
-    """Return the neighbours of ``node`` with the routes to them, the preferred one first."""
+def _near(topology: Topology, node: int) -> _Near:
     found = [(child, topology.route(node, child)) for child in topology.neighbours(node)]
-    return sorted(found, key=lambda each: (len(each[1]), topology.graph.out_degree(each[0])))
+    found.sort(key=lambda each: (len(each[1]), topology.graph.out_degree(each[0])))
+    return _Near(found, {child for child, _ in found}, {route[0] for _, route in found})
