@@ -96,7 +96,8 @@ def _notes(rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Pa
             "Above 100 %: a sum and its copies may overlap on this network, which the optimum does not count"
         )
     if new is not None:
-        yield (
-            f"Its schedule is in {new}. To measure it again: caat bench collectives "
-            f"topology={config.topology} schedule={new}"
-        )
+        yield f"Its schedule is in {new}"
+    how = f"data_sync.schedule=auto data_sync.topology={config.topology}"
+    if new is not None or best["mode"] == config.schedule:
+        how = f"data_sync.schedule={config.schedule}"
+    yield f"To train along it: caat pretrain {how}"
