@@ -9,6 +9,11 @@ from conf.field import setting
 from conf.rope_scaling import RopeScalingConfig
 
 
+def head_dim_setting(hidden: int, heads: int, head_dim: int | None) -> int | None:
+    """Return `model.head_dim` for a file's ``head_dim``: None, the setting's default, if it is the usual."""
+    return None if head_dim is None or head_dim * heads == hidden else head_dim
+
+
 @dataclass
 class ModelConfig:
     """A Llama-style GPT: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no bias."""
@@ -19,12 +24,15 @@ class ModelConfig:
     ffn: int = setting(704, "Number of channels inside the MLP (SwiGLU). parallel.tensor must divide it.")
     heads: int = setting(
         8,
-        "Number of attention heads, each with hidden / heads channels. parallel.tensor must divide it.",
+        "Number of attention heads. parallel.tensor must divide it.",
     )
     kv_heads: int = setting(
         8,
         "Number of key and value heads. Fewer than heads is grouped-query attention. parallel.tensor "
         "must divide it.",
+    )
+    head_dim: int | None = setting(
+        None, "Number of channels of a head, even. Default: hidden / heads, which must then be whole."
     )
     sequence: int = setting(
         256,
@@ -62,18 +70,13 @@ class ModelConfig:
             model__norm_eps=self.norm_eps,
             model__init_std=self.init_std,
         )
-        for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "sequence", "vocab_size"):
+        for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "sequence", "vocab_size"):
             value = getattr(self, name)
-            require(value < 2**31, f"model.{name}={value} is too large: the maximum is {2**31 - 1:,}")
-        require(
-            self.hidden % self.heads == 0,
-            f"model.hidden={self.hidden} is not divisible by model.heads={self.heads}: "
-            "every head needs the same whole number of channels",
-        )
-        require(
-            self.head_dim % 2 == 0,
-            f"model.hidden / model.heads = {self.head_dim} is odd: rotary positions rotate pairs of channels",
-        )
+            require(
+                value is None or value < 2**31,
+                f"model.{name}={value} is too large: the maximum is {2**31 - 1:,}",
+            )
+        self._check_head_size()
         require(
             self.heads % self.kv_heads == 0,
             f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}: "
@@ -87,11 +90,24 @@ class ModelConfig:
                 f"model.vocab_size={self.vocab_size}: padding can only add rows",
             )
 
+    def _check_head_size(self) -> None:
+        if self.head_dim is not None:
+            require_positive(model__head_dim=self.head_dim)
+        require(
+            self.head_dim is not None or self.hidden % self.heads == 0,
+            f"model.hidden={self.hidden} is not divisible by model.heads={self.heads}: every head needs the "
+            "same whole number of channels. Or give it as model.head_dim=...",
+        )
+        require(
+            self.head_size % 2 == 0,
+            f"{self._named_head_size} is odd: rotary positions rotate pairs of channels",
+        )
+
     def _check_rope_scaling(self) -> None:
         kind = self.rope_scaling.kind
         require(
-            kind != "dynamic" or self.head_dim > 2,
-            f"model.hidden / model.heads = {self.head_dim} must be above 2 with "
+            kind != "dynamic" or self.head_size > 2,
+            f"{self._named_head_size} must be above 2 with "
             "model.rope_scaling.kind=dynamic, which keeps the highest frequency and scales the others",
         )
         require(
@@ -101,8 +117,25 @@ class ModelConfig:
         )
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
+    def head_size(self) -> int:
+        """Channels of a head."""
+        return self.hidden // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def _named_head_size(self) -> str:
+        if self.head_dim is not None:
+            return f"model.head_dim={self.head_dim}"
+        return f"model.hidden / model.heads = {self.head_size}"
+
+    @property
+    def query_size(self) -> int:
+        """Channels of all query heads, which are also the inputs of attention's output projection."""
+        return self.heads * self.head_size
+
+    @property
+    def key_value_size(self) -> int:
+        """Channels of all key heads, which are as many as those of all value heads."""
+        return self.kv_heads * self.head_size
 
     def check_shards(self, shards: int) -> None:
         """Raise ``ValueError`` unless the model can be split into ``shards`` tensor-parallel shards."""

@@ -22,13 +22,13 @@ class Attention(nn.Module):
         self, config: ModelConfig, mesh: Mesh, ratio: float, private_scale: float, recompute: bool
     ) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_size = config.head_size
         self.heads = config.heads // mesh.shards
         self.kv_heads = config.kv_heads // mesh.shards
         self.recompute = recompute
-        sizes = (config.hidden, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim)
+        sizes = (config.query_size, config.key_value_size, config.key_value_size)
         self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh)
-        self.output = RowParallelLinear(config.hidden, config.hidden, mesh, ratio, private_scale)
+        self.output = RowParallelLinear(config.query_size, config.hidden, mesh, ratio, private_scale)
 
     def forward(self, normed: Normed, angles: Angles, cache: LayerCache | None = None) -> AnyStream:
         x, qkv, rstd = self.qkv.unscaled_after_norm(normed)
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         so those of the r shards are computed like the heads of one larger layer.
         """
         parts = [self.heads, self.kv_heads, self.kv_heads]
-        heads = qkv.unflatten(-1, (-1, sum(parts), self.head_dim))
+        heads = qkv.unflatten(-1, (-1, sum(parts), self.head_size))
         q, k, v = (scaled(part, rstd).flatten(2, 3) for part in heads.split(parts, dim=-2))
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         return attend(q, k, v, cache).transpose(1, 2).flatten(2, 3)

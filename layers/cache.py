@@ -69,7 +69,7 @@ class KVCache:
         self._padding = padding
         self._padded = bool(padding.any())
         self.length = 0
-        self._allocate(config.layers, (len(padding), heads, capacity, config.head_dim), dtype)
+        self._allocate(config.layers, (len(padding), heads, capacity, config.head_size), dtype)
 
     def _allocate(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
         """Reserve memory for the ``keys`` and ``values`` of this ``shape`` in each layer."""

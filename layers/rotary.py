@@ -36,7 +36,7 @@ def frequencies_at(positions: Tensor, c: ModelConfig) -> Tensor:
     Only dynamic scaling depends on ``positions``: on the highest one in the batch, as in transformers. Keys
     in a cache keep the angles of the pass that stored them.
     """
-    s, d = c.rope_scaling, c.head_dim
+    s, d = c.rope_scaling, c.head_size
     exponent = torch.arange(0, d, 2, dtype=torch.float64, device=positions.device) / d
     if s.kind == "dynamic":
         assert s.factor is not None
@@ -67,7 +67,7 @@ def _yarn_kept(c: ModelConfig, frequencies: Tensor) -> Tensor:
     if s.truncate:
         low, high = math.floor(low), math.ceil(high)
     # The upper limit counts channels, not pairs of channels, in all implementations.
-    low, high = max(low, 0), min(high, c.head_dim - 1)
+    low, high = max(low, 0), min(high, c.head_size - 1)
     width = (high - low) or 0.001
     pairs = torch.arange(len(frequencies), dtype=torch.float64, device=frequencies.device)
     return 1 - ((pairs - low) / width).clamp(0, 1)
@@ -77,7 +77,7 @@ def _channel_of(c: ModelConfig, rotations: float) -> float:
     """Return the pair of channels, a fraction, that rotates this often within the original length."""
     assert c.rope_scaling.original_sequence is not None
     wavelength = c.rope_scaling.original_sequence / rotations
-    return c.head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(c.rope_base))
+    return c.head_size * math.log(wavelength / (2 * math.pi)) / (2 * math.log(c.rope_base))
 
 
 def yarn_scale(c: ModelConfig) -> float:

@@ -34,8 +34,8 @@ class Weight:
 
 def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
     """Yield every parameter, in order; vocabulary without padding."""
-    vocab, square, norm = (c.vocab_size, c.hidden), (c.hidden, c.hidden), ((c.hidden,),)
-    key_value, wide = (c.kv_heads * c.head_dim, c.hidden), (c.ffn, c.hidden)
+    vocab, norm, wide = (c.vocab_size, c.hidden), ((c.hidden,),), (c.ffn, c.hidden)
+    query, key_value = (c.query_size, c.hidden), (c.key_value_size, c.hidden)
     # Two projections per layer write to the residual stream, whose variance must not grow with depth (GPT-2).
     output_std = c.init_std / sqrt(2 * c.layers)
 
@@ -47,10 +47,11 @@ def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
         yield Weight(
             ours + "attention.qkv.weight",
             (attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"),
-            (square, key_value, key_value),
+            (query, key_value, key_value),
             c.init_std,
         )
-        yield Weight(ours + "attention.output.weight", (attention + "o_proj.weight",), (square,), output_std)
+        output = attention + "o_proj.weight"
+        yield Weight(ours + "attention.output.weight", (output,), (query[::-1],), output_std)
         yield Weight(ours + "mlp_norm.weight", (theirs + "post_attention_layernorm.weight",), norm, None)
         yield Weight(
             ours + "mlp.gate_up.weight",

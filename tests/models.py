@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,6 +30,11 @@ SCALED = {
     "llama3": RopeScalingConfig("llama3", 8.0, 12, low_freq_factor=0.15, high_freq_factor=1.5),
     "yarn": RopeScalingConfig("yarn", 4.0, 12, beta_fast=4.0, beta_slow=0.1),
 }
+# What other families than Llama 1 and 2 have.
+OPTIONS: dict[str, dict] = {
+    "head size": dict(head_dim=12),
+}
+FAMILIES = {name: replace(SMALL, **options) for name, options in OPTIONS.items()}
 
 
 def batch(seed: int = 0, size: int = 2, length: int = 9) -> tuple[Tensor, Tensor]:

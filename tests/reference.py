@@ -15,7 +15,8 @@ from torch import Tensor
 def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Tensor]:
     """Return full weights by Hugging Face Llama names, float64; norm weights differ from one."""
     g = torch.Generator().manual_seed(seed)
-    kv = c.kv_heads * (c.hidden // c.heads)
+    d = c.head_dim or c.hidden // c.heads
+    query, kv = c.heads * d, c.kv_heads * d
 
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=g, dtype=torch.float64) / columns**0.5
@@ -27,9 +28,9 @@ def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Ten
     for i in range(c.layers):
         at = f"model.layers.{i}."
         w[at + "input_layernorm.weight"] = scale()
-        for name, rows in (("q", c.hidden), ("k", kv), ("v", kv)):
+        for name, rows in (("q", query), ("k", kv), ("v", kv)):
             w[at + f"self_attn.{name}_proj.weight"] = matrix(rows, c.hidden)
-        w[at + "self_attn.o_proj.weight"] = matrix(c.hidden, c.hidden)
+        w[at + "self_attn.o_proj.weight"] = matrix(c.hidden, query)
         w[at + "post_attention_layernorm.weight"] = scale()
         w[at + "mlp.gate_proj.weight"] = matrix(c.ffn, c.hidden)
         w[at + "mlp.up_proj.weight"] = matrix(c.ffn, c.hidden)
@@ -94,7 +95,7 @@ def streams(
 
     ``rounded(x)``, if given, is applied to everything that travels: to every part of a sum, and to the sum.
     """
-    d = c.hidden // c.heads
+    d = c.head_dim or c.hidden // c.heads
 
     def wire(x: Tensor, forward: bool = True) -> Tensor:
         return x if rounded is None else _Rounded.apply(x, rounded, forward)

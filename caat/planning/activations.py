@@ -73,7 +73,7 @@ def block_bytes(p: Pass) -> int:
     else:
         blocks = c.layers * _block(p, p.checkpointing) - stream * p.tokens * s
     entry = c.hidden * p.tokens * s
-    angles = p.sequence * c.head_dim * s
+    angles = p.sequence * c.head_size * s
     gammas = (2 * c.layers + 1) * c.hidden * s
     return blocks + entry + _norm(p) + angles + gammas + _embedding(p)
 
@@ -119,7 +119,7 @@ def block_work_bytes(p: Pass) -> int:
 
 def _block(p: Pass, checkpointing: str) -> int:
     c, s = p.model, p.element_size
-    query, value, ffn = (size // p.processes for size in (c.hidden, c.kv_heads * c.head_dim, c.ffn))
+    query, value, ffn = (size // p.processes for size in (c.query_size, c.key_value_size, c.ffn))
     heads = c.heads // p.processes
     # With several shards of several heads each, values are not contiguous in the fused projection.
     gathered = p.local > 1 and c.kv_heads > p.shards

@@ -10,9 +10,9 @@ def flops_per_token(c: ModelConfig, sequence: int) -> int:
     """Return the model FLOPs of a trained token, forward and backward, as in PaLM (arXiv 2204.02311, app. B).
 
     6 per weight of a matrix product (the head counts, the embedding look-up does not) plus
-    12 · layers · hidden · sequence for attention. Recomputation is not counted.
+    12 · layers · heads · head size · sequence for attention. Recomputation is not counted.
     """
-    return 6 * _matrices(c) + 12 * c.layers * c.hidden * sequence
+    return 6 * _matrices(c) + 12 * c.layers * c.query_size * sequence
 
 
 def checkpoint_bytes(c: ModelConfig, numbers: int) -> int:
@@ -32,7 +32,7 @@ def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str
     """
     if checkpointing == "none":
         return 0
-    attention = 4 * c.layers * c.hidden * sequence
+    attention = 4 * c.layers * c.query_size * sequence
     blocks = flops_per_token(c, sequence) // 3 - 2 * c.hidden * c.vocab_size
     return blocks if checkpointing == "full" else attention
 
@@ -48,5 +48,5 @@ def sync_bytes(c: ModelConfig, channels: int, tokens: int, wire: WireFormat) -> 
 
 def _matrices(c: ModelConfig) -> int:
     """Return the number of weights in all matrix products."""
-    attention = 2 * c.hidden * c.hidden + 2 * c.hidden * c.kv_heads * c.head_dim
+    attention = 2 * c.hidden * (c.query_size + c.key_value_size)
     return c.layers * (attention + 3 * c.hidden * c.ffn) + c.hidden * c.vocab_size

@@ -32,8 +32,8 @@ def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parame
         return Parameter(c.hidden * width // processes, rows=c.hidden)
 
     vocabulary = column_parallel(c.padded_vocab(shards))
-    qkv, gate_up = column_parallel(c.hidden + 2 * c.kv_heads * c.head_dim), column_parallel(2 * c.ffn)
-    output, down = row_parallel(c.hidden), row_parallel(c.ffn)
+    qkv, gate_up = column_parallel(c.query_size + 2 * c.key_value_size), column_parallel(2 * c.ffn)
+    output, down = row_parallel(c.query_size), row_parallel(c.ffn)
     norm = Parameter(c.hidden, norm=True)
     block = [norm, qkv, output, norm, gate_up, down]
     return [vocabulary, *c.layers * block, norm, vocabulary]

@@ -105,7 +105,7 @@ def predict(
         each = link.all_reduce_seconds(tokens * wire.token_bytes(channels), processes)
         end = link.all_reduce_seconds(tokens * wire.token_bytes(c.hidden), processes)
         return Step(compute, 4 * c.layers * each + end)
-    first_out = (c.hidden + 2 * c.kv_heads * c.head_dim) / processes
+    first_out = (c.query_size + 2 * c.key_value_size) / processes
     sums = [(c.hidden, 2 * tokens * c.hidden * first_out)]
     sums += [(channels, flops) for flops in _hiding_flops(c, tokens, processes, c.hidden - channels)]
     exposed = 0.0
@@ -118,9 +118,10 @@ def predict(
 
 def _hiding_flops(c: ModelConfig, tokens: int, processes: int, private: int) -> Iterator[float]:
     """Yield the FLOPs of a process that hide each sum: for each sub-layer, forward and backward."""
-    qkv = (c.hidden + 2 * c.kv_heads * c.head_dim) / processes
+    qkv = (c.query_size + 2 * c.key_value_size) / processes
     for layer in range(c.layers):
         after = qkv if layer + 1 < c.layers else c.vocab_size / processes
-        for row_in, column_out in ((c.hidden / processes, 2 * c.ffn / processes), (c.ffn / processes, after)):
+        attention, mlp = c.query_size / processes, c.ffn / processes
+        for row_in, column_out in ((attention, 2 * mlp), (mlp, after)):
             yield 2 * tokens * private * (row_in + column_out)
             yield 2 * tokens * (private * column_out + c.hidden * column_out + 2 * private * row_in)

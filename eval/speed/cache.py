@@ -79,7 +79,7 @@ def cache_rows(config: BenchCacheConfig) -> list[dict]:
     with the whole cache. The first process decodes, the second one is the memory. Collective.
     """
     shape = config.shape if config.checkpoint is None else read_architecture(Path(config.checkpoint)).model
-    size = (config.batch, shape.kv_heads, config.capacity, shape.head_dim)
+    size = (config.batch, shape.kv_heads, config.capacity, shape.head_size)
     if dist.get_rank() == HOST:
         serve(size, torch.float32)
         return []

@@ -14,10 +14,9 @@ class DenseBlock(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.c = c
-        key_value = c.kv_heads * c.head_dim
         self.attention_norm = nn.RMSNorm(c.hidden, c.norm_eps)
-        self.qkv = nn.Linear(c.hidden, c.hidden + 2 * key_value, bias=False)
-        self.output = nn.Linear(c.hidden, c.hidden, bias=False)
+        self.qkv = nn.Linear(c.hidden, c.query_size + 2 * c.key_value_size, bias=False)
+        self.output = nn.Linear(c.query_size, c.hidden, bias=False)
         self.mlp_norm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.gate_up = nn.Linear(c.hidden, 2 * c.ffn, bias=False)
         self.down = nn.Linear(c.ffn, c.hidden, bias=False)
@@ -25,7 +24,7 @@ class DenseBlock(nn.Module):
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         c = self.c
         batch, length, _ = x.shape
-        heads = self.qkv(x).view(batch, length, -1, c.head_dim)
+        heads = self.qkv(x).view(batch, length, -1, c.head_size)
         turned = rotate(heads[:, :, : c.heads + c.kv_heads], cos, sin)
         q, k = turned.transpose(1, 2).split([c.heads, c.kv_heads], dim=1)
         v = heads[:, :, c.heads + c.kv_heads :].transpose(1, 2)

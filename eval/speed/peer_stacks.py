@@ -123,7 +123,7 @@ class DominoStack(nn.Module):
             hidden_size=c.hidden,
             ffn_hidden_size=c.ffn,
             num_attention_heads=c.heads,
-            kv_channels=c.head_dim,
+            kv_channels=c.head_size,
             layernorm_epsilon=c.norm_eps,
             params_dtype=torch.float32,
             attention_dropout=0.0,
@@ -175,7 +175,7 @@ class DominoStack(nn.Module):
                 target = f"transformer.layers.{layer}.{names[part]}"
             if part == "attention.qkv":
                 # Domino interleaves query, key and value by head.
-                weight = weight.unflatten(0, (3, -1, self.c.head_dim)).transpose(0, 1).flatten(0, 2)
+                weight = weight.unflatten(0, (3, -1, self.c.head_size)).transpose(0, 1).flatten(0, 2)
             self.get_parameter(f"{target}.weight").copy_(weight)
 
 

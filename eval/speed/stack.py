@@ -86,14 +86,14 @@ class PlainBlock(nn.Module):
 
     def __init__(self, c: ModelConfig, column: Linears, row: Linears) -> None:
         super().__init__()
-        self.head_dim = c.head_dim
+        self.head_size = c.head_size
         self.attention_norm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.qkv, self.output = column(c.hidden, 3 * c.hidden), row(c.hidden, c.hidden)
         self.mlp_norm = nn.RMSNorm(c.hidden, c.norm_eps)
         self.gate_up, self.down = column(c.hidden, 2 * c.ffn), row(c.ffn, c.hidden)
 
     def forward(self, x: Tensor, angles: Angles, cache: LayerCache | None) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_dim))
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_size))
         q, k, v = qkv.unbind(-3)
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, *angles), rotate(k, *angles), v))
         x = x + self.output(attend(q, k, v, cache).transpose(1, 2).flatten(2, 3))

@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
         shape = read_architecture(folder).model
         text_tokens(config)
     require(
-        config.sparq <= shape.head_dim,
-        f"sparq={config.sparq} is above the {shape.head_dim} components of a head: give fewer, or 0",
+        config.sparq <= shape.head_size,
+        f"sparq={config.sparq} is above the {shape.head_size} components of a head: give fewer, or 0",
     )
     report = Report("cache", config.out, COLUMNS)
     with shaped_hosts(config.processes, config.rate, config.delay, config.burst) as hosts:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         report.add(**row)
     report.finish(
         f"New tokens after {config.batch} x {config.sequence:,} of {name}, {shape.layers} layers of "
-        f"{shape.kv_heads} x {shape.head_dim} KV channels in fp32, memory behind {config.rate}; "
+        f"{shape.kv_heads} x {shape.head_size} KV channels in fp32, memory behind {config.rate}; "
         "speed-up over fetching all",
         plot_cache,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
@@ -33,6 +33,11 @@ def of_the_function(model: ModelConfig, scaling: bool = True) -> list[str]:
     return [name for name in names if name not in (*NOT_IN_THE_FUNCTION, *free)]
 
 
+def value_of(model: ModelConfig, name: str) -> Any:
+    """Return a setting below `model`, with the value that a default stands for."""
+    return model.head_size if name == "head_dim" else attrgetter(name)(model)
+
+
 def check_model(
     config: Config, found: Architecture, where: object, remedy: str, *, scaling: bool = True
 ) -> None:
@@ -41,7 +46,7 @@ def check_model(
     ``scaling``: compare scaled rotary positions, too.
     """
     for name in of_the_function(config.model, scaling):
-        ours, theirs = attrgetter(name)(config.model), attrgetter(name)(found.model)
+        ours, theirs = value_of(config.model, name), value_of(found.model, name)
         require(
             ours == theirs,
             f"model.{name}={ours}, but {where} holds a model with {theirs}: give model.{name}={theirs}, or "

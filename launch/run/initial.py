@@ -17,6 +17,9 @@ from conf.model import ModelConfig
 from conf.schema import Config
 from launch.run.agreement import check_model, check_private
 
+# Settings that runs of earlier versions do not have.
+LATER = ("rope_scaling", "head_dim")
+
 
 def initial_checkpoint(path: str) -> Path:
     """Return the checkpoint that ``initialize=path`` refers to; raise ``ValueError`` if there is none."""
@@ -30,8 +33,7 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
     """
     if config.initialize is None:
         return
-    # Runs of earlier versions have no scaled rotary positions in their settings.
-    names = {f"model.{field.name}" for field in fields(ModelConfig) if field.name != "rope_scaling"}
+    names = {f"model.{field.name}" for field in fields(ModelConfig) if field.name not in LATER}
     if config.data.tokenizer is not None and ("model" in given or names <= set(given)):
         return
     checkpoint = initial_checkpoint(config.initialize)

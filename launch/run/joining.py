@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from hashlib import sha256
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -17,7 +16,7 @@ from caat.parallel.world import restarted
 from conf.checks import require
 from conf.schema import Config
 from launch.command.available import installed
-from launch.run.agreement import of_the_function
+from launch.run.agreement import of_the_function, value_of
 
 if TYPE_CHECKING:
     from caat.parallel.mesh import Mesh
@@ -108,7 +107,7 @@ def common_settings(config: Config, tokens: Path, mesh: Mesh) -> dict[str, str]:
     islands, shards = config.islands, config.parallel.tensor
     lr, momentum = islands.outer_optimizer(1)
     found = {
-        **{f"model.{name}": attrgetter(name)(config.model) for name in of_the_function(config.model)},
+        **{f"model.{name}": value_of(config.model, name) for name in of_the_function(config.model)},
         "model.padded_vocab_size": config.model.padded_vocab(shards),
         "parallel.tensor": shards,
         "parallel.processes": mesh.processes,

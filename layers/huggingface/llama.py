@@ -10,7 +10,7 @@ from typing import Any
 from caat.storage.records import Positive, Size, parse_record
 from caat.training.checkpoint.rope import RopeKeys
 from conf.checks import require
-from conf.model import ModelConfig
+from conf.model import ModelConfig, head_dim_setting
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,6 @@ def read_llama(folder: Path) -> Llama:
             True,
             "means biases, which caat does not support: give a model without biases",
         )
-    head_dim = values.hidden_size // values.num_attention_heads
-    refuse_unless(
-        values.head_dim in (None, head_dim),
-        "head_dim",
-        values.head_dim,
-        f"is not hidden_size / num_attention_heads = {head_dim}, which caat requires: give another model",
-    )
     refuse_unless(
         values.sliding_window is None,
         "sliding_window",
@@ -123,6 +116,7 @@ def model_config(values: Llama, folder: Path) -> ModelConfig:
         ffn=values.intermediate_size,
         heads=values.num_attention_heads,
         kv_heads=values.num_key_value_heads or values.num_attention_heads,
+        head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
         sequence=values.max_position_embeddings,
         vocab_size=values.vocab_size,
         rope_base=values.base or 10000.0,

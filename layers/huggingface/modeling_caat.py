@@ -113,11 +113,11 @@ class CaatAttention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, c.head_dim
         self.shared, self.scale = c.caat["shared_channels"], c.caat["private_scale"]
-        key_value = c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        query, key_value = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, query, bias=False)
         self.k_proj = nn.Linear(c.hidden_size, key_value, bias=False)
         self.v_proj = nn.Linear(c.hidden_size, key_value, bias=False)
-        self.o_proj = nn.Linear(c.hidden_size, c.hidden_size, bias=False)
+        self.o_proj = nn.Linear(query, c.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, mask: Tensor | None, cache: Cache | None

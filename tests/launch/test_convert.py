@@ -324,7 +324,7 @@ def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(tmp_path):
     for key in ("hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings"):
         assert getattr(ours, key) == getattr(theirs, key), key
     model = model_config(ours, tmp_path)
-    assert (model.kv_heads, model.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert (model.kv_heads, model.head_size) == (theirs.num_key_value_heads, theirs.head_dim)
     assert (model.sequence, model.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
     assert model.init_std == theirs.initializer_range
     assert model.rope_base == theirs.rope_parameters["rope_theta"]

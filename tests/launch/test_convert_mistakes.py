@@ -63,7 +63,7 @@ WRONG = {
     "another activation": (lambda f: edit(f, hidden_act="gelu"), 'hidden_act="gelu" is not silu'),
     "another head_dim": (
         lambda f: edit(f, head_dim=8),
-        r"head_dim=8 is not hidden_size / num_attention_heads = 4",
+        r"q_proj.weight has shape \(32, 32\) where config.json means \(64, 32\)",
     ),
     "quantised": (
         lambda f: edit(f, quantization_config={}),

@@ -85,6 +85,8 @@ MISTAKES = {
     "N not in padding": (["model.padded_vocab_size=4100"], 1, ["padded_vocab_size=4100", "leave it out"]),
     "padding too small": (["model.padded_vocab_size=4000"], 1, ["padded_vocab_size=4000", "only add"]),
     "heads not in hidden": (["model.heads=7"], 1, ["model.heads=7", "model.hidden=256", "whole number"]),
+    "an odd head": (["model.head_dim=31"], 1, ["model.head_dim=31 is odd", "pairs of channels"]),
+    "a head of nothing": (["model.head_dim=0"], 1, ["model.head_dim=0", "above 0"]),
     "N of 0": (["parallel.tensor=0"], 1, ["parallel.tensor=0", "above 0"]),
     "P not in N": (
         ["parallel.processes=3"],

@@ -139,6 +139,10 @@ REFUSED = {
     ),
     "another scale": (["resume=run", "sync.private_scale=sqrt"], ["private_scale is 2.8", "give"]),
     "another model": (["resume=run", "model.layers=2"], ["model.layers=2", "a model with 4", "give"]),
+    "another head size": (
+        ["resume=run", "model.head_dim=64"],
+        ["model.head_dim=64", "a model with 32", "give model.head_dim=32"],
+    ),
     "another scaling": (
         ["resume=run", "model.rope_scaling.kind=linear", "model.rope_scaling.factor=2"],
         ["model.rope_scaling.kind=linear", "a model with none", "give model.rope_scaling.kind=none"],
@@ -182,6 +186,8 @@ def test_what_may_change(run):
 
 def test_the_longest_sequence_is_free_except_where_dynamic_scaling_begins_there(run):
     assert check_resume(compose(["resume=run", "model.sequence=512"])) is not None
+    # The default, as a number.
+    assert check_resume(compose(["resume=run", "model.head_dim=32"])) is not None
     dynamic = ["model.rope_scaling.kind=dynamic", "model.rope_scaling.factor=2"]
     add_checkpoint(Path("scaled"), 20, *dynamic)
     assert check_resume(compose(["resume=scaled", *dynamic])) is not None

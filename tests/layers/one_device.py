@@ -33,7 +33,7 @@ WIRES = {
     "waiting": SumOptions(overlap=False),
 }
 # Angles and scales of 8-bit integers are float64 for precision: they are one number per token each.
-FLOAT64_NUMBERS = SMALL.sequence * SMALL.head_dim
+FLOAT64_NUMBERS = SMALL.sequence * SMALL.head_size
 
 
 class OneDevice(TorchDispatchMode):

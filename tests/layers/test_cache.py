@@ -82,7 +82,7 @@ def test_the_cache_holds_the_heads_of_the_local_shards_alone():
     cache = KVCache(SMALL, mesh, torch.zeros(3, dtype=torch.long), LENGTH, torch.float32)
     _, layers = cache.extend(1)
     assert len(layers) == SMALL.layers
-    assert layers[0].keys.shape == layers[0].values.shape == (3, SMALL.kv_heads // 2, LENGTH, SMALL.head_dim)
+    assert layers[0].keys.shape == layers[0].values.shape == (3, SMALL.kv_heads // 2, LENGTH, SMALL.head_size)
 
 
 def bytes_sent(ratio: float) -> tuple[int, int]:

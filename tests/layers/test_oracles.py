@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
+from conf.model import ModelConfig
 from conf.partition import shared_channels
 from tests.models import SMALL, batch, build, gathered
 from tests.reference import loss_and_gradients, random_weights, streams
@@ -19,10 +20,10 @@ def mesh_of(shards: int, processes: int) -> Mesh:
     return Mesh(shards) if processes == 1 else Mesh.create(shards, processes)
 
 
-def measure(shards: int, processes: int, ratio: float, checkpointing: str):
+def measure(shards: int, processes: int, ratio: float, checkpointing: str, config: ModelConfig = SMALL):
     """Loss, full gradients, the stream after each block on the local shards, and the counts."""
     mesh = mesh_of(shards, processes)
-    model = build(mesh, ratio, checkpointing)
+    model = build(mesh, ratio, checkpointing, config=config)
     tokens, targets = batch()
     loss = model(tokens, targets).mean()
     loss.backward()
@@ -36,16 +37,16 @@ def measure(shards: int, processes: int, ratio: float, checkpointing: str):
     return loss.detach(), gradients, after_blocks, counts
 
 
-def many(processes: int, cases):
-    return [measure(shards, processes, ratio, checkpointing) for shards, ratio, checkpointing in cases]
+def many(processes: int, cases, config: ModelConfig = SMALL):
+    return [measure(shards, processes, ratio, how, config) for shards, ratio, how in cases]
 
 
-def check(results_by_rank, cases):
-    weights, (tokens, targets) = random_weights(SMALL), batch()
+def check(results_by_rank, cases, config: ModelConfig = SMALL):
+    weights, (tokens, targets) = random_weights(config), batch()
     for index, (shards, ratio, checkpointing) in enumerate(cases):
         k = shared_channels(SMALL.hidden, ratio, shards)
-        loss, gradients = loss_and_gradients(weights, SMALL, tokens, targets, shards, k)
-        finals = streams(weights, SMALL, tokens, shards, k, shards**0.5)
+        loss, gradients = loss_and_gradients(weights, config, tokens, targets, shards, k)
+        finals = streams(weights, config, tokens, shards, k, shards**0.5)
         local = shards // len(results_by_rank)
         for rank, results in enumerate(results_by_rank):
             got_loss, got, after_blocks, _ = results[index]

@@ -64,16 +64,15 @@ def bytes_after_forward(model: GPT) -> int:
     return left - weights - losses.untyped_storage().nbytes()
 
 
-def compare(processes: int, cases: list[tuple]) -> list[tuple[int, int]]:
+def compare(processes: int, cases: list[tuple], options: dict | None = None) -> list[tuple[int, int]]:
     """Counted and expected bytes of each case."""
     # What was there before is of no interest, and looking at it takes long.
     gc.collect()
     gc.freeze()
     found = []
     for shards, ratio, checkpointing, precision, kv_heads in cases:
-        config = ModelConfig(
-            layers=3, hidden=64, ffn=96, heads=8, kv_heads=kv_heads, vocab_size=VOCABULARY, sequence=SEQUENCE
-        )
+        shape = dict(layers=3, hidden=64, ffn=96, heads=8, vocab_size=VOCABULARY, sequence=SEQUENCE)
+        config = ModelConfig(**{**shape, "kv_heads": kv_heads, **(options or {})})
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         mesh = Mesh(shards) if processes == 1 else Mesh.create(shards, processes)
         full = initial_weights(config, 1)

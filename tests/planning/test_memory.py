@@ -18,6 +18,7 @@ from caat.planning.memory import memory
 from caat.planning.parameters import local_numbers
 from caat.planning.traffic import tensor_bytes
 from caat.planning.zero import holding
+from conf.model import ModelConfig
 from conf.optim import OptimConfig
 from conf.reading.saved import save_config
 from launch.run.compose import compose
@@ -109,16 +110,16 @@ def test_each_way_to_save_saves():
     assert by_hand.total > by_hand.weights + by_hand.optimizer + by_hand.gradients + by_hand.activations
 
 
-def counted_tensor_bytes(wire_dtype: str):
+def counted_tensor_bytes(wire_dtype: str, model: ModelConfig = SMALL):
     """Counted and planned at ratio 0.5; of full synchronisation counted, and said in a run's summary."""
     config = compose([f"sync.wire_dtype={wire_dtype}"])
-    config.model, config.parallel.tensor = SMALL, 4
+    config.model, config.parallel.tensor = model, 4
     config.train.micro_batch, config.train.global_batch = 2, 2
     config.train.sequence, config.train.precision = 9, "fp32"
 
     def counted(ratio: float, options: SumOptions) -> dict[str, int]:
         mesh = Mesh.create(4, 2, options)
-        build(mesh, ratio, dtype=torch.float32)(*batch()).mean().backward()
+        build(mesh, ratio, dtype=torch.float32, config=model)(*batch()).mean().backward()
         total = mesh.tensor.ledger.totals("forward", "backward")
         return {way: total[f"bytes_{way}"] for way in ("forward", "backward")}
 

@@ -207,7 +207,7 @@ def test_several_files_and_their_index(ranks, tmp_path):
     assert set(index["weight_map"].values()) == set(names)
     sizes = [(folder / name).stat().st_size for name in names]
     # Even but for the size of a parameter, the largest of which is the fused q, k and v.
-    fused = SMALL.hidden + 2 * SMALL.kv_heads * SMALL.head_dim
+    fused = SMALL.hidden + 2 * SMALL.kv_heads * SMALL.head_size
     assert max(sizes) - min(sizes) < 2 * 4 * SMALL.hidden * fused
 
 

@@ -10,7 +10,7 @@ from caat.storage.records import Finite, Positive, Size, Whole, parse_record
 from caat.training.checkpoint.rope import RopeKeys, rope_json
 from caat.training.checkpoint.state import read_checked
 from conf.checks import require
-from conf.model import ModelConfig
+from conf.model import ModelConfig, head_dim_setting
 from conf.partition import shared_channels
 
 
@@ -43,7 +43,7 @@ class Architecture:
             "num_hidden_layers": c.layers,
             "num_attention_heads": c.heads,
             "num_key_value_heads": c.kv_heads,
-            "head_dim": c.head_dim,
+            "head_dim": c.head_size,
             "max_position_embeddings": c.sequence,
             "vocab_size": c.vocab_size,
             "rms_norm_eps": c.norm_eps,
@@ -85,6 +85,7 @@ class Architecture:
             ffn=values.intermediate_size,
             heads=values.num_attention_heads,
             kv_heads=values.num_key_value_heads,
+            head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
             sequence=values.max_position_embeddings,
             vocab_size=values.vocab_size,
             padded_vocab_size=cut.padded_vocab_size,
@@ -135,6 +136,7 @@ class _Llama(RopeKeys):
     intermediate_size: Size
     num_attention_heads: Size
     num_key_value_heads: Size
+    head_dim: Size | None = None
     max_position_embeddings: Size
     vocab_size: Size
     rms_norm_eps: Positive

@@ -1,4 +1,4 @@
-"""Small random Llamas in Hugging Face folders."""
+"""Small random Llamas and their relatives in Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ def write_llama(folder: Path, dtype=torch.float32, max_shard_size="5GB", tokeniz
         write_tokenizer(folder)
     # Not model.float(): the conversion would keep rotary frequencies that were rounded in the other type.
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def write_family(folder: Path, kind: str, **changes):
+    """Save a random model of transformers' class ``kind``ForCausalLM, with a tokenizer, and return it.
+
+    Norm weights and biases are random too, unlike those that transformers initialises.
+    """
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model.eval()
 
 
 def prompt(size: int = 2, length: int = 11) -> torch.Tensor:

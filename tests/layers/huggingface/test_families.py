@@ -1,0 +1,69 @@
+"""`caat convert` of the families that people bring, both ways, against transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from caat.parallel.mesh import Mesh
+from eval.open import load_model
+from launch.convert import main as convert
+from tests.layers.huggingface.llamas import prompt, write_family
+
+# transformers' class, what differs from a small Llama, and the class of the export.
+FAMILIES: dict[str, tuple[str, dict, str]] = {
+    "llama of another head size": ("Llama", dict(head_dim=12), "Llama"),
+}
+
+
+@torch.no_grad()
+def our_logits(folder: Path, shards: int, tokens: torch.Tensor) -> torch.Tensor:
+    model = load_model(folder, Mesh(shards))
+    return model.head.after_norm(model.hidden(tokens))[1][..., : model.config.vocab_size]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_and_back(tmp_path, family):
+    kind, changes, exported = FAMILIES[family]
+    theirs = write_family(tmp_path / "hf", kind, **changes)
+    with torch.no_grad():
+        want = theirs(prompt()).logits
+    for shards in (1, 2, 4):
+        ours = tmp_path / f"ours-{shards}"
+        convert([f"from={tmp_path / 'hf'}", f"to={ours}", f"parallel.tensor={shards}"])
+        torch.testing.assert_close(our_logits(ours, shards, prompt()), want, rtol=0, atol=1e-5)
+    convert([f"from={ours}", f"to={tmp_path / 'back'}"])
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert type(again) is getattr(transformers, f"{exported}ForCausalLM")
+    weights = theirs.state_dict()
+    assert again.state_dict().keys() == weights.keys()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    with torch.no_grad():
+        torch.testing.assert_close(again(prompt()).logits, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_below_ratio_one(tmp_path, family):
+    """The exported code computes what our layers do, and its folder is read again."""
+    kind, changes, _ = FAMILIES[family]
+    write_family(tmp_path / "hf", kind, **changes)
+    ours, back, again = (tmp_path / name for name in ("ours", "back", "again"))
+    convert([f"from={tmp_path / 'hf'}", f"to={ours}", "parallel.tensor=4", "sync.ratio=0.5"])
+    convert([f"from={ours}", f"to={back}"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(back, trust_remote_code=True)
+    with torch.no_grad():
+        got = model(prompt()).logits
+    torch.testing.assert_close(got, our_logits(ours, 4, prompt()), rtol=0, atol=1e-5)
+    model.save_pretrained(again)
+    for path in back.glob("tokenizer*"):
+        (again / path.name).write_bytes(path.read_bytes())
+    convert([f"from={again}", f"to={tmp_path / 'once more'}"])
+    first, second = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "once more")
+    )
+    assert first == second
