@@ -40,6 +40,12 @@ class PlanConfig(MessageCostConfig):
         None, "Rate between two GPUs of a node. Default: the value in caat's table."
     )
     delay: str = setting("5us", "One-way delay of the links.")
+    topology: str | None = setting(
+        None,
+        "Network between the replicas, in the order of their numbers: torus:8x8, or a JSON file. Messages "
+        "take the time of the fastest schedule on it, with link and delay for each of its links: short for "
+        "data_sync.schedule=auto data_sync.topology=.",
+    )
     island_link: str | None = setting(
         None,
         "Rate of the link between two islands per direction, shared by the processes of an island, such as "

@@ -1,4 +1,4 @@
-"""The messages of DeepSpeed (0.19) between replicas in one optimizer step, and the wait for them.
+"""The messages of DeepSpeed (0.19) between replicas in one optimizer step.
 
 :func:`full_messages` are those that DeepSpeed asks for. :func:`sent_bytes` are the bytes that the first
 replica sends for them, by slices, codecs or schedules, and equal the counts of gradients and weights of
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from caat.parallel.ring import ring_bytes
 from caat.planning.activations import WIDE
 from caat.planning.parameters import Parameter
-from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
-from caat.topology.settings import Schedules
+from caat.topology.settings import Schedules, Way
 from conf.codec import BLOCK
 from conf.data_sync import DataSyncConfig
 
@@ -83,7 +82,7 @@ def sent_bytes(
     sync = sync or DataSyncConfig()
     itemsize = 2 if precision == "bf16" else WIDE
     micro_batches = accumulation if stage > 1 else 1
-    rows = _gathered_rows(held, replicas, stage)
+    rows = gathered_rows(held, replicas, stage)
     # Stage 3 does not keep the weights that changes are added to.
     codec = sync.weights_codec if stage in (1, 2) else "none"
     weights = _gathered_bytes(rows, replicas, itemsize, codec, Schedules.of(sync.route, replicas))
@@ -98,11 +97,10 @@ def _reduced_bytes(
 ) -> int:
     """Return what the first replica sends for the gradients of a micro-batch, or of a step before stage 2."""
     itemsize = 2 if precision == "bf16" else WIDE
-    slices, whole = _slices(held, replicas, stage, precision)
+    slices, whole = owned_slices(held, replicas, stage, precision)
     schedules = Schedules.of(sync.route, replicas)
     if schedules:
-        collective, numbers = ("all-reduce", sum(slices)) if whole else ("reduce-scatter", slices)
-        return schedules.way(collective, numbers, itemsize).sent_bytes(0)
+        return _reduced_way(schedules, slices, whole, itemsize).sent_bytes(0)
     if sync.codec != "none":
         return encoded_bytes(sync.codec, slices, whole, [p.shape for p in held])
     return ring_bytes(itemsize * sum(slices), replicas) if whole else itemsize * sum(slices[1:])
@@ -112,13 +110,44 @@ def _gathered_bytes(
     rows: Sequence[int], replicas: int, itemsize: int, codec: str, schedules: Schedules | None
 ) -> int:
     """Return what the first replica sends in gathers, each of so many numbers of every replica."""
-    if codec != "none":
-        from caat.compression.spec import make_codec
-
-        rows, itemsize = [make_codec(codec).size(n) for n in rows], 1
+    rows, itemsize = _encoded(rows, itemsize, codec)
     if schedules is None:
         return (replicas - 1) * itemsize * sum(rows)
-    return sum(schedules.way("all-gather", [n] * replicas, itemsize).sent_bytes(0) for n in rows)
+    return sum(way.sent_bytes(0) for way in _gathered_ways(schedules, rows, replicas, itemsize))
+
+
+def scheduled_ways(
+    held: Sequence[Parameter],
+    replicas: int,
+    stage: int,
+    precision: str,
+    schedules: Schedules,
+    *,
+    weights_codec: str,
+) -> tuple[Way, list[Way]]:
+    """Return how gradients travel along ``schedules``, and each gather after the step."""
+    itemsize = 2 if precision == "bf16" else WIDE
+    slices, whole = owned_slices(held, replicas, stage, precision)
+    rows, size = _encoded(gathered_rows(held, replicas, stage), itemsize, weights_codec)
+    return _reduced_way(schedules, slices, whole, itemsize), _gathered_ways(schedules, rows, replicas, size)
+
+
+def _reduced_way(schedules: Schedules, slices: Sequence[int], whole: bool, itemsize: int) -> Way:
+    collective, numbers = ("all-reduce", sum(slices)) if whole else ("reduce-scatter", slices)
+    return schedules.way(collective, numbers, itemsize)
+
+
+def _gathered_ways(schedules: Schedules, rows: Sequence[int], replicas: int, itemsize: int) -> list[Way]:
+    return [schedules.way("all-gather", [n] * replicas, itemsize) for n in rows]
+
+
+def _encoded(rows: Sequence[int], itemsize: int, codec: str) -> tuple[Sequence[int], int]:
+    """Return rows of numbers and their size; with a ``codec``, the bytes that it makes of them."""
+    if codec == "none":
+        return rows, itemsize
+    from caat.compression.spec import make_codec
+
+    return [make_codec(codec).size(n) for n in rows], 1
 
 
 class Kept(NamedTuple):
@@ -140,18 +169,20 @@ def kept_numbers(
         from caat.compression.spec import make_codec
 
         codec = make_codec(sync.codec)
-        slices, whole = _slices(held, replicas, stage, precision)
+        slices, whole = owned_slices(held, replicas, stage, precision)
         # A replica does not encode its own slice, unless all replicas need it.
         numbers = sum(slices) if whole else sum(slices[1:])
         if codec.way == "linear":
             numbers = _numbers(slices, whole, [p.shape for p in held])
         residuals = numbers if codec.biased else 0
     if sync.weights_codec != "none" and stage in (1, 2):
-        weights = sum(_gathered_rows(held, replicas, stage))
+        weights = sum(gathered_rows(held, replicas, stage))
     return Kept(residuals, weights)
 
 
-def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str) -> tuple[list[int], bool]:
+def owned_slices(
+    held: Sequence[Parameter], replicas: int, stage: int, precision: str
+) -> tuple[list[int], bool]:
     """Return the numbers of a message that each replica sums, and whether all replicas need all sums."""
     if stage == 3:
         scattered = sum(padded(parameter.numbers, replicas) for parameter in held)
@@ -170,7 +201,7 @@ def _slices(held: Sequence[Parameter], replicas: int, stage: int, precision: str
     return owned, False
 
 
-def _gathered_rows(held: Sequence[Parameter], replicas: int, stage: int) -> list[int]:
+def gathered_rows(held: Sequence[Parameter], replicas: int, stage: int) -> list[int]:
     """Return the numbers that each replica gives to each gather after the optimizer's step."""
     if stage in (1, 2):
         return [padded(group, ALIGNMENT * replicas) // replicas for group in _groups(held)]
@@ -248,49 +279,3 @@ class GatheredWeights:
 def padded(numbers: int, multiple: int) -> int:
     """Round ``numbers`` up to a multiple of ``multiple``."""
     return -(-numbers // multiple) * multiple
-
-
-def gather_seconds(size: int, replicas: int, link: Link) -> float:
-    """Return the seconds in which each replica sends ``size`` bytes, around a ring once."""
-    if not size:
-        return 0.0
-    return link.cost.seconds + (replicas - 1) * link.delay + max(size / link.rate, size / link.cost.rate)
-
-
-def data_wait(
-    held: Sequence[Parameter],
-    replicas: int,
-    stage: int,
-    precision: str,
-    accumulation: int,
-    *,
-    link: Link,
-    forward: float,
-    backward: float,
-    layers: int,
-    sync: DataSyncConfig | None = None,
-) -> float:
-    """Return the seconds of a step in which a process only waits for data-parallel messages.
-
-    ``forward`` and ``backward`` are the seconds of arithmetic of a micro-batch. Below stage 3 DeepSpeed waits
-    for every message, because its ``overlap_comm`` is off. At stage 3 it is on: weights are prefetched and
-    gradients sent during the arithmetic, and only the excess is waited for. At least the share of one layer
-    is exposed, because nothing hides the first weights and the last gradients. Encoding takes no time here.
-    """
-    if replicas == 1:
-        return 0.0
-    sent = sent_bytes(held, replicas, stage, precision, accumulation, sync=sync)
-    if stage < 3:
-        _, whole = _slices(held, replicas, stage, precision)
-        # An all-reduce goes around the ring twice.
-        again = (replicas - 1) * link.delay if whole else 0.0
-        return sum(gather_seconds(size, replicas, link) for size in sent) + again
-
-    def seconds(full: int) -> float:
-        return gather_seconds(full * (replicas - 1) // replicas, replicas, link)
-
-    gathered = GatheredWeights.of(held, replicas, precision)
-    fetched, again = seconds(gathered.forward), seconds(gathered.backward)
-    reduced = gather_seconds(sent.gradients // accumulation, replicas, link)
-    each = max(fetched / layers, fetched - forward) + max(reduced / layers, reduced + again - backward)
-    return seconds(gathered.step) + accumulation * each

@@ -13,6 +13,7 @@ from caat.compression.codec import Shapes
 from caat.parallel.ring import ring_bytes
 from caat.planning.activations import WIDE
 from caat.planning.data_traffic import encoded_bytes, padded
+from caat.planning.data_wait import way_seconds
 from caat.planning.layouts import Layout
 from caat.planning.parameters import Parameter, local_parameters
 from caat.planning.prediction import Link
@@ -40,14 +41,19 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
 
 def momentum_bytes(config: Config, layout: Layout) -> int:
     """Return the bytes of SLAMB's momentum in a step, on average; each message has a count of islands."""
-    if layout.islands == 1 or config.islands.method != "slamb":
-        return 0
-    (matrices, _), (norms, _) = _held(config, layout)
-    shared = -(-matrices // int(1 / config.islands.rho)), norms
+    shared = _momentum_numbers(config, layout)
     schedules = Schedules.of(config.islands.route, layout.islands)
     if schedules:
-        return sum(_along(schedules, numbers + 1) for numbers in shared)
-    return sum(ring_bytes(WIDE * (numbers + 1), layout.islands) for numbers in shared)
+        return sum(_along(schedules, numbers) for numbers in shared)
+    return sum(ring_bytes(WIDE * numbers, layout.islands) for numbers in shared)
+
+
+def _momentum_numbers(config: Config, layout: Layout) -> list[int]:
+    """Return the numbers of SLAMB's messages of momentum in a step, on average, with the count of islands."""
+    if layout.islands == 1 or config.islands.method != "slamb":
+        return []
+    (matrices, _), (norms, _) = _held(config, layout)
+    return [-(-matrices // int(1 / config.islands.rho)) + 1, norms + 1]
 
 
 def _along(schedules: Schedules, numbers: int) -> int:
@@ -70,14 +76,29 @@ def island_wait(config: Config, layout: Layout, link: Link, step_seconds: float)
     if islands == 1:
         return 0.0
     around = 2 * (islands - 1) * link.delay + link.cost.seconds
-    slowest = min(link.rate, link.cost.rate)
+    exchange, momentum = _exchange_seconds(config, layout, link, around)
+    exposed = max(0.0, exchange / settings.fragments - settings.lag * step_seconds)
     fragment = exchange_bytes(config, layout) / settings.fragments
-    # Sums at owners, then a gather.
-    exposed = max(0.0, fragment / slowest + around - settings.lag * step_seconds)
     taken = fragment / link.cost.rate + link.cost.seconds if settings.lag else 0.0
-    momentum = momentum_bytes(config, layout) / slowest
     each_round = (exposed + taken) * settings.fragments
-    return each_round / settings.every + momentum + around * (SMALL + (momentum > 0))
+    return each_round / settings.every + momentum + around * SMALL
+
+
+def _exchange_seconds(config: Config, layout: Layout, link: Link, around: float) -> tuple[float, float]:
+    """Return the seconds of the exchange of all fragments, one after the other, and of SLAMB's momentum.
+
+    ``around`` are the seconds of a message without bytes: sums at owners, then a gather.
+    """
+    schedules = Schedules.of(config.islands.route, layout.islands)
+    if schedules:
+        numbers = [n for n, _ in _held(config, layout)], _momentum_numbers(config, layout)
+        changes, momentum = (
+            sum(way_seconds(schedules.way("all-reduce", n, WIDE), link) for n in each) for each in numbers
+        )
+        return changes, momentum
+    slowest, sent = min(link.rate, link.cost.rate), momentum_bytes(config, layout)
+    exchange = exchange_bytes(config, layout) / slowest + around * config.islands.fragments
+    return exchange, sent / slowest + around * (sent > 0)
 
 
 def _held(config: Config, layout: Layout) -> list[tuple[int, Shapes]]:

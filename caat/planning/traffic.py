@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from caat.planning.activations import WIDE, Pass
 from caat.planning.costs import recomputed_flops_per_token, sync_bytes
-from caat.planning.data_traffic import data_wait
+from caat.planning.data_wait import data_wait
 from caat.planning.parameters import Parameter
 from caat.planning.prediction import Link, predict
 from conf.data_sync import DataSyncConfig

@@ -11,9 +11,10 @@ from caat.topology.methods import make_schedule, methods_of
 from caat.topology.schedule import Schedule
 from caat.topology.simulate import seconds
 
-# A chunk is sent in pieces of about this many bytes, so that the next node passes on its beginning early.
-# Smaller pieces cost more in messages than they save, and so do more of them than MOST_PIECES.
-PIECE, MOST_PIECES = 2**18, 40
+# A chunk is sent in pieces of about PIECE bytes, so that the next node passes on its beginning early. Smaller
+# pieces cost more in messages than they save. So do more messages on a link than QUEUED: where a link sends
+# many chunks, the next node passes on the first of them while the others come.
+PIECE, QUEUED = 2**18, 64
 
 
 class Choice(NamedTuple):
@@ -40,7 +41,8 @@ def best_schedule(topology: Topology, collective: str, size: float) -> Choice:
 
 def pieces(schedule: Schedule, size: float) -> int:
     """Return in how many pieces to send each chunk of a buffer of ``size`` bytes."""
-    return min(MOST_PIECES, max(1, ceil(size / schedule.chunks / PIECE)))
+    chunks_of_a_link = max(1, len(schedule.moves) // max(1, len(schedule.links)))
+    return max(1, min(ceil(size / schedule.chunks / PIECE), QUEUED // chunks_of_a_link))
 
 
 @lru_cache(maxsize=8)

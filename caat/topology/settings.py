@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import networkx as nx
+
 from caat.topology.choose import best_schedule, pieces
 from caat.topology.chunks import Ranges, equal_chunks, owned_chunks, owners, sent_numbers
 from caat.topology.graph import Topology
 from caat.topology.read import topology
 from caat.topology.schedule import Schedule
 from caat.topology.schedule_file import read_schedule
+from caat.topology.simulate import seconds
 from conf.checks import require
 from conf.schedule import ScheduleSpec
 
@@ -28,6 +31,18 @@ class Way(NamedTuple):
     pieces: int
     ranges: Ranges
     itemsize: int
+    # The network of ``schedule=auto``; a file has the links of its schedule.
+    spec: ScheduleSpec
+
+    @property
+    def numbers(self) -> int:
+        """The numbers of the whole message."""
+        return sum(end - start for start, end in self.ranges)
+
+    def seconds(self, rate: float, delay: float) -> float:
+        """Return the simulated seconds; ``rate`` in bytes/s and ``delay`` are those of links without any."""
+        network = _network(self.spec, self.schedule, rate, delay)
+        return _simulated(self.schedule, network, self.numbers * self.itemsize, self.pieces)
 
     def sent_bytes(self, rank: int) -> int:
         """Return the bytes that ``rank`` sends, on all its links together."""
@@ -81,7 +96,7 @@ class Schedules:
             ranges = equal_chunks(numbers, schedule.chunks)
         else:
             ranges = owned_chunks(schedule, numbers)
-        return Way(schedule, parts, ranges, itemsize)
+        return Way(schedule, parts, ranges, itemsize, self.spec)
 
     def _choose(self, collective: str, size: int) -> tuple[Schedule, int]:
         if isinstance(self.given, Topology):
@@ -89,6 +104,21 @@ class Schedules:
             return best.schedule, best.pieces
         schedule = self.given if collective == "all-reduce" else self.given.half(collective)
         return schedule, pieces(schedule, size)
+
+
+# A plan asks for the same messages for every layout and ratio.
+_simulated = lru_cache(maxsize=1024)(seconds)
+
+
+@lru_cache(maxsize=64)
+def _network(spec: ScheduleSpec, schedule: Schedule, rate: float, delay: float) -> Topology:
+    """Return the network of ``spec``, or the links that the ``schedule`` of its file uses."""
+    if spec.topology is not None:
+        return topology(str(spec.file or spec.topology), rate, delay)
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(schedule.nodes))
+    graph.add_edges_from(schedule.links, rate=rate, delay=delay)
+    return Topology(spec.schedule, graph, schedule.nodes)
 
 
 @lru_cache(maxsize=32)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import median
 
 from caat.planning.costs import flops_per_token
-from caat.planning.data_traffic import data_wait
+from caat.planning.data_wait import data_wait
 from caat.planning.island_traffic import island_wait
 from caat.planning.layouts import Layout
 from caat.planning.parameters import local_parameters

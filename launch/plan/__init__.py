@@ -36,7 +36,8 @@ def main(argv: list[str]) -> None:
     asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
     plan = load_verb(PlanConfig, asked)
     out = result_file(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
-    config = compose([text for text in argv if text not in asked])
+    along = ["data_sync.schedule=auto", f"data_sync.topology={plan.topology}"] if plan.topology else []
+    config = compose([*(text for text in argv if text not in asked), *along])
     result = make_plan(plan, config)
     write_json(out, result)
     show(result)

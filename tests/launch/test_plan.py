@@ -55,6 +55,33 @@ def test_a_plan_of_7b(tmp_path, capsys):
     assert f"Fastest at ratio 0.5: {made['fastest']['asked']['processes']} process" in printed
 
 
+def test_a_network_between_replicas(tmp_path):
+    """Four links each, instead of one, and only the layouts that the network is for."""
+    given = ["model=7b", "nodes=16", "link=100gbit", f"out={tmp_path / 'plan.json'}"]
+    waits = {}
+    for network in ([], ["topology=torus:4x4"]):
+        plan.main([*given, *network])
+        made = json.loads((tmp_path / "plan.json").read_text())
+        waits[len(network)] = made["steps"][0]["data_exposed_seconds"]
+    assert {row["replicas"] for row in made["layouts"]} == {16}
+    assert waits[1] == pytest.approx(waits[0] / 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["topology=torus:8x8"], ["torus:8x8 is for 64 replicas, but there are 2"]),
+        (["topology=torus"], ["topology=torus"]),
+        (["topology=mesh:1x2", "data_sync.codec=int8"], ["data_sync.codec=int8 does not go with"]),
+    ],
+)
+def test_mistakes_about_a_network(argv, says, tmp_path):
+    with pytest.raises(ValueError) as mistake:
+        plan.main(["model=7b", "nodes=2", *argv, f"out={tmp_path / 'plan.json'}"])
+    assert all(text in str(mistake.value) for text in says), mistake.value
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_schedule_is_planned_with_all_its_ratios():
     plan_ = PlanConfig(gpus=2, ratios=[])
     alone = {ratio: make_plan(plan_, compose(["model=130m", f"sync.ratio={ratio}"])) for ratio in (0.25, 1.0)}

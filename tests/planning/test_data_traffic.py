@@ -10,9 +10,14 @@ import torch
 from caat.parallel.data_axis import DataAxis
 from caat.parallel.mesh import Mesh
 from caat.planning import data_traffic
-from caat.planning.data_traffic import data_wait, full_messages, gather_seconds, sent_bytes
+from caat.planning.data_traffic import full_messages, sent_bytes
+from caat.planning.data_wait import data_wait, gather_seconds
 from caat.planning.parameters import Parameter, local_parameters
-from caat.planning.prediction import Link
+from caat.planning.prediction import Link, MessageCost
+from caat.topology.bound import least_seconds
+from caat.topology.choose import best_schedule
+from caat.topology.read import topology
+from caat.topology.simulate import seconds
 from caat.training.engine import Engine
 from conf.data_sync import DataSyncConfig
 from conf.model import ModelConfig
@@ -169,6 +174,24 @@ def test_rings_by_hand():
     link = Link(rate=100.0, delay=1.0)
     assert gather_seconds(300, 4, link) == pytest.approx(3 * (1 + 1))
     assert gather_seconds(0, 4, link) == 0
+
+
+def test_along_a_schedule_the_wait_is_simulated():
+    """Plan and simulator agree: the schedule that a run takes, at the rate and delay of the plan."""
+    network, held = topology("mesh:2x3", 1e8, 1e-3), [Parameter(3_000_000), Parameter(5000, norm=True)]
+    along = DataSyncConfig(schedule="auto", topology="mesh:2x3")
+    where = {"forward": 0.0, "backward": 0.0, "layers": 1}
+    link = Link(1e8, 1e-3, MessageCost(0.25))
+    at_zero = data_wait(held, 6, 0, "fp32", 1, link=link, sync=along, **where)
+    best = best_schedule(topology("mesh:2x3", 125e6, 1e-4), "all-reduce", 4 * 3_005_000)
+    simulated = seconds(best.schedule, network, 4 * 3_005_000, best.pieces)
+    assert at_zero == 0.25 + simulated
+    assert simulated >= 0.99 * least_seconds(network, 4 * 3_005_000)
+    # At stage 1 sums go to their owners, and weights and norms are gathered; each message costs the same.
+    at_one = data_wait(held, 6, 1, "fp32", 1, link=link, sync=along, **where)
+    assert at_one - 3 * 0.25 == pytest.approx(simulated, rel=0.1)
+    ring = data_wait(held, 6, 0, "fp32", 1, link=link, **where)
+    assert ring > at_zero
 
 
 @pytest.mark.parametrize(

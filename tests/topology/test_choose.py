@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caat.topology.check import check_schedule
-from caat.topology.choose import MOST_PIECES, PIECE, best_schedule, pieces
+from caat.topology.choose import PIECE, QUEUED, best_schedule, pieces
 from caat.topology.chunks import owned_chunks, owners, sent_numbers
 from caat.topology.methods import METHODS, make_schedule
 from caat.topology.read import topology
@@ -34,11 +34,13 @@ def test_no_method_is_faster_than_the_chosen_one_and_the_collective_is_kept():
             assert best.seconds <= seconds(other, network, 3e6, pieces(other, 3e6)), (collective, method)
 
 
-def test_pieces_are_of_about_one_size_up_to_a_number():
+def test_pieces_are_of_about_one_size_up_to_a_number_on_a_link():
     schedule = make_schedule(unit("full:4"), "multitree")
-    assert schedule.chunks == 4
-    for chunk, count in ((0, 1), (PIECE, 1), (PIECE + 1, 2), (7 * PIECE, 7), (10**12, MOST_PIECES)):
+    assert schedule.chunks == 4 and len(schedule.moves) == 2 * len(schedule.links)
+    for chunk, count in ((0, 1), (PIECE, 1), (PIECE + 1, 2), (7 * PIECE, 7), (10**12, QUEUED // 2)):
         assert pieces(schedule, 4 * chunk) == count, chunk
+    # Around a ring of 64, a link sends 126 chunks: they fill it without being cut.
+    assert pieces(make_schedule(unit("ring:64"), "ring"), 10**12) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
