@@ -48,7 +48,7 @@ def data_wait(
     """
     if replicas == 1:
         return 0.0
-    reduced, stepped = _times(held, replicas, stage, precision, link, sync or DataSyncConfig())
+    reduced, stepped = _times(held, replicas, stage, precision, link=link, sync=sync or DataSyncConfig())
     if stage < 3:
         return (accumulation if stage == 2 else 1) * reduced + stepped
 
@@ -62,7 +62,13 @@ def data_wait(
 
 
 def _times(
-    held: Sequence[Parameter], replicas: int, stage: int, precision: str, link: Link, sync: DataSyncConfig
+    held: Sequence[Parameter],
+    replicas: int,
+    stage: int,
+    precision: str,
+    *,
+    link: Link,
+    sync: DataSyncConfig,
 ) -> tuple[float, float]:
     """Return the seconds of one message of gradients, and of all gathers after the optimizer's step."""
     schedules = Schedules.of(sync.route, replicas)
