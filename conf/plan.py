@@ -59,6 +59,15 @@ class PlanConfig(MessageCostConfig):
         "TFLOP/s that a GPU sustains without communication; caat bench mfu measures it. Default: 40 % of "
         "the peak.",
     )
+    gemm: float | None = setting(
+        None,
+        "Fraction of the peak that products of matrices reach, in place of tflops: other kernels and the "
+        "optimizer step then take as long as their bytes in the GPU's memory. 0.67 fits what others measured "
+        "on A100s.",
+    )
+    memory_rate: float | None = setting(
+        None, "Rate of a GPU's memory in GB/s, for gemm. Default: the value in caat's table."
+    )
     peak_tflops: float | None = setting(
         None,
         "Dense bf16 peak of a GPU in TFLOP/s, for MFU, if train.peak_tflops is not given. Default: the "
@@ -73,9 +82,16 @@ class PlanConfig(MessageCostConfig):
 
     def __post_init__(self) -> None:
         amounts = {"tflops": self.tflops, "peak_tflops": self.peak_tflops, "tokens": self.tokens}
+        amounts |= {"memory_rate": self.memory_rate}
         given = {name: amount for name, amount in amounts.items() if amount is not None}
         require_positive(nodes=self.nodes, gpus=self.gpus, **given)
         require(0.0 <= self.spare < 1.0, f"spare={self.spare} is outside [0, 1): it is a fraction of memory")
+        if self.gemm is not None:
+            require(0.0 < self.gemm <= 1.0, f"gemm={self.gemm} is outside (0, 1]: it is a fraction of peak")
+            require(
+                self.tflops is None,
+                f"gemm={self.gemm} and tflops={self.tflops} both say how fast a GPU computes: give one",
+            )
         memory_bytes(self.hardware.memory)
         rate_bytes(self.hardware.link, "link")
         rate_bytes(self.hardware.node_link, "node_link")
@@ -94,6 +110,7 @@ class PlanConfig(MessageCostConfig):
         return gpu_named(
             self.gpu,
             memory=self.memory,
+            memory_rate=self.memory_rate,
             node_link=self.node_link,
             link=self.link,
             tflops=self.tflops,

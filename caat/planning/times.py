@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from caat.planning.island_traffic import island_wait
+from caat.planning.kernels import Kernels
 from caat.planning.layouts import Layout, pass_of
 from caat.planning.parameters import local_parameters
 from caat.planning.prediction import Link, MessageCost
@@ -19,7 +20,8 @@ from conf.units import delay_seconds, rate_bytes
 class Machine:
     """Nodes of GPUs; rates in bytes/s per direction, ``flops`` in FLOP/s of one GPU.
 
-    ``island_rate`` is that of the link of an island, which its processes share.
+    ``island_rate`` is that of the link of an island, which its processes share. With ``kernels``, they take
+    the place of ``flops``.
     """
 
     nodes: int
@@ -31,12 +33,14 @@ class Machine:
     island_rate: float
     island_delay: float
     cost: MessageCost
+    kernels: Kernels | None = None
 
     @classmethod
     def of(cls, plan: PlanConfig) -> Machine:
         its = plan.hardware
         node_rate, rate = rate_bytes(its.node_link), rate_bytes(its.link)
         delay = delay_seconds(plan.delay)
+        kernels = Kernels(plan.gemm * its.peak * 1e12, its.memory_rate * 1e9) if plan.gemm else None
         return cls(
             plan.nodes,
             plan.gpus,
@@ -47,6 +51,7 @@ class Machine:
             island_rate=rate_bytes(plan.island_link) if plan.island_link else rate * plan.gpus,
             island_delay=delay_seconds(plan.island_delay) if plan.island_delay else delay,
             cost=MessageCost(plan.message_seconds, plan.core_bytes_per_second),
+            kernels=kernels,
         )
 
     @property
@@ -85,22 +90,28 @@ def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> S
     """Return the time of one step at a ratio, between islands as an average over the steps."""
     c = config.train
     p = pass_of(config, layout, ratio)
-    inside = machine.island(layout.islands)
+    p = replace(p, model=replace(p.model, sequence=c.sequence))
+    held = local_parameters(config.model, config.parallel.tensor, layout.processes)
+    inside, kernels = machine.island(layout.islands), machine.kernels
     step = step_time(
-        replace(p, model=replace(p.model, sequence=c.sequence)),
+        p,
         ratio,
         overlap=config.sync.overlap,
         accumulation=accumulation_of(config, layout),
         wire=config.sync.wire_format(c.precision),
-        flops_per_second=machine.flops,
+        flops_per_second=kernels.sustained(p) if kernels else machine.flops,
         tensor_link=inside.tensor_link(layout.processes),
-        held=local_parameters(config.model, config.parallel.tensor, layout.processes),
+        held=held,
         replicas=layout.replicas,
         stage=layout.stage,
         precision=c.precision,
         data_link=inside.data_link(layout.processes),
         data_sync=config.data_sync,
     )
+    if kernels:
+        stepped = sum(each.numbers for each in held) // (layout.replicas if layout.stage else 1)
+        optimizer = kernels.optimizer_seconds(stepped, p.element_size, config.optim)
+        step = replace(step, compute=step.compute + optimizer)
     wait = island_wait(config, layout, machine.island_link(layout), step.seconds)
     return replace(step, island_exposed=wait)
 

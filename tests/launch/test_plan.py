@@ -16,6 +16,7 @@ from launch import plan
 from launch.plan import make_plan
 from launch.plan.show import show
 from launch.run.compose import compose
+from layers.weights import parameter_count
 
 
 def test_a_plan_of_7b(tmp_path, capsys):
@@ -118,6 +119,25 @@ def test_a_step_in_one_process_is_arithmetic_alone():
     flops = flops_per_token(config.model, 1024) * 256 * 1024
     assert row["step_seconds"] == pytest.approx(flops / 1e12)
     assert row["tensor_bytes"] == row["data_bytes"] == 0
+
+
+def test_kernels_in_place_of_a_sustained_rate():
+    """Products of matrices on an infinitely fast memory, and bytes on infinitely fast products."""
+    config = compose(["model=130m", "parallel.tensor=1", "train.micro_batch=64", "zero.stage=1"])
+
+    def seconds(**how: float) -> float:
+        (row,) = make_plan(PlanConfig(gpus=1, ratios=[0.5], **how), config)["steps"]
+        return row["compute_seconds"]
+
+    products, bytes_ = seconds(gemm=0.5, memory_rate=1e12), seconds(gemm=1.0, peak_tflops=1e12)
+    tokens, c = 256 * 1024, config.model
+    assert products == pytest.approx(flops_per_token(c, 1024) * tokens / (0.5 * 989e12), rel=1e-4)
+    # In bfloat16: the stream 22 times, queries and values 10 each, the MLP's channels 8, the logits 3 times.
+    moved = 2 * (c.layers * (42 * c.hidden + 8 * c.ffn) + 3 * c.vocab_size) * tokens
+    # Of a weight: the gradient four times, master weights and two moments twice, in float32; the weight.
+    moved += (4 * (4 + 6) + 2) * parameter_count(c)
+    assert bytes_ == pytest.approx(moved / 3350e9, rel=1e-4)
+    assert seconds(gemm=0.5) == pytest.approx(products + bytes_, rel=1e-3)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
@@ -269,6 +289,9 @@ def test_units():
         (["spare=1"], "spare=1.0 is outside"),
         (["ratios=[2.0]"], "ratios: 2.0 is outside"),
         (["gpus=0"], "gpus=0 must be above 0"),
+        (["gemm=1.5"], r"gemm=1.5 is outside \(0, 1\]"),
+        (["gemm=0.6", "tflops=400"], "gemm=0.6 and tflops=400.0 both say how fast"),
+        (["gemm=0.6", "memory_rate=0"], "memory_rate=0.0 must be above 0"),
         (["gpus=3", "parallel.processes=2"], "3 processes cannot be cut"),
         (["gpu=3"], "gpu=3 is not known: choose from a100, .*h100, .*4090"),
         (["gpus_=3"], "there is no setting gpus_"),
