@@ -16,7 +16,7 @@ def head_dim_setting(hidden: int, heads: int, head_dim: int | None) -> int | Non
 
 @dataclass
 class ModelConfig:
-    """A Llama-style GPT: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no bias."""
+    """A Llama-style GPT: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
     name: str = setting("tiny", "Name of the model in folder names and reports.")
     layers: int = setting(4, "Number of transformer blocks, each with attention and an MLP.")
@@ -34,6 +34,7 @@ class ModelConfig:
     head_dim: int | None = setting(
         None, "Number of channels of a head, even. Default: hidden / heads, which must then be whole."
     )
+    attention_bias: bool = setting(False, "Whether query, key and value have biases (Qwen2).")
     sequence: int = setting(
         256,
         "Maximum sequence length, in tokens. Positions are rotary, so no weight depends on it.",

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Return whether ``folder`` is a run or a checkpoint, and not a Hugging Face folder."""
-    from layers.huggingface.llama import read_kind
+    from layers.huggingface.families import read_kind
 
     if not (folder / "config.json").is_file():
         find(folder, "from")
@@ -88,11 +88,7 @@ def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
         )
     trained = check_trained(find(folder, "from"))
     found = trained.architecture
-    how = (
-        "LlamaForCausalLM"
-        if trained.architecture.plain
-        else "modeling_caat.py: load it with trust_remote_code=True"
-    )
+    how = found.transformers_class or "modeling_caat.py: load it with trust_remote_code=True"
     result = {
         "from": str(trained.folder),
         "became": f"a Hugging Face folder, {how}",

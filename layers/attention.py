@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -27,16 +30,15 @@ class Attention(nn.Module):
         self.kv_heads = config.kv_heads // mesh.shards
         self.recompute = recompute
         sizes = (config.query_size, config.key_value_size, config.key_value_size)
-        self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh)
+        self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh, bias=config.attention_bias)
         self.output = RowParallelLinear(config.query_size, config.hidden, mesh, ratio, private_scale)
 
     def forward(self, normed: Normed, angles: Angles, cache: LayerCache | None = None) -> AnyStream:
         x, qkv, rstd = self.qkv.unscaled_after_norm(normed)
+        core = partial(self.core, bias=self.qkv.bias)
         if self.recompute:
-            return self.output.before_norm(
-                checkpoint(self.core, qkv, *angles, cache, rstd, use_reentrant=False), x
-            )
-        return self.output.before_norm(self.core(qkv, *angles, cache, rstd), x)
+            core = partial(checkpoint, core, use_reentrant=False)
+        return self.output.before_norm(core(qkv, *angles, cache, rstd), x)
 
     def core(
         self,
@@ -45,15 +47,24 @@ class Attention(nn.Module):
         sin: Tensor,
         cache: LayerCache | None = None,
         rstd: Tensor | None = None,
+        *,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all work between the two GEMMs, all local.
 
-        ``rstd`` [batch, seq, r] is a factor that ``qkv`` is still to be multiplied by. Heads are independent,
-        so those of the r shards are computed like the heads of one larger layer.
+        ``rstd`` [batch, seq, r] is a factor that ``qkv`` is still to be multiplied by, and ``bias``
+        [r · (q + k + v)] is to be added then. Heads are independent, so those of the r shards are computed
+        like the heads of one larger layer.
         """
         parts = [self.heads, self.kv_heads, self.kv_heads]
         heads = qkv.unflatten(-1, (-1, sum(parts), self.head_size))
-        q, k, v = (scaled(part, rstd).flatten(2, 3) for part in heads.split(parts, dim=-2))
+        biases: Sequence[Tensor | None] = [None] * 3
+        if bias is not None:
+            biases = bias.unflatten(0, heads.shape[2:]).split(parts, dim=-2)
+        q, k, v = (
+            scaled(part, rstd, each).flatten(2, 3)
+            for part, each in zip(heads.split(parts, dim=-2), biases, strict=True)
+        )
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         return attend(q, k, v, cache).transpose(1, 2).flatten(2, 3)
 

@@ -139,5 +139,5 @@ class GPT(nn.Module):
 
     def sharding_of(self, weight: Weight) -> Sharding | None:
         """Return how ``weight`` is sharded, as declared by its layer; None: replicated."""
-        module = self.get_submodule(weight.parameter.removesuffix(".weight"))
+        module = self.get_submodule(weight.parameter.rpartition(".")[0])
         return getattr(module, "sharding", None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
@@ -34,14 +35,17 @@ def initial_shards(sharding: Sharding, shapes: list[tuple[int, int]], mesh: Mesh
 
 
 class ColumnParallelLinear(nn.Module):
-    """Bias-free linear with output features split over the shards: [r, ..., in] -> [..., out_local].
+    """Linear with output features split over the shards: [r, ..., in] -> [..., out_local].
 
-    Each local shard has its own input. ``out_features`` may be several numbers, for projections of the same
-    input fused into one GEMM (q, k, v): each is split separately, and shard i's output holds its slice of
-    each. Raises ``ValueError`` if N does not divide an output size.
+    Each local shard has its own input. The ``bias``, if there is one, is split like the output.
+    ``out_features`` may be several numbers, for projections of the same input fused into one GEMM (q, k, v):
+    each is split separately, and shard i's output holds its slice of each. Raises ``ValueError`` if N does
+    not divide an output size.
     """
 
-    def __init__(self, in_features: int, out_features: int | Sequence[int], mesh: Mesh) -> None:
+    def __init__(
+        self, in_features: int, out_features: int | Sequence[int], mesh: Mesh, *, bias: bool = False
+    ) -> None:
         super().__init__()
         sizes = (out_features,) if isinstance(out_features, int) else tuple(out_features)
         self.sharding = Sharding(0, sizes, mesh.shards)
@@ -50,21 +54,26 @@ class ColumnParallelLinear(nn.Module):
         # Set by GPT.compile_cores: compile the pointwise work around the GEMM.
         self.compiled = False
         self.weight = initial_shards(self.sharding, [(size, in_features) for size in sizes], mesh)
+        local = sum(sizes) // mesh.shards * mesh.local
+        self.bias = nn.Parameter(torch.zeros(local)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return column_parallel(x, self.weight)
+        return self._with_bias(column_parallel(x, self.weight))
 
     def after_norm(self, x: Normed) -> tuple[Stream | WholeStream, Tensor]:
         """Apply the norm and the linear in one step; return the residual stream and [..., out_local]."""
         stream, y, _ = norm_column_parallel(x.stream, x.weight, self.weight, x.eps)
-        return stream, y
+        return stream, self._with_bias(y)
 
     def unscaled_after_norm(self, x: Normed) -> tuple[Stream | WholeStream, Tensor, Tensor | None]:
-        """Like :meth:`after_norm`, but if compiled, leave the factor 1 / rms [..., r] to the next kernel.
+        """Like :meth:`after_norm`, but leave the bias and, if compiled, the factor 1 / rms to what follows.
 
-        The third result is that factor, or None if the product already includes it.
+        The third result is that factor [..., r], or None if the product already includes it.
         """
         return norm_column_parallel(x.stream, x.weight, self.weight, x.eps, self.compiled)
+
+    def _with_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={sum(self.sharding.sizes)}, local out={len(self.weight)}"

@@ -45,15 +45,20 @@ class RMSNorm(nn.Module):
         return Normed(x, weight, self.eps)
 
 
-def scaled(y: Tensor, rstd: Tensor | None) -> Tensor:
+def scaled(y: Tensor, rstd: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Multiply ``y`` [..., r, *], a part of a product, by the factor [..., r] that was left out, if any.
+
+    ``bias`` [r, *] is added then.
 
     Apply it to each part that a compiled kernel reads: applied to the whole product, torch.compile would
     write the result to memory.
     """
-    if rstd is None:
-        return y
-    return (y * rstd.reshape(*rstd.shape, *[1] * (y.ndim - rstd.ndim))).to(y.dtype)
+    dtype = y.dtype
+    if rstd is not None:
+        y = y * rstd.reshape(*rstd.shape, *[1] * (y.ndim - rstd.ndim))
+    if bias is not None:
+        y = y + bias
+    return y.to(dtype)
 
 
 def norm_weights(norms: Iterable[RMSNorm], mesh: Mesh) -> list[Tensor]:

@@ -24,7 +24,8 @@ class Weight:
     parameter: str
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    # Standard deviation of the initialisation; None for norm weights, which are initialised to one.
+    # Standard deviation of the initialisation, 0 for biases; None for norm weights, which are initialised to
+    # one.
     std: float | None
 
     def full_tensors(self, sharding: Sharding | None) -> FullTensors:
@@ -50,6 +51,9 @@ def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
             (query, key_value, key_value),
             c.init_std,
         )
+        if c.attention_bias:
+            biases = tuple(f"{attention}{part}_proj.bias" for part in "qkv")
+            yield Weight(ours + "attention.qkv.bias", biases, (query[:1], key_value[:1], key_value[:1]), 0.0)
         output = attention + "o_proj.weight"
         yield Weight(ours + "attention.output.weight", (output,), (query[::-1],), output_std)
         yield Weight(ours + "mlp_norm.weight", (theirs + "post_attention_layernorm.weight",), norm, None)
@@ -75,6 +79,8 @@ def initial_weights(config: ModelConfig, seed: int) -> FullWeights:
         std = stds[name]
         if std is None:
             return torch.ones(shape)
+        if std == 0:
+            return torch.zeros(shape)
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return torch.randn(shape, generator=generator) * std

@@ -33,6 +33,7 @@ SCALED = {
 # What other families than Llama 1 and 2 have.
 OPTIONS: dict[str, dict] = {
     "head size": dict(head_dim=12),
+    "biases": dict(attention_bias=True),
 }
 FAMILIES = {name: replace(SMALL, **options) for name, options in OPTIONS.items()}
 

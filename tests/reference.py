@@ -21,8 +21,11 @@ def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Ten
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=g, dtype=torch.float64) / columns**0.5
 
+    def vector(size: int) -> Tensor:
+        return 0.2 * torch.randn(size, generator=g, dtype=torch.float64)
+
     def scale() -> Tensor:
-        return 1 + 0.2 * torch.randn(c.hidden, generator=g, dtype=torch.float64)
+        return 1 + vector(c.hidden)
 
     w = {"model.embed_tokens.weight": matrix(c.vocab_size, c.hidden)}
     for i in range(c.layers):
@@ -30,6 +33,8 @@ def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Ten
         w[at + "input_layernorm.weight"] = scale()
         for name, rows in (("q", query), ("k", kv), ("v", kv)):
             w[at + f"self_attn.{name}_proj.weight"] = matrix(rows, c.hidden)
+            if c.attention_bias:
+                w[at + f"self_attn.{name}_proj.bias"] = vector(rows)
         w[at + "self_attn.o_proj.weight"] = matrix(c.hidden, query)
         w[at + "post_attention_layernorm.weight"] = scale()
         w[at + "mlp.gate_proj.weight"] = matrix(c.ffn, c.hidden)
@@ -53,9 +58,10 @@ def _rope(x: Tensor, base: float) -> Tensor:
     return torch.cat([turned.real, turned.imag], -1)
 
 
-def _attention(y: Tensor, q: Tensor, k: Tensor, v: Tensor, d: int, base: float) -> Tensor:
-    b, s, _ = y.shape
-    query, key, value = ((y @ m.T).view(b, s, -1, d).transpose(1, 2) for m in (q, k, v))
+def _attention(products: list[Tensor], d: int, base: float) -> Tensor:
+    """Attention of one shard's query, key and value [batch, length, *]."""
+    b, s, _ = products[0].shape
+    query, key, value = (x.view(b, s, -1, d).transpose(1, 2) for x in products)
     query, key = _rope(query, base), _rope(key, base)
     group = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(group, 1) for t in (key, value))
@@ -113,8 +119,13 @@ def streams(
         outputs = []
         for i in range(n):
             y = _rms(x[i], w[at + "input_layernorm.weight"], c.norm_eps)
-            q, key, v = (shard_of(w[at + f"self_attn.{p}_proj.weight"], n, i, 0) for p in "qkv")
-            a = _attention(y, q, key, v, d, c.rope_base)
+            products = []
+            for part in "qkv":
+                name = at + f"self_attn.{part}_proj."
+                products.append(y @ shard_of(w[name + "weight"], n, i, 0).T)
+                if c.attention_bias:
+                    products[-1] = products[-1] + shard_of(w[name + "bias"], n, i, 0)
+            a = _attention(products, d, c.rope_base)
             outputs.append(a @ shard_of(w[at + "self_attn.o_proj.weight"], n, i, 1).T)
         x = [a + b for a, b in zip(x, sync(outputs), strict=True)]
         outputs = []

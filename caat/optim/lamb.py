@@ -33,8 +33,8 @@ class LAMB(Optimizer):
 
     u = m / (sqrt(v) + eps) + decay w, with the moments m and v of Adam, corrected for their bias. Where
     |w| or |u| is 0, the ratio is 1. The norms are of the whole matrices of :class:`Matrices`, whatever the
-    layout. Norm weights neither decay nor have a trust ratio, as in the authors' code, which excludes both
-    together; the algorithm in the paper makes no exceptions.
+    layout. Norm weights and biases neither decay nor have a trust ratio, as in the authors' code, which
+    excludes both together; the algorithm in the paper makes no exceptions.
     """
 
     name = "lamb"
@@ -61,11 +61,11 @@ class LAMB(Optimizer):
         self.share_momentum()
         for weight, group in held:
             self._replace_gradient(weight, group)
-        matrices = [(weight, group) for weight, group in held if not group["replicated"]]
+        matrices = [(weight, group) for weight, group in held if group["matrices"]]
         if matrices:
             self.update_matrices(matrices)
         for weight, group in held:
-            if group["replicated"]:
+            if not group["matrices"]:
                 weight.add_(weight.grad, alpha=-group["lr"])
 
     def share_momentum(self) -> None:

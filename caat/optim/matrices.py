@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from caat.parallel.sharding import Sharding
+from caat.parallel.sharding import Sharding, sharded_parameters
 
 
 class Range(NamedTuple):
@@ -37,11 +37,10 @@ class Matrices:
         """
         ranges: dict[str, list[Range]] = {}
         count = 0
-        for name, module in model.named_modules():
-            if hasattr(module, "sharding"):
-                found = list(_ranges(module.weight, module.sharding, held, count))
-                ranges[f"{name}.weight"] = found
-                count += len(module.sharding.sizes)
+        for name, parameter, sharding in sharded_parameters(model):
+            if parameter.dim() > 1:
+                ranges[name] = list(_ranges(parameter, sharding, held, count))
+                count += len(sharding.sizes)
         matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
         assert matrices == ranges.keys(), matrices ^ ranges.keys()
         return Matrices(ranges, count)

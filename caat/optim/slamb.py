@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from caat.optim.lamb import LAMB, cut, trust_ratio
 from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import sharded_parameters
 from conf.optim import OptimConfig
 
 
@@ -24,10 +25,10 @@ class SLAMB(LAMB):
         r = s |w_new| / |u_new| + (1 - s) |w_old| / |u_old|
         w <- w - lr (s + (1 - s) / sqrt(M)) r u
 
-    The norms are over the numbers whose turn it is, and over the others. Momenta of norm weights are averaged
-    whole in each step. This is the authors' code (hangxu0304/SLAMB) except that it also averages matrices of
-    fewer than 9,000 numbers whole, and bounds r to [0.01, 1000]. With rho = 1 it is LAMB with the mean
-    momentum. The weights are averaged by the islands' outer steps.
+    The norms are over the numbers whose turn it is, and over the others. Momenta of norm weights and biases
+    are averaged whole in each step. This is the authors' code (hangxu0304/SLAMB) except that it also averages
+    matrices of fewer than 9,000 numbers whole, and bounds r to [0.01, 1000]. With rho = 1 it is LAMB with the
+    mean momentum. The weights are averaged by the islands' outer steps.
     """
 
     def __init__(
@@ -37,21 +38,21 @@ class SLAMB(LAMB):
         self._cycle, self._beta3 = int(1 / rho), beta3
         # By parameter, the turn of each number on this process, before ZeRO cuts them.
         self._turns_of = {
-            f"{name}.weight": draw_turns(
-                module.weight.shape,  # type: ignore[arg-type]
-                module.sharding.dim,  # type: ignore[union-attr, arg-type]
+            name: draw_turns(
+                parameter.shape,
+                sharding.dim,
                 mesh.local_shards,
-                f"{seed} {name}",
+                f"{seed} {name.removesuffix('.weight')}",
                 self._cycle,
             )
-            for name, module in model.named_modules()
-            if hasattr(module, "sharding")
+            for name, parameter, sharding in sharded_parameters(model)
+            if parameter.dim() > 1
         }
         self._shared = False
 
     @cached_property
     def _turns(self) -> dict[Tensor, Tensor | None]:
-        """The turn of every number of each weight in ``param_groups``; None: averaged whole, a norm weight.
+        """The turn of every number of each weight in ``param_groups``; None: averaged whole.
 
         Padding has no turn.
         """
@@ -88,8 +89,8 @@ class SLAMB(LAMB):
     def _average(self, *, took: bool) -> None:
         """Average the momenta whose turn it is over the islands that took this step. Collective.
 
-        Norm weights have a message of their own: as long on all tensor-parallel processes, it is added up in
-        the same order there.
+        Norm weights and biases have a message of their own: as long on all tensor-parallel processes, it is
+        added up in the same order there.
         """
         self._shared = True
         islands = self._mesh.islands

@@ -11,7 +11,7 @@ from math import prod
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Column slices are joined in strips of rows of about this size, to avoid a second full matrix in memory.
 STRIP_BYTES = 16 * 2**20
@@ -75,6 +75,20 @@ class Sharding:
         lengths = [size // self.shards for size in self.sizes]
         before = sum(lengths[:number])
         return [(shard * sum(lengths) + before, lengths[number]) for shard in range(held)]
+
+
+def sharded_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Sharding]]:
+    """Yield name, parameter and sharding of each parameter of a module with a ``sharding``, once.
+
+    All other parameters are replicated on the tensor-parallel processes.
+    """
+    seen = set()
+    for name, module in model.named_modules():
+        if isinstance(sharding := getattr(module, "sharding", None), Sharding):
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter not in seen:
+                    yield f"{name}.{own}", parameter, sharding
+                seen.add(parameter)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Per token and process, with h hidden channels of which k are shared, m = h - k p
 shards, q, v and f the local widths of queries, of values and of the FFN:
 
     norm + column-parallel    k + r m, the output (q + 2 v, 2 f or the vocabulary), r numbers 1/rms
-    attention                 q + v rotated, v again if shards' heads must be gathered, q out, softmax sums
+    attention                 q + v rotated, v again if copied, q out, softmax sums
     SwiGLU                    f of silu(gate); gate and up are the column-parallel output
     row-parallel              its input, the output of attention or SwiGLU
 
@@ -121,13 +121,14 @@ def _block(p: Pass, checkpointing: str) -> int:
     c, s = p.model, p.element_size
     query, value, ffn = (size // p.processes for size in (c.query_size, c.key_value_size, c.ffn))
     heads = c.heads // p.processes
-    # With several shards of several heads each, values are not contiguous in the fused projection.
-    gathered = p.local > 1 and c.kv_heads > p.shards
+    # Values are not those of the projection if it has a bias, nor with several shards of several heads each,
+    # where they are not contiguous in it.
+    copied = c.attention_bias or (p.local > 1 and c.kv_heads > p.shards)
     per_token = 2 * _norm(p) // p.tokens + (query + ffn) * s
     if checkpointing == "selective":
         return (per_token + (query + 2 * value + 2 * ffn) * s) * p.tokens
-    projection = 0 if p.plain_norms and gathered else query + 2 * value
-    core = query + value + (value if gathered else 0)
+    projection = 0 if p.plain_norms and copied else query + 2 * value
+    core = query + value + (value if copied else 0)
     return (per_token + (projection + core + 3 * ffn) * s + heads * WIDE) * p.tokens
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from caat.planning.parameters import local_numbers
 from conf.model import ModelConfig
 from conf.sync import WireFormat
 
@@ -20,8 +23,7 @@ def checkpoint_bytes(c: ModelConfig, numbers: int) -> int:
 
     Its small files are not counted.
     """
-    norms, embedding = (2 * c.layers + 1) * c.hidden, c.vocab_size * c.hidden
-    return 4 * numbers * (_matrices(c) + embedding + norms)
+    return 4 * numbers * local_numbers(replace(c, padded_vocab_size=None), 1, 1)
 
 
 def recomputed_flops_per_token(c: ModelConfig, sequence: int, checkpointing: str) -> int:

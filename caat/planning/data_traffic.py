@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from caat.parallel.ring import ring_bytes
 from caat.planning.activations import WIDE
-from caat.planning.parameters import Parameter
+from caat.planning.parameters import Parameter, optimizer_groups
 from caat.planning.zero import ALIGNMENT, LIVE, PERSISTENT
 from caat.topology.settings import Schedules, Way
 from conf.codec import BLOCK
@@ -236,8 +236,8 @@ def _numbers(slices: Sequence[int], whole: bool, shapes: Shapes) -> int:
 
 
 def _groups(held: Sequence[Parameter]) -> list[int]:
-    """Return the numbers of each optimizer group: with weight decay, and without."""
-    return [sum(p.numbers for p in held if p.norm is norm) for norm in (False, True)]
+    """Return the numbers of each optimizer group."""
+    return [sum(p.numbers for p in group) for group in optimizer_groups(held)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ codec has a fixed size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from caat.compression.codec import Shapes
 from caat.parallel.ring import ring_bytes
@@ -15,7 +15,7 @@ from caat.planning.activations import WIDE
 from caat.planning.data_traffic import encoded_bytes, padded
 from caat.planning.data_wait import way_seconds
 from caat.planning.layouts import Layout
-from caat.planning.parameters import Parameter, local_parameters
+from caat.planning.parameters import Parameter, local_parameters, optimizer_groups
 from caat.planning.prediction import Link
 from caat.planning.zero import ALIGNMENT
 from caat.topology.settings import Schedules
@@ -30,11 +30,11 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
     """Return the bytes of the exchange of all weights, once; 0 with one island."""
     if layout.islands == 1:
         return 0
-    matrices, norms = _held(config, layout)
+    sharded, norms = _held(config, layout, _replicated)
     schedules = Schedules.of(config.islands.route, layout.islands)
     if schedules:
-        return sum(_along(schedules, numbers) for numbers, _ in (matrices, norms))
-    return _everywhere(config.islands.codec, *matrices, layout.islands) + _everywhere(
+        return sum(_along(schedules, numbers) for numbers, _ in (sharded, norms))
+    return _everywhere(config.islands.codec, *sharded, layout.islands) + _everywhere(
         "none", *norms, layout.islands
     )
 
@@ -52,8 +52,8 @@ def _momentum_numbers(config: Config, layout: Layout) -> list[int]:
     """Return the numbers of SLAMB's messages of momentum in a step, on average, with the count of islands."""
     if layout.islands == 1 or config.islands.method != "slamb":
         return []
-    (matrices, _), (norms, _) = _held(config, layout)
-    return [-(-matrices // int(1 / config.islands.rho)) + 1, norms + 1]
+    (matrices, _), (vectors, _) = _held(config, layout, lambda p: p.norm or p.bias)
+    return [-(-matrices // int(1 / config.islands.rho)) + 1, vectors + 1]
 
 
 def _along(schedules: Schedules, numbers: int) -> int:
@@ -91,7 +91,7 @@ def _exchange_seconds(config: Config, layout: Layout, link: Link, around: float)
     """
     schedules = Schedules.of(config.islands.route, layout.islands)
     if schedules:
-        numbers = [n for n, _ in _held(config, layout)], _momentum_numbers(config, layout)
+        numbers = [n for n, _ in _held(config, layout, _replicated)], _momentum_numbers(config, layout)
         changes, momentum = (
             sum(way_seconds(schedules.way("all-reduce", n, WIDE), link) for n in each) for each in numbers
         )
@@ -101,11 +101,16 @@ def _exchange_seconds(config: Config, layout: Layout, link: Link, around: float)
     return exchange, sent / slowest + around * (sent > 0)
 
 
-def _held(config: Config, layout: Layout) -> list[tuple[int, Shapes]]:
-    """Return the numbers of matrices and of norm weights that a process of the first replica holds."""
+def _replicated(parameter: Parameter) -> bool:
+    """Return whether all tensor-parallel processes hold the parameter."""
+    return parameter.norm
+
+
+def _held(config: Config, layout: Layout, apart: Callable[[Parameter], bool]) -> list[tuple[int, Shapes]]:
+    """Return the numbers that a process of the first replica holds, and of those that are ``apart``."""
     held = local_parameters(config.model, config.parallel.tensor, layout.processes)
     return [
-        _part([p for p in held if p.norm is norm], layout.replicas, layout.stage) for norm in (False, True)
+        _part([p for p in held if apart(p) is each], layout.replicas, layout.stage) for each in (False, True)
     ]
 
 
@@ -116,7 +121,8 @@ def _part(parameters: Sequence[Parameter], replicas: int, stage: int) -> tuple[i
         return numbers, [p.shape for p in parameters]
     if stage == 3:
         return sum(-(-p.numbers // replicas) for p in parameters), ()
-    return min(numbers, padded(numbers, ALIGNMENT * replicas) // replicas), ()
+    groups = [sum(p.numbers for p in group) for group in optimizer_groups(parameters)]
+    return sum(min(n, padded(n, ALIGNMENT * replicas) // replicas) for n in groups), ()
 
 
 def _everywhere(codec: str, numbers: int, shapes: Shapes, islands: int) -> int:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from conf.model import ModelConfig
 
 
 class Parameter(NamedTuple):
-    """A parameter of ``numbers`` numbers; norms are in a separate optimizer group without weight decay.
-
-    A matrix has ``rows``, a vector one.
-    """
+    """A parameter of ``numbers`` numbers. A matrix has ``rows``, a vector one."""
 
     numbers: int
     norm: bool = False
     rows: int = 1
+    bias: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,10 +32,18 @@ def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parame
 
     vocabulary = column_parallel(c.padded_vocab(shards))
     qkv, gate_up = column_parallel(c.query_size + 2 * c.key_value_size), column_parallel(2 * c.ffn)
+    biases = [Parameter(qkv.rows, bias=True)] if c.attention_bias else []
     output, down = row_parallel(c.query_size), row_parallel(c.ffn)
     norm = Parameter(c.hidden, norm=True)
-    block = [norm, qkv, output, norm, gate_up, down]
+    block = [norm, qkv, *biases, output, norm, gate_up, down]
     return [vocabulary, *c.layers * block, norm, vocabulary]
+
+
+def optimizer_groups(held: Sequence[Parameter]) -> list[list[Parameter]]:
+    """Return matrices, biases and norm weights apart, like :func:`caat.optim.groups.decay_groups`."""
+    matrices = [p for p in held if not p.norm and not p.bias]
+    biases, norms = [p for p in held if p.bias], [p for p in held if p.norm]
+    return [matrices, *([biases] if biases else []), norms]
 
 
 def local_numbers(c: ModelConfig, shards: int, processes: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import Arriving
+from caat.parallel.sharding import sharded_parameters
 from caat.supervision.control import Control
 
 # Sharded parameters are large and equal only between replicas: each check covers a few of them, in turn.
@@ -51,7 +52,7 @@ class ReplicaGuard:
         self._equal_after = equal_after
         # True if a comparison between islands is due and waits for a step after which they are equal.
         self._waiting = False
-        sharded = {id(m.weight) for m in model.modules() if hasattr(m, "sharding")}
+        sharded = {id(parameter) for _, parameter, _ in sharded_parameters(model)}
         named = list(model.named_parameters())
         self._replicated = [(name, p) for name, p in named if id(p) not in sharded]
         self._sharded = [(name, p) for name, p in named if id(p) in sharded]

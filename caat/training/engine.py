@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
+from caat.parallel.sharding import sharded_parameters
 from caat.planning.zero import BUCKET
 from caat.training.islands.joined import JoinedIslands, Party
 from caat.training.islands.outer_steps import Islands, OuterStep
@@ -64,11 +65,10 @@ class Engine:
         deepspeed = import_deepspeed()
         self.mesh, self.model, self.clip, self.precision = mesh, model, optim.clip, precision
         self.stage = 1 if stage == 0 and precision == "bf16" else stage
-        for module in model.modules():
-            if hasattr(module, "sharding"):
-                # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global
-                # norm would silently miss most of the model.
-                module.weight.tensor_model_parallel = True  # type: ignore[union-attr]
+        for _, parameter, _ in sharded_parameters(model):
+            # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global norm
+            # would silently miss most of the model.
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         method = islands.resolved(mesh.islands.processes) if islands is not None else "none"
         self._optimizer = optimizer or make_optimizer(model, optim, mesh, islands, seed=seed)
         self._engine, _, _, _ = deepspeed.initialize(

@@ -80,11 +80,12 @@ def export_checkpoint(
         for name, content in trained.tokenizer.items():
             write_bytes(aside / name, content)
         values = trained.architecture.to_json()
-        if trained.architecture.plain:
+        if trained.architecture.transformers_class:
             del values["caat"]
         else:
             values |= {
                 "architectures": ["CaatForCausalLM"],
+                "model_type": "llama",
                 "auto_map": AUTO_MAP,
                 "hidden_act": NOT_PLAIN,
             }

@@ -1,4 +1,4 @@
-"""Import a Hugging Face Llama as a checkpoint, holding one tensor in memory at a time."""
+"""Import a Hugging Face model as a checkpoint, holding one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from conf.checks import require
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from conf.sync import SyncConfig
-from layers.huggingface.llama import model_config, read_config, read_kind, read_llama
+from layers.huggingface.families import model_config, read_config, read_family, read_kind
 from layers.huggingface.tokenizers import choose_tokenizer
 from layers.weights import gpt_weights
 
@@ -63,7 +63,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
     if read_kind(folder).exported:
         architecture = _exported(folder, shards, ratio)
     else:
-        values = read_llama(folder)
+        values = read_family(folder)
         flagged = values.tie_word_embeddings
         model = model_config(values, folder)
         require(
@@ -147,7 +147,7 @@ def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
     extra = {name for name in tensors.names if name not in wanted and not name.endswith(BUFFERS)}
     require(
         not extra,
-        f"{folder} has {len(extra)} tensors that do not belong to a Llama with its config.json, such as "
+        f"{folder} has {len(extra)} tensors that do not belong to a model with its config.json, such as "
         f"{min(extra, default='')}: give the config.json of the model",
     )
     for name, shape in wanted.items():

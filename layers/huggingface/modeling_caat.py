@@ -50,7 +50,8 @@ class CaatConfig(LlamaConfig):
 
 def column_parallel(x: Tensor, linear: nn.Linear) -> Tensor:
     """Multiply each shard's input by its rows of the weight: [N, b, s, in] -> [N, b, s, out / N]."""
-    return torch.einsum("nbsi,noi->nbso", x, linear.weight.unflatten(0, (len(x), -1)))
+    y = torch.einsum("nbsi,noi->nbso", x, linear.weight.unflatten(0, (len(x), -1)))
+    return y if linear.bias is None else y + linear.bias.view(len(x), 1, 1, -1)
 
 
 def row_parallel(x: Tensor, linear: nn.Linear, shared: int, scale: float) -> Tensor:
@@ -114,9 +115,10 @@ class CaatAttention(nn.Module):
         self.layer, self.head_dim = layer, c.head_dim
         self.shared, self.scale = c.caat["shared_channels"], c.caat["private_scale"]
         query, key_value = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, query, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, key_value, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, key_value, bias=False)
+        bias = c.caat["attention_bias"]
+        self.q_proj = nn.Linear(c.hidden_size, query, bias=bias)
+        self.k_proj = nn.Linear(c.hidden_size, key_value, bias=bias)
+        self.v_proj = nn.Linear(c.hidden_size, key_value, bias=bias)
         self.o_proj = nn.Linear(query, c.hidden_size, bias=False)
 
     def forward(

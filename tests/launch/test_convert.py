@@ -23,7 +23,7 @@ from caat.training.checkpoint.state import read_checksums, read_state
 from eval.open import load_model
 from eval.quality.score import next_token_log_probabilities
 from launch.convert import main
-from layers.huggingface.llama import model_config, read_llama
+from layers.huggingface.families import model_config, read_family
 from layers.huggingface.tokenizers import choose_tokenizer
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
 
@@ -320,7 +320,7 @@ def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(tmp_path):
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes = {key: SIZES[key] for key in needed}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    ours, theirs = read_llama(tmp_path), transformers.LlamaConfig(**sizes)
+    ours, theirs = read_family(tmp_path), transformers.LlamaConfig(**sizes)
     for key in ("hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings"):
         assert getattr(ours, key) == getattr(theirs, key), key
     model = model_config(ours, tmp_path)

@@ -37,7 +37,10 @@ def pickled(folder: Path) -> None:
 
 
 WRONG = {
-    "another type": (lambda f: edit(f, model_type="qwen2"), 'model_type="qwen2" is not supported'),
+    "another type": (
+        lambda f: edit(f, model_type="gemma2"),
+        'model_type="gemma2" is not supported: give .* llama, mistral, qwen2',
+    ),
     "scaled rope": (
         lambda f: edit(f, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8}),
         r'rope_parameters="longrope" .* not support: give .* linear, dynamic, llama3, yarn',
@@ -58,8 +61,11 @@ WRONG = {
         lambda f: edit(f, rope_scaling={"type": "linear", "factor": 0.5}),
         r"rope_scaling.factor=0.5 must be at least 1",
     ),
-    "attention bias": (lambda f: edit(f, attention_bias=True), "attention_bias=true means biases"),
-    "mlp bias": (lambda f: edit(f, mlp_bias=True), "mlp_bias=true means biases"),
+    "attention bias": (
+        lambda f: edit(f, attention_bias=True),
+        "attention_bias=true means a bias of attention's output too",
+    ),
+    "mlp bias": (lambda f: edit(f, mlp_bias=True), "mlp_bias=true means biases in the MLP"),
     "another activation": (lambda f: edit(f, hidden_act="gelu"), 'hidden_act="gelu" is not silu'),
     "another head_dim": (
         lambda f: edit(f, head_dim=8),
@@ -79,7 +85,15 @@ WRONG = {
     "list for a mapping": (lambda f: edit(f, rope_scaling=[1]), r"rope_scaling=\[1\], which must be"),
     "half a number": (lambda f: edit(f, max_position_embeddings=64.5), "max_position_embeddings=64.5, which"),
     "text for yes or no": (lambda f: edit(f, tie_word_embeddings="no"), 'tie_word_embeddings="no", which'),
-    "a window": (lambda f: edit(f, sliding_window=8), "sliding_window=8 limits attention"),
+    "a window": (lambda f: edit(f, sliding_window=8), "sliding_window=8 limits how far tokens attend"),
+    "Mistral's usual window": (
+        lambda f: edit(f, model_type="mistral"),
+        "sliding_window=4096 limits how far tokens attend",
+    ),
+    "Qwen2's window": (
+        lambda f: edit(f, model_type="qwen2", use_sliding_window=True, sliding_window=8),
+        "sliding_window=8 limits how far tokens attend",
+    ),
     "a number of 400 digits": (
         lambda f: edit(f, vocab_size=10**399),
         "vocab_size=1000.*, which must be",
@@ -96,7 +110,7 @@ WRONG = {
     ),
     "extra tensor": (
         lambda f: change_tensors(f, model__layers__0__self_attn__q_proj__bias=torch.zeros(32)),
-        r"has 1 tensors that do not belong to a Llama with its config.json, such as .*q_proj.bias",
+        r"has 1 tensors that do not belong to a model with its config.json, such as .*q_proj.bias",
     ),
     "wrong shape": (
         lambda f: change_tensors(f, model__norm__weight=torch.ones(31)),

@@ -129,8 +129,10 @@ def deepspeed_calls(axis: DataAxis):
     [(ODD, 1, 2, False), (EVEN, 2, 1, False), (ODD, 1, 2, True)],
 )
 def test_data_parallel_bytes_are_those_counted(ranks, config, processes, accumulation, cut):
-    found = ranks(4).run(counted_data_bytes, config, processes, accumulation, cut)[0]
-    replicas = 4 // processes
+    check_counts(ranks(4).run(counted_data_bytes, config, processes, accumulation, cut)[0], 4 // processes)
+
+
+def check_counts(found: list, replicas: int) -> None:
     for case, counts, called, (full, sent) in found:
         assert (counts["bytes_gradients"], counts["bytes_weights"]) == sent, case
         assert counts["bytes_control"] + counts["bytes_loss"] <= 60, case

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint: a Hugging Face Llama configuration, and how the model is sharded."""
+"""config.json of a checkpoint: a Hugging Face configuration, and how the model is sharded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from caat.training.checkpoint.state import read_checked
 from conf.checks import require
 from conf.model import ModelConfig, head_dim_setting
 from conf.partition import shared_channels
+
+# The model_type and the class of transformers by attention_bias.
+CLASSES = {False: ("llama", "LlamaForCausalLM"), True: ("qwen2", "Qwen2ForCausalLM")}
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,24 @@ class Architecture:
 
     @property
     def plain(self) -> bool:
-        """Whether no channel is private: then it is an ordinary Llama at any number of shards."""
+        """Whether no channel is private: then it is an ordinary model at any number of shards."""
         return self.shared_channels == self.model.hidden
 
+    @property
+    def transformers_class(self) -> str | None:
+        """The class of transformers that computes the same function, if there is one."""
+        found = CLASSES.get(self.model.attention_bias)
+        return found[1] if found and self.plain else None
+
     def to_json(self) -> dict[str, Any]:
-        """A Hugging Face Llama configuration with our part under ``caat``."""
+        """A Hugging Face configuration with our part under ``caat``."""
         c = self.model
+        model_type, name = CLASSES.get(c.attention_bias, CLASSES[False])
+        # Qwen2 has no key for its biases, and to the others this one means a bias of attention's output too.
+        biases = {} if model_type == "qwen2" else {"attention_bias": False, "mlp_bias": False}
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [name],
+            "model_type": model_type,
             "hidden_size": c.hidden,
             "intermediate_size": c.ffn,
             "num_hidden_layers": c.layers,
@@ -50,8 +62,7 @@ class Architecture:
             **rope_json(c),
             "initializer_range": c.init_std,
             "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
+            **biases,
             "tie_word_embeddings": False,
             "bos_token_id": self.bos,
             "eos_token_id": self.eos,
@@ -62,6 +73,7 @@ class Architecture:
                 "shared_channels": self.shared_channels,
                 "private_scale": self.private_scale,
                 "padded_vocab_size": c.padded_vocab(self.shards),
+                "attention_bias": c.attention_bias,
             },
         }
 
@@ -86,6 +98,7 @@ class Architecture:
             heads=values.num_attention_heads,
             kv_heads=values.num_key_value_heads,
             head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
+            attention_bias=cut.attention_bias,
             sequence=values.max_position_embeddings,
             vocab_size=values.vocab_size,
             padded_vocab_size=cut.padded_vocab_size,
@@ -125,6 +138,8 @@ class _Cut:
     shared_channels: Whole
     private_scale: Finite
     padded_vocab_size: Size
+    # Checkpoints of earlier versions do not have what follows.
+    attention_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ from tests.layers.huggingface.llamas import prompt, write_family
 # transformers' class, what differs from a small Llama, and the class of the export.
 FAMILIES: dict[str, tuple[str, dict, str]] = {
     "llama of another head size": ("Llama", dict(head_dim=12), "Llama"),
+    # Without its window it is a Llama.
+    "mistral": ("Mistral", dict(head_dim=12, sliding_window=None), "Llama"),
+    "qwen2": ("Qwen2", {}, "Qwen2"),
 }
 
 

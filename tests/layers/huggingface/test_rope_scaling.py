@@ -19,7 +19,7 @@ from conf.partition import shared_channels
 from conf.rope_scaling import RopeScalingConfig
 from layers import GPT
 from layers.cache import KVCache
-from layers.huggingface.llama import model_config, read_llama
+from layers.huggingface.families import model_config, read_family
 from layers.huggingface.modeling_caat import CaatConfig, CaatForCausalLM
 from layers.rotary import frequencies_at, yarn_scale
 from tests.layers.huggingface.llamas import SIZES
@@ -99,7 +99,7 @@ def test_frequencies_from_config_json(kind, values, spelling, tmp_path):
             # transformers prefers rope_scaling.
             sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": 100.0}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    ours = model_config(read_llama(tmp_path), tmp_path)
+    ours = model_config(read_family(tmp_path), tmp_path)
     config = transformers.LlamaConfig.from_pretrained(tmp_path)
     for length in (10, 64, 65, 150):
         with unrounded():

@@ -1,11 +1,11 @@
-"""Read config.json of a Hugging Face Llama and reject the settings that our models do not support."""
+"""Read config.json of a Hugging Face model and reject the settings that our models do not support."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from caat.storage.records import Positive, Size, parse_record
 from caat.training.checkpoint.rope import RopeKeys
@@ -30,7 +30,13 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Llama(RopeKeys):
-    """The keys that our models depend on, with the defaults of `transformers`, which omits them in files."""
+    """The keys that our models depend on, with the defaults of `transformers`, which omits them in files.
+
+    Subclasses are other families, with their own defaults.
+    """
+
+    # Whether query, key and value have biases, and attention's output has none.
+    query_biases: ClassVar[bool] = False
 
     num_hidden_layers: Size
     hidden_size: Size
@@ -47,7 +53,30 @@ class Llama(RopeKeys):
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     sliding_window: Any = None
+    # False: sliding_window has no effect.
+    use_sliding_window: bool = True
     quantization_config: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistral(Llama):
+    """Llama, with a sliding window unless the file has none."""
+
+    num_key_value_heads: Size | None = 8
+    max_position_embeddings: Size = 131072
+    sliding_window: Any = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2(Llama):
+    query_biases: ClassVar[bool] = True
+    num_key_value_heads: Size | None = 32
+    max_position_embeddings: Size = 32768
+    use_sliding_window: bool = False
+
+
+# By model_type.
+FAMILIES: dict[str, type[Llama]] = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2}
 
 
 def read_config(folder: Path) -> bytes:
@@ -57,7 +86,7 @@ def read_config(folder: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}): give the folder of a Hugging Face Llama or a "
+            f"{path} cannot be read ({error.strerror}): give the folder of a Hugging Face model or a "
             "checkpoint of caat"
         ) from None
 
@@ -67,7 +96,7 @@ def read_kind(folder: Path) -> Kind:
     return parse_record(read_config(folder), Kind, folder / "config.json")
 
 
-def read_llama(folder: Path) -> Llama:
+def read_family(folder: Path) -> Llama:
     """Read config.json. Raise ``ValueError`` for the first key with a value that is not supported."""
     path = folder / "config.json"
 
@@ -76,27 +105,32 @@ def read_llama(folder: Path) -> Llama:
 
     kind = read_kind(folder).model_type
     refuse_unless(
-        kind == "llama",
+        kind in FAMILIES,
         "model_type",
         kind,
-        "is not supported: give a model of type llama (SmolLM, TinyLlama, Llama 1 and 2 and others)",
+        f"is not supported: give a model of type {', '.join(FAMILIES)} (SmolLM2 and many others are llama)",
     )
-    values = parse_record(read_config(folder), Llama, path)
+    values = parse_record(read_config(folder), FAMILIES[kind], path)
     refuse_unless(
         values.hidden_act == "silu", "hidden_act", values.hidden_act, "is not silu, which SwiGLU needs"
     )
-    for key in ("attention_bias", "mlp_bias"):
-        refuse_unless(
-            not getattr(values, key),
-            key,
-            True,
-            "means biases, which caat does not support: give a model without biases",
-        )
     refuse_unless(
-        values.sliding_window is None,
+        values.query_biases or not values.attention_bias,
+        "attention_bias",
+        values.attention_bias,
+        "means a bias of attention's output too, which caat does not support: give a model without it",
+    )
+    refuse_unless(
+        not values.mlp_bias,
+        "mlp_bias",
+        values.mlp_bias,
+        "means biases in the MLP, which caat does not support: give a model without them",
+    )
+    refuse_unless(
+        values.sliding_window is None or not values.use_sliding_window,
         "sliding_window",
         values.sliding_window,
-        "limits attention, which caat does not support: give a model without it",
+        "limits how far tokens attend, which caat does not support: give a model without it",
     )
     refuse_unless(
         values.quantization_config is None,
@@ -117,6 +151,7 @@ def model_config(values: Llama, folder: Path) -> ModelConfig:
         heads=values.num_attention_heads,
         kv_heads=values.num_key_value_heads or values.num_attention_heads,
         head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
+        attention_bias=values.query_biases,
         sequence=values.max_position_embeddings,
         vocab_size=values.vocab_size,
         rope_base=values.base or 10000.0,
