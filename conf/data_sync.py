@@ -52,6 +52,13 @@ class DataSyncConfig:
         """The settings of the schedule. Raises ``ValueError`` unless they go together."""
         return ScheduleSpec("data_sync", "replicas", self.schedule, self.topology)
 
+    def describe(self) -> str:
+        """Return how messages travel, in a few words; nothing if the backend sends them as they are."""
+        parts = [f"gradients in {self.codec}"] * (self.codec != "none")
+        parts += [f"weights in {self.weights_codec}"] * (self.weights_codec != "none")
+        parts += [f"along {self.route.describe()}"] * bool(self.route)
+        return ", ".join(parts)
+
     @staticmethod
     def both(codec: str) -> DataSyncConfig:
         """Return ``codec`` for gradients and, where it is a codec of weights, for weights too; else int8."""

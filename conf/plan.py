@@ -54,6 +54,11 @@ class PlanConfig(MessageCostConfig):
     island_delay: str | None = setting(
         None, "One-way delay of the link between islands, such as 20ms. Default: delay."
     )
+    waiting: float = setting(
+        0.02,
+        "Fraction of the time that may be spent waiting for other islands: the plan says how fast a link "
+        "that needs.",
+    )
     tflops: float | None = setting(
         None,
         "TFLOP/s that a GPU sustains without communication; caat bench mfu measures it. Default: 40 % of "
@@ -86,6 +91,10 @@ class PlanConfig(MessageCostConfig):
         given = {name: amount for name, amount in amounts.items() if amount is not None}
         require_positive(nodes=self.nodes, gpus=self.gpus, **given)
         require(0.0 <= self.spare < 1.0, f"spare={self.spare} is outside [0, 1): it is a fraction of memory")
+        require(
+            0.0 < self.waiting < 1.0,
+            f"waiting={self.waiting} is outside (0, 1): it is a fraction of the time",
+        )
         if self.gemm is not None:
             require(0.0 < self.gemm <= 1.0, f"gemm={self.gemm} is outside (0, 1]: it is a fraction of peak")
             require(

@@ -11,10 +11,11 @@ from caat.planning.costs import flops_per_token
 from caat.planning.data_traffic import sent_bytes
 from caat.planning.island_traffic import bytes_per_step
 from caat.planning.layouts import Layout, check_schedules, layout_of, needs, pass_of
+from caat.planning.link_needed import rate_needed
 from caat.planning.memory import Memory
 from caat.planning.parameters import local_parameters
 from caat.planning.times import Machine, accumulation_of, time_of
-from caat.planning.traffic import tensor_bytes
+from caat.planning.traffic import StepTime, tensor_bytes
 from conf.budget import asks_for_budget
 from conf.plan import PlanConfig
 from conf.reading.settings import settings_of
@@ -70,6 +71,8 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "world": machine.world,
         "nodes": plan.nodes,
         "layout": asdict(layout),
+        "between_replicas": config.data_sync.describe() if layout.replicas > 1 else None,
+        "waiting": plan.waiting,
         "outer_steps": config.islands.describe(layout.islands) if layout.islands > 1 else None,
         "joins": config.islands.join is not None,
         "memory": _parts(needs(config, layout)),
@@ -101,6 +104,7 @@ def _by_ratio(
                 "tensor_bytes": tensor_bytes(pass_of(config, layout, ratio), accumulation, wire),
                 "data_bytes": sent.total,
                 "island_bytes": round(bytes_per_step(config, layout)),
+                "island_link_needed_bits_per_second": _link_needed(plan, config, layout, machine, time),
                 "compute_seconds": time.compute,
                 "tensor_exposed_seconds": time.tensor_exposed,
                 "data_exposed_seconds": time.data_exposed,
@@ -112,6 +116,18 @@ def _by_ratio(
             }
         )
     return rows
+
+
+def _link_needed(
+    plan: PlanConfig, config: Config, layout: Layout, machine: Machine, time: StepTime
+) -> float | None:
+    """Return the rate of an island's link at which it waits a fraction ``plan.waiting`` of the time."""
+    if layout.islands == 1:
+        return None
+    inside = time.seconds - time.island_exposed
+    link = machine.island_link(layout)
+    rate = rate_needed(config, layout, link, step_seconds=inside, waiting=plan.waiting)
+    return None if rate is None else 8 * rate * layout.processes * layout.replicas
 
 
 def _parts(memory: Memory) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def show(plan: dict[str, Any]) -> None:
         f"global batch {plan['global_batch']} x {plan['sequence']} tokens, "
         f"activation checkpointing {layout['checkpointing']}"
     )
+    if plan["between_replicas"]:
+        print(f"between replicas: {plan['between_replicas']}")
     if plan["outer_steps"]:
         print(f"between islands: {plan['outer_steps']}; bytes and waits below are means over the steps")
     if plan["joins"]:
@@ -72,17 +74,27 @@ def _steps(plan: dict[str, Any]) -> Table:
     if plan["outer_steps"]:
         sent["islands GiB"], spent["islands wait"] = "island_bytes", "island_exposed_seconds"
     spent["step s"] = "step_seconds"
-    table = _table(title, "ratio", *sent, *spent, "tokens/s", "MFU", "days")
+    needed = [f"link for {plan['waiting']:.0%}"] if plan["outer_steps"] else []
+    table = _table(title, "ratio", *sent, *spent, *needed, "tokens/s", "MFU", "days")
     for row in plan["steps"]:
         table.add_row(
             f"{row['ratio']:g}",
             *(_gib(row[name]) for name in sent.values()),
             *(f"{row[name]:.3g}" for name in spent.values()),
+            *(_rate(row["island_link_needed_bits_per_second"]) for _ in needed),
             f"{row['tokens_per_second']:,.0f}",
             f"{row['mfu']:.1%}",
             f"{row['days']:.3g}",
         )
     return table
+
+
+def _rate(bits: float | None) -> str:
+    """Return a rate in tc's notation. None: no rate is enough, because the delay alone is too long."""
+    if bits is None:
+        return "none"
+    unit, name = next((each for each in ((1e12, "t"), (1e9, "g"), (1e6, "m")) if bits >= each[0]), (1e3, "k"))
+    return f"{bits / unit:.3g}{name}bit"
 
 
 def _gib(size: int) -> str:

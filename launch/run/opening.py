@@ -59,8 +59,8 @@ def _opening(run: Training, folder: Path) -> str:
     if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
         where = "an island" if mesh.islands.processes > 1 else "the run"
         lines.append(f"note: data_sync has no effect, because {where} has one replica")
-    if config.data_sync.route:
-        lines.append(f"between replicas: along {config.data_sync.route.describe()}")
+    if mesh.data_size > 1 and config.data_sync.describe():
+        lines.append(f"between replicas: {config.data_sync.describe()}")
     if engine.live.islands is not None:
         lines.append(f"outer steps: {config.islands.describe(mesh.islands.processes)}")
     if config.islands.method == "dcs3gd" and config.optim.name != "sgd":

@@ -113,6 +113,21 @@ def test_islands_over_a_slow_link(capsys):
     assert "between islands: diloco every 30 steps, codec int8" in printed and "islands wait" in printed
 
 
+def test_the_link_that_islands_need_is_one_that_can_be_given(capsys):
+    config = compose(["model=130m", "parallel.tensor=2", "parallel.islands=2", "data_sync.codec=int8"])
+    hardware = {"nodes": 2, "gpus": 4, "island_delay": "20us", "ratios": [1.0], "waiting": 0.05}
+    made = make_plan(PlanConfig(island_link="1gbit", **hardware), config)
+    show(made)
+    printed = capsys.readouterr().out
+    assert "between replicas: gradients in int8" in printed and "link for 5%" in printed
+    rate = f"{made['steps'][0]['island_link_needed_bits_per_second'] / 1e9:.3g}gbit"
+    assert rate in printed
+    (row, *_) = make_plan(PlanConfig(island_link=rate, **hardware), config)["steps"]
+    assert row["island_exposed_seconds"] / row["step_seconds"] == pytest.approx(0.05, rel=0.005)
+    show(make_plan(PlanConfig(**hardware | {"island_delay": "1s"}), config))
+    assert " none " in capsys.readouterr().out
+
+
 def test_a_step_in_one_process_is_arithmetic_alone():
     config = compose(["model=130m"])
     (row, *_) = make_plan(PlanConfig(gpus=1, tflops=1.0, ratios=[0.5]), config)["steps"]
@@ -289,6 +304,7 @@ def test_units():
         (["spare=1"], "spare=1.0 is outside"),
         (["ratios=[2.0]"], "ratios: 2.0 is outside"),
         (["gpus=0"], "gpus=0 must be above 0"),
+        (["waiting=0"], r"waiting=0.0 is outside \(0, 1\)"),
         (["gemm=1.5"], r"gemm=1.5 is outside \(0, 1\]"),
         (["gemm=0.6", "tflops=400"], "gemm=0.6 and tflops=400.0 both say how fast"),
         (["gemm=0.6", "memory_rate=0"], "memory_rate=0.0 must be above 0"),
