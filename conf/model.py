@@ -35,6 +35,9 @@ class ModelConfig:
         None, "Number of channels of a head, even. Default: hidden / heads, which must then be whole."
     )
     attention_bias: bool = setting(False, "Whether query, key and value have biases (Qwen2).")
+    qk_norm: bool = setting(
+        False, "Whether the queries and keys of each head are normalised before rotary positions (Qwen3)."
+    )
     sequence: int = setting(
         256,
         "Maximum sequence length, in tokens. Positions are rotary, so no weight depends on it.",

@@ -14,7 +14,7 @@ from caat.parallel.partial.stream import AnyStream
 from conf.model import ModelConfig
 from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
-from layers.norm import Normed, scaled
+from layers.norm import Normed, RMSNorm, scaled
 from layers.rotary import Angles, rotate
 
 
@@ -32,10 +32,21 @@ class Attention(nn.Module):
         sizes = (config.query_size, config.key_value_size, config.key_value_size)
         self.qkv = ColumnParallelLinear(config.hidden, sizes, mesh, bias=config.attention_bias)
         self.output = RowParallelLinear(config.query_size, config.hidden, mesh, ratio, private_scale)
+        self.norm_eps = config.norm_eps
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_size, mesh, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_size, mesh, config.norm_eps)
 
-    def forward(self, normed: Normed, angles: Angles, cache: LayerCache | None = None) -> AnyStream:
+    def forward(
+        self,
+        normed: Normed,
+        angles: Angles,
+        cache: LayerCache | None = None,
+        gammas: Sequence[Tensor] = (),
+    ) -> AnyStream:
+        """``gammas`` are the weights of the norms of queries and keys, if there are any."""
         x, qkv, rstd = self.qkv.unscaled_after_norm(normed)
-        core = partial(self.core, bias=self.qkv.bias)
+        core = partial(self.core, bias=self.qkv.bias, gammas=gammas)
         if self.recompute:
             core = partial(checkpoint, core, use_reentrant=False)
         return self.output.before_norm(core(qkv, *angles, cache, rstd), x)
@@ -49,12 +60,14 @@ class Attention(nn.Module):
         rstd: Tensor | None = None,
         *,
         bias: Tensor | None = None,
+        gammas: Sequence[Tensor] = (),
     ) -> Tensor:
         """[batch, seq, r · (q + k + v)] -> [batch, seq, r · q]: all work between the two GEMMs, all local.
 
         ``rstd`` [batch, seq, r] is a factor that ``qkv`` is still to be multiplied by, and ``bias``
-        [r · (q + k + v)] is to be added then. Heads are independent, so those of the r shards are computed
-        like the heads of one larger layer.
+        [r · (q + k + v)] is to be added then. ``gammas`` [head size] are the weights of the norms of queries
+        and keys. Heads are independent, so those of the r shards are computed like the heads of one larger
+        layer.
         """
         parts = [self.heads, self.kv_heads, self.kv_heads]
         heads = qkv.unflatten(-1, (-1, sum(parts), self.head_size))
@@ -65,6 +78,11 @@ class Attention(nn.Module):
             scaled(part, rstd, each).flatten(2, 3)
             for part, each in zip(heads.split(parts, dim=-2), biases, strict=True)
         )
+        if gammas:
+            q, k = (
+                F.rms_norm(part, gamma.shape, gamma, self.norm_eps)
+                for part, gamma in zip((q, k), gammas, strict=True)
+            )
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         return attend(q, k, v, cache).transpose(1, 2).flatten(2, 3)
 

@@ -33,18 +33,19 @@ class Block(nn.Module):
     def forward(
         self,
         x: AnyStream,
-        attention_gamma: Tensor,
-        mlp_gamma: Tensor,
+        gammas: Sequence[Tensor],
         angles: Angles,
         cache: LayerCache | None = None,
     ) -> AnyStream:
-        x = self.attention(self.attention_norm(x, attention_gamma), angles, cache)
+        """``gammas`` are the weights of the block's norms, in the order of :func:`norms_of`."""
+        attention_gamma, *of_heads, mlp_gamma = gammas
+        x = self.attention(self.attention_norm(x, attention_gamma), angles, cache, of_heads)
         return self.mlp(self.mlp_norm(x, mlp_gamma))
 
 
 def norms_of(blocks: Iterable[nn.Module]) -> list[RMSNorm]:
-    """Return the two norms of each block, in order."""
-    return [part for block in blocks for part in block.children() if isinstance(part, RMSNorm)]
+    """Return the norms of each block, in order: before attention, of queries and of keys, before the MLP."""
+    return [part for block in blocks for part in block.modules() if isinstance(part, RMSNorm)]
 
 
 def run_blocks(
@@ -54,12 +55,13 @@ def run_blocks(
     places: Places,
     run: Callable[..., AnyStream] = lambda block, *arguments: block(*arguments),
 ) -> AnyStream:
-    """Pass the stream ``x`` through all ``blocks``; ``gammas`` holds the weights of the two norms per block.
+    """Pass the stream ``x`` through all ``blocks``; ``gammas`` holds the weights of the norms of all blocks.
 
     ``run(block, *arguments)`` calls a block; it may wrap the call, for example for activation checkpointing.
     """
-    for block, *norms, layer in zip(blocks, gammas[0::2], gammas[1::2], places.layers, strict=True):
-        x = run(block, x, *norms, places.angles, layer)
+    each = len(gammas) // len(places.layers)
+    for number, (block, layer) in enumerate(zip(blocks, places.layers, strict=True)):
+        x = run(block, x, gammas[number * each : (number + 1) * each], places.angles, layer)
     return x
 
 

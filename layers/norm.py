@@ -66,4 +66,5 @@ def norm_weights(norms: Iterable[RMSNorm], mesh: Mesh) -> list[Tensor]:
     weights: list[Tensor] = [norm.weight for norm in norms]
     if not torch.is_grad_enabled():
         return weights
-    return list(sum_gradient(torch.stack(weights), mesh.tensor, "replicated").unbind())
+    summed = sum_gradient(torch.cat(weights), mesh.tensor, "replicated")
+    return list(summed.split([len(weight) for weight in weights]))

@@ -56,6 +56,9 @@ def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
             yield Weight(ours + "attention.qkv.bias", biases, (query[:1], key_value[:1], key_value[:1]), 0.0)
         output = attention + "o_proj.weight"
         yield Weight(ours + "attention.output.weight", (output,), (query[::-1],), output_std)
+        for name in ("q_norm", "k_norm") if c.qk_norm else ():
+            weight = f"{name}.weight"
+            yield Weight(f"{ours}attention.{weight}", (attention + weight,), ((c.head_size,),), None)
         yield Weight(ours + "mlp_norm.weight", (theirs + "post_attention_layernorm.weight",), norm, None)
         yield Weight(
             ours + "mlp.gate_up.weight",

@@ -34,6 +34,8 @@ SCALED = {
 OPTIONS: dict[str, dict] = {
     "head size": dict(head_dim=12),
     "biases": dict(attention_bias=True),
+    "norms of heads": dict(qk_norm=True, head_dim=12),
+    "biases and norms": dict(attention_bias=True, qk_norm=True),
 }
 FAMILIES = {name: replace(SMALL, **options) for name, options in OPTIONS.items()}
 

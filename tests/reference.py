@@ -24,8 +24,8 @@ def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Ten
     def vector(size: int) -> Tensor:
         return 0.2 * torch.randn(size, generator=g, dtype=torch.float64)
 
-    def scale() -> Tensor:
-        return 1 + vector(c.hidden)
+    def scale(size: int = c.hidden) -> Tensor:
+        return 1 + vector(size)
 
     w = {"model.embed_tokens.weight": matrix(c.vocab_size, c.hidden)}
     for i in range(c.layers):
@@ -35,6 +35,8 @@ def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Ten
             w[at + f"self_attn.{name}_proj.weight"] = matrix(rows, c.hidden)
             if c.attention_bias:
                 w[at + f"self_attn.{name}_proj.bias"] = vector(rows)
+        for name in "qk" if c.qk_norm else "":
+            w[at + f"self_attn.{name}_norm.weight"] = scale(d)
         w[at + "self_attn.o_proj.weight"] = matrix(c.hidden, query)
         w[at + "post_attention_layernorm.weight"] = scale()
         w[at + "mlp.gate_proj.weight"] = matrix(c.ffn, c.hidden)
@@ -58,10 +60,13 @@ def _rope(x: Tensor, base: float) -> Tensor:
     return torch.cat([turned.real, turned.imag], -1)
 
 
-def _attention(products: list[Tensor], d: int, base: float) -> Tensor:
-    """Attention of one shard's query, key and value [batch, length, *]."""
+def _attention(products: list[Tensor], gammas: list[Tensor], c) -> Tensor:
+    """Attention of one shard's query, key and value [batch, length, *]; ``gammas``: of the first two."""
+    d, base = c.head_dim or c.hidden // c.heads, c.rope_base
     b, s, _ = products[0].shape
     query, key, value = (x.view(b, s, -1, d).transpose(1, 2) for x in products)
+    if gammas:
+        query, key = _rms(query, gammas[0], c.norm_eps), _rms(key, gammas[1], c.norm_eps)
     query, key = _rope(query, base), _rope(key, base)
     group = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(group, 1) for t in (key, value))
@@ -101,7 +106,6 @@ def streams(
 
     ``rounded(x)``, if given, is applied to everything that travels: to every part of a sum, and to the sum.
     """
-    d = c.head_dim or c.hidden // c.heads
 
     def wire(x: Tensor, forward: bool = True) -> Tensor:
         return x if rounded is None else _Rounded.apply(x, rounded, forward)
@@ -125,7 +129,8 @@ def streams(
                 products.append(y @ shard_of(w[name + "weight"], n, i, 0).T)
                 if c.attention_bias:
                     products[-1] = products[-1] + shard_of(w[name + "bias"], n, i, 0)
-            a = _attention(products, d, c.rope_base)
+            gammas = [w[at + f"self_attn.{p}_norm.weight"] for p in "qk"] if c.qk_norm else []
+            a = _attention(products, gammas, c)
             outputs.append(a @ shard_of(w[at + "self_attn.o_proj.weight"], n, i, 1).T)
         x = [a + b for a, b in zip(x, sync(outputs), strict=True)]
         outputs = []

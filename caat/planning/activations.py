@@ -5,6 +5,7 @@ shards, q, v and f the local widths of queries, of values and of the FFN:
 
     norm + column-parallel    k + r m, the output (q + 2 v, 2 f or the vocabulary), r numbers 1/rms
     attention                 q + v rotated, v again if copied, q out, softmax sums
+    norms of queries and keys q + v, twice on the CPU, a number 1/rms per head
     SwiGLU                    f of silu(gate); gate and up are the column-parallel output
     row-parallel              its input, the output of attention or SwiGLU
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from caat.planning.parameters import norm_numbers
 from conf.model import ModelConfig
 
 # Norms, softmax sums and the loss are always float32; token numbers are int64.
@@ -74,7 +76,7 @@ def block_bytes(p: Pass) -> int:
         blocks = c.layers * _block(p, p.checkpointing) - stream * p.tokens * s
     entry = c.hidden * p.tokens * s
     angles = p.sequence * c.head_size * s
-    gammas = (2 * c.layers + 1) * c.hidden * s
+    gammas = norm_numbers(c) * s
     return blocks + entry + _norm(p) + angles + gammas + _embedding(p)
 
 
@@ -120,7 +122,7 @@ def block_work_bytes(p: Pass) -> int:
 def _block(p: Pass, checkpointing: str) -> int:
     c, s = p.model, p.element_size
     query, value, ffn = (size // p.processes for size in (c.query_size, c.key_value_size, c.ffn))
-    heads = c.heads // p.processes
+    heads, kv_heads = c.heads // p.processes, c.kv_heads // p.processes
     # Values are not those of the projection if it has a bias, nor with several shards of several heads each,
     # where they are not contiguous in it.
     copied = c.attention_bias or (p.local > 1 and c.kv_heads > p.shards)
@@ -129,7 +131,14 @@ def _block(p: Pass, checkpointing: str) -> int:
         return (per_token + (query + 2 * value + 2 * ffn) * s) * p.tokens
     projection = 0 if p.plain_norms and copied else query + 2 * value
     core = query + value + (value if copied else 0)
-    return (per_token + (projection + core + 3 * ffn) * s + heads * WIDE) * p.tokens
+    norms = 0
+    if c.qk_norm:
+        # The input, unless it is the projection, and on the CPU what is multiplied by the weight.
+        kept = (copied + (not p.cuda)) * s
+        if s < WIDE and not p.cuda:
+            kept = 2 * WIDE
+        norms = (query + value) * kept + (heads + kv_heads) * WIDE
+    return (per_token + (projection + core + 3 * ffn) * s + norms + heads * WIDE) * p.tokens
 
 
 def _norm(p: Pass) -> int:

@@ -35,7 +35,8 @@ def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parame
     biases = [Parameter(qkv.rows, bias=True)] if c.attention_bias else []
     output, down = row_parallel(c.query_size), row_parallel(c.ffn)
     norm = Parameter(c.hidden, norm=True)
-    block = [norm, qkv, *biases, output, norm, gate_up, down]
+    head_norms = 2 * [Parameter(c.head_size, norm=True)] if c.qk_norm else []
+    block = [norm, qkv, *biases, output, *head_norms, norm, gate_up, down]
     return [vocabulary, *c.layers * block, norm, vocabulary]
 
 
@@ -44,6 +45,11 @@ def optimizer_groups(held: Sequence[Parameter]) -> list[list[Parameter]]:
     matrices = [p for p in held if not p.norm and not p.bias]
     biases, norms = [p for p in held if p.bias], [p for p in held if p.norm]
     return [matrices, *([biases] if biases else []), norms]
+
+
+def norm_numbers(c: ModelConfig) -> int:
+    """Return the number of all norm weights."""
+    return sum(parameter.numbers for parameter in local_parameters(c, 1, 1) if parameter.norm)
 
 
 def local_numbers(c: ModelConfig, shards: int, processes: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from caat.planning.activations import WIDE, Pass
 from caat.planning.costs import recomputed_flops_per_token, sync_bytes
 from caat.planning.data_wait import data_wait
-from caat.planning.parameters import Parameter
+from caat.planning.parameters import Parameter, norm_numbers
 from caat.planning.prediction import Link, predict
 from conf.data_sync import DataSyncConfig
 from conf.sync import WireFormat
@@ -41,7 +41,7 @@ def tensor_bytes(p: Pass, accumulation: int, wire: WireFormat) -> int:
 def _waited_for(p: Pass) -> tuple[int, ...]:
     """Return the bytes of messages that nothing hides: embedding forward, two of the loss, the norms'."""
     c = p.model
-    norms = (2 * c.layers + 1) * c.hidden * WIDE
+    norms = norm_numbers(c) * WIDE
     return c.hidden * p.tokens * p.element_size, p.tokens * WIDE, 2 * p.tokens * WIDE, norms
 
 

@@ -37,6 +37,8 @@ class Llama(RopeKeys):
 
     # Whether query, key and value have biases, and attention's output has none.
     query_biases: ClassVar[bool] = False
+    # Whether the queries and keys of each head are normalised.
+    head_norms: ClassVar[bool] = False
 
     num_hidden_layers: Size
     hidden_size: Size
@@ -75,8 +77,17 @@ class Qwen2(Llama):
     use_sliding_window: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Qwen3(Llama):
+    head_norms: ClassVar[bool] = True
+    num_key_value_heads: Size | None = 32
+    head_dim: Size | None = 128
+    max_position_embeddings: Size = 32768
+    use_sliding_window: bool = False
+
+
 # By model_type.
-FAMILIES: dict[str, type[Llama]] = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2}
+FAMILIES: dict[str, type[Llama]] = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2, "qwen3": Qwen3}
 
 
 def read_config(folder: Path) -> bytes:
@@ -152,6 +163,7 @@ def model_config(values: Llama, folder: Path) -> ModelConfig:
         kv_heads=values.num_key_value_heads or values.num_attention_heads,
         head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
         attention_bias=values.query_biases,
+        qk_norm=values.head_norms,
         sequence=values.max_position_embeddings,
         vocab_size=values.vocab_size,
         rope_base=values.base or 10000.0,

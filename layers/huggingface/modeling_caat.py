@@ -97,11 +97,11 @@ def visible(rows: Tensor, keys: int, attention_mask: Tensor | None) -> Tensor:
 
 
 class CaatNorm(nn.Module):
-    """RMSNorm of each shard's stream."""
+    """RMSNorm of each shard's stream, or of each head."""
 
-    def __init__(self, c: CaatConfig) -> None:
+    def __init__(self, c: CaatConfig, size: int | None = None) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(c.hidden_size)), c.rms_norm_eps
+        self.weight, self.eps = nn.Parameter(torch.ones(size or c.hidden_size)), c.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -120,11 +120,14 @@ class CaatAttention(nn.Module):
         self.k_proj = nn.Linear(c.hidden_size, key_value, bias=bias)
         self.v_proj = nn.Linear(c.hidden_size, key_value, bias=bias)
         self.o_proj = nn.Linear(query, c.hidden_size, bias=False)
+        norms = c.caat["qk_norm"]
+        self.q_norm, self.k_norm = (CaatNorm(c, c.head_dim) if norms else nn.Identity() for _ in range(2))
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         q, k, v = (self._heads(column_parallel(x, each)) for each in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             # Before transformers 5.4 a static cache needs the positions to write to.

@@ -39,7 +39,7 @@ def pickled(folder: Path) -> None:
 WRONG = {
     "another type": (
         lambda f: edit(f, model_type="gemma2"),
-        'model_type="gemma2" is not supported: give .* llama, mistral, qwen2',
+        'model_type="gemma2" is not supported: give .* llama, mistral, qwen2, qwen3',
     ),
     "scaled rope": (
         lambda f: edit(f, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 8}),

@@ -143,6 +143,10 @@ REFUSED = {
         ["resume=run", "model.head_dim=64"],
         ["model.head_dim=64", "a model with 32", "give model.head_dim=32"],
     ),
+    "other norms": (
+        ["resume=run", "model.qk_norm=true"],
+        ["model.qk_norm=True", "a model with False", "give model.qk_norm=False"],
+    ),
     "another scaling": (
         ["resume=run", "model.rope_scaling.kind=linear", "model.rope_scaling.factor=2"],
         ["model.rope_scaling.kind=linear", "a model with none", "give model.rope_scaling.kind=none"],

@@ -22,7 +22,7 @@ from caat.parallel.mesh import Mesh
 from caat.parallel.sums import SumOptions
 from conf.model import ModelConfig
 from layers.gpt import GPT
-from tests.models import SCALED, SMALL
+from tests.models import FAMILIES, SCALED, SMALL
 
 SHARDS = 8
 WIRES = {
@@ -91,7 +91,9 @@ def main() -> None:
             raise
     for scaling in SCALED.values():
         check(1, 0.5, torch.bfloat16, SumOptions(), "none", config=replace(SMALL, rope_scaling=scaling))
-    print(f"{len(cases) + len(SCALED)} cases")
+    for config in FAMILIES.values():
+        check(SHARDS, 0.5, torch.bfloat16, SumOptions(), "selective", config=config)
+    print(f"{len(cases) + len(SCALED) + len(FAMILIES)} cases")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def test_flops(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations(ranks, family):
     check(compare(1, CASES, OPTIONS[family]), CASES)
-    check(ranks(2).run(compare, 2, CASES[1:], OPTIONS[family])[-1], CASES[1:])
+    some = [CASES[1], CASES[2], CASES[-1]]
+    check(ranks(2).run(compare, 2, some, OPTIONS[family])[-1], some)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,8 +13,12 @@ from conf.checks import require
 from conf.model import ModelConfig, head_dim_setting
 from conf.partition import shared_channels
 
-# The model_type and the class of transformers by attention_bias.
-CLASSES = {False: ("llama", "LlamaForCausalLM"), True: ("qwen2", "Qwen2ForCausalLM")}
+# The model_type and the class of transformers by attention_bias and qk_norm. There is none for both.
+CLASSES = {
+    (False, False): ("llama", "LlamaForCausalLM"),
+    (True, False): ("qwen2", "Qwen2ForCausalLM"),
+    (False, True): ("qwen3", "Qwen3ForCausalLM"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,13 @@ class Architecture:
     @property
     def transformers_class(self) -> str | None:
         """The class of transformers that computes the same function, if there is one."""
-        found = CLASSES.get(self.model.attention_bias)
+        found = CLASSES.get((self.model.attention_bias, self.model.qk_norm))
         return found[1] if found and self.plain else None
 
     def to_json(self) -> dict[str, Any]:
         """A Hugging Face configuration with our part under ``caat``."""
         c = self.model
-        model_type, name = CLASSES.get(c.attention_bias, CLASSES[False])
+        model_type, name = CLASSES.get((c.attention_bias, c.qk_norm), CLASSES[False, False])
         # Qwen2 has no key for its biases, and to the others this one means a bias of attention's output too.
         biases = {} if model_type == "qwen2" else {"attention_bias": False, "mlp_bias": False}
         return {
@@ -74,6 +78,7 @@ class Architecture:
                 "private_scale": self.private_scale,
                 "padded_vocab_size": c.padded_vocab(self.shards),
                 "attention_bias": c.attention_bias,
+                "qk_norm": c.qk_norm,
             },
         }
 
@@ -99,6 +104,7 @@ class Architecture:
             kv_heads=values.num_key_value_heads,
             head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
             attention_bias=cut.attention_bias,
+            qk_norm=cut.qk_norm,
             sequence=values.max_position_embeddings,
             vocab_size=values.vocab_size,
             padded_vocab_size=cut.padded_vocab_size,
@@ -140,6 +146,7 @@ class _Cut:
     padded_vocab_size: Size
     # Checkpoints of earlier versions do not have what follows.
     attention_bias: bool = False
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[str, dict, str]] = {
     # Without its window it is a Llama.
     "mistral": ("Mistral", dict(head_dim=12, sliding_window=None), "Llama"),
     "qwen2": ("Qwen2", {}, "Qwen2"),
+    "qwen3": ("Qwen3", dict(head_dim=12), "Qwen3"),
 }
 
 

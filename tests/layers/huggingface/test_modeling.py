@@ -7,21 +7,22 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.architecture import Architecture
+from conf.model import ModelConfig
 from conf.partition import shared_channels
 from layers.huggingface.modeling_caat import CACHE, CaatConfig, CaatForCausalLM
-from tests.models import SMALL, batch, build, gathered
+from tests.models import FAMILIES, SMALL, batch, build, gathered
 from tests.reference import random_weights
 
 TOLERANCE = dict(rtol=0, atol=1e-10)
 CASES = [(1, 0.5), (2, 0.0), (4, 0.25), (4, 0.5), (8, 0.5), (8, 1.0)]
 
 
-def theirs(shards: int, ratio: float) -> CaatForCausalLM:
+def theirs(shards: int, ratio: float, c: ModelConfig = SMALL) -> CaatForCausalLM:
     """The small model with the reference's weights, as Hugging Face would load it."""
-    k = shared_channels(SMALL.hidden, ratio, shards)
-    config = CaatConfig(**Architecture(SMALL, shards, ratio, k, shards**0.5).to_json())
+    k = shared_channels(c.hidden, ratio, shards)
+    config = CaatConfig(**Architecture(c, shards, ratio, k, shards**0.5).to_json())
     model = CaatForCausalLM(config).double()
-    model.load_state_dict(random_weights(SMALL))
+    model.load_state_dict(random_weights(c))
     return model.eval()
 
 
@@ -29,9 +30,12 @@ def our_logits(model, tokens: torch.Tensor) -> torch.Tensor:
     return model.head.after_norm(model.hidden(tokens))[1][..., : SMALL.vocab_size]
 
 
-@pytest.mark.parametrize(("shards", "ratio"), CASES)
-def test_logits_and_gradients(shards, ratio):
-    ours, model = build(Mesh(shards), ratio), theirs(shards, ratio)
+@pytest.mark.parametrize(
+    ("shards", "ratio", "c"),
+    [*((*case, SMALL) for case in CASES), *((4, 0.5, c) for c in FAMILIES.values())],
+)
+def test_logits_and_gradients(shards, ratio, c):
+    ours, model = build(Mesh(shards), ratio, config=c), theirs(shards, ratio, c)
     tokens, targets = batch()
     logits = model(tokens).logits
     torch.testing.assert_close(logits, our_logits(ours, tokens), **TOLERANCE)
