@@ -38,6 +38,9 @@ class ModelConfig:
     qk_norm: bool = setting(
         False, "Whether the queries and keys of each head are normalised before rotary positions (Qwen3)."
     )
+    tie_embeddings: bool = setting(
+        False, "Whether the head's weights are those of the embedding (Llama 3.2, SmolLM2)."
+    )
     sequence: int = setting(
         256,
         "Maximum sequence length, in tokens. Positions are rotary, so no weight depends on it.",

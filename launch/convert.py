@@ -62,7 +62,7 @@ def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
         "became": "a checkpoint of caat",
         "shards": found.shards,
         "ratio": found.ratio,
-        "embeddings": _embeddings(source.tied, source.flagged_tied),
+        "embeddings": _embeddings(found.model.tie_embeddings, source.flagged_tied),
         "tokenizer": source.tokenizer.name,
         "begin_and_end": f"{found.bos} and {found.eos}",
         "parameters": source.bytes // 4,
@@ -73,7 +73,7 @@ def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
 
 def _embeddings(tied: bool, flagged: bool) -> str:
     if tied:
-        return "tied: written as two equal matrices, which are trained separately from now on"
+        return "tied: one matrix, which is also the head"
     return "untied" + (": tie_word_embeddings is true, but the file has a separate head" if flagged else "")
 
 

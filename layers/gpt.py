@@ -56,7 +56,19 @@ class GPT(nn.Module):
         )
         self.norm = RMSNorm(config.hidden, mesh, config.norm_eps)
         self.head = ColumnParallelLinear(config.hidden, self.padded_vocab, mesh)
+        self._tie()
         self.set_ratio(ratio)
+
+    def _tie(self) -> None:
+        # Both are split by vocabulary: a shard's rows of the head are its rows of the embedding.
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def _apply(self, *arguments: Any, **named: Any) -> GPT:
+        """Change all weights, such as their device. Torch does so module by module, which unties them."""
+        super()._apply(*arguments, **named)
+        self._tie()
+        return self
 
     @staticmethod
     def empty(

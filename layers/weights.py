@@ -68,7 +68,8 @@ def gpt_weights(c: ModelConfig) -> Iterator[Weight]:
         )
         yield Weight(ours + "mlp.down.weight", (mlp + "down_proj.weight",), (wide[::-1],), output_std)
     yield Weight("norm.weight", ("model.norm.weight",), norm, None)
-    yield Weight("head.weight", ("lm_head.weight",), (vocab,), c.init_std)
+    if not c.tie_embeddings:
+        yield Weight("head.weight", ("lm_head.weight",), (vocab,), c.init_std)
 
 
 def initial_weights(config: ModelConfig, seed: int) -> FullWeights:

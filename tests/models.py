@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict] = {
     "biases": dict(attention_bias=True),
     "norms of heads": dict(qk_norm=True, head_dim=12),
     "biases and norms": dict(attention_bias=True, qk_norm=True),
+    "tied embeddings": dict(tie_embeddings=True),
 }
 FAMILIES = {name: replace(SMALL, **options) for name, options in OPTIONS.items()}
 

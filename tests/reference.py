@@ -43,7 +43,8 @@ def random_weights(c, seed: int = 0, padded: int | None = None) -> dict[str, Ten
         w[at + "mlp.up_proj.weight"] = matrix(c.ffn, c.hidden)
         w[at + "mlp.down_proj.weight"] = matrix(c.hidden, c.ffn)
     w["model.norm.weight"] = scale()
-    w["lm_head.weight"] = matrix(c.vocab_size, c.hidden)
+    if not c.tie_embeddings:
+        w["lm_head.weight"] = matrix(c.vocab_size, c.hidden)
     return w
 
 
@@ -149,9 +150,10 @@ def token_losses(
     """Return -log p(target) of every token [batch, seq]."""
     scale = math.sqrt(n) if scale is None else scale
     size = -(-c.vocab_size // n)
+    head = w["model.embed_tokens.weight" if c.tie_embeddings else "lm_head.weight"]
     slices = []
     for i, x in enumerate(streams(w, c, tokens, n, k, scale, rounded)):
-        rows = w["lm_head.weight"][i * size : (i + 1) * size]
+        rows = head[i * size : (i + 1) * size]
         slices.append(_rms(x, w["model.norm.weight"], c.norm_eps) @ rows.T)
     return -torch.cat(slices, -1).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 

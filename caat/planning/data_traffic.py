@@ -265,7 +265,8 @@ class GatheredWeights:
             else:
                 forward += whole
                 # All later weights are used twice, in forward and backward, before this one is used again.
-                backward += whole if 2 * later >= LIVE else 0
+                # The model's own forward pass reads the head, so DeepSpeed keeps a tied one all along.
+                backward += whole if 2 * later >= LIVE and not parameter.tied else 0
             later += parameter.numbers
         return GatheredWeights(step, forward, backward)
 

@@ -9,12 +9,16 @@ from conf.model import ModelConfig
 
 
 class Parameter(NamedTuple):
-    """A parameter of ``numbers`` numbers. A matrix has ``rows``, a vector one."""
+    """A parameter of ``numbers`` numbers. A matrix has ``rows``, a vector one.
+
+    ``tied``: it is used twice in a forward pass, first and last.
+    """
 
     numbers: int
     norm: bool = False
     rows: int = 1
     bias: bool = False
+    tied: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -37,7 +41,9 @@ def local_parameters(c: ModelConfig, shards: int, processes: int) -> list[Parame
     norm = Parameter(c.hidden, norm=True)
     head_norms = 2 * [Parameter(c.head_size, norm=True)] if c.qk_norm else []
     block = [norm, qkv, *biases, output, *head_norms, norm, gate_up, down]
-    return [vocabulary, *c.layers * block, norm, vocabulary]
+    embedding = vocabulary._replace(tied=c.tie_embeddings)
+    head = [] if c.tie_embeddings else [vocabulary]
+    return [embedding, *c.layers * block, norm, *head]
 
 
 def optimizer_groups(held: Sequence[Parameter]) -> list[list[Parameter]]:

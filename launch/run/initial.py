@@ -18,7 +18,7 @@ from conf.schema import Config
 from launch.run.agreement import check_model, check_private
 
 # Settings that runs of earlier versions do not have.
-LATER = ("rope_scaling", "head_dim", "attention_bias", "qk_norm")
+LATER = ("rope_scaling", "head_dim", "attention_bias", "qk_norm", "tie_embeddings")
 
 
 def initial_checkpoint(path: str) -> Path:

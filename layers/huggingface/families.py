@@ -164,6 +164,7 @@ def model_config(values: Llama, folder: Path) -> ModelConfig:
         head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
         attention_bias=values.query_biases,
         qk_norm=values.head_norms,
+        tie_embeddings=values.tie_word_embeddings,
         sequence=values.max_position_embeddings,
         vocab_size=values.vocab_size,
         rope_base=values.base or 10000.0,

@@ -39,8 +39,7 @@ class Source:
 
     folder: Path
     architecture: Architecture
-    tied: bool
-    # According to config.json. ``tied`` is False if the files hold a different head all the same.
+    # Whether config.json ties the embeddings. The model does not if the files hold another head all the same.
     flagged_tied: bool
     tokenizer: Path
     tensors: Tensors
@@ -51,7 +50,7 @@ class Source:
         return sum(each.bytes for each in _full_tensors(self.architecture.model))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return self.tensors(EMBEDDING if self.tied and name == HEAD else name, shape).float()
+        return self.tensors(name, shape).float()
 
 
 def check_source(folder: Path, shards: int | None, ratio: float | None) -> Source:
@@ -59,13 +58,10 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
 
     Raises ``ValueError`` for an unsupported model or a file that does not match config.json.
     """
-    flagged = False
     if read_kind(folder).exported:
         architecture = _exported(folder, shards, ratio)
     else:
-        values = read_family(folder)
-        flagged = values.tie_word_embeddings
-        model = model_config(values, folder)
+        model = model_config(read_family(folder), folder)
         require(
             shards is not None, "parallel.tensor is required: give the number of shards, parallel.tensor=N"
         )
@@ -74,8 +70,11 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         ratio = 1.0 if ratio is None else ratio
         channels = shared_channels(model.hidden, ratio, shards)
         architecture = Architecture(model, shards, ratio, channels, SyncConfig().scale(shards))
-    model = architecture.model
-    tensors = _check_tensors(folder, model, flagged)
+    model, tensors = architecture.model, _open(folder)
+    flagged = model.tie_embeddings
+    if flagged and not _head_is_embedding(tensors, model):
+        model = replace(model, tie_embeddings=False)
+    _check_tensors(folder, tensors, model)
     path = choose_tokenizer(folder)
     tokenizer = load_tokenizer(path)
     require(
@@ -83,9 +82,8 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         f"{path} has {tokenizer.vocab_size():,} pieces, but the model has only vocab_size="
         f"{model.vocab_size}: it belongs to another model, replace it by this model's tokenizer",
     )
-    architecture = replace(architecture, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
-    tied = flagged and _head_is_embedding(tensors, model)
-    return Source(folder, architecture, tied, flagged, path, tensors)
+    architecture = replace(architecture, model=model, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
+    return Source(folder, architecture, flagged, path, tensors)
 
 
 def import_checkpoint(source: Source, to: Path, result: dict[str, Any], show: Callable[[int], None]) -> None:
@@ -131,31 +129,34 @@ def _exported(folder: Path, shards: int | None, ratio: float | None) -> Architec
     return found
 
 
-def _check_tensors(folder: Path, model: ModelConfig, tied: bool) -> Tensors:
-    """Open the tensors. Raise ``ValueError`` unless the files hold exactly the model's tensors."""
+def _open(folder: Path) -> Tensors:
+    """Open the tensors. Raise ``ValueError`` if they are pickled or missing."""
     require(
         any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
         f"{folder} holds pickled weights (.bin), which could run code when loaded: if you trust it, load it "
         "with transformers and save it again with save_pretrained(), which writes safetensors",
     )
-    tensors = Tensors(folder)
+    return Tensors(folder)
+
+
+def _check_tensors(folder: Path, tensors: Tensors, model: ModelConfig) -> None:
+    """Raise ``ValueError`` unless the files hold exactly the model's tensors; a tied head may be there."""
     wanted = {
         name: shape
         for each in _full_tensors(model)
         for name, shape in zip(each.names, each.shapes, strict=True)
     }
-    extra = {name for name in tensors.names if name not in wanted and not name.endswith(BUFFERS)}
+    known = wanted.keys() | ({HEAD} if model.tie_embeddings else set())
+    extra = {name for name in tensors.names if name not in known and not name.endswith(BUFFERS)}
     require(
         not extra,
         f"{folder} has {len(extra)} tensors that do not belong to a model with its config.json, such as "
         f"{min(extra, default='')}: give the config.json of the model",
     )
     for name, shape in wanted.items():
-        if not (tied and name == HEAD and HEAD not in tensors.names):
-            tensors.check(name, shape)
-            kind = tensors.dtype(name)
-            require(kind in FLOATS, f"{folder}: {name} is {kind}, and only {', '.join(FLOATS)} are read")
-    return tensors
+        tensors.check(name, shape)
+        kind = tensors.dtype(name)
+        require(kind in FLOATS, f"{folder}: {name} is {kind}, and only {', '.join(FLOATS)} are read")
 
 
 def _head_is_embedding(tensors: Tensors, model: ModelConfig) -> bool:

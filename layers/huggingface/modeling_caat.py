@@ -187,6 +187,8 @@ class CaatForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     _no_split_modules: ClassVar = ["CaatLayer"]
     _supports_sdpa = True
+    # They are tied if config.tie_word_embeddings.
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: CaatConfig) -> None:
         super().__init__(config)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.models import FAMILIES, OPTIONS
-from tests.planning.test_data_traffic import EVEN, check_counts, counted_data_bytes
+from tests.planning.test_data_traffic import EVEN, ODD, check_counts, counted_data_bytes
 from tests.training.test_engine import LAMB, OPTIM, check, train, train_with_no_weight_whole
 
 
@@ -24,3 +24,10 @@ def test_training_equals_one_plain_process(ranks, family, stage):
 def test_bytes_between_replicas(ranks, family):
     config = replace(EVEN, **OPTIONS[family])
     check_counts(ranks(4).run(counted_data_bytes, config, 2, 1)[0], 2)
+
+
+@pytest.mark.parametrize(("layers", "vocab_size"), [(2, 31), (3, 31), (3, 70)])
+def test_tied_embeddings_are_gathered_once(ranks, layers, vocab_size):
+    """At stage 3, where other weights that far apart are gathered twice."""
+    config = replace(ODD, layers=layers, vocab_size=vocab_size, tie_embeddings=True)
+    check_counts(ranks(4).run(counted_data_bytes, config, 1, 2, True)[0], 4)

@@ -67,7 +67,7 @@ class Architecture:
             "initializer_range": c.init_std,
             "hidden_act": "silu",
             **biases,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": c.tie_embeddings,
             "bos_token_id": self.bos,
             "eos_token_id": self.eos,
             "dtype": "float32",
@@ -105,6 +105,7 @@ class Architecture:
             head_dim=head_dim_setting(values.hidden_size, values.num_attention_heads, values.head_dim),
             attention_bias=cut.attention_bias,
             qk_norm=cut.qk_norm,
+            tie_embeddings=values.tie_word_embeddings,
             sequence=values.max_position_embeddings,
             vocab_size=values.vocab_size,
             padded_vocab_size=cut.padded_vocab_size,
@@ -163,6 +164,7 @@ class _Llama(RopeKeys):
     vocab_size: Size
     rms_norm_eps: Positive
     initializer_range: Positive
+    tie_word_embeddings: bool = False
     bos_token_id: Whole
     eos_token_id: Whole
     caat: _Cut | None = None

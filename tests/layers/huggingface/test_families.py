@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from caat.parallel.mesh import Mesh
 from eval.open import load_model
@@ -20,6 +21,8 @@ FAMILIES: dict[str, tuple[str, dict, str]] = {
     # Without its window it is a Llama.
     "mistral": ("Mistral", dict(head_dim=12, sliding_window=None), "Llama"),
     "qwen2": ("Qwen2", {}, "Qwen2"),
+    "tied llama": ("Llama", dict(tie_word_embeddings=True), "Llama"),
+    "tied qwen2": ("Qwen2", dict(tie_word_embeddings=True), "Qwen2"),
     "qwen3": ("Qwen3", dict(head_dim=12), "Qwen3"),
 }
 
@@ -43,6 +46,9 @@ def test_there_and_back(tmp_path, family):
     convert([f"from={ours}", f"to={tmp_path / 'back'}"])
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     assert type(again) is getattr(transformers, f"{exported}ForCausalLM")
+    if changes.get("tie_word_embeddings"):
+        assert "lm_head.weight" not in load_file(tmp_path / "back" / "model.safetensors")
+        assert again.lm_head.weight is again.model.embed_tokens.weight
     weights = theirs.state_dict()
     assert again.state_dict().keys() == weights.keys()
     for name, value in again.state_dict().items():

@@ -22,7 +22,7 @@ def theirs(shards: int, ratio: float, c: ModelConfig = SMALL) -> CaatForCausalLM
     k = shared_channels(c.hidden, ratio, shards)
     config = CaatConfig(**Architecture(c, shards, ratio, k, shards**0.5).to_json())
     model = CaatForCausalLM(config).double()
-    model.load_state_dict(random_weights(c))
+    model.load_state_dict(random_weights(c), strict=not c.tie_embeddings)
     return model.eval()
 
 
