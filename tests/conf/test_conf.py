@@ -12,13 +12,31 @@ from launch.run.compose import compose
 from layers import GPT
 
 # Worked out by hand: 2 V h + layers (2 h² + 2 h² kv_heads / heads + 3 h ffn + 2 h) + h.
-PARAMETERS = {"tiny": 5_310_720, "130m": 134_105_856, "1.1b": 1_123_117_056, "7b": 6_738_415_616}
-# Of the paper's table: lr, min_lr, eps, sequence, global batch, steps, warm-up, precision.
+PARAMETERS = {
+    "tiny": 5_310_720,
+    "130m": 134_105_856,
+    "350m": 367_969_280,
+    "760m": 777_856_512,
+    "1.1b": 1_123_117_056,
+    "7b": 6_738_415_616,
+    # As Meta's model cards of Llama 3.2 3B, 3 8B, 2 13B and 2 70B count.
+    "3b": 3_212_749_824,
+    "8b": 8_030_261_248,
+    "13b": 13_015_864_320,
+    "70b": 68_976_648_192,
+}
+# Of the papers' tables: lr, min_lr, eps, sequence, global batch, steps, warm-up, precision.
 RECIPES = {
     "tiny": (1e-3, 1e-4, 1e-8, 256, 16, 200, 20, "fp32"),
     "130m": (6e-4, 6e-5, 1e-8, 1024, 256, 30010, 2000, "bf16"),
     "1.1b": (4e-4, 4e-5, 1e-5, 2048, 1024, 10710, 2000, "bf16"),
     "7b": (3e-4, 3e-5, 1e-8, 4096, 1024, 32130, 2000, "bf16"),
+    "350m": (3e-4, 3e-5, 1e-8, 2048, 256, 14040, 715, "bf16"),
+    "760m": (2.5e-4, 2.5e-5, 1e-8, 2048, 256, 29670, 715, "bf16"),
+    "3b": (1.6e-4, 1.6e-5, 1e-8, 4096, 256, 61280, 358, "bf16"),
+    "8b": (3e-4, 3e-5, 1e-8, 8192, 512, 38290, 2000, "bf16"),
+    "13b": (3e-4, 3e-5, 1e-5, 4096, 1024, 62060, 2000, "bf16"),
+    "70b": (1.5e-4, 1.5e-5, 1e-5, 4096, 1024, 328910, 2000, "bf16"),
 }
 
 

@@ -64,7 +64,7 @@ def test_validation_does_not_import_torch(tmp_path):
 def test_help_of_pretrain(tmp_path):
     command = [sys.executable, "-m", "launch.pretrain", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    for part in ("usage: caat pretrain", "sync.ratio=F", "model: 1.1b, 130m, 7b, tiny", "examples:"):
+    for part in ("usage: caat pretrain", "sync.ratio=F", "model: 1.1b, 130m, 13b, 350m", "examples:"):
         assert part in result.stdout
     assert not list(tmp_path.iterdir())
 

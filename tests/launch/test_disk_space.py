@@ -12,6 +12,7 @@ from caat.data import corpus
 from caat.planning.costs import checkpoint_bytes
 from caat.storage.disk import disk_problem, no_room, size_text
 from conf.data import DataConfig
+from conf.reading.options import GROUPS
 from launch.command.errors import user_errors
 from launch.run.compose import compose
 from launch.run.disk_space import check_space
@@ -33,7 +34,7 @@ def disk(monkeypatch, tmp_path):
     return set_free
 
 
-@pytest.mark.parametrize("model", ["tiny", "130m", "1.1b", "7b"])
+@pytest.mark.parametrize("model", GROUPS["model"])
 def test_the_size_of_a_checkpoint(model):
     config = compose([f"model={model}"]).model
     assert checkpoint_bytes(config, 3) == 12 * parameter_count(config)

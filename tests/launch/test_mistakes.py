@@ -98,7 +98,7 @@ MISTAKES = {
     "setting without its group": (["micro_batch=2"], 1, ["micro_batch=2", "did you mean train.micro_batch?"]),
     "added setting": (["+train.stepz=1"], 1, ["+train.stepz=1", "did you mean train.steps?"]),
     "removed setting": (["~sync.ratio"], 1, ["~sync.ratio", "another value"]),
-    "unknown model": (["model=3b"], 1, ["model=3b", "1.1b, 130m, 7b, tiny"]),
+    "unknown model": (["model=2b"], 1, ["model=2b", "1.1b, 130m, 13b, 350m, 3b, 70b, 760m, 7b, 8b, tiny"]),
     "unknown experiment": (["experiment=foo"], 1, ["experiment=foo", "quickstart"]),
     "number for a group": (["sync=0.5"], 1, ["sync=0.5", "full, half, none", "sync.ratio=..."]),
     "text for a number": (["train.steps=many"], 1, ["train.steps=many", "a whole number"]),

@@ -20,6 +20,7 @@ from caat.planning.traffic import tensor_bytes
 from caat.planning.zero import holding
 from conf.model import ModelConfig
 from conf.optim import OptimConfig
+from conf.reading.options import GROUPS
 from conf.reading.saved import save_config
 from launch.run.compose import compose
 from launch.run.summary import full_sync_bytes
@@ -75,7 +76,7 @@ def test_the_plan_agrees_with_measurement(processes, settings, tmp_path):
     assert planned.total == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("model", ["tiny", "130m", "1.1b", "7b"])
+@pytest.mark.parametrize("model", GROUPS["model"])
 def test_one_process_holds_the_whole_model(model):
     config = compose([f"model={model}"]).model
     assert local_numbers(config, 1, 1) == parameter_count(config)
