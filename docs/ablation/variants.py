@@ -30,6 +30,7 @@ from launch.command.errors import user_errors
 from launch.pretrain import main
 from launch.run.compose import compose
 from layers import GPT
+from layers.block import norms_of
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.loss import mask_padding, vocab_parallel_cross_entropy
 from layers.norm import RMSNorm
@@ -162,7 +163,8 @@ class VariedGPT(GPT):
         angles = rotary_angles(torch.arange(tokens.shape[-1]), self.config, embedded.dtype)
         x = embedded.expand(self.mesh.shards, *embedded.shape)
         for number, block in enumerate(self.blocks):
-            a = block.attention.core(_read(x, block.attention_norm, block.attention.qkv), *angles)
+            vectors = dict(bias=block.attention.qkv.bias, gammas=[n.weight for n in norms_of([block])[1:-1]])
+            a = block.attention.core(_read(x, block.attention_norm, block.attention.qkv), *angles, **vectors)
             x = x + self._mixed(a, block.attention.output, 2 * number)
             a = block.mlp.core(_read(x, block.mlp_norm, block.mlp.gate_up))
             x = x + self._mixed(a, block.mlp.down, 2 * number + 1)

@@ -12,11 +12,12 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from layers import GPT
-from tests.models import SMALL, batch, gathered
+from tests.models import FAMILIES, SMALL, batch, gathered
 from tests.reference import loss_and_gradients as reference_gradients
 from tests.reference import random_weights, rounded_to_int8
 from tests.trained import SENTENCES, write_checkpoint
 
+OTHER = FAMILIES["biases and norms"]
 FILE = Path(__file__).parents[2] / "docs" / "ablation" / "variants.py"
 
 
@@ -28,19 +29,19 @@ def variants():
     return module
 
 
-def loss_and_gradients(build, ratio: float, scale: float):
-    weights = random_weights(SMALL)
-    model = build(SMALL, Mesh(4), ratio, scale, dtype=torch.float64)
+def loss_and_gradients(build, ratio: float, scale: float, c=SMALL):
+    weights = random_weights(c)
+    model = build(c, Mesh(4), ratio, scale, dtype=torch.float64)
     model.fill(lambda name, _: weights[name])
     loss = model(*batch()).mean()
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("ratio", "scale"), [(1.0, 1.0), (0.5, 2.0), (0.25, 1.0), (0.0, 3.0)])
-def test_the_fixed_pattern_is_the_product(variants, ratio, scale):
-    loss, gradients = loss_and_gradients(variants.VariedGPT.empty, ratio, scale)
-    expected_loss, expected = loss_and_gradients(GPT.empty, ratio, scale)
+@pytest.mark.parametrize("case", [(1.0, 1.0), (0.5, 2.0), (0.25, 1.0), (0.0, 3.0), (0.5, 1.0, OTHER)])
+def test_the_fixed_pattern_is_the_product(variants, case):
+    loss, gradients = loss_and_gradients(variants.VariedGPT.empty, *case)
+    expected_loss, expected = loss_and_gradients(GPT.empty, *case)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)

@@ -49,7 +49,8 @@ def write_family(folder: Path, kind: str, **changes):
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
     write_tokenizer(folder)
     return model.eval()
 

@@ -15,13 +15,21 @@ from eval.open import load_model
 from launch.convert import main as convert
 from tests.layers.huggingface.llamas import prompt, write_family
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 # transformers' class, what differs from a small Llama, and the class of the export.
 FAMILIES: dict[str, tuple[str, dict, str]] = {
     "llama of another head size": ("Llama", dict(head_dim=12), "Llama"),
     # Without its window it is a Llama.
     "mistral": ("Mistral", dict(head_dim=12, sliding_window=None), "Llama"),
     "qwen2": ("Qwen2", {}, "Qwen2"),
-    "tied llama": ("Llama", dict(tie_word_embeddings=True), "Llama"),
+    "llama 3.2": ("Llama", dict(tie_word_embeddings=True, rope_parameters=LLAMA3), "Llama"),
     "tied qwen2": ("Qwen2", dict(tie_word_embeddings=True), "Qwen2"),
     "qwen3": ("Qwen3", dict(head_dim=12), "Qwen3"),
 }
