@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from caat.parallel.mesh import Mesh
+from conf.cache import CacheConfig
 from layers.cache import KVCache
+from layers.host_cache import HostKVCache
 from tests.layers.test_oracles import check, many, mesh_of
 from tests.models import FAMILIES, batch, build
 
@@ -38,17 +40,18 @@ def test_processes_equal_the_reference(ranks, processes, family):
 
 @torch.no_grad()
 def decode(processes: int, family: str) -> None:
-    """A prompt and five more tokens, on the direct path with a cache, equal the pass that training takes."""
+    """A prompt and five more tokens, on the direct path with either cache, equal a pass with gradients."""
     config, (tokens, _) = FAMILIES[family], batch()
     for ratio in (0.5, 1.0):
         model = build(mesh_of(4, processes), ratio, config=config).eval()
         with torch.enable_grad():
             want = model(tokens).detach()
         padding = torch.zeros(len(tokens), dtype=torch.long)
-        cache = KVCache(config, model.mesh, padding, tokens.shape[1], torch.float64)
+        place = config, model.mesh, padding, tokens.shape[1], torch.float64
         parts = [tokens[:, :4], *tokens[:, 4:].split(1, 1)]
-        got = torch.cat([model(part, cache=cache) for part in parts], 1)
-        torch.testing.assert_close(got, want[:, 3:], rtol=0, atol=1e-12)
+        for cache in (KVCache(*place), HostKVCache(*place, settings=CacheConfig("host", keep=32))):
+            got = torch.cat([model(part, cache=cache) for part in parts], 1)
+            torch.testing.assert_close(got, want[:, 3:], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
