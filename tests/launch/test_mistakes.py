@@ -294,7 +294,7 @@ def test_what_is_right_passes(folder, monkeypatch):
     [
         (["-m", "sync.ratio=1,1.5"], "sync.ratio=1.5 is outside"),
         (["-m", "sync.ratio=1,x"], "sync.ratio=x is not a number"),
-        (["-m", "model=tiny,3b"], "there is no model 3b"),
+        (["-m", "model=tiny,2b"], "there is no model 2b"),
         (["-m", "sync.ratio=1"], "several values"),
         (["-m", "seed=1,2", "run.dir=here"], "hydra.sweep.dir"),
         (["-m", "sync.ratio=interval(0,1)"], "list the values"),
