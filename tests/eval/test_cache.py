@@ -8,7 +8,7 @@ from eval.speed.cache import cache_rows
 from layers.host_cache import FIRST, LAST
 from tests.trained import MODEL, SENTENCES, write_checkpoint
 
-LAYERS, HEADS, D, TOKENS, BATCH, ROUNDS = MODEL.layers, MODEL.kv_heads, MODEL.head_dim, 60, 2, 3
+LAYERS, HEADS, D, TOKENS, BATCH, ROUNDS = MODEL.layers, MODEL.kv_heads, MODEL.head_size, 60, 2, 3
 
 
 def test_with_all_rows_every_way_is_exact_and_bytes_are_counted(ranks, tmp_path):

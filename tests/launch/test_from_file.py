@@ -107,7 +107,7 @@ def test_a_file_sends_nothing_to_an_account_by_itself(here):
     [
         ("train: {stepz: 3}", "mine.yaml: train.stepz: there is no setting train.stepz, did you mean train."),
         ("lr: 3", "mine.yaml: lr: there is no setting lr, did you mean optim.lr?"),
-        ("model: 3b", "mine.yaml: model: 3b: there is no model 3b, choose one of"),
+        ("model: 2b", "mine.yaml: model: 2b: there is no model 2b, choose one of"),
         ("train: {steps: many}", "mine.yaml: train.steps=many is not a whole number"),
         ("train: {steps: -1}", "train.steps=-1 must be above 0"),
         ("train: 5", "mine.yaml: train: there is no setting train"),
