@@ -41,14 +41,15 @@ def placed(nodes: int, chunks: int, branches: Iterable[Branch]) -> Forest:
     Each of ``branches``, in the given order, takes the first step from its own on in which its link is free
     and its parent has the chunk. A branch comes after the one that brings the chunk to its parent.
     """
-    used: set[tuple[int, int, int]] = set()
+    # By a step in which a link is used: a later one, before which the link is always used.
+    later: dict[tuple[int, int, int], int] = {}
     has: dict[tuple[int, int], int] = {}
     out = []
     for earliest, parent, child, chunk in branches:
-        step = max(earliest, has.get((parent, chunk), 0) + 1)
-        while (step, parent, child) in used:
-            step += 1
-        used.add((step, parent, child))
+        first = step = max(earliest, has.get((parent, chunk), 0) + 1)
+        while (step, parent, child) in later:
+            step = later[step, parent, child]
+        later[first, parent, child] = later[step, parent, child] = step + 1
         has[child, chunk] = step
         out.append(Branch(step, parent, child, chunk))
     return Forest(nodes, chunks, tuple(out))
