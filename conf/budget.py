@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from conf.checks import require, require_choice, require_positive
@@ -74,11 +73,12 @@ class BudgetConfig:
             days=self.days,
             batch_tokens=self.batch_tokens,
             every=self.every,
-            peak_tflops=1.0 if self.peak_tflops is None else self.peak_tflops,
+            peak_tflops=self.hardware.peak,
         )
         for name in ("compute_share", "utilisation", "waiting"):
             value = getattr(self, name)
             require(0 < value <= 1, f"{name}={value} is outside (0, 1]: it is a fraction")
+        require(self.waiting < 1, f"waiting={self.waiting} leaves no time to train: give less than 1")
         require(
             len(self.pue) == 2 and 1 <= self.pue[0] <= self.pue[1],
             f"pue={self.pue} must be two numbers from 1 on, the lower one first, such as [1.156,1.308]",
@@ -95,14 +95,14 @@ class BudgetConfig:
             f"budget={self.budget:g} buys no rack: {self.compute_share:g} of it are for racks of "
             f"{self.rack_cost:g} dollars: give at least {least:.4g}",
         )
-        assert self.hardware
+        needed = self.rack_kilowatts * self.pue[1] / 1e3
+        require(
+            self.site_megawatts >= needed,
+            f"site_megawatts={self.site_megawatts:g} does not supply one rack, which needs {needed:g} with "
+            f"rack_kilowatts={self.rack_kilowatts:g} and pue={self.pue}: give at least that",
+        )
 
     @property
     def hardware(self) -> Gpu:
         """Return the GPU named ``gpu``, with the peak that was given."""
         return gpu_named(self.gpu, peak_tflops=self.peak_tflops)
-
-
-def asks_for_budget(argv: list[str]) -> bool:
-    """Return whether the arguments of `caat plan` are for a building."""
-    return any(re.match(r"budget(=|$)", text) for text in argv)

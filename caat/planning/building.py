@@ -12,13 +12,13 @@ bytes of all weights each time (a ring), whatever layout it has inside, and noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, inf, isfinite
 from typing import Any
 
 from caat.planning.scaling import LARGEST_FITTED, LAWS
 from conf.budget import BudgetConfig
+from conf.checks import require
 from conf.units import delay_seconds, rate_bytes
 
 DAY = 86400
@@ -103,13 +103,12 @@ def rate_needed(way: Way, sites: int, *, allowed: float, delay: float) -> float 
 def between_sites(config: BudgetConfig, built: Building, made: dict[str, float]) -> list[dict[str, Any]]:
     """Return a row for each way to train the model ``made`` over the sites; none for a single site.
 
-    ``allowed`` is the wait that makes up ``config.waiting`` of the whole time. The cost of waiting is that
-    share of the dollars for racks.
+    The link that is needed makes the wait ``config.waiting`` of the whole time.
     """
     if built.sites == 1:
         return []
     step, delay = made["step_seconds"], delay_seconds(config.site_delay)
-    allowed = step * config.waiting / (1 - config.waiting) if config.waiting < 1 else float("inf")
+    allowed = step * config.waiting / (1 - config.waiting)
     rows = []
     for way in ways(config, built.sites, made["parameters"]):
         waits = wait_seconds(way, built.sites, rate=rate_bytes(config.site_link), delay=delay)
@@ -121,18 +120,33 @@ def between_sites(config: BudgetConfig, built: Building, made: dict[str, float])
                 "bytes_per_step": way.sent_bytes / way.every,
                 "wait_seconds": waits,
                 "waiting": share,
-                "cost_of_waiting": share * config.budget * config.compute_share,
-                "link_needed_bits_per_second": needed and needed * 8,
+                "cost_of_waiting": cost_of_waiting(config, waits, step),
+                "link_needed_bits_per_second": None if needed is None else needed * 8,
                 "days": made["days"] / (1 - share),
             }
         )
     return rows
 
 
+def cost_of_waiting(config: BudgetConfig, waits: float, step: float) -> float:
+    """Return the dollars of the racks that wait, if ``waits`` seconds follow each ``step`` of so many."""
+    return config.budget * config.compute_share * waits / (waits + step)
+
+
 def design(config: BudgetConfig) -> dict[str, Any]:
-    """Return the building, the model of the law, the other models, and the ways to train over the sites."""
+    """Return the building, the model of the law, the other models, and the ways to train over the sites.
+
+    Raises ``ValueError`` if a figure is too large for a float.
+    """
     built = building(config)
-    made = training(config, built)
+    try:
+        made, *models = [training(config, built, size) for size in (None, *config.parameters)]
+    except OverflowError:
+        made, models = {"flops": inf}, []
+    require(
+        all(isfinite(figure) for model in (made, *models) for figure in model.values()),
+        "the FLOPs of training are beyond 1e308: give a smaller budget, fewer days, tokens or parameters",
+    )
     return {
         "racks": built.racks,
         "gpus": built.gpus,
@@ -144,9 +158,9 @@ def design(config: BudgetConfig) -> dict[str, Any]:
         "extrapolates": made["parameters"] / LARGEST_FITTED,
         "sustained_flops_per_second": built.flops_per_second,
         **made,
-        "models": [training(config, built, size) for size in config.parameters],
+        "models": models,
         "between_sites": between_sites(config, built, made),
-        "assumptions": asdict(config),
+        "assumptions": asdict(config) | {"peak_tflops": config.hardware.peak},
     }
 
 
@@ -155,15 +169,3 @@ def _encoded(spec: str) -> float:
     from caat.compression.spec import make_codec
 
     return CHANGE if spec == "none" else make_codec(spec).size(MANY) / MANY
-
-
-def costs_by_rate(config: BudgetConfig, rates: Sequence[float]) -> dict[str, list[float]]:
-    """Return the dollars of waiting of each way, by bytes/s of a site's link, for the picture."""
-    built = building(config)
-    made = training(config, built)
-    step, delay = made["step_seconds"], delay_seconds(config.site_delay)
-    costs: dict[str, list[float]] = {}
-    for way in ways(config, built.sites, made["parameters"]):
-        waits = [wait_seconds(way, built.sites, rate=rate, delay=delay) for rate in rates]
-        costs[way.name] = [config.budget * config.compute_share * w / (w + step) for w in waits]
-    return costs

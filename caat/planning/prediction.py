@@ -56,11 +56,15 @@ class Link:
         return self.cost.seconds + max(self.wire_seconds(size, processes), sent / self.cost.rate)
 
     def wire_seconds(self, size: float, processes: int) -> float:
-        """Return the seconds that the same message is on the wire."""
+        """Return the seconds that the same message is on the wire; none if it has no bytes."""
+        if not size:
+            return 0.0
         return 2 * (processes - 1) * self.delay + self.sent_bytes(size, processes) / self.rate
 
     def core_seconds(self, size: float, processes: int) -> float:
         """Return the seconds that the same message takes from the arithmetic beside it."""
+        if not size:
+            return 0.0
         return self.cost.seconds + self.sent_bytes(size, processes) / self.cost.rate
 
     @staticmethod
@@ -111,7 +115,7 @@ def predict(
     exposed = 0.0
     for summed, flops in sums:
         size = tokens * wire.token_bytes(summed)
-        exposed += link.core_seconds(size, processes) if size else 0.0
+        exposed += link.core_seconds(size, processes)
         exposed += max(0.0, link.wire_seconds(size, processes) - flops / flops_per_second)
     return Step(compute, exposed)
 

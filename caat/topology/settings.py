@@ -19,7 +19,7 @@ from caat.topology.simulate import seconds
 from conf.checks import require
 from conf.schedule import ScheduleSpec
 
-# Of links that name none of their own: bytes/s and seconds. With equal links, the fastest schedule depends on
+# bytes/s and seconds of links that name none of their own. With equal links, the fastest schedule depends on
 # the size of a message relative to their product.
 RATE, DELAY = 125e6, 1e-4
 

@@ -16,7 +16,7 @@ from caat.planning.memory import Memory
 from caat.planning.parameters import local_parameters
 from caat.planning.times import Machine, accumulation_of, time_of
 from caat.planning.traffic import StepTime, tensor_bytes
-from conf.budget import asks_for_budget
+from conf.checks import require
 from conf.plan import PlanConfig
 from conf.reading.settings import settings_of
 from conf.reading.verb import load_verb
@@ -31,18 +31,30 @@ from layers.weights import parameter_count
 
 def main(argv: list[str]) -> None:
     """Print the plan and write it as JSON; raise ``ValueError`` for settings that do not go together."""
-    if asks_for_budget(argv):
+    if any(text.partition("=")[0] == "budget" for text in argv):
         return budget.main(argv)
     own = settings_of(PlanConfig)
     asked = [text for text in argv if text.partition("=")[0] in own or text in ("-h", "--help")]
     plan = load_verb(PlanConfig, asked)
     out = result_file(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
-    along = ["data_sync.schedule=auto", f"data_sync.topology={plan.topology}"] if plan.topology else []
-    config = compose([*(text for text in argv if text not in asked), *along])
+    config = compose([*(text for text in argv if text not in asked), *_along(plan, argv)])
     result = make_plan(plan, config)
     write_json(out, result)
     show(result)
     print(out)
+
+
+def _along(plan: PlanConfig, argv: list[str]) -> list[str]:
+    """Return the settings of training that ``topology`` is short for."""
+    if plan.topology is None:
+        return []
+    given = [text for text in argv if text.startswith(("data_sync.schedule=", "data_sync.topology="))]
+    require(
+        not given,
+        f"topology={plan.topology} is short for data_sync.schedule=auto data_sync.topology={plan.topology}: "
+        f"leave it out, or {' and '.join(given)}",
+    )
+    return ["data_sync.schedule=auto", f"data_sync.topology={plan.topology}"]
 
 
 def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 def show(config: BudgetConfig, result: dict[str, Any]) -> None:
     """Print the assumptions, the building, the models, and the ways to train over the sites."""
     out = console()
-    out.print(_assumptions(config))
+    out.print(_assumptions(config, result))
     low, high = result["total_megawatts"]
     sites = result["sites"]
     print(
@@ -58,15 +58,13 @@ def show(config: BudgetConfig, result: dict[str, Any]) -> None:
     )
 
 
-def _assumptions(config: BudgetConfig) -> Table:
+def _assumptions(config: BudgetConfig, result: dict[str, Any]) -> Table:
     table = Table(title="Assumptions, all of them settings", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("setting", "value", ""):
         table.add_column(column)
     described = descriptions(BudgetConfig)
     for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name == "peak_tflops":
-            value = config.hardware.peak
+        value = result["assumptions"][field.name]
         if field.name not in ("out", "parameters"):
             shown = f"{value:,g}" if isinstance(value, float) else str(value)
             table.add_row(field.name, shown, described[field.name])

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from caat.planning.building import costs_by_rate
+from caat.planning.building import cost_of_waiting, wait_seconds, ways
 from conf.budget import BudgetConfig
-from conf.units import rate_bytes
+from conf.units import delay_seconds, rate_bytes
 
 # Powers of ten around the given rate of a site's link.
 AROUND, POINTS = 2.5, 200
@@ -47,8 +47,11 @@ def plot_costs(config: BudgetConfig, result: dict[str, Any], path: Path) -> Path
     figure, axes = _figure(4.2)
     around = rate_bytes(config.site_link) * 8
     rates = np.logspace(np.log10(around) - AROUND, np.log10(around) + AROUND, POINTS)
-    for name, costs in costs_by_rate(config, (rates / 8).tolist()).items():
-        axes.plot(rates / 1e12, np.array(costs) / 1e9, label=name)
+    sites, step, delay = result["sites"], result["step_seconds"], delay_seconds(config.site_delay)
+    for way in ways(config, sites, result["parameters"]):
+        waits = [wait_seconds(way, sites, rate=rate, delay=delay) for rate in rates / 8]
+        costs = [cost_of_waiting(config, wait, step) / 1e9 for wait in waits]
+        axes.plot(rates / 1e12, costs, label=way.name)
     axes.axvline(around / 1e12, color="gray", ls="--", lw=1, label=f"site_link={config.site_link}")
     axes.set_xscale("log")
     axes.set(

@@ -25,7 +25,7 @@ PARAMETERS = {
     "13b": 13_015_864_320,
     "70b": 68_976_648_192,
 }
-# Of the papers' tables: lr, min_lr, eps, sequence, global batch, steps, warm-up, precision.
+# From the papers' tables: lr, min_lr, eps, sequence, global batch, steps, warm-up, precision.
 RECIPES = {
     "tiny": (1e-3, 1e-4, 1e-8, 256, 16, 200, 20, "fp32"),
     "130m": (6e-4, 6e-5, 1e-8, 1024, 256, 30010, 2000, "bf16"),

@@ -73,6 +73,10 @@ def test_a_network_between_replicas(tmp_path):
     [
         (["topology=torus:8x8"], ["torus:8x8 is for 64 replicas, but there are 2"]),
         (["topology=torus"], ["topology=torus"]),
+        (
+            ["topology=mesh:1x2", "data_sync.topology=ring:2"],
+            ["is short for", "or data_sync.topology=ring:2"],
+        ),
         (["topology=mesh:1x2", "data_sync.codec=int8"], ["data_sync.codec=int8 does not go with"]),
     ],
 )
@@ -149,7 +153,7 @@ def test_kernels_in_place_of_a_sustained_rate():
     assert products == pytest.approx(flops_per_token(c, 1024) * tokens / (0.5 * 989e12), rel=1e-4)
     # In bfloat16: the stream 22 times, queries and values 10 each, the MLP's channels 8, the logits 3 times.
     moved = 2 * (c.layers * (42 * c.hidden + 8 * c.ffn) + 3 * c.vocab_size) * tokens
-    # Of a weight: the gradient four times, master weights and two moments twice, in float32; the weight.
+    # Each weight: the gradient four times, master weights and two moments twice, in float32; itself.
     moved += (4 * (4 + 6) + 2) * parameter_count(c)
     assert bytes_ == pytest.approx(moved / 3350e9, rel=1e-4)
     assert seconds(gemm=0.5) == pytest.approx(products + bytes_, rel=1e-3)

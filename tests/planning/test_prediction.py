@@ -56,6 +56,12 @@ def test_one_process_sends_nothing():
     assert step("full", 1.0, Link(8.0), processes=1).exposed == 0
 
 
+def test_a_ratio_without_messages_waits_for_no_delay():
+    slow = Link(1e9, delay=100.0, cost=MessageCost(seconds=1.0))
+    # Only the embedding's message is left.
+    assert step("overlap", 0.0, slow).exposed == pytest.approx(1.0 + 200.0 - 0.48)
+
+
 def test_messages_take_time_from_a_core():
     # 0.1 s a message, and a core that handles 160 bytes a second. Two processes send the whole message.
     cost = MessageCost(seconds=0.1, rate=160.0)
