@@ -13,7 +13,7 @@ bytes of all weights each time (a ring), whatever layout it has inside, and noth
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import ceil, inf, isfinite
+from math import ceil, isfinite
 from typing import Any
 
 from caat.planning.scaling import LARGEST_FITTED, LAWS
@@ -138,13 +138,14 @@ def design(config: BudgetConfig) -> dict[str, Any]:
 
     Raises ``ValueError`` if a figure is too large for a float.
     """
-    built = building(config)
     try:
+        built = building(config)
         made, *models = [training(config, built, size) for size in (None, *config.parameters)]
+        fits = all(isfinite(figure) for model in (made, *models) for figure in model.values())
     except OverflowError:
-        made, models = {"flops": inf}, []
+        fits = False
     require(
-        all(isfinite(figure) for model in (made, *models) for figure in model.values()),
+        fits,
         "the FLOPs of training are beyond 1e308: give a smaller budget, fewer days, tokens or parameters",
     )
     return {

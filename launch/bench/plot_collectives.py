@@ -9,11 +9,10 @@ from textwrap import fill
 
 import networkx as nx
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from caat.topology.graph import Topology
 from caat.topology.schedule import Move, Schedule
+from launch.command.figures import empty_figure
 
 # Steps that are drawn, and the most nodes whose chunks, or own numbers, can still be read.
 STEPS = 4
@@ -26,8 +25,7 @@ def plot_collectives(
     rows: list[dict], title: str, path: Path, *, network: Topology, schedule: Schedule, name: str
 ) -> None:
     """Plot the seconds above, and below the first steps of ``schedule``, which is called ``name``."""
-    figure = Figure(figsize=(10, 3.8 + 0.3 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(3.8 + 0.3 * len(rows), width=10)
     grid = figure.add_gridspec(2, STEPS, height_ratios=[0.6 + 0.3 * len(rows), 2.6])
     _bars(figure.add_subplot(grid[0, :]), rows, title)
     places = _places(network)

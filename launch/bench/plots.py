@@ -6,10 +6,9 @@ from pathlib import Path
 from textwrap import fill
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from conf.units import rate_bytes
+from launch.command.figures import figure_with_axes
 
 COLOURS = {
     "none": "#7f7f7f",
@@ -23,7 +22,7 @@ OTHER = "#8172b3"
 
 def plot_steps(rows: list[dict], title: str, path: Path) -> None:
     """Plot one bar per row: computation, and the communication that stays exposed."""
-    figure, axes = _figure(4.6)
+    figure, axes = figure_with_axes(4.6)
     limit = next(row["step_ms"] for row in rows if row["mode"] == "none")
     shown = [row for row in rows if row["mode"] != "none"]
     labels = ["no communication", *(_label(row) for row in shown)]
@@ -52,7 +51,7 @@ def plot_steps(rows: list[dict], title: str, path: Path) -> None:
 
 def plot_speed_up(rows: list[dict], title: str, path: Path) -> None:
     """Plot the speed-up of each mode over full synchronisation against the rate of the link."""
-    figure, axes = _figure(4.2)
+    figure, axes = figure_with_axes(4.2)
     rates = list(dict.fromkeys(row["rate"] for row in rows))
     full = {row["rate"]: row for row in rows if row["mode"] == "full"}
     shown = [row for row in rows if row["mode"] not in ("none", "full") and row["ratio"] < 1]
@@ -80,7 +79,7 @@ def plot_replicas(rows: list[dict], title: str, path: Path) -> None:
     series: dict[str, list[float]] = {}
     for row in rows:
         series.setdefault(row["mode"], []).append(row["speed_up"])
-    figure, axes = _figure(4.2)
+    figure, axes = figure_with_axes(4.2)
     if len(rates) == 1:
         axes.barh(list(series), [values[0] for values in series.values()], color=OTHER)
         axes.axvline(1.0, color="gray", lw=0.8)
@@ -101,7 +100,7 @@ def plot_replicas(rows: list[dict], title: str, path: Path) -> None:
 def plot_codecs(rows: list[dict], title: str, path: Path) -> None:
     """Plot the speed of encoding and decoding of each codec, and that of a plain copy."""
     shown = [row for row in rows if row["encode_gbps"] is not None]
-    figure, axes = _figure(1.6 + 0.45 * len(shown))
+    figure, axes = figure_with_axes(1.6 + 0.45 * len(shown))
     for way, shift, colour in (("encode", -0.2, "#4c72b0"), ("decode", 0.2, "#bbbbbb")):
         places = [number + shift for number in range(len(shown))]
         rates, spreads = ([row[f"{way}_{name}"] for row in shown] for name in ("gbps", "spread"))
@@ -119,7 +118,7 @@ def plot_codecs(rows: list[dict], title: str, path: Path) -> None:
 
 def plot_cache(rows: list[dict], title: str, path: Path) -> None:
     """Plot the time of a new token of each mode, with its bytes and its error."""
-    figure, axes = _figure(1.6 + 0.45 * len(rows))
+    figure, axes = figure_with_axes(1.6 + 0.45 * len(rows))
     labels = [f"{row['mode']}\n{row['bytes'] / 2**20:.3g} MiB, {row['error']:.2g} nats" for row in rows]
     places = range(len(rows))
     times, spreads = ([row[name] for row in rows] for name in ("token_ms", "spread_ms"))
@@ -146,14 +145,6 @@ def _against_rate(axes: Axes, rates: list[str], label: str) -> None:
 
 def _gbit(rate: str) -> float:
     return rate_bytes(rate) * 8 / 1e9
-
-
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _title(axes: Axes, title: str) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from caat.planning.building import cost_of_waiting, wait_seconds, ways
 from conf.budget import BudgetConfig
 from conf.units import delay_seconds, rate_bytes
+from launch.command.figures import figure_with_axes
 
 # Powers of ten around the given rate of a site's link.
 AROUND, POINTS = 2.5, 200
@@ -19,7 +18,7 @@ AROUND, POINTS = 2.5, 200
 
 def plot_step(result: dict[str, Any], path: Path) -> Path:
     """Draw where the time of a step goes, for each way to train over the sites."""
-    figure, axes = _figure(1.4 + 0.5 * len(result["between_sites"]))
+    figure, axes = figure_with_axes(1.4 + 0.5 * len(result["between_sites"]))
     step = result["step_seconds"]
     share = result["assumptions"]["utilisation"]
     parts = [
@@ -44,7 +43,7 @@ def plot_step(result: dict[str, Any], path: Path) -> Path:
 
 def plot_costs(config: BudgetConfig, result: dict[str, Any], path: Path) -> Path:
     """Draw the cost of waiting against the rate of a site's link, for each way."""
-    figure, axes = _figure(4.2)
+    figure, axes = figure_with_axes(4.2)
     around = rate_bytes(config.site_link) * 8
     rates = np.logspace(np.log10(around) - AROUND, np.log10(around) + AROUND, POINTS)
     sites, step, delay = result["sites"], result["step_seconds"], delay_seconds(config.site_delay)
@@ -64,11 +63,3 @@ def plot_costs(config: BudgetConfig, result: dict[str, Any], path: Path) -> Path
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     return path
-
-
-def _figure(height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -58,6 +58,7 @@ MISTAKES = {
     ),
     "a rack of a star": (["budget=1e9", "rack_kilowatts=1e305"], ["rack_kilowatts=1e+305"]),
     "more than a float": (["budget=1e300"], ["beyond 1e308", "smaller budget"]),
+    "racks for nothing": (["budget=1e9", "rack_cost=1e-300"], ["beyond 1e308"]),
     "a model beyond a float": (["budget=1e9", "parameters=[1e300]"], ["beyond 1e308"]),
     "one PUE": (["budget=1e9", "pue=[1.2]"], ["pue=[1.2] must be two numbers"]),
     "PUE below 1": (["budget=1e9", "pue=[0.9,1.2]"], ["pue=[0.9, 1.2]", "from 1 on"]),
