@@ -73,14 +73,16 @@ def measure_messages(device: torch.device) -> Messages:
 
     turns = {each.__name__: _repeated(each, device) for each in (products, message, both, beside)}
     measured = take_turns(turns, ROUNDS, before=dist.barrier, show=False)
-    seconds = {name: slowest(times).median / 1e3 / MESSAGES for name, times in measured.items()}
-    waited_for = seconds["both"] - seconds["products"] - seconds["message"]
-    hidden = seconds["beside"] - max(seconds["products"], seconds["message"])
+    slow = {name: slowest(times) for name, times in measured.items()}
+    alone, wire = slow["products"], slow["message"]
+    longer = Times([max(pair) for pair in zip(alone.values, wire.values, strict=True)])
+    # Round by round, so that a slow spell of the machine does not count as the cost of a message.
+    added = (slow["both"].above(alone).above(wire), slow["beside"].above(longer))
     cost = MessageCost(
-        (max(0.0, waited_for) + max(0.0, hidden)) / 2,
+        sum(max(0.0, times.median) for times in added) / len(added) / MESSAGES / 1e3,
         _core_rate() if device.type == "cpu" else math.inf,
     )
-    return Messages(seconds["message"] / (2 * (dist.get_world_size() - 1)), cost)
+    return Messages(wire.median / MESSAGES / 1e3 / (2 * (dist.get_world_size() - 1)), cost)
 
 
 def _repeated(run: Callable[[], None], device: torch.device) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from caat.parallel.world import is_first_rank, launched, local_world_size, world_size
+from caat.parallel.world import is_first_rank, local_world_size, world_size
 from conf.checks import require, require_positive
 from conf.doctor import DoctorConfig
 from conf.reading.verb import load_verb
@@ -52,7 +52,7 @@ def _link(config: DoctorConfig, measured: dict[str, Any]) -> Iterator[Finding]:
     from launch.doctor.link import measure_here, measure_ranks
 
     sizes = sorted(size * 1024 for size in config.sizes)
-    measured |= measure_ranks(sizes) if launched() else measure_here(sizes)
+    measured |= measure_ranks(sizes) if world_size() > 1 else measure_here(sizes)
     rate, delay = measured["bytes_per_second"], measured["delay_seconds"]
     between = f"{measured['processes']} processes, {measured['backend']} on {measured['device']}"
     # Not :.3g, which writes 3600 as 3.6e+03.

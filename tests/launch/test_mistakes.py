@@ -53,32 +53,6 @@ MISTAKES = {
         1,
         ["changes after 200 steps", "train.steps=200", "raise train.steps"],
     ),
-    "a schedule of no network": (
-        ["data_sync.schedule=auto"],
-        2,
-        ["data_sync.schedule=auto needs the network between replicas", "data_sync.topology="],
-    ),
-    "a network without a schedule": (
-        ["data_sync.topology=ring:2"],
-        2,
-        ["data_sync.topology=ring:2 has no effect", "set data_sync.schedule=auto"],
-    ),
-    "a schedule with a codec": (
-        ["data_sync.schedule=auto", "data_sync.topology=ring:2", "data_sync.codec=int8"],
-        2,
-        ["data_sync.codec=int8 does not go with data_sync.schedule=auto", "leave one of the two out"],
-    ),
-    "a network of other replicas": (
-        ["data_sync.schedule=auto", "data_sync.topology=mesh:2x2", "parallel.processes=1"],
-        2,
-        ["data_sync.topology=mesh:2x2 is for 4 replicas, but there are 2", "give one for 2"],
-    ),
-    "an unknown network": (
-        ["data_sync.schedule=auto", "data_sync.topology=star:4"],
-        4,
-        ["topology=star:4 is neither a name nor a JSON file", "ring:8"],
-    ),
-    "a missing schedule": (["data_sync.schedule=lost.json"], 4, ["lost.json cannot be read"]),
     "N not in heads": (["parallel.tensor=16"], 1, ["model.heads=8", "parallel.tensor=16", "choose"]),
     "N not in kv_heads": (["model.kv_heads=4"], 1, ["model.kv_heads=4", "choose a parallel.tensor"]),
     "N not in ffn": (["model.ffn=700"], 1, ["model.ffn=700", "choose a parallel.tensor"]),
@@ -330,37 +304,6 @@ def test_mistakes_of_a_sweep_are_found_before_its_first_run(argv, says, tmp_path
     error = capsys.readouterr().err
     assert end.value.code == 2 and says in error and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())
-
-
-RING = [[1, 0, 1, 0, "reduce"], [1, 1, 0, 1, "reduce"], [2, 1, 0, 0, "copy"], [2, 0, 1, 1, "copy"]]
-
-
-@pytest.mark.parametrize(
-    ("steps", "more", "says"),
-    [
-        (RING[1:], [], ["chunk 0", "is lost"]),
-        ([*RING, [2, 1, 0, 1, "copy"]], [], ["step 2 uses the link from 1 to 0 twice"]),
-        # The first replica gets both sums.
-        (
-            [[1, 1, 0, 0, "reduce"], [2, 1, 0, 1, "reduce"], [3, 0, 1, 0, "copy"], [4, 0, 1, 1, "copy"]],
-            [],
-            ["gives replica 1 no sum", "zero.stage=0"],
-        ),
-        (RING, ["train.global_batch=12", "launch.processes=3"], ["is for 2 replicas, but there are 3"]),
-    ],
-)
-def test_a_wrong_schedule_is_refused_before_the_run_starts(steps, more, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    content = {"nodes": 2, "links": [[0, 1], [1, 0]], "chunks": 2, "steps": steps}
-    Path("ring.json").write_text(json.dumps(content))
-    settings = ["data_sync.schedule=ring.json", "parallel.processes=1", "launch.processes=2", *more]
-    with pytest.raises(SystemExit) as end:
-        main(settings)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1, error
-    for text in ["ring.json", *says]:
-        assert text in error
-    assert [path.name for path in tmp_path.iterdir()] == ["ring.json"]
 
 
 PYTHON = ["-m", "launch.pretrain"]
