@@ -18,9 +18,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     matrices = [p for p in parameters if p.dim() > 1]
     biases = [p for p in parameters if p.dim() <= 1 and p in sharded]
     norms = [p for p in parameters if p.dim() <= 1 and p not in sharded]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "matrices": True, "replicated": False},
-        {"params": biases, "weight_decay": 0.0, "matrices": False, "replicated": False},
-        {"params": norms, "weight_decay": 0.0, "matrices": False, "replicated": True},
-    ]
-    return [group for group in groups if group["params"] or group["params"] is not biases]
+    groups = [{"params": matrices, "weight_decay": weight_decay, "matrices": True, "replicated": False}]
+    if biases:
+        groups.append({"params": biases, "weight_decay": 0.0, "matrices": False, "replicated": False})
+    groups.append({"params": norms, "weight_decay": 0.0, "matrices": False, "replicated": True})
+    return groups

@@ -37,7 +37,7 @@ class BenchCollectivesConfig(ShapedLinkConfig):
     pieces: int | None = setting(
         None,
         "Pieces in which each chunk of a schedule is sent. Default: as in training, pieces of about 256 KiB, "
-        "and at most 40.",
+        "but no more than make 64 messages on a link.",
     )
     simulate: bool = setting(False, "Predict only: start no processes, and need no root.")
     rounds: int = setting(5, "All-reduces of each kind, taken in turn; the median is reported.")

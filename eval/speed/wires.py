@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from caat.topology.graph import Topology
-from eval.speed.namespaces import Host, ip, namespaces, run, shape
+from eval.speed.namespaces import Host, ip, namespaces, shape
 
 # Few, large packets: each costs the cores time.
 MTU = "9000"
@@ -32,17 +32,7 @@ def wired_hosts(topology: Topology, burst: str) -> Iterator[list[Host]]:
     """
     with namespaces([f"node{i}" for i in topology.graph], instead="give simulate=true") as names:
         for name in names:
-            run(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    name,
-                    "sysctl",
-                    "-qw",
-                    *(f"net.ipv4.{k}={v}" for k, v in SYSCTLS.items()),
-                ]
-            )
+            ip("netns", "exec", name, "sysctl", "-qw", *(f"net.ipv4.{k}={v}" for k, v in SYSCTLS.items()))
         for a, b in sorted({(min(link), max(link)) for link in topology.graph.edges}):
             ip("link", "add", _interface(b), "mtu", MTU, "netns", names[a], "type", "veth", "peer",
                 _interface(a), "mtu", MTU, "netns", names[b])  # fmt: skip
