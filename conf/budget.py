@@ -92,8 +92,8 @@ class BudgetConfig:
         least = self.rack_cost / self.compute_share
         require(
             self.budget >= least,
-            f"budget={self.budget:g} buys no rack: {self.compute_share:g} of it are for racks of "
-            f"{self.rack_cost:g} dollars: give at least {least:.4g}",
+            f"budget={self.budget:g} buys no rack: {self.compute_share:g} of it goes to racks of "
+            f"{self.rack_cost:g} dollars each: give at least {least:.4g}",
         )
         needed = self.rack_kilowatts * self.pue[1] / 1e3
         require(
