@@ -67,6 +67,6 @@ class ScheduleSpec:
         require(
             not self or codec == "none",
             f"{self.axis}.codec={codec} does not go with {self.axis}.schedule={self.schedule}: a schedule "
-            f"adds numbers on their way, which a codec would round again at each of the {self.ranks}; leave one "
-            "of the two out",
+            f"adds numbers on their way, which a codec would round again at each of the {self.ranks}; leave "
+            "one of the two out",
         )
