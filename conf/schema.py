@@ -8,6 +8,7 @@ imports torch, so a wrong setting is reported at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from conf.checks import check_seed, require, require_choice, require_positive
 from conf.data import DataConfig
@@ -72,6 +73,11 @@ class TrainConfig:
         "Number of steps between checks that replicated tensors are identical on all their processes. 0: "
         "never check.",
     )
+    profile: Any = setting(
+        None,
+        "Steps to profile on the first rank: {10:13} writes a trace of steps 10 to 13, both included, and a "
+        "table of their slowest operations to the run folder. Default: none.",
+    )
     peak_tflops: float | None = setting(
         None,
         "Peak of the device in TFLOP/s, for MFU. Needed only if the device is not in caat's table.",
@@ -103,8 +109,19 @@ class TrainConfig:
             not self.tf32 or self.precision == "fp32",
             f"train.tf32=true needs train.precision=fp32, not {self.precision}, which has no such products",
         )
+        if self.profile is not None:
+            self._check_profile()
         if self.peak_tflops is not None:
             require_positive(train__peak_tflops=self.peak_tflops)
+
+    def _check_profile(self) -> None:
+        how = f"give a first and a last step from 1 to {self.steps}, as in 'train.profile={{10:13}}'"
+        require(
+            isinstance(self.profile, dict) and len(self.profile) > 0, f"train.profile={self.profile}: {how}"
+        )
+        for first, last in self.profile.items():
+            whole = type(first) is type(last) is int
+            require(whole and 1 <= first <= last <= self.steps, f"train.profile has {first}:{last}: {how}")
 
     def accumulation(self, data_parallel: int) -> int:
         """Return the micro-batches per step. Raise ``ValueError`` if ``global_batch`` is not a multiple."""

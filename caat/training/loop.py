@@ -90,6 +90,8 @@ def train(run: Training) -> dict:
         ratio, rate = config.sync.ratio_of(step), learning_rate(step, steps, config.optim)
         run.engine.set_ratio(ratio)
         before = _validation_before(run, step, ratio)
+        if run.output:
+            run.output.profiler.start(step)
         taken = take_step(
             step,
             rate,
@@ -112,6 +114,8 @@ def train(run: Training) -> dict:
 
         to.watchdog.beat(f"agreeing after step {step}")
         stop = saving.agree(to.request)
+        if run.output:
+            run.output.profiler.stop(step, must=last or stop > 0)
         benchmark = run.benchmarks is not None and (last or _is_due(config.eval.every, step))
         saving.note_due(step, benchmark)
         must = last or stop > 0

@@ -1,4 +1,4 @@
-"""Output of a run during training: progress, metrics and samples, on the first rank only."""
+"""Output of a run during training: progress, metrics, samples and profiles, on the first rank only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caat.training.profiling import Profiler
 from caat.training.progress import RunProgress
 from caat.training.record import status_line
 from caat.training.trackers import Tracker
@@ -19,6 +20,7 @@ class Output:
     trackers: Sequence[Tracker]
     samples: Samples
     progress: RunProgress
+    profiler: Profiler
 
     def record(self, record: dict[str, Any], *, line: bool) -> None:
         """Log the record of a step; ``line``: also print it as a line of text."""

@@ -28,6 +28,7 @@ from caat.training.engine import Engine
 from caat.training.islands.joined import Party
 from caat.training.loop import Supervision, Training
 from caat.training.output import Output
+from caat.training.profiling import Profiler
 from caat.training.progress import RunProgress
 from caat.training.randomness import set_random_state
 from caat.training.trackers import open_trackers
@@ -95,7 +96,7 @@ def build_run(
     )
     came = join(engine.live.islands, config, control, watchdog)
     if control.rank == 0:
-        run.output = _output(config, folder, start.tokens, state)
+        run.output = _output(config, folder, start.tokens, state, device)
         introduce(run, folder, source=source, initial=initial, notes=notes)
         for note in came:
             run.say(note)
@@ -249,12 +250,14 @@ def _benchmarks(
     return run
 
 
-def _output(config: Config, folder: Path, tokens: Path, state: State) -> Output:
+def _output(config: Config, folder: Path, tokens: Path, state: State, device: torch.device) -> Output:
     tracker = config.tracker
+    progress = RunProgress(config.train.steps, state.step, folder / "log.txt")
     # Only trackers show samples.
     shown = tracker.samples if tracker.tensorboard or tracker.wandb != "none" else 0
     return Output(
         open_trackers(config, folder, (state.step, state.tokens)),
         Samples(find_tokenizer(tokens), shown),
-        RunProgress(config.train.steps, state.step, folder / "log.txt"),
+        progress,
+        Profiler(config.train.profile or {}, folder / "profile", device, progress.say),
     )

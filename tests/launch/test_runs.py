@@ -105,7 +105,12 @@ def test_three_ways_in_train_the_same_model(text, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["zero.stage=3", "train.precision=bf16", "train.activation_checkpointing=full"],
+        [
+            "zero.stage=3",
+            "train.precision=bf16",
+            "train.activation_checkpointing=full",
+            "train.profile={2:3}",
+        ],
         ["zero.stage=0", "train.precision=bf16", "train.activation_checkpointing=selective"],
         ["zero.stage=2", "train.deterministic=true", "optim.schedule=wsd", "checkpoint.every=2"],
     ],
@@ -117,6 +122,9 @@ def test_training_options(text, tmp_path, settings):
     assert len(losses(tmp_path / "run")) == 4
     if "zero.stage=0" in settings:
         assert "using stage 1 instead" in printed
+    if "train.profile={2:3}" in settings:
+        assert "profiled steps 2 to 3: " in printed
+        assert "aten::mm" in (tmp_path / "run/profile/steps-2-3.txt").read_text()
     if "checkpoint.every=2" in settings:
         saved = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
         assert saved == ["step-00000002", "step-00000004"]
