@@ -159,6 +159,11 @@ class CheckpointConfig:
         "last two that were saved by time, and all others.",
     )
     keep_every: int = setting(0, "Also keep the older checkpoints whose step is a multiple of this. 0: none.")
+    after: list[str] = setting(
+        [],
+        "Command to run for each new checkpoint beside training, as a list of arguments: "
+        "[rclone,copy,%p,store:run-1/%n], with %p for the path of the checkpoint and %n for its name.",
+    )
     on_failure: str = setting(
         "warn",
         "What to do when a checkpoint cannot be written, for example because the disk is full: warn and "

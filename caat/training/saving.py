@@ -35,6 +35,8 @@ class SavePolicy:
             request.number, int(self._saver.failed), int(not self._saver.due)
         )
         self._too_soon = bool(too_soon)
+        for problem in self._saver.after.problems():
+            self._say(f"WARNING: {problem}")
         if save_failed:
             self.wait()
         return stop

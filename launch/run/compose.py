@@ -68,10 +68,15 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
         if name in given:
             continue
         put(config, SETTINGS[name], value, f"{found.path}: {name}={typed(value)}")
-    # The file, and the account that it names, may belong to someone else.
+    # The file, with the account and the command that it names, may belong to someone else.
     require(
         found.path is None or config.tracker.wandb != "online" or "tracker.wandb" in given,
         f"{found.path} sends its metrics to Weights & Biases: give tracker=wandb to do so, or tracker=none",
+    )
+    require(
+        found.path is None or not config.checkpoint.after or "checkpoint.after" in given,
+        f"{found.path} runs a command after each save, {typed(list(config.checkpoint.after))}: give "
+        "checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
     )
 
 

@@ -85,6 +85,8 @@ def train_run(
     finally:
         watchdog.rest()
         if run.output:
+            run.saver.after.finish(run.say)
+            run.saver.retain()
             if status:
                 write_status(folder, status, why)
             run.output.progress.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from caat.data.corpus import prepared_folder
@@ -11,6 +12,7 @@ from caat.data.shards import SPLITS, read_index, read_unigram
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
+from conf.reading.settings import typed
 from conf.schema import Config
 from launch.command.available import installed, wandb_login
 from launch.run.initial import check_initial
@@ -39,6 +41,7 @@ def validate(config: Config, world: int) -> None:
 
         find_tasks(config.eval.tasks).check(config.model.sequence)
     _check_run_folder(config)
+    _check_after(config.checkpoint.after)
     check_joining(config)
 
 
@@ -111,6 +114,16 @@ def _check_tracker(config: Config) -> None:
         config.tracker.wandb != "online" or wandb_login(),
         "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run "
         "`wandb sync` later",
+    )
+
+
+def _check_after(command: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless the program of `checkpoint.after` is there."""
+    program = command[0] if command else None
+    require(
+        program is None or shutil.which(program) is not None,
+        f"checkpoint.after={typed(list(command))}: there is no program {program} on this machine: give "
+        "one that exists, or its path",
     )
 
 

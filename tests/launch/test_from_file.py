@@ -102,6 +102,15 @@ def test_a_file_sends_nothing_to_an_account_by_itself(here):
         assert compose([*given, "tracker=none"]).tracker.wandb == "none"
 
 
+def test_a_file_starts_no_program(here):
+    save_config(compose(["checkpoint.after=[cp,%p,copy]", "run.dir=got"]), here / "got" / "config.yaml")
+    for given in (["got/config.yaml"], ["run.dir=got", "resume=auto"]):
+        with pytest.raises(ValueError, match=r"runs a command after each save, \[cp,%p,copy\]: give"):
+            compose(given)
+        assert compose([*given, "checkpoint.after=[true]"]).checkpoint.after == ["true"]
+        assert compose([*given, "checkpoint.after=[]"]).checkpoint.after == []
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

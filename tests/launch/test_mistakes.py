@@ -97,6 +97,11 @@ MISTAKES = {
         1,
         ["train.tf32=true", "train.precision=fp32"],
     ),
+    "a command that is not there": (
+        ["checkpoint.after=[rklone,copy,%p]"],
+        1,
+        ["checkpoint.after=[rklone,copy,%p]: there is no program rklone"],
+    ),
     "step 0 in a profile": (["train.profile={0:3}"], 1, ["has 0:3: give", "'train.profile={10:13}'"]),
     "profile after the end": (["train.profile={2:300}"], 1, ["has 2:300: give", "from 1 to 200"]),
     "a step to profile": (["train.profile=10"], 1, ["train.profile=10: give a first and a last step"]),

@@ -30,6 +30,8 @@ SHORT = [
     "data.vocab_size=400",
     "data.validation=0.1",
 ]
+# Each new checkpoint is copied to another folder.
+AFTER = "checkpoint.after=[cp,-r,%p,store/%n]"
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +114,13 @@ def test_three_ways_in_train_the_same_model(text, tmp_path):
             "train.profile={2:3}",
         ],
         ["zero.stage=0", "train.precision=bf16", "train.activation_checkpointing=selective"],
-        ["zero.stage=2", "train.deterministic=true", "optim.schedule=wsd", "checkpoint.every=2"],
+        ["zero.stage=2", "train.deterministic=true", "optim.schedule=wsd", "checkpoint.every=2", AFTER],
     ],
 )
 def test_training_options(text, tmp_path, settings):
     # The global batch is the same on any layout: gradient accumulation adapts.
     settings = [*SHORT, f"data.path={text}", *settings, "parallel.processes=1", "launch.processes=2"]
+    (tmp_path / "store").mkdir()
     printed = command("-m", "launch.pretrain", *settings, "run.dir=run", cwd=tmp_path)
     assert len(losses(tmp_path / "run")) == 4
     if "zero.stage=0" in settings:
@@ -128,6 +131,7 @@ def test_training_options(text, tmp_path, settings):
     if "checkpoint.every=2" in settings:
         saved = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
         assert saved == ["step-00000002", "step-00000004"]
+        assert sorted(p.name for p in (tmp_path / "store").iterdir()) == saved
 
 
 @pytest.mark.parametrize("model", ["tiny", "130m", "1.1b", "7b"])

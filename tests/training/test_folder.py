@@ -48,6 +48,12 @@ def test_what_is_kept(tmp_path, keep, keep_every, left):
     assert steps(tmp_path) == left
 
 
+def test_a_checkpoint_that_is_still_used_is_kept(tmp_path):
+    add(tmp_path, 10, 20, 30)
+    retain(tmp_path, 1, 0, spare=[tmp_path / "step-00000010"])
+    assert steps(tmp_path) == [30, 10]
+
+
 def test_of_those_saved_by_time_the_last_two_are_kept(tmp_path):
     """And all others, those that are damaged among them."""
     add(tmp_path, 10, 20, 30, 40, 50, 60)

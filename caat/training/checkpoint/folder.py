@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -104,18 +104,19 @@ def point_latest_at(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def retain(checkpoints: Path, keep: int | None, keep_every: int) -> None:
+def retain(checkpoints: Path, keep: int | None, keep_every: int, *, spare: Collection[Path] = ()) -> None:
     """Delete all but the last ``keep`` (0: delete none) and the multiples of ``keep_every`` steps.
 
     If ``keep`` is None, delete only checkpoints saved by time, and keep the last two of these. The checkpoint
-    that `latest` names is always kept.
+    that `latest` names and those in ``spare`` are always kept.
     """
     if keep == 0:
         return
     whole = whole_checkpoints(checkpoints)
     old = [path for path in whole if _saved_by_time(path)][KEPT_BY_TIME:] if keep is None else whole[keep:]
+    kept = {latest(checkpoints), *spare}
     for folder in old:
-        if folder != latest(checkpoints) and not (keep_every and step_of(folder) % keep_every == 0):
+        if folder not in kept and not (keep_every and step_of(folder) % keep_every == 0):
             _remove(folder)
 
 

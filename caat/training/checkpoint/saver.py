@@ -22,6 +22,7 @@ from caat.storage.disk import disk_problem
 from caat.storage.durable import write_bytes, write_json
 from caat.supervision.control import Control
 from caat.training.checkpoint import folder as folders
+from caat.training.checkpoint.after import After
 from caat.training.checkpoint.architecture import Architecture
 from caat.training.checkpoint.exchange import Exchange, Held, Turn
 from caat.training.checkpoint.files import (
@@ -77,6 +78,7 @@ class Saver:
         self._tokenizer = tokenizer_files(tokenizer)
         self._live, self._architecture = live, architecture
         self._control = Control()
+        self.after = After(settings.after)
         contents = [content for kind in live.kinds for content in _contents(kind, live, tensors)]
         self._files = plan_files(contents, self._control.world)
         ranges = {key: (held.start, held.size) for key, held in live.fragments().items()}
@@ -265,7 +267,13 @@ class Saver:
             return
         write_state(aside, state, optimizer, checksums)
         folders.publish(aside, folder)
-        folders.retain(self.checkpoints, self.settings.keep, self.settings.keep_every)
+        self.after.start(folder)
+        self.retain()
+
+    def retain(self) -> None:
+        """Delete the checkpoints that are not to be kept, on the first rank."""
+        c = self.settings
+        folders.retain(self.checkpoints, c.keep, c.keep_every, spare=self.after.unfinished)
 
 
 def _contents(kind: StateKind, live: LiveState, tensors: Sequence[FullTensors]) -> list[Content]:
