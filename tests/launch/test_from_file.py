@@ -103,6 +103,7 @@ def test_a_file_sends_nothing_to_an_account_by_itself(here):
 
 
 def test_a_file_starts_no_program(here):
+    (here / "got").mkdir()
     save_config(compose(["checkpoint.after=[cp,%p,copy]", "run.dir=got"]), here / "got" / "config.yaml")
     for given in (["got/config.yaml"], ["run.dir=got", "resume=auto"]):
         with pytest.raises(ValueError, match=r"runs a command after each save, \[cp,%p,copy\]: give"):
