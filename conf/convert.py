@@ -42,6 +42,9 @@ class ConvertConfig:
         "???",
         "Hugging Face folder to import, or run or checkpoint of caat to export.",
     )
-    to: str = setting("???", "Folder to write, new or empty.")
+    to: str = setting(
+        "???",
+        "Folder to write, new or empty; or its URL on a store that fsspec knows, such as s3://bucket/model.",
+    )
     parallel: ConvertParallel = field(default_factory=ConvertParallel)
     sync: ConvertSync = field(default_factory=ConvertSync)

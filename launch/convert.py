@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from caat.storage.remote import RemoteFolder, is_url
 from caat.training.checkpoint.folder import find
 from conf.checks import require
 from conf.convert import ConvertConfig
@@ -21,24 +23,27 @@ def main(argv: list[str]) -> None:
     fails; then no files are left.
     """
     config = load_verb(ConvertConfig, argv)
+    remote = RemoteFolder(config.to, "to") if is_url(config.to) else None
     to = Path(config.to).expanduser().resolve()
-    _check_target(to, config.to)
+    if remote is None:
+        _check_target(to, config.to)
     source = Path(config.from_).expanduser()
     require(
         source.is_dir(),
         f"from={config.from_} is not a folder: give a Hugging Face model, a run or a checkpoint",
     )
     result, write = _export(config, source) if _is_ours(source) else _import(config, source)
-    free = shutil.disk_usage(next(place for place in to.absolute().parents if place.is_dir())).free
-    require(
-        result["bytes"] <= free,
-        f"to={config.to} takes {result['bytes'] / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: make room, "
-        "or write elsewhere",
-    )
-    _write(write, to, result)
+    if remote is None:
+        _check_room(to, config.to, result["bytes"])
+        _write(write, to, result)
+    else:
+        with TemporaryDirectory(prefix="caat-convert-") as folder:
+            aside = Path(folder) / "model"
+            _check_room(aside, config.to, result["bytes"])
+            _write(write, aside, result, remote)
     for name, value in result.items():
         print(f"{name.replace('_', ' '):<18} {f'{value:,}' if isinstance(value, int) else value}")
-    print(to / "conversion.json")
+    print(f"{config.to.rstrip('/')}/conversion.json" if remote else to / "conversion.json")
 
 
 def _is_ours(folder: Path) -> bool:
@@ -109,15 +114,30 @@ def _check_target(to: Path, given: str) -> None:
     )
 
 
-def _write(write: Callable, to: Path, result: dict[str, Any]) -> None:
+def _check_room(to: Path, given: str, size: int) -> None:
+    at = next(place for place in to.absolute().parents if place.is_dir())
+    free = shutil.disk_usage(at).free
+    require(
+        size <= free,
+        f"to={given} takes {size / 1e9:.1f} GB in {at}, but {free / 1e9:.1f} GB are free: make room"
+        + (", or set TMPDIR" if is_url(given) else ", or write elsewhere"),
+    )
+
+
+def _write(write: Callable, to: Path, result: dict[str, Any], remote: RemoteFolder | None = None) -> None:
+    """Write the folder ``to``, and upload it to ``remote`` if there is one."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("[bold]converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("converting", total=result["bytes"])
             write(to, result, lambda size: progress.advance(task, size))
+            if remote:
+                size = sum(file.stat().st_size for file in to.iterdir())
+                task = progress.add_task("uploading", total=size)
+                remote.upload(to, lambda size: progress.advance(task, size))
     except OSError as error:
         raise ValueError(f"to={to} could not be written ({error.strerror}): no files are left") from error
 
