@@ -48,6 +48,11 @@ class TrainConfig:
         "SwiGLU) with torch.compile. Steps are faster, but the start takes tens of seconds longer. "
         "Needs a C++ compiler.",
     )
+    documents: str = setting(
+        "packed",
+        "What a sequence is that holds several documents: one text (packed), or documents apart, each of "
+        "which attends to itself only, with positions from 0 (masked).",
+    )
     eval_every: int = setting(
         50,
         "Number of steps between validations on `eval_sequences` held-out sequences. 0: validate only at "
@@ -105,6 +110,7 @@ class TrainConfig:
         require_choice(
             "train.activation_checkpointing", self.activation_checkpointing, ("none", "full", "selective")
         )
+        require_choice("train.documents", self.documents, ("packed", "masked"))
         require(
             not self.tf32 or self.precision == "fp32",
             f"train.tf32=true needs train.precision=fp32, not {self.precision}, which has no such products",

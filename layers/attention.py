@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,10 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import AnyStream
 from conf.model import ModelConfig
-from layers.cache import LayerCache
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, RMSNorm, scaled
 from layers.rotary import Angles, rotate
+
+
+class Context(Protocol):
+    """What the tokens of a layer attend to: a cache and themselves, or their documents."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return causal attention; all are [batch, heads, seq, head_dim]. ``q`` may have more heads."""
 
 
 class Attention(nn.Module):
@@ -41,7 +48,7 @@ class Attention(nn.Module):
         self,
         normed: Normed,
         angles: Angles,
-        cache: LayerCache | None = None,
+        context: Context | None = None,
         gammas: Sequence[Tensor] = (),
     ) -> AnyStream:
         """``gammas`` are the weights of the norms of queries and keys, if there are any."""
@@ -49,14 +56,14 @@ class Attention(nn.Module):
         core = partial(self.core, bias=self.qkv.bias, gammas=gammas)
         if self.recompute:
             core = partial(checkpoint, core, use_reentrant=False)
-        return self.output.before_norm(core(qkv, *angles, cache, rstd), x)
+        return self.output.before_norm(core(qkv, *angles, context, rstd), x)
 
     def core(
         self,
         qkv: Tensor,
         cos: Tensor,
         sin: Tensor,
-        cache: LayerCache | None = None,
+        context: Context | None = None,
         rstd: Tensor | None = None,
         *,
         bias: Tensor | None = None,
@@ -84,11 +91,11 @@ class Attention(nn.Module):
                 for part, gamma in zip((q, k), gammas, strict=True)
             )
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, cos, sin), rotate(k, cos, sin), v))
-        return attend(q, k, v, cache).transpose(1, 2).flatten(2, 3)
+        return attend(q, k, v, context).transpose(1, 2).flatten(2, 3)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> Tensor:
-    """Causal attention [batch, heads, seq, head_dim] over the cached tokens, if any, and the new ones."""
-    if cache is not None:
-        return cache.attend(q, k, v)
+def attend(q: Tensor, k: Tensor, v: Tensor, context: Context | None) -> Tensor:
+    """Return causal attention [batch, heads, seq, head_dim] over the ``context``, or over the sequence."""
+    if context is not None:
+        return context.attend(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])

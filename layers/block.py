@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import AnyStream
 from conf.model import ModelConfig
-from layers.attention import Attention
-from layers.cache import KVCache, LayerCache
+from layers.attention import Attention, Context
+from layers.cache import KVCache
+from layers.documents import documents_of
 from layers.mlp import MLP
 from layers.norm import RMSNorm
 from layers.rotary import Angles, rotary_angles
@@ -35,11 +36,11 @@ class Block(nn.Module):
         x: AnyStream,
         gammas: Sequence[Tensor],
         angles: Angles,
-        cache: LayerCache | None = None,
+        context: Context | None = None,
     ) -> AnyStream:
         """``gammas`` are the weights of the block's norms, in the order of :func:`norms_of`."""
         attention_gamma, *of_heads, mlp_gamma = gammas
-        x = self.attention(self.attention_norm(x, attention_gamma), angles, cache, of_heads)
+        x = self.attention(self.attention_norm(x, attention_gamma), angles, context, of_heads)
         return self.mlp(self.mlp_norm(x, mlp_gamma))
 
 
@@ -66,16 +67,22 @@ def run_blocks(
 
 
 class Places(NamedTuple):
-    """The rotary angles of the tokens of a forward pass, and each layer's cache of the tokens before them."""
+    """The rotary angles of the tokens of a forward pass, and what they attend to in each layer."""
 
     angles: Angles
-    layers: Sequence[LayerCache | None]
+    layers: Sequence[Context | None]
 
 
-def places_of(x: Tensor, config: ModelConfig, cache: KVCache | None) -> Places:
-    """Return the places of the tokens ``x`` [batch, seq, ...], which continue ``cache``."""
+def places_of(x: Tensor, config: ModelConfig, cache: KVCache | None, borders: Tensor | None = None) -> Places:
+    """Return the places of the tokens ``x`` [batch, seq, ...], which continue ``cache``.
+
+    ``borders`` separate documents, whose tokens attend to each other only; they need an empty cache, None.
+    """
     positions: Tensor = torch.arange(x.shape[1], device=x.device)
-    layers: Sequence[LayerCache | None] = [None] * config.layers
+    layers: Sequence[Context | None] = [None] * config.layers
     if cache is not None:
         positions, layers = cache.extend(x.shape[1])
+    elif borders is not None:
+        positions, documents = documents_of(borders, x, config)
+        layers = [documents] * config.layers
     return Places(rotary_angles(positions, config, x.dtype), layers)

@@ -29,6 +29,8 @@ class GPT(nn.Module):
 
     Without targets it returns this process's slice of the logits [batch, seq, local vocabulary]. With a
     cache, which the tokens continue, it returns those of the last token only [batch, 1, local vocabulary].
+    ``borders``, int32 [documents + 1], say where documents begin in the flattened batch, and its end: each is
+    then computed as if it were alone. Every sequence begins with one.
 
     The number of shards ``mesh.shards`` and ``ratio`` are part of the architecture; the number of
     processes is not. Raises ``ValueError`` if the shards do not divide heads, KV heads, FFN or vocabulary.
@@ -97,8 +99,15 @@ class GPT(nn.Module):
             tensors.fill(self.get_parameter(weight.parameter).detach(), self.mesh.local_shards, full)
         return self
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        normed = self.hidden(tokens, cache)
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        borders: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        normed = self.hidden(tokens, cache, borders)
         if cache is not None and tokens.shape[1] > 1:
             normed = normed.last()
         _, logits = self.head.after_norm(normed)
@@ -118,7 +127,7 @@ class GPT(nn.Module):
             if isinstance(module, RowParallelLinear):
                 module.set_ratio(ratio)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Normed:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, borders: Tensor | None = None) -> Normed:
         """[batch, seq] -> the final residual stream, to be normalised by the head."""
         # Created first, so that the all-reduce of their gradients comes last in backward and delays no other.
         gammas = norm_weights([*norms_of(self.blocks), self.norm], self.mesh)
@@ -127,7 +136,7 @@ class GPT(nn.Module):
             self.blocks,
             enter(embedded, self.shared_channels, self.mesh),
             gammas[:-1],
-            places_of(embedded, self.config, cache),
+            places_of(embedded, self.config, cache, borders),
             self._run,
         )
         return self.norm(x, gammas[-1])

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from caat.data.documents import begins, borders
 from caat.data.order import Permutation, mix
 from caat.data.shards import TokenShards
 
-# Inputs and targets, int64 [batch, sequence] each.
-Batch = tuple[torch.Tensor, torch.Tensor]
+# Inputs and targets, int64 [batch, sequence] each. With masked documents also where those begin in the
+# flattened inputs, and their end: int32 [documents + 1].
+Batch = tuple[torch.Tensor, ...]
+# A batch, and how many of its leading rows count.
+HeldOut = tuple[*tuple[torch.Tensor, ...], int]
 
 
 class Loader:
@@ -22,7 +26,8 @@ class Loader:
 
     Global batch b consists of entries [b * global_batch, (b + 1) * global_batch) of an endless order, with
     a new permutation every epoch. The order does not depend on ``data_size``; data-parallel rank d takes
-    the d-th slice of each batch. ``position`` may be set to any number of sequences.
+    the d-th slice of each batch. ``position`` may be set to any number of sequences. ``masked``: the batches
+    say where documents begin.
 
     Raises ``ValueError`` if the split is shorter than one sequence, or the global batch is not a multiple
     of ``micro_batch`` times ``data_size``.
@@ -39,6 +44,7 @@ class Loader:
         data_rank: int = 0,
         data_size: int = 1,
         position: int = 0,
+        masked: bool = False,
     ) -> None:
         assert 0 <= data_rank < data_size, (data_rank, data_size)
         if global_batch % (micro_batch * data_size):
@@ -52,7 +58,7 @@ class Loader:
         self.global_batch = global_batch
         self.position = position
         self.count = sequence_count(shards, sequence)
-        self._seed = seed
+        self._seed, self._masked = seed, masked
         self._share = global_batch // data_size
         self._offset = data_rank * self._share
         self._epoch = 0
@@ -64,7 +70,7 @@ class Loader:
         numbers = [self._sequence_number(first + i) for i in range(self._share)]
         self.position += self.global_batch
         return [
-            _batch(self.shards, self.sequence, numbers[i : i + self.micro_batch])
+            _batch(self.shards, self.sequence, numbers[i : i + self.micro_batch], masked=self._masked)
             for i in range(0, self._share, self.micro_batch)
         ]
 
@@ -79,11 +85,18 @@ class Loader:
 
 
 def validation_batches(
-    shards: TokenShards, sequence: int, batch: int, count: int, *, data_rank: int = 0, data_size: int = 1
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    shards: TokenShards,
+    sequence: int,
+    batch: int,
+    count: int,
+    *,
+    data_rank: int = 0,
+    data_size: int = 1,
+    masked: bool = False,
+) -> Iterator[HeldOut]:
     """Yield this rank's share of the first ``count`` sequences (fewer if the split is shorter), in order.
 
-    Yields inputs and targets, int64 [batch, S] each, and the number of leading rows that count: the last
+    Yields a batch like those of :class:`Loader` and the number of its leading rows that count: the last
     batches are padded with copies, so that every rank gets the same number of full batches and takes part
     in the same collectives. The exact mean loss is the sum over the rows that count, divided by S times
     their number over all ranks.
@@ -93,13 +106,14 @@ def validation_batches(
     assert 0 <= data_rank < data_size, (data_rank, data_size)
     count = min(count, sequence_count(shards, sequence))
 
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    def batches() -> Iterator[HeldOut]:
         for start in range(
             data_rank * batch, -(-count // (batch * data_size)) * batch * data_size, batch * data_size
         ):
             numbers = range(start, start + batch)
             rows = sum(number < count for number in numbers)
-            yield *_batch(shards, sequence, [min(number, count - 1) for number in numbers]), rows
+            kept = [min(number, count - 1) for number in numbers]
+            yield *_batch(shards, sequence, kept, masked=masked), rows
 
     return batches()
 
@@ -116,6 +130,9 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
     return count
 
 
-def _batch(shards: TokenShards, sequence: int, numbers: list[int]) -> Batch:
-    rows = torch.from_numpy(np.stack([shards.read(i * sequence, sequence + 1) for i in numbers]))
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+def _batch(shards: TokenShards, sequence: int, numbers: list[int], *, masked: bool) -> Batch:
+    rows = np.stack([shards.read(i * sequence, sequence + 1) for i in numbers])
+    parts = [rows[:, :-1], rows[:, 1:]]
+    if masked:
+        parts.append(borders(begins(rows[:, :-1], shards.bos, shards.eos)))
+    return tuple(torch.from_numpy(part).contiguous() for part in parts)

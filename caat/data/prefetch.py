@@ -35,12 +35,12 @@ class Prefetch:
         """
         batches, self.position = self._next.result()
         self._next = self._thread.submit(self._read)
-        return [(self._moved(tokens), self._moved(targets)) for tokens, targets in batches]
+        return [tuple(map(self._moved, batch)) for batch in batches]
 
     def _read(self) -> tuple[list[Batch], int]:
         batches = self._loader.step()
         if self._device.type == "cuda":
-            batches = [(tokens.pin_memory(), targets.pin_memory()) for tokens, targets in batches]
+            batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
         return batches, self._loader.position
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,9 @@ shards, q, v and f the local widths of queries, of values and of the FFN:
     SwiGLU                    f of silu(gate); gate and up are the column-parallel output
     row-parallel              its input, the output of attention or SwiGLU
 
-A norm before a plain linear (everything shared, one process) saves its input and its output instead.
+A norm before a plain linear (everything shared, one process) saves its input and its output instead. With
+masked documents, every sequence has angles of its own, and all layers share one mask, unless a kernel takes
+the borders of the documents instead.
 tests/planning/test_activations.py compares these sums with the tensors alive after a forward pass, to the
 byte: a change in what a layer saves must be reflected here.
 """
@@ -45,6 +47,8 @@ class Pass:
     # On a GPU a norm is one kernel; on the CPU it is several, which save more. On a GPU memory counts as soon
     # as it is allocated, on the CPU when it is written to.
     cuda: bool = True
+    # Whether attention stays within documents.
+    masked: bool = False
 
     @property
     def tokens(self) -> int:
@@ -65,6 +69,11 @@ class Pass:
         return self.model.padded_vocab(self.shards) // self.processes
 
 
+def has_varlen_kernel(head_size: int, element_size: int, *, cuda: bool) -> bool:
+    """Return whether torch has a kernel for attention within documents: FlashAttention's, on a GPU."""
+    return cuda and element_size == 2 and head_size % 8 == 0 and head_size <= 256
+
+
 def block_bytes(p: Pass) -> int:
     """Return the bytes alive after the forward pass of all blocks, embedding and final norm included."""
     c, s = p.model, p.element_size
@@ -75,9 +84,9 @@ def block_bytes(p: Pass) -> int:
     else:
         blocks = c.layers * _block(p, p.checkpointing) - stream * p.tokens * s
     entry = c.hidden * p.tokens * s
-    angles = p.sequence * c.head_size * s
+    angles = (p.micro_batch if p.masked else 1) * p.sequence * c.head_size * s
     gammas = norm_numbers(c) * s
-    return blocks + entry + _norm(p) + angles + gammas + _embedding(p)
+    return blocks + entry + _norm(p) + angles + _mask(p) + gammas + _embedding(p)
 
 
 def recomputed_bytes(p: Pass) -> int:
@@ -139,6 +148,13 @@ def _block(p: Pass, checkpointing: str) -> int:
             kept = 2 * WIDE
         norms = (query + value) * kept + (heads + kv_heads) * WIDE
     return (per_token + (projection + core + 3 * ffn) * s + norms + heads * WIDE) * p.tokens
+
+
+def _mask(p: Pass) -> int:
+    """Return the bytes of the mask that keeps attention within documents."""
+    if not p.masked or has_varlen_kernel(p.model.head_size, p.element_size, cuda=p.cuda):
+        return 0
+    return p.tokens * p.sequence * p.element_size
 
 
 def _norm(p: Pass) -> int:

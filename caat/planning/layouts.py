@@ -59,6 +59,7 @@ def pass_of(config: Config, layout: Layout, ratio: float, cuda: bool = True) -> 
         2 if c.precision == "bf16" else 4,
         layout.checkpointing,
         cuda,
+        c.documents == "masked",
     )
 
 

@@ -11,6 +11,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from caat.data.loader import HeldOut
 from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
@@ -40,12 +41,12 @@ class StepResult:
 class Engine:
     """Owns the model's gradients, optimizer state and (at stage 3) its weights.
 
-    ``model(tokens, targets)`` must return the loss of every token, and ``model.set_ratio`` set the fraction
-    of synchronised channels. ``stage`` is DeepSpeed's ZeRO stage. Stage 0 in bfloat16 is wrong in DeepSpeed
-    0.19 under tensor parallelism (its norm ignores all ranks but the first): stage 1 is used instead, and
-    :attr:`stage` is 1. ``optimizer`` must be built for ``model``; the default follows ``optim``. ``islands``:
-    the settings of outer steps; ``model`` must have ``blocks`` then. ``party``: how this island meets others
-    that are runs of their own.
+    ``model(tokens, targets)`` must return the loss of every token, and take as further arguments what else a
+    batch holds. ``model.set_ratio`` must set the fraction of synchronised channels. ``stage`` is that of
+    DeepSpeed's ZeRO. Stage 0 in bfloat16 is wrong in DeepSpeed 0.19 under tensor parallelism (its norm
+    ignores all ranks but the first): stage 1 is used instead, and :attr:`stage` is 1. ``optimizer`` must be
+    built for ``model``; the default follows ``optim``. ``islands``: the settings of outer steps; ``model``
+    must have ``blocks`` then. ``party``: how this island meets others that are runs of their own.
     """
 
     def __init__(
@@ -148,14 +149,14 @@ class Engine:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
         return settings
 
-    def step(self, batches: Sequence[tuple[Tensor, Tensor]], lr: float) -> StepResult:
-        """Take an optimizer step on this rank's micro-batches, (tokens, targets) [micro_batch, seq] each."""
+    def step(self, batches: Sequence[tuple[Tensor, ...]], lr: float) -> StepResult:
+        """Take an optimizer step on this rank's micro-batches, which hold the arguments of ``model``."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         losses: list[Tensor] = []
-        for tokens, targets in batches:
+        for batch in batches:
             with self.mesh.data.during("forward"):
-                loss = self._engine(tokens, targets).mean()
+                loss = self._engine(*batch).mean()
             with self.mesh.data.during("backward"):
                 self._engine.backward(loss)
             losses.append(loss.detach())
@@ -186,18 +187,18 @@ class Engine:
         return self.live.islands.step(step, last=last) if self.live.islands else None
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor, int]], see: See | None = None) -> float:
-        """Return the mean loss per token over all replicas, for (tokens, targets, leading rows that count).
+    def evaluate(self, batches: Iterable[HeldOut], see: See | None = None) -> float:
+        """Return the mean loss per token over all replicas, for batches with their leading rows that count.
 
         Every rank must have the same number of batches. ``see`` is called with the rows that count and their
         losses. With islands, the model is the anchor.
         """
         total, count = torch.zeros((), dtype=torch.float64), 0
         with self.evaluating() as forward:
-            for tokens, targets, rows in batches:
-                losses = forward(tokens, targets)[:rows]
+            for *batch, rows in batches:
+                losses = forward(*batch)[:rows]
                 if see is not None:
-                    see(tokens[:rows], targets[:rows], losses)
+                    see(batch[0][:rows], batch[1][:rows], losses)
                 total += losses.double().sum().cpu()
                 count += losses.numel()
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from caat.data.loader import HeldOut
 from caat.data.prefetch import Prefetch
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
@@ -50,7 +50,7 @@ class Training:
     config: Config
     engine: Engine
     loader: Prefetch
-    validation: Callable[[], Iterable[tuple[Tensor, Tensor, int]]]
+    validation: Callable[[], Iterable[HeldOut]]
     state: State
     saver: Saver
     supervision: Supervision

@@ -26,13 +26,13 @@ def gradient_like(numbers: int) -> Tensor:
     return torch.randn(numbers, generator=generator).mul_(spread)
 
 
-def gradient_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Shapes]:
+def gradient_of(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Shapes]:
     """Return the gradient [n] of the sum of the mean losses of ``batches``, and the shapes of its parameters.
 
-    ``batches`` are tokens and targets, [rows, sequence] each.
+    ``batches`` are the arguments of ``model``: tokens and targets, [rows, sequence] each, and what follows.
     """
-    for tokens, targets in batches:
-        model(tokens, targets).mean().backward()
+    for batch in batches:
+        model(*batch).mean().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.cat([g.view(-1) for g in gradients]), [tuple(g.shape) for g in gradients]
 

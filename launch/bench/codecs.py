@@ -77,9 +77,9 @@ def _gradient(folder: Path, device: str) -> tuple[Tensor, Shapes]:
         "the run was started",
     )
     train = config.train
-    loader = Loader(
-        TokenShards(tokens, "train"), train.sequence, train.micro_batch, train.micro_batch, config.seed
-    )
+    sizes = (train.sequence, train.micro_batch, train.micro_batch)
+    masked = train.documents == "masked"
+    loader = Loader(TokenShards(tokens, "train"), *sizes, config.seed, masked=masked)
     model = open_model(folder, device, "fp32")
     where = model.norm.weight.device
-    return gradient_of(model, [(x.to(where), y.to(where)) for x, y in loader.step()])
+    return gradient_of(model, [tuple(part.to(where) for part in batch) for batch in loader.step()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,7 +58,6 @@ def build_run(
 
     Raises :class:`~launch.run.checkpoint.DamagedError` on all ranks if no intact checkpoint can be used.
     """
-    c = config.train
     mesh = _mesh(config)
     source = choose_checkpoint(config, folder, control, watchdog)
     watchdog.beat("building the model")
@@ -69,10 +69,11 @@ def build_run(
     watchdog.beat("loading the optimizer state")
     if initial is not None:
         load_master_weights(engine.live, tensors, initial, watchdog.tick)
-    state, notes = _restore(engine, tensors, source, watchdog)
-    state = state or State(
-        step=0, tokens=0, position=0, sequence=c.sequence, seed=config.seed, data=start.text
-    )
+    restored, notes = _restore(engine, tensors, source, watchdog)
+    state = restored or _first_state(config, start.text)
+    if state.documents != (documents := config.train.documents):
+        notes.append(f"train.documents={documents} from here on; it was {state.documents} before")
+        state = replace(state, documents=documents)
     place = {"position": state.position, "seed": data_seed(config, folder)}
     loader, validation = _batches(config, start.tokens, mesh, device, **place)
     run = Training(
@@ -166,6 +167,20 @@ def _restore(
     return state, notes
 
 
+def _first_state(config: Config, text: str) -> State:
+    """Return the state of a run of ``config`` before its first step; ``text`` is the hash of its data."""
+    c = config.train
+    return State(
+        step=0,
+        tokens=0,
+        position=0,
+        sequence=c.sequence,
+        seed=config.seed,
+        data=text,
+        documents=c.documents,
+    )
+
+
 def _batches(
     config: Config, tokens: Path, mesh: Mesh, device: torch.device, *, position: int, seed: int
 ) -> tuple[Prefetch, Callable]:
@@ -173,11 +188,14 @@ def _batches(
     c = config.train
     place = {"data_rank": mesh.replica, "data_size": mesh.replicas}
     training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
-    loader = Loader(training, c.sequence, c.micro_batch, c.global_batch, seed, **place, position=position)
+    masked = c.documents == "masked"
+    sizes = (c.sequence, c.micro_batch, c.global_batch)
+    loader = Loader(training, *sizes, seed, **place, position=position, masked=masked)
 
     def validation():
-        batches = validation_batches(held_out, c.sequence, c.micro_batch, c.eval_sequences, **place)
-        return ((x.to(device), y.to(device), rows) for x, y, rows in batches)
+        counts = (c.sequence, c.micro_batch, c.eval_sequences)
+        batches = validation_batches(held_out, *counts, **place, masked=masked)
+        return ((*(part.to(device) for part in batch), rows) for *batch, rows in batches)
 
     return Prefetch(loader, device), validation
 

@@ -24,7 +24,7 @@ def write_documents(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def write_shards(
-    folder: Path, sizes: list[int], vocab_size: int = 50_000, split: str = "train"
+    folder: Path, sizes: list[int], vocab_size: int = 50_000, split: str = "train", eos: int = 2
 ) -> np.ndarray:
     """A prepared folder with one split of files of ``sizes`` tokens; returns its tokens as one stream."""
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def write_shards(
         "dtype": token_dtype(vocab_size).name,
         "vocab_size": vocab_size,
         "bos": 1,
-        "eos": 2,
+        "eos": eos,
         "documents": 1,
         "bytes": 1,
         "train": [],

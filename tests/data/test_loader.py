@@ -20,8 +20,9 @@ def shards(tmp_path):
     return TokenShards(tmp_path / "shards", "train")
 
 
-def loader(shards, size=1, rank=0, micro=2, position=0, seed=5):
-    return Loader(shards, SEQUENCE, micro, 16, seed, data_rank=rank, data_size=size, position=position)
+def loader(shards, size=1, rank=0, micro=2, position=0, seed=5, masked=False):
+    place = {"data_rank": rank, "data_size": size, "position": position}
+    return Loader(shards, SEQUENCE, micro, 16, seed, **place, masked=masked)
 
 
 def rows(batches):
@@ -133,3 +134,32 @@ def test_what_fails_ahead_is_raised_at_its_step(shards):
     with pytest.raises(AttributeError):
         for _ in range(2):
             ahead.step()
+
+
+def first_tokens(row: list[int], bos: int, eos: int) -> list[int]:
+    """The places in a sequence where documents begin, by reading it from left to right."""
+    places = [0]
+    for place in range(1, len(row)):
+        inside = bos == eos and row[place - 1] != eos
+        if row[place] == bos and not inside:
+            places.append(place)
+    return places
+
+
+@pytest.mark.parametrize("eos", [2, 1], ids=["two tokens", "one token"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_documents_begin_with_their_first_token(tmp_path, eos, size):
+    write_shards(tmp_path / "few", [100, 33, 281], vocab_size=5, eos=eos)
+    shards = TokenShards(tmp_path / "few", "train")
+    found, cut = 0, 0
+    for rank in range(size):
+        for tokens, _, borders in loader(shards, size, rank, masked=True).step():
+            starts = [first_tokens(row, 1, eos) for row in tokens.tolist()]
+            expected = [number * SEQUENCE + at for number, places in enumerate(starts) for at in places]
+            assert borders.dtype == torch.int32
+            assert borders.tolist() == [*expected, tokens.numel()]
+            found += sum(map(len, starts)) - len(starts)
+            cut += sum(row[0] != 1 for row in tokens.tolist())
+    assert found > 0 and cut > 0
+    *batch, borders, rows = next(validation_batches(shards, SEQUENCE, 4, 8, masked=True))
+    assert len(batch) == 2 and rows == 4 and borders[-1] == 4 * SEQUENCE

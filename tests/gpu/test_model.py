@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +17,8 @@ from caat.supervision.device import start_process_group
 from conf.model import ModelConfig
 from layers.gpt import GPT
 from layers.weights import initial_weights
-from tests.models import batch, build
+from tests.layers.test_documents import BORDERS
+from tests.models import SMALL, batch, build
 
 DEVICE = "cuda"
 # Large enough that a GEMM takes longer than its launch.
@@ -112,6 +115,33 @@ def test_as_in_float64_on_the_cpu(shards, ratio, compiled, dtype, tolerance):
     for (name, ours), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
         error = (ours.grad.double().cpu() - theirs.grad).norm() / theirs.grad.norm()
         assert error < tolerance, f"{name}: {error:.2g}"
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kv_heads", [16, 8])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.bfloat16, 5e-2)], ids=str
+)
+def test_masked_documents_as_in_float64_on_the_cpu(compiled, kv_heads, dtype, tolerance):
+    """In bfloat16 by the kernel that takes the borders of documents, otherwise by a mask."""
+    torch._dynamo.reset()
+    config = replace(SMALL, kv_heads=kv_heads)
+    exact = build(Mesh(2), 0.5, config=config)
+    model = build(Mesh(2), 0.5, dtype=dtype, config=config).to(DEVICE)
+    if compiled:
+        model.compile_cores()
+    # Batches of several numbers of documents: what is compiled must not depend on it.
+    for borders in (BORDERS, BORDERS[[0, 3, 5]], BORDERS):
+        exact.zero_grad()
+        model.zero_grad()
+        expected = exact(*batch(), borders)
+        expected.mean().backward()
+        loss = model(*(part.to(DEVICE) for part in (*batch(), borders)))
+        loss.mean().backward()
+        assert (loss.double().cpu() - expected).norm() < tolerance * expected.norm()
+        for (name, ours), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
+            error = (ours.grad.double().cpu() - theirs.grad).norm() / theirs.grad.norm()
+            assert error < tolerance, f"{name}: {error:.2g}"
 
 
 def test_int8_messages_as_on_the_cpu():

@@ -105,6 +105,7 @@ MISTAKES = {
     "step 0 in a profile": (["train.profile={0:3}"], 1, ["has 0:3: give", "'train.profile={10:13}'"]),
     "profile after the end": (["train.profile={2:300}"], 1, ["has 2:300: give", "from 1 to 200"]),
     "a step to profile": (["train.profile=10"], 1, ["train.profile=10: give a first and a last step"]),
+    "unknown documents": (["train.documents=split"], 1, ["train.documents=split", "packed, masked"]),
     "unknown precision": (["train.precision=fp8"], 1, ["train.precision=fp8", "fp32, bf16"]),
     "negative steps": (["train.steps=-1"], 1, ["train.steps=-1", "above 0"]),
     "global batch": (["train.global_batch=18"], 1, ["train.global_batch=18", "micro_batch=4", "change one"]),

@@ -58,14 +58,16 @@ def check(
     checkpointing: str,
     *,
     config: ModelConfig = SMALL,
+    masked: bool = False,
 ) -> None:
     mesh = Mesh(SHARDS)
     if processes > 1:
         mesh = Mesh(SHARDS, processes, 3, tensor=Collectives(processes, dist.group.WORLD, options))
     model = GPT.empty(config, mesh, ratio, 1.0, checkpointing, device="meta", dtype=dtype)
     text = torch.zeros(2, SMALL.sequence + 1, dtype=torch.long, device="meta")
+    borders = torch.zeros(4, dtype=torch.int32, device="meta") if masked else None
     with OneDevice():
-        losses = model(text[:, :-1], text[:, 1:])
+        losses = model(text[:, :-1], text[:, 1:], borders)
         losses.mean().backward()
     assert losses.dtype is torch.float32
     for name, parameter in model.named_parameters():
@@ -93,7 +95,9 @@ def main() -> None:
         check(1, 0.5, torch.bfloat16, SumOptions(), "none", config=replace(SMALL, rope_scaling=scaling))
     for config in FAMILIES.values():
         check(SHARDS, 0.5, torch.bfloat16, SumOptions(), "selective", config=config)
-    print(f"{len(cases) + len(SCALED) + len(FAMILIES)} cases")
+    for processes in (1, SHARDS):
+        check(processes, 0.5, torch.bfloat16, SumOptions(), "selective", masked=True)
+    print(f"{len(cases) + len(SCALED) + len(FAMILIES) + 2} cases")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ import torch
 from caat.parallel.mesh import Mesh
 from layers.gpt import GPT
 from layers.weights import initial_weights
+from tests.layers.test_documents import BORDERS
 from tests.models import SMALL, batch, build
 
 
-def loss_and_gradients(shards: int, processes: int, checkpointing: str, compiled: bool):
+def loss_and_gradients(shards: int, processes: int, checkpointing: str, compiled: bool, borders=None):
     mesh = Mesh(shards) if processes == 1 else Mesh.create(shards, processes)
     model = build(mesh, 0.5, checkpointing)
     if compiled:
         model.compile_cores()
-    loss = model(*batch()).mean()
+    loss = model(*batch(), borders).mean()
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -34,6 +35,13 @@ def check(compiled, plain) -> None:
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_the_same_in_one_process(checkpointing):
     check(loss_and_gradients(4, 1, checkpointing, True), loss_and_gradients(4, 1, checkpointing, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_the_same_with_masked_documents(checkpointing):
+    cases = [(4, 1, checkpointing, compiled, BORDERS) for compiled in (True, False)]
+    check(*(loss_and_gradients(*case) for case in cases))
 
 
 @pytest.mark.slow

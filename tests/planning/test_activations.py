@@ -39,7 +39,7 @@ def storages(tensors: list[torch.Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
-def bytes_after_forward(model: GPT) -> int:
+def bytes_after_forward(model: GPT, borders: torch.Tensor | None) -> int:
     """All that a forward pass leaves: what autograd packs, and what checkpoints and the model hold on to."""
     text = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1))
     tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
@@ -51,7 +51,7 @@ def bytes_after_forward(model: GPT) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = model(tokens, targets)
+        losses = model(tokens, targets, borders)
     kept = storages(packed)
     # gloo's threads hold the last messages for a moment longer: until nothing more goes away.
     after, last = storages(alive()) | kept, {}
@@ -64,7 +64,9 @@ def bytes_after_forward(model: GPT) -> int:
     return left - weights - losses.untyped_storage().nbytes()
 
 
-def compare(processes: int, cases: list[tuple], options: dict | None = None) -> list[tuple[int, int]]:
+def compare(
+    processes: int, cases: list[tuple], options: dict | None = None, masked: bool = False
+) -> list[tuple[int, int]]:
     """Counted and expected bytes of each case."""
     # What was there before is of no interest, and looking at it takes long.
     gc.collect()
@@ -79,8 +81,9 @@ def compare(processes: int, cases: list[tuple], options: dict | None = None) -> 
         model = GPT.empty(config, mesh, ratio, 1.0, checkpointing, dtype=dtype).fill(full)
         channels = shared_channels(config.hidden, ratio, shards)
         sizes = BATCH, SEQUENCE, dtype.itemsize
-        p = Pass(config, shards, processes, channels, *sizes, checkpointing, cuda=False)
-        found.append((bytes_after_forward(model), block_bytes(p) + logit_bytes(p)))
+        p = Pass(config, shards, processes, channels, *sizes, checkpointing, cuda=False, masked=masked)
+        borders = torch.tensor([0, 5, 16, 20, 32], dtype=torch.int32) if masked else None
+        found.append((bytes_after_forward(model, borders), block_bytes(p) + logit_bytes(p)))
     gc.unfreeze()
     return found
 
@@ -93,6 +96,10 @@ def check(found: list[tuple[int, int]], cases: list[tuple]) -> None:
 def test_one_process():
     cases = [(1, 1.0, "none", "fp32", 8), *CASES]
     check(compare(1, cases), cases)
+
+
+def test_masked_documents():
+    check(compare(1, CASES, masked=True), CASES)
 
 
 @pytest.mark.parametrize("processes", [2])

@@ -34,6 +34,8 @@ class State:
     sequence: Whole
     seed: Whole
     data: str
+    # train.documents: what attends to what in a sequence of several documents.
+    documents: str = "packed"
     skipped: Whole = 0
     skipped_in_a_row: Whole = 0
     # States of random generators in hexadecimal, by device. Training does not use them so far.
