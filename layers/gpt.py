@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.partial import pointwise
 from caat.parallel.partial.stream import AnyStream, enter
 from caat.parallel.sharding import Sharding
 from conf.model import ModelConfig
@@ -154,7 +155,7 @@ class GPT(nn.Module):
         self.compiled = True
         for part in self.blocks.modules():
             if isinstance(part, Attention | MLP):
-                part.core = torch.compile(part.core)  # type: ignore[method-assign]
+                part.core = pointwise.compile(part.core)  # type: ignore[method-assign]
             if isinstance(part, ColumnParallelLinear | RowParallelLinear):
                 part.compiled = True
 

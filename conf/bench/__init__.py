@@ -7,6 +7,7 @@ from conf.bench.islands import BenchIslandsConfig
 from conf.bench.single import (
     BenchCheckpointConfig,
     BenchCodecsConfig,
+    BenchKernelsConfig,
     BenchMfuConfig,
     BenchShardsConfig,
     BenchTokenizeConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "BenchDataConfig",
     "BenchGenerateConfig",
     "BenchIslandsConfig",
+    "BenchKernelsConfig",
     "BenchLinkConfig",
     "BenchMfuConfig",
     "BenchPeersConfig",

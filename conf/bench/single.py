@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from conf.checks import require, require_choice, require_positive
 from conf.field import setting
@@ -122,6 +123,30 @@ class BenchMfuConfig:
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require(0.0 <= self.ratio <= 1.0, f"ratio={self.ratio} is outside [0, 1]")
+
+
+@dataclass
+class BenchKernelsConfig:
+    """`caat bench kernels`: count the kernels of a block's forward and backward pass on a GPU, and the bytes
+    that they read and write, in units of one [tokens, hidden] tensor. Nothing is run: it needs no GPU. Rows:
+    one shard, all shards in one process, and one process of several with a shard each."""
+
+    # The GPU's kernels matter at sizes that it is for.
+    OPTIONS: ClassVar[dict[str, str]] = {"model": "1.1b"}
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    shards: int = setting(8, "Number of shards (N).")
+    ratio: float = setting(0.5, "Value of sync.ratio.")
+    micro_batch: int = setting(4, "Sequences of model.sequence tokens per pass.")
+    precision: str = setting("bf16", "Numeric format: fp32 or bf16.")
+    operators: bool = setting(False, "Print a row for each operator, too.")
+    out: str | None = setting(None, "Path of the JSON. Default: outputs/bench-kernels-<time>.json.")
+
+    def __post_init__(self) -> None:
+        require_positive(micro_batch=self.micro_batch, shards=self.shards)
+        require_choice("precision", self.precision, ("fp32", "bf16"))
+        require(0.0 <= self.ratio <= 1.0, f"ratio={self.ratio} is outside [0, 1]")
+        self.model.check_shards(self.shards)
 
 
 @dataclass

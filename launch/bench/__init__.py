@@ -10,6 +10,7 @@ BENCHMARKS = {
     "peers": "the same blocks with the tensor parallelism of torch, megatron-core and DeepSpeed",
     "generate": "time to the first token and tokens per second, by ratio, here or over a slow network",
     "profile": "the same steps in torch's profiler: GEMMs, copies, the rest, saved memory",
+    "kernels": "kernels of a block on a GPU and the bytes that they move, counted without one",
     "predict": "step time by ratio on another machine, from a closed formula",
     "mfu": "a training step in one process as a share of the device's peak, by shard count",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",

@@ -26,6 +26,11 @@ MISTAKES = {
         (["new_tokens=0"], "new_tokens=0 must be above 0"),
         (["cache.keep=8"], "cache.keep=8 has no effect with cache.place=device"),
     ],
+    "kernels": [
+        (["shards=5"], "not divisible by"),
+        (["ratio=2"], "ratio=2.0 is outside [0, 1]"),
+        (["precision=fp8"], "precision=fp8 is not known"),
+    ],
     "codecs": [
         (["codecs=[int8,int3]"], "codec int3 is not known: choose from none"),
         (["codecs=[topk:0.01,index=tree]"], "codec topk:0.01,index=tree: index=tree is not known"),

@@ -5,12 +5,31 @@ Without ``compiled=True`` they run one operator at a time. Sizes as in linear.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Compiler = Callable[[Callable], Callable]
+_compilers: list[Compiler] = [torch.compile]
+
+
+@contextmanager
+def compiled_by(compiler: Compiler) -> Iterator[None]:
+    """Use ``compiler`` in place of ``torch.compile`` for all that is compiled within the context."""
+    _compilers.append(compiler)
+    try:
+        yield
+    finally:
+        _compilers.pop()
+
+
+def compile(function: Callable) -> Callable:
+    """Return ``function``, compiled."""
+    return _compilers[-1](function)
 
 
 def fusable(function: Callable) -> Callable:
@@ -18,15 +37,16 @@ def fusable(function: Callable) -> Callable:
 
     Compilation happens at the first such call, because importing the compiler takes seconds.
     """
-    kernel: Callable | None = None
+    kernels: dict[Compiler, Callable] = {}
 
     @wraps(function)
     def run(*inputs: Tensor | float, compiled: bool):
-        nonlocal kernel
         if not compiled:
             return function(*inputs)
-        kernel = kernel or torch.compile(function)
-        return kernel(*inputs)
+        compiler = _compilers[-1]
+        if compiler not in kernels:
+            kernels[compiler] = compiler(function)
+        return kernels[compiler](*inputs)
 
     return run
 
