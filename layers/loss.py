@@ -6,12 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from caat.data.marks import IGNORED
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.pointwise import fusable
 from caat.planning.activations import LOSS_CHUNK
-
-# Targets with this value are ignored, as in torch.
-IGNORED = -100
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from caat.data.documents import begins, borders
+from caat.data.marks import begins, borders
 from caat.data.order import Permutation, mix
 from caat.data.shards import TokenShards
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caat.data.loader import HeldOut
+from caat.data.marks import IGNORED
 from caat.optim.make import make_optimizer
 from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
@@ -149,14 +150,23 @@ class Engine:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
         return settings
 
-    def step(self, batches: Sequence[tuple[Tensor, ...]], lr: float) -> StepResult:
-        """Take an optimizer step on this rank's micro-batches, which hold the arguments of ``model``."""
+    def step(
+        self, batches: Sequence[tuple[Tensor, ...]], lr: float, counted: int | None = None
+    ) -> StepResult:
+        """Take an optimizer step on this rank's micro-batches, which hold the arguments of ``model``.
+
+        ``counted`` is the number of targets that count in the global batch, over all replicas and islands;
+        None: all. The loss is the mean over them.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         losses: list[Tensor] = []
+        # The mean over all micro-batches, which follows, divides by their number.
+        share = len(batches) * self.mesh.replicas / max(counted or 0, 1)
         for batch in batches:
             with self.mesh.data.during("forward"):
-                loss = self._engine(*batch).mean()
+                by_token = self._engine(*batch)
+                loss = by_token.mean() if counted is None else by_token.sum() * share
             with self.mesh.data.during("backward"):
                 self._engine.backward(loss)
             losses.append(loss.detach())
@@ -188,7 +198,7 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[HeldOut], see: See | None = None) -> float:
-        """Return the mean loss per token over all replicas, for batches with their leading rows that count.
+        """Return the mean loss of the targets that count, in the leading rows that count, over all replicas.
 
         Every rank must have the same number of batches. ``see`` is called with the rows that count and their
         losses. With islands, the model is the anchor.
@@ -200,7 +210,7 @@ class Engine:
                 if see is not None:
                     see(batch[0][:rows], batch[1][:rows], losses)
                 total += losses.double().sum().cpu()
-                count += losses.numel()
+                count += int((batch[1][:rows] != IGNORED).sum())
         both = torch.tensor([total, count], dtype=torch.float64, device=self._engine.device)
         for axis in (self.mesh.data, self.mesh.islands):
             axis.all_reduce(both, "forward", "loss")

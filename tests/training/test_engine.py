@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,6 +32,27 @@ SGD = OptimConfig(name="sgd", lr=3.0, clip=0.3, weight_decay=0.01)
 
 def micro_batch(step: int, replica: int, micro: int):
     return batch(seed=100 * step + 10 * replica + micro, size=2)
+
+
+def prompts(step: int, replica: int, micro: int):
+    """A batch of several documents whose first tokens do not count: all or none in some, some in others."""
+    tokens, targets = micro_batch(step, replica, micro)
+    first = (0, 9, 4, 7)[(step + replica + 2 * micro) % 4]
+    borders = torch.tensor([0, 3, 9, 12 + micro, 18], dtype=torch.int32)
+    return tokens, targets.index_fill(1, torch.arange(first), -100), borders
+
+
+def counted_losses(weights, config: ModelConfig, part, shards: int, k: int, rounded) -> torch.Tensor:
+    """The losses of the targets that count, of each document alone."""
+    tokens, targets, *borders = part
+    if not borders:
+        return token_losses(weights, config, tokens, targets, shards, k, rounded=rounded).flatten()
+    losses = []
+    for first, last in pairwise(borders[0]):
+        x, y = (text.flatten()[None, first:last] for text in (tokens, targets))
+        known = y.clamp(min=0)
+        losses.append(token_losses(weights, config, x, known, shards, k, rounded=rounded)[y != -100])
+    return torch.cat(losses)
 
 
 def start(config: ModelConfig, precision: str):
@@ -70,6 +92,7 @@ def reference(
     precision: str,
     wire_dtype: torch.dtype | None,
     optim: OptimConfig,
+    data=micro_batch,
 ):
     """Float64, one process, an optimizer of torch: weights, gradient norms and losses.
 
@@ -86,11 +109,8 @@ def reference(
     norms, losses = [], []
     for step in range(STEPS):
         optimizer.zero_grad()
-        parts = [micro_batch(step, replica, m) for replica in range(replicas) for m in range(ACCUMULATION)]
-        losses_of_parts = [
-            token_losses(weights, config, x, y, shards, k, rounded=rounded).mean() for x, y in parts
-        ]
-        loss = torch.stack(losses_of_parts).mean()
+        parts = [data(step, replica, m) for replica in range(replicas) for m in range(ACCUMULATION)]
+        loss = torch.cat([counted_losses(weights, config, x, shards, k, rounded) for x in parts]).mean()
         loss.backward()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(weights.values(), optim.clip).item())
@@ -117,15 +137,19 @@ def train(
     checkpointing: str,
     options: SumOptions | None = None,
     optim: OptimConfig = OPTIM,
+    data=micro_batch,
 ):
     mesh = Mesh.create(shards, processes, options)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(mesh, ratio, checkpointing, dtype, config)
     engine = Engine(model, mesh, optim, stage=stage, precision=precision, accumulation=ACCUMULATION)
-    results = [
-        engine.step([micro_batch(step, mesh.data_rank, m) for m in range(ACCUMULATION)], optim.lr)
-        for step in range(STEPS)
-    ]
+    results = []
+    for step in range(STEPS):
+        parts = [[data(step, replica, m) for m in range(ACCUMULATION)] for replica in range(mesh.data_size)]
+        counted = sum(int((part[1] != -100).sum()) for replica in parts for part in replica)
+        everything = sum(part[1].numel() for replica in parts for part in replica)
+        count = None if counted == everything else counted
+        results.append(engine.step(parts[mesh.data_rank], optim.lr, count))
     local = {weight.parameter: master_weight(engine, weight.parameter) for weight in gpt_weights(config)}
     norms = mesh.tensor.ledger.totals("norm")
     return (
@@ -147,6 +171,7 @@ def check(
     precision: str = "fp32",
     wire_dtype: torch.dtype | None = None,
     optim: OptimConfig = OPTIM,
+    data=micro_batch,
 ):
     """Losses and norms by step, then the weights: how far training moved them, and how wrong that is."""
     # float32: the weights' own resolution. bfloat16: the error of a whole tensor against its movement.
@@ -155,7 +180,7 @@ def check(
     tolerance = (2e-3 if wire_dtype is torch.int8 else 2e-2) if rounded else 2e-6
     # Exact training moves 4.2 % elsewhere at ratio 0 if its start is rounded to bfloat16, 2.3 % at 0.5.
     limit = (3 if rounded and ratio == 0 else 2) * tolerance + 1e-4
-    want, norms, losses = reference(config, shards, ratio, replicas, precision, wire_dtype, optim)
+    want, norms, losses = reference(config, shards, ratio, replicas, precision, wire_dtype, optim, data)
     moved = {name: want[name] - w for name, w in start(config, precision).items()}
     assert max(float(m.abs().max()) for m in moved.values()) > 5e-3
     for weights, got_norms, got_losses, *_ in by_rank:
@@ -177,6 +202,14 @@ def test_float32_equals_one_plain_process(ranks, stage, world, shards, processes
     ratio = 0.5
     by_rank = ranks(world).run(train, SMALL, shards, processes, ratio, stage, "fp32", "none")
     check(by_rank, SMALL, shards, ratio, world // processes, f"stage {stage} world {world}")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_mean_is_over_the_targets_that_count(ranks, stage):
+    """Their number differs between micro-batches and replicas, and is 0 in some."""
+    for precision in ("fp32", "bf16"):
+        case = (SMALL, 4, 2, 0.5, stage, precision, "selective", None, OPTIM, prompts)
+        check(ranks(4).run(train, *case), SMALL, 4, 0.5, 2, f"stage {stage}", precision, data=prompts)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

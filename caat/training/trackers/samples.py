@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from caat.data.marks import IGNORED
 from caat.data.tokenizer import load_tokenizer
 
 # Tokens shown from the end of each sequence: those of the context, and those shown with their losses.
@@ -16,7 +17,7 @@ CONTEXT, CONTINUATION = 64, 32
 
 @dataclass(frozen=True)
 class Sample:
-    """The end of a held-out sequence; ``losses`` holds the loss in nats of each of ``pieces``."""
+    """The end of a held-out sequence; ``losses`` are those of ``pieces``, which count, in nats."""
 
     context: str
     continuation: str
@@ -25,7 +26,7 @@ class Sample:
 
     @property
     def loss(self) -> float:
-        return sum(self.losses) / len(self.losses)
+        return sum(self.losses) / len(self.losses) if self.losses else nan
 
     @property
     def spelled(self) -> str:
@@ -55,14 +56,15 @@ class Samples:
         return taken
 
     def _sample(self, tokens: Tensor, targets: Tensor, losses: Tensor) -> Sample:
-        text = torch.cat([tokens[:1], targets]).tolist()
+        # The last target is no input: if it does not count, it is not known.
+        text = [*tokens.tolist(), *(number for number in targets[-1:].tolist() if number != IGNORED)]
         start = max(1, len(text) - CONTINUATION)
-        pieces = tuple(self._spell(number) for number in text[start:])
+        shown = [at for at in range(start, len(text)) if targets[at - 1] != IGNORED]
         return Sample(
             self._tokenizer.decode(text[max(0, start - CONTEXT) : start]),
             self._tokenizer.decode(text[start:]),
-            pieces,
-            tuple(losses[start - 1 :].tolist()),
+            tuple(self._spell(text[at]) for at in shown),
+            tuple(float(losses[at - 1]) for at in shown),
         )
 
     def _spell(self, number: int) -> str:

@@ -1,8 +1,11 @@
-"""Finds where documents begin in the tokens of sequences."""
+"""What is known of each token besides its number: whether a document begins with it, whether it counts."""
 
 from __future__ import annotations
 
 import numpy as np
+
+# A target with this value does not count: it has no loss and no gradient, as in torch.
+IGNORED = -100
 
 
 def begins(tokens: np.ndarray, bos: int, eos: int) -> np.ndarray:
