@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from caat.data.marks import begins, borders
+from caat.data.marks import COUNTS, IGNORED, borders
 from caat.data.order import Permutation, mix
 from caat.data.shards import TokenShards
 
-# Inputs and targets, int64 [batch, sequence] each. With masked documents also where those begin in the
-# flattened inputs, and their end: int32 [documents + 1].
+# Inputs and targets, int64 [batch, sequence] each; targets that do not count are -100. With masked documents
+# also where those begin in the flattened inputs, and their end: int32 [documents + 1].
 Batch = tuple[torch.Tensor, ...]
 # A batch, and how many of its leading rows count.
 HeldOut = tuple[*tuple[torch.Tensor, ...], int]
@@ -27,7 +27,8 @@ class Loader:
     Global batch b consists of entries [b * global_batch, (b + 1) * global_batch) of an endless order, with
     a new permutation every epoch. The order does not depend on ``data_size``; data-parallel rank d takes
     the d-th slice of each batch. ``position`` may be set to any number of sequences. ``masked``: the batches
-    say where documents begin.
+    say where documents begin. ``counted`` is the number of targets that count in the last global batch, over
+    all ranks; None if all do in every batch.
 
     Raises ``ValueError`` if the split is shorter than one sequence, or the global batch is not a multiple
     of ``micro_batch`` times ``data_size``.
@@ -57,6 +58,7 @@ class Loader:
         self.micro_batch = micro_batch
         self.global_batch = global_batch
         self.position = position
+        self.counted: int | None = None
         self.count = sequence_count(shards, sequence)
         self._seed, self._masked = seed, masked
         self._share = global_batch // data_size
@@ -66,8 +68,12 @@ class Loader:
 
     def step(self) -> list[Batch]:
         """Return this rank's micro-batches [micro_batch, S] of the next global batch, moving ``position``."""
-        first = self.position + self._offset
-        numbers = [self._sequence_number(first + i) for i in range(self._share)]
+        places = range(self.position, self.position + self.global_batch)
+        if self.shards.marked:
+            # Every rank reads the marks of all: they are small, and a message would wait for all ranks.
+            everywhere = map(self._sequence_number, places)
+            self.counted = sum(_counted(self.shards, self.sequence, number) for number in everywhere)
+        numbers = [self._sequence_number(at) for at in places[self._offset : self._offset + self._share]]
         self.position += self.global_batch
         return [
             _batch(self.shards, self.sequence, numbers[i : i + self.micro_batch], masked=self._masked)
@@ -131,8 +137,17 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
 
 
 def _batch(shards: TokenShards, sequence: int, numbers: list[int], *, masked: bool) -> Batch:
-    rows = np.stack([shards.read(i * sequence, sequence + 1) for i in numbers])
+    rows = np.stack([shards.read(number * sequence, sequence + 1) for number in numbers])
     parts = [rows[:, :-1], rows[:, 1:]]
-    if masked:
-        parts.append(borders(begins(rows[:, :-1], shards.bos, shards.eos)))
+    if masked or shards.marked:
+        marks = np.stack([shards.marks(number * sequence, sequence + 1) for number in numbers])
+        parts[1] = np.where(marks[:, 1:] & COUNTS, parts[1], IGNORED)
+        parts += [borders(marks[:, :-1])] * masked
     return tuple(torch.from_numpy(part).contiguous() for part in parts)
+
+
+def _counted(shards: TokenShards, sequence: int, number: int) -> int:
+    """Return how many targets of a sequence count."""
+    if not shards.marked:
+        return sequence
+    return int((shards.marks(number * sequence + 1, sequence) & COUNTS).sum())

@@ -6,26 +6,28 @@ import numpy as np
 
 # A target with this value does not count: it has no loss and no gradient, as in torch.
 IGNORED = -100
+# Bits of a mark: the token counts as a target, and a document begins with it.
+COUNTS, BEGINS = 1, 2
 
 
-def begins(tokens: np.ndarray, bos: int, eos: int) -> np.ndarray:
-    """Return for each token of ``tokens`` [..., length] whether a document begins with it.
+def marks_of_text(tokens: np.ndarray, bos: int, eos: int) -> np.ndarray:
+    """Return the marks of ``tokens`` [length] of plain text, uint8: all count.
 
     A document is ``bos``, its pieces and ``eos``. If both are the same token, only the second of two begins a
     document; the first one of a sequence then needs no mark, because every sequence begins one.
     """
-    found = tokens == bos
+    begin = tokens == bos
     if bos == eos:
-        found[..., 1:] &= tokens[..., :-1] == eos
-    return found
+        begin[1:] &= tokens[:-1] == eos
+    return (COUNTS + BEGINS * begin).astype(np.uint8)
 
 
-def borders(begin: np.ndarray) -> np.ndarray:
+def borders(marks: np.ndarray) -> np.ndarray:
     """Return where documents begin in the flattened sequences, and their end, int32 [documents + 1].
 
-    ``begin`` [sequences, length] marks the first token of each document. Every sequence begins one: with a
-    whole document, or with the rest of one, which is then computed without what came before.
+    ``marks`` [sequences, length] are those of the tokens. Every sequence begins a document: a whole one, or
+    the rest of one, which is then computed without what came before.
     """
-    begin = begin.copy()
+    begin = marks & BEGINS > 0
     begin[:, 0] = True
     return np.append(np.flatnonzero(begin), begin.size).astype(np.int32)

@@ -15,11 +15,12 @@ class Prefetch:
 
     For a GPU the thread puts them into pinned memory, from which they are copied without making the CPU wait
     for the GPU. ``position`` counts the sequences of the batches that were handed out, over all ranks: it is
-    what a checkpoint keeps, since the loader itself is one step ahead.
+    what a checkpoint keeps, since the loader itself is one step ahead. ``counted`` is the
+    loader's, of the last batches that were handed out.
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
-        self.position = loader.position
+        self.position, self.counted = loader.position, loader.counted
         self._loader, self._device = loader, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next = self._thread.submit(self._read)
@@ -33,15 +34,15 @@ class Prefetch:
 
         What fails while they are read is raised here.
         """
-        batches, self.position = self._next.result()
+        batches, self.position, self.counted = self._next.result()
         self._next = self._thread.submit(self._read)
         return [tuple(map(self._moved, batch)) for batch in batches]
 
-    def _read(self) -> tuple[list[Batch], int]:
+    def _read(self) -> tuple[list[Batch], int, int | None]:
         batches = self._loader.step()
         if self._device.type == "cuda":
             batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
-        return batches, self._loader.position
+        return batches, self._loader.position, self._loader.counted
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, non_blocking=True)

@@ -1,7 +1,8 @@
 """Prepared tokens on disk: a folder of raw token files behind one ``index.json``.
 
 The files of a split, concatenated, form one stream of little-endian tokens. :class:`Index` describes the
-index. ``unigram.npy`` counts each piece in the training tokens, int64 [vocab_size].
+index. If not every token counts as a target, further files hold a byte for each token, its mark
+(`caat.data.marks`). ``unigram.npy`` counts each piece in the training tokens, int64 [vocab_size].
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from caat.data.marks import marks_of_text
 from caat.storage.arrays import map_array
 from caat.storage.checksums import wrong_files
 from caat.storage.records import Size, Whole, parse_record
@@ -46,6 +48,11 @@ class Index:
     train: list[TokenFile]
     validation: list[TokenFile]
     source: str = ""
+    # What a document is made of: data.format. All tokens of a text count as targets.
+    rows: Literal["text", "prompt", "chat"] = "text"
+    # Hash of the template of chats, and the number of tokens that count by split. Empty for text.
+    template: str = ""
+    counted: dict[str, Whole] = field(default_factory=dict)
     # Checksum of every other file by name. Empty for folders prepared by versions without checksums.
     xxh3_128: dict[str, str] = field(default_factory=dict)
 
@@ -65,6 +72,11 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def file_name(split: str, number: int) -> str:
     """Return the name of the token file of piece ``number`` of the corpus."""
     return f"{split}-{number:05d}.bin"
+
+
+def mark_name(file: str) -> str:
+    """Return the name of the file that holds the marks of the tokens in ``file``, a byte each."""
+    return Path(file).with_suffix(".marks").name
 
 
 def read_index(folder: Path) -> Index:
@@ -143,9 +155,13 @@ class TokenShards:
         self.dtype = np.dtype(index.dtype).newbyteorder("<")
         self._files = [self.folder / each.file for each in index.files(split)]
         self._starts = [0, *accumulate(each.tokens for each in index.files(split))]
-        self._maps: dict[int, np.ndarray] = {}
-        for number, path in enumerate(self._files):
-            self._check_size(path, self._starts[number + 1] - self._starts[number])
+        # Whether some tokens do not count as targets.
+        self.marked = index.rows != "text"
+        self._maps: dict[Path, np.ndarray] = {}
+        for path, first, last in zip(self._files, self._starts, self._starts[1:], strict=False):
+            self._check_size(path, (last - first) * self.dtype.itemsize, "tokens")
+            if self.marked:
+                self._check_size(path.with_name(mark_name(path.name)), last - first, "marks")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -155,37 +171,50 @@ class TokenShards:
 
         Raises ``ValueError`` for a token outside the vocabulary.
         """
-        stop = start + length
-        assert 0 <= start <= stop <= len(self), (start, length, len(self))
         out = np.empty(length, dtype=np.int64)
+        self._read(out, start, self._files, self.dtype)
+        if length and (largest := out.max()) >= self.vocab_size:
+            raise ValueError(
+                f"the {self.split} tokens [{start:,}, {start + length:,}) in {self.folder} hold {largest}, "
+                f"but its tokenizer has 0 to {self.vocab_size - 1}: remove the folder and prepare it again"
+            )
+        return out
+
+    def marks(self, start: int, length: int) -> np.ndarray:
+        """Return the marks of the tokens [start, start + length), uint8 [length]."""
+        if not self.marked:
+            return marks_of_text(self.read(start, length), self.bos, self.eos)
+        out = np.empty(length, dtype=np.uint8)
+        files = [path.with_name(mark_name(path.name)) for path in self._files]
+        self._read(out, start, files, out.dtype)
+        return out
+
+    def _read(self, out: np.ndarray, start: int, files: list[Path], dtype: np.dtype) -> None:
+        """Fill ``out`` from ``files``, which hold one number of ``dtype`` for each token of the stream."""
+        stop = start + len(out)
+        assert 0 <= start <= stop <= len(self), (start, stop, len(self))
         number = bisect_right(self._starts, start) - 1
         at = start
         while at < stop:
             first, last = self._starts[number], min(self._starts[number + 1], stop)
-            out[at - start : last - start] = self._map(number)[at - first : last - first]
+            out[at - start : last - start] = self._map(files[number], dtype)[at - first : last - first]
             at, number = last, number + 1
-        if length and (largest := out.max()) >= self.vocab_size:
-            raise ValueError(
-                f"the {self.split} tokens [{start:,}, {stop:,}) in {self.folder} hold {largest}, but its "
-                f"tokenizer has 0 to {self.vocab_size - 1}: remove the folder and prepare it again"
-            )
-        return out
 
-    def _map(self, number: int) -> np.ndarray:
-        if number not in self._maps:
-            self._maps[number] = np.memmap(self._files[number], dtype=self.dtype, mode="r")
-        return self._maps[number]
+    def _map(self, path: Path, dtype: np.dtype) -> np.ndarray:
+        if path not in self._maps:
+            self._maps[path] = np.memmap(path, dtype=dtype, mode="r")
+        return self._maps[path]
 
-    def _check_size(self, path: Path, tokens: int) -> None:
+    def _check_size(self, path: Path, expected: int, what: str) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
             found = error.strerror
         else:
-            if size == tokens * self.dtype.itemsize:
+            if size == expected:
                 return
             found = f"{size:,} bytes"
         raise ValueError(
-            f"{path} should hold {tokens * self.dtype.itemsize:,} bytes of tokens (found: {found}). "
+            f"{path} should hold {expected:,} bytes of {what} (found: {found}). "
             f"Remove the folder {self.folder} and prepare it again"
         )

@@ -46,7 +46,7 @@ def take_step(
     waited = time.perf_counter() - started
     watchdog.beat(f"training step {step}")
     guard.before(step)
-    result = engine.step(batches, learning_rate)
+    result = engine.step(batches, learning_rate, loader.counted)
     outer = engine.outer_step(step, last=last)
     seconds = time.perf_counter() - started
     guard.after(step)

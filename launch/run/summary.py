@@ -11,6 +11,7 @@ from shlex import quote
 import numpy as np
 
 from caat.data.loader import sequence_count
+from caat.data.marks import COUNTS
 from caat.data.shards import TokenShards, read_unigram
 from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
@@ -34,7 +35,8 @@ def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
     """
     held_out = TokenShards(tokens, "validation")
     counts = read_unigram(tokens, held_out.vocab_size).astype(np.float64) + 1
-    text = held_out.read(1, sequence * min(count, sequence_count(held_out, sequence)))
+    targets = 1, sequence * min(count, sequence_count(held_out, sequence))
+    text = held_out.read(*targets)[held_out.marks(*targets) & COUNTS > 0]
     return {
         "uniform": log(held_out.vocab_size),
         "unigram": float(-np.log(counts / counts.sum())[text].mean()),

@@ -24,7 +24,12 @@ def write_documents(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def write_shards(
-    folder: Path, sizes: list[int], vocab_size: int = 50_000, split: str = "train", eos: int = 2
+    folder: Path,
+    sizes: list[int],
+    vocab_size: int = 50_000,
+    split: str = "train",
+    eos: int = 2,
+    **index_fields,
 ) -> np.ndarray:
     """A prepared folder with one split of files of ``sizes`` tokens; returns its tokens as one stream."""
     folder.mkdir(parents=True)
@@ -49,6 +54,7 @@ def write_shards(
         "train": [],
         "validation": [],
         split: entries,
+        **index_fields,
     }
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "tokenizer.model").write_bytes(b"-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,3 +164,32 @@ def test_documents_begin_with_their_first_token(tmp_path, eos, size):
     assert found > 0 and cut > 0
     *batch, borders, rows = next(validation_batches(shards, SEQUENCE, 4, 8, masked=True))
     assert len(batch) == 2 and rows == 4 and borders[-1] == 4 * SEQUENCE
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_targets_that_do_not_count_and_borders_are_read(tmp_path, size):
+    """From the marks, whatever the tokens are."""
+    sizes = [100, 33, 281]
+    text = write_shards(tmp_path / "rows", sizes, rows="prompt")
+    marks = np.random.default_rng(1).integers(4, size=len(text), dtype=np.uint8)
+    for number, part in enumerate(np.split(marks, np.cumsum(sizes)[:-1])):
+        part.tofile(tmp_path / "rows" / f"train-{number:05d}.marks")
+    at = {tuple(text[i * SEQUENCE : (i + 1) * SEQUENCE]): i * SEQUENCE for i in range(51)}
+    readers = [
+        loader(TokenShards(tmp_path / "rows", "train"), size, rank, masked=True) for rank in range(size)
+    ]
+    for _ in range(5):
+        batches = [batch for reader in readers for batch in reader.step()]
+        seen = 0
+        for tokens, targets, borders in batches:
+            begin = []
+            for number, (row, wanted) in enumerate(zip(tokens.tolist(), targets.tolist(), strict=True)):
+                first = at[tuple(row)]
+                for place in range(SEQUENCE):
+                    counts = marks[first + place + 1] & 1
+                    assert wanted[place] == (text[first + place + 1] if counts else -100)
+                    seen += counts
+                    if place == 0 or marks[first + place] & 2:
+                        begin.append(number * SEQUENCE + place)
+            assert borders.tolist() == [*begin, tokens.numel()]
+        assert [reader.counted for reader in readers] == [seen] * size
