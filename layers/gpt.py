@@ -111,10 +111,13 @@ class GPT(nn.Module):
         normed = self.hidden(tokens, cache, borders)
         if cache is not None and tokens.shape[1] > 1:
             normed = normed.last()
-        _, logits = self.head.after_norm(normed)
         if targets is None:
+            _, logits = self.head.after_norm(normed)
             return mask_padding(logits, self.config.vocab_size, self.mesh)
-        return vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh, self.compiled)
+        _, logits, rstd = self.head.unscaled_after_norm(normed)
+        return vocab_parallel_cross_entropy(
+            logits, targets, self.config.vocab_size, self.mesh, compiled=self.compiled, rstd=rstd
+        )
 
     def set_ratio(self, ratio: float) -> None:
         """Synchronise this fraction of the channels from the next forward pass on.
@@ -153,7 +156,7 @@ class GPT(nn.Module):
         The GEMMs and their all-reduces are not compiled: their order is what hides communication.
         """
         self.compiled = True
-        for part in self.blocks.modules():
+        for part in self.modules():
             if isinstance(part, Attention | MLP):
                 part.core = pointwise.compile(part.core)  # type: ignore[method-assign]
             if isinstance(part, ColumnParallelLinear | RowParallelLinear):

@@ -10,24 +10,39 @@ from caat.data.marks import IGNORED
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.pointwise import fusable
 from caat.planning.activations import LOSS_CHUNK
+from layers.norm import scaled
 
 
 class _CrossEntropy(torch.autograd.Function):
     """``logits`` [T, local vocabulary] -> losses [T]. Only the first ``real`` columns are vocabulary entries.
 
     Forward saves the logits unchanged and one float32 number per token. Backward computes the gradient from
-    these, in the type of the logits.
+    these, in the type of the logits. ``rstd`` [T, r]: factors by which the logits of each of r shards are
+    still to be multiplied. That happens within the compiled kernels.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, real: int, mesh: Mesh, compiled: bool) -> Tensor:  # type: ignore[override]
+    def forward(
+        ctx,
+        logits: Tensor,
+        rstd: Tensor | None,
+        targets: Tensor,
+        real: int,
+        mesh: Mesh,
+        compiled: bool,
+    ) -> Tensor:  # type: ignore[override]
         size = logits.shape[-1]
-        rows = _row_slices(logits, compiled)
-        local_total = torch.cat([log_sum_exp(logits[some, :real], compiled=compiled) for some in rows])
         index = targets - mesh.tensor_rank * size
         here = (index >= 0) & (index < size)
-        picked = logits.gather(-1, index.masked_fill(~here, 0).unsqueeze(-1)).squeeze(-1)
-        picked = picked.to(local_total.dtype).masked_fill_(~here, 0.0)
+        column = index.masked_fill(~here, 0).unsqueeze(-1)
+        picked = logits.gather(-1, column)
+        if rstd is None:
+            rows = _row_slices(logits, compiled)
+            local_total = torch.cat([log_sum_exp(logits[some, :real], compiled=compiled) for some in rows])
+        else:
+            local_total = unscaled_log_sum_exp(logits, rstd, real, compiled=compiled)
+            picked = scaled(picked, rstd.gather(-1, column // (size // rstd.shape[-1])))
+        picked = picked.squeeze(-1).to(local_total.dtype).masked_fill_(~here, 0.0)
         log_total = local_total
         if mesh.processes > 1:
             largest = mesh.tensor.all_reduce(local_total.clone(), "forward", "loss", dist.ReduceOp.MAX)
@@ -36,26 +51,34 @@ class _CrossEntropy(torch.autograd.Function):
             total, picked = mesh.tensor.all_reduce(both, "forward", "loss")
             log_total = total.log() + largest
         ignored = targets == IGNORED
-        ctx.save_for_backward(logits, log_total, index, ignored)
+        ctx.save_for_backward(logits, rstd, log_total, index, ignored)
         ctx.real, ctx.compiled = real, compiled
         return (log_total - picked).masked_fill_(ignored, 0.0)
 
     @staticmethod
     def backward(ctx, loss_grad: Tensor):  # type: ignore[override]
-        logits, log_total, index, ignored = ctx.saved_tensors
+        logits, rstd, log_total, index, ignored = ctx.saved_tensors
         columns = [x.unsqueeze(-1) for x in (log_total, index, loss_grad.masked_fill(ignored, 0.0))]
+        if rstd is not None:
+            return *unscaled_logit_grad(logits, rstd, ctx.real, *columns, compiled=ctx.compiled), *[None] * 4
         gradient = torch.empty_like(logits)
         gradient[:, ctx.real :] = 0.0
         for some in _row_slices(logits, ctx.compiled):
             part = [x[some] for x in columns]
             logit_grad(gradient[some, : ctx.real], logits[some, : ctx.real], *part, compiled=ctx.compiled)
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
 @fusable
 def log_sum_exp(logits: Tensor) -> Tensor:
     """[rows, vocabulary] -> [rows], in float32 at least."""
     return torch.logsumexp(_widened(logits), -1)
+
+
+@fusable
+def unscaled_log_sum_exp(logits: Tensor, rstd: Tensor, real: int) -> Tensor:
+    """Like :func:`log_sum_exp`, of the first ``real`` columns of logits to be multiplied by ``rstd``."""
+    return torch.logsumexp(_widened(_by_shard(logits, rstd).flatten(-2)[:, :real]), -1)
 
 
 @fusable
@@ -74,6 +97,30 @@ def logit_grad(out: Tensor, logits: Tensor, log_total: Tensor, index: Tensor, we
         here = (index >= 0) & (index < size)
         gradient.scatter_add_(-1, index.clamp(0, size - 1), torch.where(here, -weight, 0.0))
     out.copy_(gradient)
+
+
+@fusable
+def unscaled_logit_grad(
+    logits: Tensor, rstd: Tensor, real: int, log_total: Tensor, index: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``logits`` [rows, vocabulary] and of ``rstd`` [rows, r] by which to scale them.
+
+    The other arguments are those of :func:`logit_grad`. Columns from ``real`` on have no gradient.
+    """
+    column = torch.arange(logits.shape[-1], device=logits.device)
+    gradient = (_widened(_by_shard(logits, rstd).flatten(-2)) - log_total).exp() * weight
+    gradient = torch.where(column == index, gradient - weight, gradient)
+    gradient = torch.where(column < real, gradient, 0.0).to(logits.dtype)
+    rstd_grad = gradient.to(rstd.dtype) * logits
+    return (
+        _by_shard(gradient, rstd).flatten(-2),
+        rstd_grad.unflatten(-1, (rstd.shape[-1], -1)).sum(-1),
+    )
+
+
+def _by_shard(x: Tensor, rstd: Tensor) -> Tensor:
+    """Return ``x`` [rows, vocabulary] times the factors ``rstd`` [rows, r], as [rows, r, vocabulary / r]."""
+    return scaled(x.unflatten(-1, (rstd.shape[-1], -1)), rstd)
 
 
 def _widened(logits: Tensor) -> Tensor:
@@ -98,16 +145,24 @@ def mask_padding(logits: Tensor, vocab_size: int, mesh: Mesh) -> Tensor:
 
 
 def vocab_parallel_cross_entropy(
-    logits: Tensor, targets: Tensor, vocab_size: int, mesh: Mesh, compiled: bool = False
+    logits: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    mesh: Mesh,
+    *,
+    compiled: bool = False,
+    rstd: Tensor | None = None,
 ) -> Tensor:
     """Return -log softmax(logits)[target] of every token, in float32 (float64 for float64 logits).
 
     ``logits`` [..., local vocabulary] is this process's slice, in rank order; ``targets`` [...]. Entries at
     or past ``vocab_size`` are padding and get no probability. Where the target is -100, loss and gradient
     are 0 (a loss mask); all other targets must be in [0, vocab_size). Returns [...], the same on every
-    process; backward needs no communication. ``compiled``: each pass over the logits is one kernel.
+    process; backward needs no communication. ``compiled``: each pass over the logits is one kernel. Then
+    ``rstd`` [..., r] may hold a factor by which the logits of each of r shards are still to be multiplied.
     """
     size = logits.shape[-1]
     real = min(max(vocab_size - mesh.tensor_rank * size, 0), size)
-    losses = _CrossEntropy.apply(logits.flatten(0, -2), targets.flatten(), real, mesh, compiled)
+    factors = None if rstd is None else rstd.flatten(0, -2)
+    losses = _CrossEntropy.apply(logits.flatten(0, -2), factors, targets.flatten(), real, mesh, compiled)
     return losses.view_as(targets)

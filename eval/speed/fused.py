@@ -71,12 +71,18 @@ def _stages(operators: Iterable[Node]) -> dict[Node, int]:
 def _bytes(kernel: set[Node]) -> int:
     """Return the bytes that the operators of a kernel exchange with others."""
     reads: dict[Node, dict[Node, int]] = defaultdict(dict)
-    for x in {x for node in kernel for x in node.all_input_nodes}:
+    for x in {x for node in kernel for x in _read(node)}:
         if _root(x) not in kernel:
             reads[_root(x)][x] = bytes_of(x.meta["val"])
     # Views of a tensor may overlap: no more is read than there is.
     read = sum(min(sum(views.values()), bytes_of(root.meta["val"])) for root, views in reads.items())
     return read + sum(bytes_of(node.meta["val"]) for node in kernel if not _users(node) <= kernel)
+
+
+def _read(node: Node) -> list[Node]:
+    """Return the inputs that ``node`` reads; a copy overwrites its first one."""
+    overwritten = node.args[:1] if _operator(node) == "copy" else ()
+    return [x for x in node.all_input_nodes if x not in overwritten]
 
 
 def _users(node: Node) -> set[Node]:

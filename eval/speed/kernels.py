@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from caat.parallel.background import Wait, nothing
 from caat.parallel.collectives import Collectives
@@ -31,6 +32,8 @@ from layers.gpt import GPT
 
 # Operators that overwrite their first argument without reading it.
 OVERWRITES = ("copy_", "zero_", "fill_")
+# Operators that read or change the numbers at indices, and which argument these are.
+PICKS = {"gather": 2, "embedding": 1, "scatter_add_": 2}
 NORM_BACKWARD = "native_layer_norm_backward"
 
 
@@ -67,6 +70,11 @@ class Counter(TorchDispatchMode):
         written = bytes_of(result)
         if written == 0:
             return
+        if name in PICKS:
+            # Only as many numbers are touched as there are indices.
+            moved = 2 * written if name != "scatter_add_" else 3 * bytes_of(args[3])
+            self.moved[name] += Moved(1, moved + bytes_of(args[PICKS[name]]))
+            return
         self.moved[name] += Moved(1, written + bytes_of(args[1:] if name in OVERWRITES else args))
         if name == "baddbmm" and "out" not in kwargs:
             # CUDA first copies the matrix to be added to where the result goes.
@@ -77,16 +85,19 @@ class Counter(TorchDispatchMode):
 
     def compile(self, function: Callable) -> Callable:
         """Return ``function``, of which each run counts as fused kernels, in place of ``torch.compile``."""
-        made = aot_function(
-            function,
-            fw_compiler=self._fused,
-            bw_compiler=self._fused,
-            partition_fn=min_cut_rematerialization_partition,
-        )
+        made: dict[tuple, Callable] = {}
 
         def run(*args: Any, **kwargs: Any) -> Any:
+            signature = tuple(map(_kind, tree_leaves((args, kwargs))))
+            if signature not in made:
+                made[signature] = aot_function(
+                    function,
+                    fw_compiler=self._fused,
+                    bw_compiler=self._fused,
+                    partition_fn=min_cut_rematerialization_partition,
+                )
             with self.paused():
-                return made(*args, **kwargs)
+                return made[signature](*args, **kwargs)
 
         return run
 
@@ -108,6 +119,11 @@ class Counter(TorchDispatchMode):
             yield
         finally:
             self._paused = before
+
+
+def _kind(x: object) -> object:
+    """Return what a compiled graph assumes of an argument."""
+    return (x.shape, x.stride(), x.dtype, x.requires_grad) if isinstance(x, Tensor) else x
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -133,16 +149,23 @@ class Alone(Collectives):
         return nothing
 
 
-def block_kernels(
+def kernels_of(
     c: ModelConfig, mesh: Mesh, ratio: float, micro_batch: int, *, dtype: torch.dtype, compiled: bool
-) -> dict[str, Moved]:
-    """Return what forward and backward of one block move, by operator: what a second block adds to one."""
+) -> dict[str, dict[str, Moved]]:
+    """Return what forward and backward move, by operator: of one block, and of all else, the ends.
+
+    A block is what a second one adds to a model of one. The ends are embedding, head and loss.
+    """
     one, two = (
         _pass(replace(c, layers=layers), mesh, ratio, micro_batch, dtype=dtype, compiled=compiled)
         for layers in (1, 2)
     )
-    added = {name: two[name] - one[name] for name in two}
-    return {name: moved for name, moved in added.items() if moved.kernels}
+    block = {name: two[name] - one[name] for name in two}
+    ends = {name: one[name] - block[name] for name in two}
+    return {
+        part: {name: moved for name, moved in each.items() if moved != Moved()}
+        for part, each in (("block", block), ("ends", ends))
+    }
 
 
 def _pass(

@@ -11,10 +11,11 @@ from caat.supervision.device import PRECISIONS
 from conf.bench import BenchKernelsConfig
 from conf.reading.verb import load_verb
 from eval.speed.fused import ATTENTION, PRODUCTS
-from eval.speed.kernels import Alone, Moved, block_kernels
+from eval.speed.kernels import Alone, Moved, kernels_of
 from launch.bench.report import Column, Report
 
 COLUMNS = {
+    "part": Column("part"),
     "where": Column("one process of"),
     "between": Column("between products"),
     "operator": Column("operator"),
@@ -38,17 +39,22 @@ def main(argv: list[str]) -> None:
     dtype = PRECISIONS[config.precision]
     unit = config.micro_batch * c.sequence * c.hidden * dtype.itemsize
     rows = [(where, compiled) for compiled in (False, True) for where in meshes]
-    for where, compiled in track(rows, "counting", transient=True):
-        mesh, ratio = meshes[where]
-        moved = block_kernels(c, mesh, ratio, config.micro_batch, dtype=dtype, compiled=compiled)
-        names = {"where": where, "between": "compiled" if compiled else "eager"}
-        report.add(**names, operator="all", **_figures(moved, unit))
-        if config.operators:
-            for name in sorted(moved, key=lambda name: -moved[name].bytes):
-                report.add(**names, operator=name, **_figures({name: moved[name]}, unit))
+    counted = {
+        row: kernels_of(c, *meshes[row[0]], config.micro_batch, dtype=dtype, compiled=row[1])
+        for row in track(rows, "counting", transient=True)
+    }
+    for part in ("block", "ends"):
+        for where, compiled in rows:
+            moved = counted[where, compiled][part]
+            names = {"part": part, "where": where, "between": "compiled" if compiled else "eager"}
+            report.add(**names, operator="all", **_figures(moved, unit))
+            if config.operators:
+                for name in sorted(moved, key=lambda name: -moved[name].bytes):
+                    report.add(**names, operator=name, **_figures({name: moved[name]}, unit))
+    size = f"[{config.micro_batch * c.sequence:,}, {c.hidden}]"
     report.finish(
-        f"Kernels of one block of {c.name}, forward and backward, and their bytes between the products, in "
-        f"units of one [{config.micro_batch * c.sequence:,}, {c.hidden}] tensor in {config.precision} "
+        f"Forward and backward of one block of {c.name}, and of its ends (embedding, head, loss): kernels, "
+        f"and bytes between the products in units of one {size} tensor in {config.precision} "
         f"({unit / 1e6:.1f} MB); ratio {config.ratio:g} with several shards",
     )
 

@@ -18,7 +18,7 @@ from caat.planning.activations import Pass
 from caat.planning.kernels import layer_bytes
 from conf.model import ModelConfig
 from eval.speed.fused import ATTENTION, PRODUCTS
-from eval.speed.kernels import Alone, Counter, Moved, block_kernels
+from eval.speed.kernels import Alone, Counter, Moved, kernels_of
 from launch.bench.kernels import main
 from layers.loss import log_sum_exp
 
@@ -51,6 +51,8 @@ def totals(counter: Counter) -> Moved:
         # The copy of what is added, and the product that reads and writes it.
         (lambda x: torch.baddbmm(x[None], x[None], x[None]), 2, 6 * MATRIX),
         (lambda x: x[:, :0] * x[:, :0], 0, 0),
+        # As many numbers as there are indices of 8 bytes.
+        (lambda x: x.gather(0, torch.empty(1, 16, device="meta", dtype=torch.long)), 1, 4 * VECTOR),
     ],
 )
 def test_an_operator_is_one_kernel(run: Callable, kernels: int, moved: int) -> None:
@@ -81,6 +83,7 @@ def scaled_by_column_sum(x: Tensor) -> Tensor:
         (scaled_by_row_sum, 1, 2 * MATRIX),
         # The sum is complete only at the end of its kernel.
         (scaled_by_column_sum, 2, 3 * MATRIX + 2 * VECTOR),
+        (lambda x: torch.empty_like(x).copy_(x + 1), 1, 2 * MATRIX),
         # A product reads and writes memory, as do the kernels before and after it.
         (lambda x: ((x + 1) @ x).relu(), 3, 2 * MATRIX + 3 * MATRIX + 2 * MATRIX),
     ],
@@ -117,7 +120,7 @@ def test_another_compiler_is_used_only_within_its_context() -> None:
 @cache
 def between_products(mesh: Mesh, ratio: float, *, compiled: bool) -> float:
     """In units of one [tokens, hidden] tensor, for a block of the 1.1b model."""
-    moved = block_kernels(ONE_B, mesh, ratio, 4, dtype=torch.bfloat16, compiled=compiled)
+    moved = kernels_of(ONE_B, mesh, ratio, 4, dtype=torch.bfloat16, compiled=compiled)["block"]
     return sum(moved[name].bytes for name in moved.keys() - {*PRODUCTS, *ATTENTION}) / UNIT
 
 
@@ -147,6 +150,6 @@ def test_the_command_counts_what_the_functions_count(tmp_path: Path) -> None:
     rows = json.loads(out.read_text())["rows"]
     found = next(row for row in rows if row["operator"] == "all" and row["between"] == "eager")
     assert found["units"] == between_products(ONE, 1.0, compiled=False)
-    operators = [row for row in rows if row["where"] == found["where"] and row["between"] == "eager"]
+    operators = [row for row in rows if all(row[key] == found[key] for key in ("part", "where", "between"))]
     for figure in ("kernels", "units", "product_units", "attention_units"):
         assert sum(row[figure] for row in operators) == pytest.approx(2 * found[figure])
