@@ -8,7 +8,7 @@ from torch import Tensor
 
 from caat.data.marks import IGNORED
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.pointwise import fusable
+from caat.parallel.partial.pointwise import compiling, fusable
 from caat.planning.activations import LOSS_CHUNK
 from layers.norm import scaled
 
@@ -89,7 +89,7 @@ def logit_grad(out: Tensor, logits: Tensor, log_total: Tensor, index: Tensor, we
     """
     size = logits.shape[-1]
     gradient = (_widened(logits) - log_total).exp_().mul_(weight)
-    if torch.compiler.is_compiling():
+    if compiling():
         # A scatter would not fuse and need a separate pass over memory.
         at_target = torch.arange(size, device=logits.device) == index
         gradient = torch.where(at_target, gradient - weight, gradient)

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from caat.parallel.partial.pointwise import compiling
 from conf.model import ModelConfig
 
 # Cosine and sine.
@@ -89,5 +90,33 @@ def yarn_scale(c: ModelConfig) -> float:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + d/2) of ``x`` [batch, length, heads, d] by the angles."""
+    if torch.is_grad_enabled() and not compiling():
+        return _Rotate.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class _Rotate(torch.autograd.Function):
+    """The same, with both halves of the result and of the gradient written where they belong at once."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for (here, there), out, turned in zip(_halves(x), result.chunk(2, dim=-1), (-sin, sin), strict=True):
+        torch.mul(here, cos, out=out).add_(there * turned)
+    return result
+
+
+def _halves(x: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    first, second = x.chunk(2, dim=-1)
+    return (first, second), (second, first)

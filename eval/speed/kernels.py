@@ -96,7 +96,7 @@ class Counter(TorchDispatchMode):
                     bw_compiler=self._fused,
                     partition_fn=min_cut_rematerialization_partition,
                 )
-            with self.paused():
+            with self.paused(), pointwise.traced():
                 return made[signature](*args, **kwargs)
 
         return run

@@ -72,12 +72,13 @@ class _RowParallel(torch.autograd.Function):
         a, weight = ctx.saved_tensors
         k, scale, shards = ctx.k, ctx.scale, ctx.mesh.local
         a_grad, weight_grad = torch.empty_like(a), torch.empty_like(weight)
-        _scaled_bmm(private_grad, by_shard(weight[k:], shards), scale, by_shard(a_grad, shards))
-        _scaled_bmm(private_grad.mT, by_shard(a, shards), scale, by_shard(weight_grad[k:], shards))
+        if some_private := k < len(weight):
+            _scaled_bmm(private_grad, by_shard(weight[k:], shards), scale, by_shard(a_grad, shards))
+            _scaled_bmm(private_grad.mT, by_shard(a, shards), scale, by_shard(weight_grad[k:], shards))
 
         # The sum started by _NormColumnParallel.backward. Only the two shared GEMMs below need it.
         ctx.transfer.wait()
-        a_grad.addmm_(shared_grad, weight[:k])
+        a_grad.addmm_(shared_grad, weight[:k], beta=int(some_private))
         torch.mm(shared_grad.T, a, out=weight_grad[:k])
         return a_grad, weight_grad, private_grad, None, None, None, None
 

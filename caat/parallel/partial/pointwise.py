@@ -15,6 +15,7 @@ from torch import Tensor
 
 Compiler = Callable[[Callable], Callable]
 _compilers: list[Compiler] = [torch.compile]
+_traced = False
 
 
 @contextmanager
@@ -30,6 +31,22 @@ def compiled_by(compiler: Compiler) -> Iterator[None]:
 def compile(function: Callable) -> Callable:
     """Return ``function``, compiled."""
     return _compilers[-1](function)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Tell the functions that run within the context that another compiler than torch's traces them."""
+    global _traced
+    before, _traced = _traced, True
+    try:
+        yield
+    finally:
+        _traced = before
+
+
+def compiling() -> bool:
+    """Return whether a compiler traces the code that asks."""
+    return _traced or torch.compiler.is_compiling()
 
 
 def fusable(function: Callable) -> Callable:
@@ -97,6 +114,6 @@ def weight_grads(product: Tensor, weight: Tensor, gamma: Tensor) -> tuple[Tensor
 def square_sum(x: Tensor) -> Tensor:
     """[..., c] -> sum(x²) [..., 1], in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    if torch.compiler.is_compiling():
+    if compiling():
         return x.to(wide).square().sum(-1, keepdim=True)
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square()
