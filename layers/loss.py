@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -60,7 +62,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits, rstd, log_total, index, ignored = ctx.saved_tensors
         columns = [x.unsqueeze(-1) for x in (log_total, index, loss_grad.masked_fill(ignored, 0.0))]
         if rstd is not None:
-            return *unscaled_logit_grad(logits, rstd, ctx.real, *columns, compiled=ctx.compiled), *[None] * 4
+            return *unscaled_logit_grad(logits, rstd, ctx.real, columns, compiled=ctx.compiled), *[None] * 4
         gradient = torch.empty_like(logits)
         gradient[:, ctx.real :] = 0.0
         for some in _row_slices(logits, ctx.compiled):
@@ -101,12 +103,13 @@ def logit_grad(out: Tensor, logits: Tensor, log_total: Tensor, index: Tensor, we
 
 @fusable
 def unscaled_logit_grad(
-    logits: Tensor, rstd: Tensor, real: int, log_total: Tensor, index: Tensor, weight: Tensor
+    logits: Tensor, rstd: Tensor, real: int, of_rows: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``logits`` [rows, vocabulary] and of ``rstd`` [rows, r] by which to scale them.
 
-    The other arguments are those of :func:`logit_grad`. Columns from ``real`` on have no gradient.
+    ``of_rows`` are the last three arguments of :func:`logit_grad`. Columns from ``real`` on have no gradient.
     """
+    log_total, index, weight = of_rows
     column = torch.arange(logits.shape[-1], device=logits.device)
     gradient = (_widened(_by_shard(logits, rstd).flatten(-2)) - log_total).exp() * weight
     gradient = torch.where(column == index, gradient - weight, gradient)

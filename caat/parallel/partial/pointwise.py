@@ -5,7 +5,7 @@ Without ``compiled=True`` they run one operator at a time. Sizes as in linear.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 
@@ -57,7 +57,7 @@ def fusable(function: Callable) -> Callable:
     kernels: dict[Compiler, Callable] = {}
 
     @wraps(function)
-    def run(*inputs: Tensor | float, compiled: bool):
+    def run(*inputs: Tensor | Sequence[Tensor] | float, compiled: bool):
         if not compiled:
             return function(*inputs)
         compiler = _compilers[-1]
