@@ -44,7 +44,7 @@ def main() -> int:
     with user_errors():
         if verb == "pretrain":
             announce(rest)
-        return import_module(f"launch.{verb}").main(rest) or 0
+        return import_module(f"{__package__}.{verb}").main(rest) or 0
 
 
 def _help() -> str:

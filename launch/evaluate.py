@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
     tasks.check(architecture.model.sequence)
     out = result_path(folder, config.out, f"evaluation{config.filename_suffix}.json")
-    if not ran_in_processes("launch.evaluate", argv, config.launch):
+    if not ran_in_processes(f"{__package__}.evaluate", argv, config.launch):
         _evaluate(config, folder, tasks, out)
 
 

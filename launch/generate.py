@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     rows = [[tokenizer.bos_id(), *tokenizer.encode(prompt)] for prompt in prompts]
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
-    if not ran_in_processes("launch.generate", argv, config.launch):
+    if not ran_in_processes(f"{__package__}.generate", argv, config.launch):
         _generate(config, folder, tokenizer, prompts=prompts, rows=rows, out=out)
 
 

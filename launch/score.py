@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     name = config.out and f"{config.out.removesuffix('.npy').removesuffix('.json')}.json"
     out = result_path(folder, name, "scores.json")
     result_file(out.with_suffix(".npy"))
-    if not ran_in_processes("launch.score", argv, config.launch):
+    if not ran_in_processes(f"{__package__}.score", argv, config.launch):
         _score(config, folder, architecture.model.sequence, tokens, out)
 
 

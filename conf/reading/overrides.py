@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+import conf
 from conf.reading.as_typed import as_typed
 from conf.reading.explain import SETTINGS, check_known, no_option
 from conf.reading.options import search_path
@@ -25,7 +26,7 @@ ConfigStore.instance().store("base_config", node=Config)
 
 def initialise() -> AbstractContextManager[None]:
     """Return a context in which Hydra finds the YAML files of the installed package ``conf``."""
-    return initialize_config_module("conf", job_name="caat", version_base="1.3")
+    return initialize_config_module(conf.__name__, job_name="caat", version_base="1.3")
 
 
 def hydra_config(overrides: Sequence[str], **how: Any) -> DictConfig:

@@ -23,7 +23,7 @@ def naming(task: str) -> Iterator[None]:
     # Templates, metrics and functions of a task can raise anything.
     except Exception as error:
         modules = {frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)}
-        if "eval.quality.lm_eval_model" in modules and not isinstance(error, ValueError):
+        if f"{__package__}.lm_eval_model" in modules and not isinstance(error, ValueError):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise TaskError(f"task {task} cannot be run: {kind}{first_line(error)}") from error

@@ -33,4 +33,4 @@ def main(argv: list[str]) -> None:
         return
     if argv[0] not in BENCHMARKS:
         raise ValueError(f"{argv[0]} is not a benchmark: choose one of {', '.join(BENCHMARKS)}")
-    import_module(f"launch.bench.{argv[0]}").main(argv[1:])
+    import_module(f"{__package__}.{argv[0]}").main(argv[1:])

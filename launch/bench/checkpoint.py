@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         },
     )
     if config.processes > 1 and not launched():
-        if status := run_workers("launch.bench.checkpoint", argv, config.processes):
+        if status := run_workers(f"{__package__}.checkpoint", argv, config.processes):
             raise SystemExit(status)
         return
     torch.set_num_threads(config.threads or max(1, available_cores() // config.processes))

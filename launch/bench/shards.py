@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 def _measure_memory(argv: list[str], variant: int) -> int:
     """Return the peak bytes of the variant, measured in a new process so that it excludes other variants."""
-    command = [sys.executable, "-m", "launch.bench.shards", *argv, f"memory_of={variant}"]
+    command = [sys.executable, "-m", f"{__package__}.shards", *argv, f"memory_of={variant}"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -68,7 +68,7 @@ def _repeat(text: Path, path: Path, copies: int) -> None:
 
 
 def _measure(verb: str, text: Path, tokenizer: Path) -> dict:
-    command = [sys.executable, "-m", "launch.bench.tokenize", verb, str(text), str(tokenizer)]
+    command = [sys.executable, "-m", f"{__package__}.tokenize", verb, str(text), str(tokenizer)]
     return json.loads(run(command, check=True, capture_output=True, text=True).stdout)
 
 

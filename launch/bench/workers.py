@@ -17,7 +17,7 @@ from conf.bench import BenchCacheConfig, BenchCollectivesConfig, BenchStackConfi
 from eval.speed.namespaces import Host
 from launch.command.processes import run_workers, worker_environment
 
-MODULE = "launch.bench.process"
+MODULE = f"{__package__}.process"
 PORT = 29511
 OnHosts = BenchStackConfig | ReplicaStepsConfig | BenchCacheConfig | BenchCollectivesConfig
 

@@ -48,7 +48,7 @@ def measure_here(sizes: Sequence[int]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "link.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={PROCESSES}", "-m", "launch.doctor.link", str(out), *map(str, sizes)]
+        command += [f"--nproc-per-node={PROCESSES}", "-m", f"{__package__}.link", str(out), *map(str, sizes)]
         env = os.environ | worker_environment(PROCESSES) | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
         torchrun = subprocess.Popen(
             command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

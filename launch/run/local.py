@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import resolve_name
 from pathlib import Path
 
 from caat.runs.status import read_status, write_status
@@ -17,6 +18,7 @@ from launch.run.folder import leave_finished, open_run_folder
 from launch.run.start import Start, make_start
 from launch.run.validate import check_device, validate
 
+WORKER = resolve_name("..pretrain", __package__)
 BEFORE_TRAINING = "interrupted before training began"
 
 
@@ -46,7 +48,7 @@ def run_in_processes(start: Start, launch: LaunchConfig) -> int:
     print(f"caat: starting {launch.processes} processes", file=sys.stderr, flush=True)
     try:
         with interrupts_kept(folder):
-            status = run_workers("launch.pretrain", arguments, launch.processes, launch.max_restarts)
+            status = run_workers(WORKER, arguments, launch.processes, launch.max_restarts)
     except Stopped:
         ended = read_status(folder)
         if ended == "finished":

@@ -240,8 +240,9 @@ def test_benchmarks_run(tmp_path):
     assert len(json.loads((tmp_path / "t.json").read_text())["rows"]) == 3
 
 
-def test_a_wheel_works_elsewhere(tmp_path):
+def test_a_wheel_works_elsewhere(tmp_path, monkeypatch):
     """Build the wheel from the tree, install it into another environment, run it in an empty folder."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     # Build from a copy: setuptools leaves a build folder in the tree and reuses files of an old one.
     tree = tmp_path / "tree"
     unwanted = shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info", "__pycache__")
@@ -269,10 +270,12 @@ def test_a_wheel_works_elsewhere(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     caat = str(tmp_path / "other/bin/caat")
-    where = subprocess.run(
-        [python, "-c", "import layers; print(layers.__file__)"], cwd=empty, capture_output=True, text=True
-    )
-    assert str(site) in where.stdout
+    assert {each.name for each in site.iterdir() if "caat" in each.name} == {"caat", "caat-0.1.0.dist-info"}
+    assert not any((site / name).exists() for name in ("conf", "eval", "launch", "layers", "slurm"))
+    names = "import caat.layers.linear, caat.conf.schema; print(caat.layers.__file__)"
+    where = subprocess.run([python, "-c", names], cwd=empty, capture_output=True, text=True)
+    assert str(site / "caat" / "layers") in where.stdout
+    assert "-m caat.launch.pretrain" in (site / "caat/slurm/train.sh").read_text()
     shown = subprocess.run([caat, "--help"], cwd=empty, capture_output=True, text=True, check=True)
     assert "pretrain" in shown.stdout
     settings = ["model=tiny", "train.steps=1", "optim.warmup_steps=0", "train.eval_sequences=4"]
