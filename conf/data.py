@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conf.checks import require, require_positive
+from conf.checks import require, require_choice, require_positive
 from conf.field import setting
+
+FORMATS = ("text", "prompt", "chat")
 
 
 @dataclass
@@ -20,7 +22,22 @@ class DataConfig:
     )
     subset: str | None = setting(None, "Configuration of a Hugging Face dataset.")
     split: str = setting("train", "Split of a Hugging Face dataset.")
+    format: str | None = setting(
+        None,
+        "What a document is: text (the default), or a row of which a part counts in the loss: the completion "
+        "of a prompt (prompt), or the assistant's words in messages (chat). A prepared folder has its own.",
+    )
     text_field: str = setting("text", "Column that holds the text in jsonl, parquet and Hugging Face data.")
+    prompt_field: str = setting("prompt", "Column that holds the prompt, with format=prompt.")
+    completion_field: str = setting("completion", "Column that holds the completion, with format=prompt.")
+    messages_field: str = setting(
+        "messages", "Column that holds a list of messages with role and content, with format=chat."
+    )
+    chat_template: str | None = setting(
+        None,
+        "How messages become text, with format=chat: plain, or a file with a Jinja template. Default: the "
+        "template that the tokenizer brings, otherwise plain.",
+    )
     tokenizer: str | None = setting(
         None,
         "SentencePiece model, or the tokenizer.json of a Hugging Face model with the files next to it. "
@@ -39,9 +56,28 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(data__vocab_size=self.vocab_size)
+        if self.format is not None:
+            require_choice("data.format", self.format, FORMATS)
+        require(
+            self.chat_template is None or self.format == "chat",
+            f"data.chat_template={self.chat_template} needs data.format=chat: set it, or leave the template "
+            "out",
+        )
         require(
             0.0 < self.validation < 1.0,
             f"data.validation={self.validation} is outside (0, 1): it is the fraction of documents held out",
         )
         if self.workers is not None:
             require_positive(data__workers=self.workers)
+
+    @property
+    def marked(self) -> bool:
+        """Whether only a part of each row counts as targets."""
+        return self.format in ("prompt", "chat")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of a row by the setting that names them."""
+        names = {"prompt": ("prompt_field", "completion_field"), "chat": ("messages_field",)}
+        chosen = names.get(self.format or "text", ("text_field",))
+        return {f"data.{name}": getattr(self, name) for name in chosen}

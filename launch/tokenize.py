@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
     total = sum(tokens.values())
     print(f"documents          {index.documents:,}")
     for split, count in tokens.items():
-        print(f"{split + ' tokens':<18} {count:,}")
+        counted = f", {index.counted[split]:,} of them count as targets" if index.counted else ""
+        print(f"{split + ' tokens':<18} {count:,}{counted}")
     print(f"vocabulary         {index.vocab_size:,} pieces")
     print(f"bytes per token    {index.bytes / total:.2f}")
     if fresh:

@@ -18,15 +18,18 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from caat.data import quickstart
+from caat.data.chat import find_template
 from caat.data.encode import Job, choose_workers, encode_pieces
 from caat.data.huggingface_tokenizer import NAMED_IN
 from caat.data.progress import TokenizeProgress
+from caat.data.rows import from_text
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
 from caat.data.split import held_out_below, is_held_out
 from caat.data.text import batches, check_source, load_documents
-from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
+from caat.data.tokenizer import END, find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from caat.storage.disk import free_bytes, no_room, size_text
 from caat.storage.durable import sync_folder, write_bytes, write_json
+from conf.checks import require
 from conf.data import DataConfig
 
 if TYPE_CHECKING:
@@ -39,10 +42,16 @@ TOKENIZER_BYTES = 100 << 20
 def prepared_folder(config: DataConfig) -> Path:
     """Return the folder of shards for ``config``, which is complete if it exists.
 
-    Cheap. Raises ``ValueError`` like `check_source`.
+    Cheap. Raises ``ValueError`` like `check_source`, and for a folder that was prepared in another format.
     """
     source = check_source(config)
     if source.kind == "prepared":
+        found = read_index(source.files[0]).rows
+        require(
+            config.format in (None, found),
+            f"data.format={config.format}, but data.path={config.path} was prepared with {found}: leave "
+            "data.format out, or give the rows themselves",
+        )
         return source.files[0]
     stem = re.sub(r"[^\w.-]+", "-", source.stem).strip("-.") or "text"
     return Path(config.dir).expanduser() / f"{stem}-{_key(config)}"
@@ -79,8 +88,10 @@ def data_fingerprint(tokens: Path) -> str:
     """
     index = read_index(tokens)
     digest = hashlib.sha256(find_tokenizer(tokens).read_bytes())
-    train = [asdict(each) for each in index.train]
-    digest.update(json.dumps([index.documents, index.bytes, train], sort_keys=True).encode())
+    content: list = [index.documents, index.bytes, [asdict(each) for each in index.train]]
+    if index.rows != "text":
+        content += [index.rows, index.template, index.counted]
+    digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -98,27 +109,24 @@ def tokenize(config: DataConfig, out: Path) -> None:
     scratch = out / "scratch"
     documents = load_documents(config, cache=scratch)
     below = held_out_below(_texts(documents), config.validation)
-    if config.tokenizer is None:
-        train_tokenizer(_tokenizer_lines(documents, below), config.vocab_size, out / "tokenizer.model")
-    else:
-        for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
-            write_bytes(out / name, content)
-    model = find_tokenizer(out)
+    model = _write_tokenizer(config, documents, below, out)
     tokenizer = load_tokenizer(model)
     vocab_size = tokenizer.vocab_size()
 
     checksums = {path.name: write_bytes(path, path.read_bytes()) for path in out.iterdir() if path.is_file()}
     unigram = np.zeros(vocab_size, dtype=np.int64)
     totals = {"documents": 0, "bytes": 0}
+    counted = dict.fromkeys(SPLITS, 0)
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     workers = choose_workers(config.workers, documents)
     with TokenizeProgress(len(documents)) as progress:
-        for piece in encode_pieces(Job(documents, model, out, below), workers, progress.show):
+        for piece in encode_pieces(Job(documents, model, out, below, config.marked), workers, progress.show):
             unigram += piece.unigram
             checksums |= piece.checksums
             totals["documents"] += piece.documents
             totals["bytes"] += piece.bytes
             for split, tokens in piece.tokens.items():
+                counted[split] += piece.counted[split]
                 if tokens:
                     splits[split].append({"file": file_name(split, piece.number), "tokens": tokens})
 
@@ -135,12 +143,24 @@ def tokenize(config: DataConfig, out: Path) -> None:
         "bos": tokenizer.bos_id(),
         "eos": tokenizer.eos_id(),
         **totals,
+        **(_about_rows(config) | {"counted": counted} if config.marked else {}),
         **{split: sorted(files, key=lambda entry: entry["file"]) for split, files in splits.items()},
         "xxh3_128": dict(sorted(checksums.items())),
     }
     write_json(out / "index.json", index)
     shutil.rmtree(scratch, ignore_errors=True)
     sync_folder(out)
+
+
+def _write_tokenizer(config: DataConfig, documents: Dataset, below: int, out: Path) -> Path:
+    """Write the files of the tokenizer to ``out``, which is trained if none is given; return the main one."""
+    if config.tokenizer is None:
+        lines = _tokenizer_lines(documents, below, config.marked)
+        train_tokenizer(lines, config.vocab_size, out / "tokenizer.model")
+    else:
+        for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
+            write_bytes(out / name, content)
+    return find_tokenizer(out)
 
 
 def _make(config: DataConfig, folder: Path) -> None:
@@ -209,9 +229,18 @@ def _key(config: DataConfig) -> str:
         else config.vocab_size,
         "validation": config.validation,
     }
+    if config.marked:
+        settings |= {**_about_rows(config), **config.columns}
     if source.files:
         del settings["path"]  # the resolved files replace it: the same file may be named in several ways
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _about_rows(config: DataConfig) -> dict[str, str | None]:
+    """Return the fields of the index that say what rows are, and a hash of the template of chats."""
+    template = (find_template(config) if config.format == "chat" else None) or ""
+    digest = hashlib.sha256(template.encode()).hexdigest()[:8]
+    return {"rows": config.format, "template": digest if template else ""}
 
 
 def _tokenizer_key(path: Path) -> list:
@@ -226,11 +255,14 @@ def _identity(file: Path) -> list[str | int]:
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _tokenizer_lines(documents: Dataset, below: int) -> Iterator[str]:
+def _tokenizer_lines(documents: Dataset, below: int, marked: bool) -> Iterator[str]:
     """Yield lines of the training documents, of every n-th one if all exceed `TOKENIZER_BYTES`."""
     stride = 1 + documents.data.nbytes // TOKENIZER_BYTES
     for text in _texts(documents.select(range(0, len(documents), stride))):
         if not is_held_out(text.encode(), below):
+            if marked:
+                # The end of a turn is a token of its own.
+                text = from_text(text).text.replace(END, "")
             yield from (line for line in text.split("\n") if line)
 
 

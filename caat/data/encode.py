@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xxhash import xxh3_128
 
-from caat.data.shards import SPLITS, file_name, token_dtype
+from caat.data.marks import COUNTS
+from caat.data.rows import encode_row, from_text
+from caat.data.shards import SPLITS, file_name, mark_name, token_dtype
 from caat.data.split import is_held_out
 from caat.data.text import batches
 from caat.data.tokenizer import load_tokenizer
@@ -32,6 +34,7 @@ MOST_PIECES = 256
 # Documents per call of the tokenizer: enough to hide Python's overhead, few enough to keep memory small.
 BATCH = 64
 BYTES_PER_WORKER = 16 << 20
+NOTHING = np.empty(0, dtype=np.int32)
 
 # Called with the numbers of documents, bytes of text and tokens.
 Tick = Callable[[int, int, int], None]
@@ -39,26 +42,31 @@ Tick = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """The input of a worker: documents in column ``text``, tokenizer, output folder, held-out bound."""
+    """The input of a worker: documents in column ``text``, tokenizer, output folder, held-out bound.
+
+    ``marked``: the documents are those of `caat.data.row_files.to_text`.
+    """
 
     documents: Dataset
     tokenizer: Path
     out: Path
     held_out_below: int
+    marked: bool = False
 
 
 @dataclass
 class Piece:
     """The result of encoding one piece.
 
-    ``tokens`` holds the token count of each split, ``unigram`` [vocab_size] how often each token occurs in
-    training, ``checksums`` the checksum of each file by name.
+    ``tokens`` holds the token count of each split, ``counted`` how many of them count as targets, ``unigram``
+    [vocab_size] how often each token occurs in training, ``checksums`` the checksum of each file by name.
     """
 
     number: int
     documents: int
     bytes: int
     tokens: dict[str, int]
+    counted: dict[str, int]
     unigram: np.ndarray
     checksums: dict[str, str] = field(default_factory=dict)
 
@@ -86,52 +94,88 @@ def encode_pieces(job: Job, workers: int, show: Tick) -> Iterator[Piece]:
         yield from _encode_in_processes(job, pieces, min(workers, count), show)
 
 
+class _File:
+    """A new file of numbers of one type, flushed to disk when it is closed, and its checksum."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self._dtype, self._digest = path, dtype, xxh3_128()
+        self._file = path.open("xb")
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def write(self, numbers: np.ndarray) -> None:
+        data = numbers.astype(self._dtype).tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+
+    def checksum(self) -> str:
+        return self._digest.hexdigest()
+
+
 class _Encoder:
     def __init__(self, job: Job) -> None:
         self.out = job.out
         self.held_out_below = job.held_out_below
         self.documents = job.documents
+        self.marked = job.marked
         self.tokenizer = load_tokenizer(job.tokenizer)
         self.vocab_size = self.tokenizer.vocab_size()
         self.dtype = token_dtype(self.vocab_size)
 
     def encode(self, number: int, rows: range, tick: Tick) -> Piece:
         """Write the files of one piece; ``tick`` is called with the counts of each batch."""
-        piece = Piece(number, 0, 0, dict.fromkeys(SPLITS, 0), np.zeros(self.vocab_size, dtype=np.int64))
-        paths = {split: self.out / file_name(split, number) for split in SPLITS}
+        none = (dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0))
+        piece = Piece(number, 0, 0, *none, np.zeros(self.vocab_size, dtype=np.int64))
         with ExitStack() as stack:
-            files = {split: stack.enter_context(path.open("xb")) for split, path in paths.items()}
-            digests = {split: xxh3_128() for split in SPLITS}
+            files = {
+                split: [stack.enter_context(file) for file in self._files(split, number)] for split in SPLITS
+            }
             for read in batches(self.documents, rows, BATCH):
                 texts = [text for text in read if text and not text.isspace()]
-                utf8 = [text.encode() for text in texts]
-                tokens = self._tokens(texts, utf8)
-                for split in SPLITS:
-                    data = tokens[split].astype(self.dtype).tobytes()
-                    files[split].write(data)
-                    digests[split].update(data)
-                    piece.tokens[split] += len(tokens[split])
-                piece.unigram += np.bincount(tokens["train"], minlength=self.vocab_size)
+                size, encoded = self._encoded(texts)
+                for split, chosen in self._sides(texts).items():
+                    parts = [np.concatenate([NOTHING, *compress(each, chosen)]) for each in encoded]
+                    for file, part in zip(files[split], parts, strict=True):
+                        file.write(part)
+                    piece.tokens[split] += len(parts[0])
+                    piece.counted[split] += int((parts[-1] & COUNTS).sum()) if self.marked else len(parts[0])
+                    if split == "train":
+                        piece.unigram += np.bincount(parts[0], minlength=self.vocab_size)
                 piece.documents += len(texts)
-                size = sum(map(len, utf8))
                 piece.bytes += size
-                tick(len(read), size, sum(map(len, tokens.values())))
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        for split, path in paths.items():
-            if piece.tokens[split]:
-                piece.checksums[path.name] = digests[split].hexdigest()
+                tick(len(read), size, sum(map(len, encoded[0])))
+        for file in (file for each in files.values() for file in each):
+            if file.path.stat().st_size:
+                piece.checksums[file.path.name] = file.checksum()
             else:
-                path.unlink()
+                file.path.unlink()
         return piece
 
-    def _tokens(self, texts: list[str], utf8: list[bytes]) -> dict[str, np.ndarray]:
-        encoded = self.tokenizer.encode_documents(texts)
-        held_out = [is_held_out(document, self.held_out_below) for document in utf8]
-        sides = {"train": [not out for out in held_out], "validation": held_out}
-        nothing = np.empty(0, dtype=np.int32)
-        return {split: np.concatenate([nothing, *compress(encoded, sides[split])]) for split in SPLITS}
+    def _files(self, split: str, number: int) -> Iterator[_File]:
+        """Create the file of the tokens and, if they have marks, that of the marks."""
+        name = file_name(split, number)
+        yield _File(self.out / name, self.dtype)
+        if self.marked:
+            yield _File(self.out / mark_name(name), np.dtype(np.uint8))
+
+    def _encoded(self, texts: list[str]) -> tuple[int, list[list[np.ndarray]]]:
+        """Return the bytes of the texts, the tokens of each and, if they have marks, the marks of each."""
+        if not self.marked:
+            return sum(len(text.encode()) for text in texts), [self.tokenizer.encode_documents(texts)]
+        rendered = [from_text(text) for text in texts]
+        encoded = [encode_row(row, self.tokenizer) for row in rendered]
+        size = sum(len(row.text.encode()) for row in rendered)
+        return size, [[each[part] for each in encoded] for part in (0, 1)]
+
+    def _sides(self, texts: list[str]) -> dict[str, list[bool]]:
+        held_out = [is_held_out(text.encode(), self.held_out_below) for text in texts]
+        return {"train": [not out for out in held_out], "validation": held_out}
 
 
 def _encode_inline(job: Job, pieces: list[range], show: Tick) -> Iterator[Piece]:

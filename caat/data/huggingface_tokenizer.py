@@ -13,7 +13,7 @@ import tokenizers
 from caat.storage.records import read_record
 
 REMEDY = "give the tokenizer.json of a Hugging Face model, or a SentencePiece model"
-SETTINGS = "tokenizer_config.json"
+SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 # Files of a model folder that name the begin and end tokens, in order of preference. The last one names
 # them by number.
 NAMED_IN = (SETTINGS, "special_tokens_map.json", "config.json")
@@ -41,6 +41,10 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_places(self, text: str) -> tuple[list[int], list[int]]:
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, [last_place(*offsets) for offsets in encoded.offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -84,6 +88,11 @@ class HuggingFaceTokenizer:
         return number
 
 
+def last_place(first: int, end: int) -> int:
+    """Return the last place of [first, end). An empty one is that of a byte of the character that follows."""
+    return max(end - 1, first)
+
+
 def named_token(path: Path, name: str) -> tuple[str, str | None]:
     """Return the file next to ``path`` that names its "bos" or "eos" token, and the token or None."""
     for file in NAMED_IN[:2]:
@@ -101,6 +110,8 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
     tokenizer = HuggingFaceTokenizer(path)
     # This class uses tokenizer.json unchanged; LlamaTokenizer would override its rules.
     settings = {**read_settings(path.with_name(SETTINGS)), "tokenizer_class": "PreTrainedTokenizerFast"}
+    if (template := read_template(path)) is not None:
+        settings["chat_template"] = template
     # Third-party code, which `transformers` would ask the user to run.
     settings.pop("auto_map", None)
     settings["bos_token"], settings["eos_token"] = tokenizer.begin_and_end()
@@ -108,6 +119,17 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
         "tokenizer.json": path.read_bytes(),
         SETTINGS: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode(),
     }
+
+
+def read_template(path: Path) -> str | None:
+    """Return the chat template that the files next to the tokenizer ``path`` hold, if any."""
+    if (file := path.with_name(TEMPLATE)).is_file():
+        return file.read_text(encoding="utf-8")
+    found = read_settings(path.with_name(SETTINGS)).get("chat_template")
+    if isinstance(found, list):
+        named = [each for each in found if isinstance(each, dict) and each.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    return found if isinstance(found, str) else None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -34,12 +34,13 @@ def read_documents(kind: str, path: Path, field: str) -> Iterator[pa.Array]:
         yield from reader(path, field)
     except WHAT_IT_FAILS_WITH as error:
         raise ValueError(
-            f"{path} could not be read as {kind} ({_first_line(error)}): check that the file is complete and "
+            f"{path} could not be read as {kind} ({first_line(error)}): check that the file is complete and "
             "that its extension matches its content"
         ) from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file, which may be compressed."""
     if path.suffix == ".gz":
         return cast(IO[bytes], gzip.open(path))
     if path.suffix == ".xz":
@@ -52,7 +53,7 @@ def _open(path: Path) -> IO[bytes]:
 def _paragraphs(path: Path, _: str) -> Iterator[pa.Array]:
     rest = ""
     try:
-        with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
             while block := file.read(BLOCK_BYTES):
                 block += file.readline()
                 *whole, rest = (rest + BLANK_LINE.sub("", block)).split("\n\n")
@@ -63,7 +64,7 @@ def _paragraphs(path: Path, _: str) -> Iterator[pa.Array]:
 
 
 def _undecodable(path: Path) -> str:
-    with _open(path) as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -73,14 +74,14 @@ def _undecodable(path: Path) -> str:
 
 
 def _json_rows(path: Path, field: str) -> Iterator[pa.Array]:
-    with _open(path) as file:
+    with open_file(path) as file:
         line = 1
         while block := file.read(BLOCK_BYTES):
             block += file.readline()
             if line == 1:
                 block = block.removeprefix(codecs.BOM_UTF8)
                 if block.lstrip().startswith(b"["):
-                    rows = _load(block + file.read(), str(path))
+                    rows = load_json(block + file.read(), str(path))
                     yield _texts(((f"{path}: entry {i}", row) for i, row in enumerate(rows, 1)), field)
                     return
                 _check_first_row(block, path, field)
@@ -104,16 +105,17 @@ def _json_lines(block: bytes, path: Path, first: int, field: str) -> list[pa.Arr
     except pa.ArrowException:
         # PyArrow does not name the line, and is stricter than necessary: parse line by line instead.
         lines = ((f"{path}: line {first + i}", line) for i, line in enumerate(block.split(b"\n")))
-        return [_texts(((where, _load(line, where)) for where, line in lines if line.strip()), field)]
+        return [_texts(((where, load_json(line, where)) for where, line in lines if line.strip()), field)]
 
 
-def _load(data: bytes, where: str) -> Any:
+def load_json(data: bytes, where: str) -> Any:
+    """Parse JSON, with surrogates for invalid UTF-8. Raise ``ValueError`` naming ``where``."""
     try:
         # Invalid UTF-8 is an error only in the text itself, not in other fields.
         return json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} could not be read as json ({_first_line(error)}): write one JSON object with "
+            f"{where} could not be read as json ({first_line(error)}): write one JSON object with "
             "its text per line"
         ) from None
 
@@ -205,5 +207,6 @@ def _not_utf8(error: UnicodeError) -> str:
     return f"holds {name}, which is not valid UTF-8: fix or remove it, or save the file as UTF-8"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from sentencepiece import SentencePieceProcessor
+
+from caat.data.huggingface_tokenizer import last_place
+
+# A character that no piece holds together with others.
+LINE_END = "\n"
 
 
 class SentencePieceTokenizer(SentencePieceProcessor):
@@ -15,6 +21,30 @@ class SentencePieceTokenizer(SentencePieceProcessor):
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         # NumPy arrays directly: going through Python lists is 10 % slower.
         return self.encode(texts, return_type="numpy", add_bos=True, add_eos=True, num_threads=1)
+
+    def encode_places(self, text: str) -> tuple[list[int], list[int]]:
+        tokens, places = [], []
+        first = 0
+        for part in re.split(f"({'|'.join(map(re.escape, self._specials))})", text):
+            if part in self._specials:
+                tokens.append(self._specials[part])
+                places.append(first + len(part) - 1)
+            elif part:
+                # SentencePiece puts a space before a text. Only at the very start is that wanted.
+                before = LINE_END if first else ""
+                whole = (before + part).encode()
+                # Offsets count bytes. Of a character that becomes several bytes, all but the last are empty.
+                character = np.cumsum((np.frombuffer(whole, np.uint8) & 0xC0) != 0x80) - 1 - len(before)
+                for piece in self.encode(before + part, return_type="proto").pieces:
+                    if piece.end > len(before) or piece.begin == len(before):
+                        tokens.append(piece.id)
+                        places.append(first + int(character[last_place(piece.begin, piece.end)]))
+            first += len(part)
+        return tokens, places
+
+    @property
+    def _specials(self) -> dict[str, int]:
+        return {self.id_to_piece(number): number for number in (self.bos_id(), self.eos_id())}
 
 
 def load_sentencepiece(path: Path) -> SentencePieceTokenizer:

@@ -7,7 +7,7 @@ import mimetypes
 import pickle
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from caat.data.tokenizer import TOKENIZER_FILES
 from conf.data import DataConfig
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 # File extension -> kind of file, as in `caat.data.reading`.
@@ -48,6 +49,7 @@ def check_source(config: DataConfig) -> Source:
     Raises ``ValueError`` if the path or tokenizer does not exist, is empty or is of an unknown kind.
     """
     source = _find(config)
+    _check_format(config, source)
     if config.tokenizer is not None:
         tokenizer = Path(config.tokenizer).expanduser()
         if not tokenizer.is_file() or not tokenizer.stat().st_size:
@@ -61,6 +63,8 @@ def check_source(config: DataConfig) -> Source:
 def load_documents(config: DataConfig, cache: Path) -> Dataset:
     """Load the documents as a memory-mapped dataset with one column, ``text``.
 
+    Rows of which only a part counts are in the form of :func:`caat.data.row_files.to_text`.
+
     Text files hold one document per paragraph (separated by blank lines), the other kinds one per row.
     The memory-mapped copy of local files is written to ``cache``; a Hugging Face dataset stays in that
     library's own cache. The quick-start text is downloaded to ``config.dir``.
@@ -73,7 +77,7 @@ def load_documents(config: DataConfig, cache: Path) -> Dataset:
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    documents = _from_hub(config) if source.kind == "hub" else _from_files(config, source, cache)
+    documents = _from_hub(config, cache) if source.kind == "hub" else _from_files(config, source, cache)
     if not len(documents):
         raise ValueError(f"data.path={config.path} holds no documents: give a path that contains text")
     return documents
@@ -102,6 +106,20 @@ def batches(documents: Dataset, rows: range, size: int) -> Iterator[list[str]]:
                     f"rows {start + 1:,} to {start + len(texts):,} of the dataset hold bytes that are not "
                     f"UTF-8 ({error}): fix or remove them"
                 ) from None
+
+
+def _check_format(config: DataConfig, source: Source) -> None:
+    """Raise ``ValueError`` unless ``source`` holds rows, if ``config.format`` needs them."""
+    if not config.marked:
+        return
+    if source.kind in ("quickstart", "text"):
+        raise ValueError(
+            f"data.format={config.format} needs rows with columns, and data.path={config.path} has none: "
+            "give a jsonl or parquet file"
+        )
+    from caat.data.chat import find_template
+
+    find_template(config)
 
 
 def _find(config: DataConfig) -> Source:
@@ -161,33 +179,43 @@ def _reader(path: Path) -> str | None:
 
 
 def _from_files(config: DataConfig, source: Source, cache: Path) -> Dataset:
-    import pyarrow
-    from datasets import Dataset
     from rich.console import Console
     from rich.progress import track
 
     from caat.data.reading import read_documents
+    from caat.data.row_files import read_rows, to_text
 
     kind, field, files = source.kind, config.text_field, source.files
     if kind == "quickstart":
         kind, field, files = "json", "text", (quickstart_text(Path(config.dir).expanduser()),)
+    quiet = not sys.stderr.isatty()
+    tracked = track(files, "reading", console=Console(stderr=True), transient=True, disable=quiet)
+    if config.marked:
+        return _stored((to_text(read_rows(kind, file), config) for file in tracked), cache)
+    return _stored((read_documents(kind, file, field) for file in tracked), cache)
+
+
+def _stored(files: Iterable[Iterable[pyarrow.Array]], cache: Path) -> Dataset:
+    """Write the texts of ``files`` to ``cache`` and return them from there."""
+    import pyarrow
+    from datasets import Dataset
+
     cache.mkdir(parents=True, exist_ok=True)
     schema = pyarrow.schema({"text": pyarrow.string()})
-    quiet = not sys.stderr.isatty()
     with pyarrow.ipc.new_stream(cache / "documents.arrow", schema) as out:
-        for file in track(files, "reading", console=Console(stderr=True), transient=True, disable=quiet):
-            for texts in read_documents(kind, file, field):
+        for batches_of_texts in files:
+            for texts in batches_of_texts:
                 out.write(pyarrow.record_batch([texts], schema=schema))
     return Dataset.from_file(str(cache / "documents.arrow"))
 
 
-def _from_hub(config: DataConfig) -> Dataset:
+def _from_hub(config: DataConfig, cache: Path) -> Dataset:
     from datasets import load_dataset
 
     from caat.data.reading import no_column
+    from caat.data.row_files import to_text
 
     assert config.path is not None
-    field = config.text_field
     try:
         with _only_cached(unless=_answers(config.path)):
             documents = load_dataset(config.path, config.subset, split=config.split)
@@ -197,6 +225,10 @@ def _from_hub(config: DataConfig) -> Dataset:
             f"be loaded (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
             "Check the path, the dataset's name, its subset and split, and the network"
         ) from error
+    if config.marked:
+        rows = ((f"row {number} of {config.path}", row) for number, row in enumerate(documents, 1))
+        return _stored([to_text(rows, config)], cache)
+    field = config.text_field
     if field not in documents.column_names:
         raise ValueError(no_column(config.path, field, documents.column_names))
     if getattr(documents.features[field], "dtype", None) not in ("string", "large_string", "string_view"):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 # Pieces that every vocabulary needs: <unk>, <s>, </s> and one for each byte.
 SMALLEST = 3 + 256
+# How a tokenizer trained here spells the tokens that begin and end a document.
+START, END = "<s>", "</s>"
 
 
 class Tokenizer(Protocol):
@@ -23,6 +25,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Encode ``text`` without adding begin or end tokens."""
+
+    def encode_places(self, text: str) -> tuple[list[int], list[int]]:
+        """Encode ``text``; return the tokens, and for each the number of the character that it ends with.
+
+        The text of a begin or end token becomes that token.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ``ids``, skipping begin and end tokens."""

@@ -251,11 +251,11 @@ def test_killed_preparation(tmp_path, how):
     slow = """
 import os, time
 from caat.data import encode
-def tokens(self, texts, utf8, encode_batch=encode._Encoder._tokens):
+def encoded(self, texts, encode_batch=encode._Encoder._encoded):
     (self.out.parent / f"pid-{os.getpid()}").touch()
     time.sleep(0.2)
-    return encode_batch(self, texts, utf8)
-encode._Encoder._tokens = tokens
+    return encode_batch(self, texts)
+encode._Encoder._encoded = encoded
 """
     process = start(config, slow)
     folder = prepared_folder(config)
