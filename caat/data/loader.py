@@ -5,13 +5,14 @@ Sequence i of a split is its S + 1 tokens [i * S, i * S + S]: the inputs and, sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
 
 from caat.data.marks import COUNTS, IGNORED, borders
-from caat.data.order import Permutation, mix
+from caat.data.mixing import endless_order
 from caat.data.shards import TokenShards
 
 # Inputs and targets, int64 [batch, sequence] each; targets that do not count are -100. With masked documents
@@ -19,6 +20,8 @@ from caat.data.shards import TokenShards
 Batch = tuple[torch.Tensor, ...]
 # A batch, and how many of its leading rows count.
 HeldOut = tuple[*tuple[torch.Tensor, ...], int]
+# A sequence: the split that holds it, and its number there.
+Entry = tuple[TokenShards, int]
 
 
 class Loader:
@@ -26,9 +29,10 @@ class Loader:
 
     Global batch b consists of entries [b * global_batch, (b + 1) * global_batch) of an endless order, with
     a new permutation every epoch. The order does not depend on ``data_size``; data-parallel rank d takes
-    the d-th slice of each batch. ``position`` may be set to any number of sequences. ``masked``: the batches
-    say where documents begin. ``counted`` is the number of targets that count in the last global batch, over
-    all ranks; None if all do in every batch.
+    the d-th slice of each batch. ``position`` may be set to any number of sequences. With several sources in
+    ``shards``, by name, the order is :class:`caat.data.mixing.MixedOrder`. ``masked``: the batches say where
+    documents begin. ``counted`` is the number of targets that count in the last global batch, over all
+    ranks; None if all do in every batch.
 
     Raises ``ValueError`` if the split is shorter than one sequence, or the global batch is not a multiple
     of ``micro_batch`` times ``data_size``.
@@ -36,12 +40,13 @@ class Loader:
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: TokenShards | Mapping[str, TokenShards],
         sequence: int,
         micro_batch: int,
         global_batch: int,
         seed: int,
         *,
+        shares: Mapping[str, Fraction] | None = None,
         data_rank: int = 0,
         data_size: int = 1,
         position: int = 0,
@@ -53,41 +58,34 @@ class Loader:
                 f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} "
                 f"times {data_size} data-parallel replicas: change one of the two"
             )
-        self.shards = shards
+        self.shards = shards if isinstance(shards, Mapping) else {"": shards}
         self.sequence = sequence
         self.micro_batch = micro_batch
         self.global_batch = global_batch
         self.position = position
         self.counted: int | None = None
-        self.count = sequence_count(shards, sequence)
-        self._seed, self._masked = seed, masked
+        self._masked = masked
         self._share = global_batch // data_size
         self._offset = data_rank * self._share
-        self._epoch = 0
-        self._order = self._permutation(0)
+        lengths = {name: sequence_count(each, sequence) for name, each in self.shards.items()}
+        self._order = endless_order(lengths, shares or {}, global_batch, seed)
 
     def step(self) -> list[Batch]:
         """Return this rank's micro-batches [micro_batch, S] of the next global batch, moving ``position``."""
         places = range(self.position, self.position + self.global_batch)
-        if self.shards.marked:
+        if any(shards.marked for shards in self.shards.values()):
             # Every rank reads the marks of all: they are small, and a message would wait for all ranks.
-            everywhere = map(self._sequence_number, places)
-            self.counted = sum(_counted(self.shards, self.sequence, number) for number in everywhere)
-        numbers = [self._sequence_number(at) for at in places[self._offset : self._offset + self._share]]
+            self.counted = sum(_counted(*self._entry(at), self.sequence) for at in places)
+        entries = [self._entry(at) for at in places[self._offset : self._offset + self._share]]
         self.position += self.global_batch
         return [
-            _batch(self.shards, self.sequence, numbers[i : i + self.micro_batch], masked=self._masked)
+            _batch(entries[i : i + self.micro_batch], self.sequence, masked=self._masked)
             for i in range(0, self._share, self.micro_batch)
         ]
 
-    def _sequence_number(self, place: int) -> int:
-        epoch, i = divmod(place, self.count)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._permutation(epoch)
-        return self._order[i]
-
-    def _permutation(self, epoch: int) -> Permutation:
-        return Permutation(self.count, mix(self._seed, epoch))
+    def _entry(self, place: int) -> Entry:
+        source, number = self._order[place]
+        return self.shards[source], number
 
 
 def validation_batches(
@@ -118,8 +116,8 @@ def validation_batches(
         ):
             numbers = range(start, start + batch)
             rows = sum(number < count for number in numbers)
-            kept = [min(number, count - 1) for number in numbers]
-            yield *_batch(shards, sequence, kept, masked=masked), rows
+            kept = [(shards, min(number, count - 1)) for number in numbers]
+            yield *_batch(kept, sequence, masked=masked), rows
 
     return batches()
 
@@ -136,17 +134,17 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
     return count
 
 
-def _batch(shards: TokenShards, sequence: int, numbers: list[int], *, masked: bool) -> Batch:
-    rows = np.stack([shards.read(number * sequence, sequence + 1) for number in numbers])
+def _batch(entries: Sequence[Entry], sequence: int, *, masked: bool) -> Batch:
+    rows = np.stack([shards.read(number * sequence, sequence + 1) for shards, number in entries])
     parts = [rows[:, :-1], rows[:, 1:]]
-    if masked or shards.marked:
-        marks = np.stack([shards.marks(number * sequence, sequence + 1) for number in numbers])
+    if masked or any(shards.marked for shards, _ in entries):
+        marks = np.stack([shards.marks(number * sequence, sequence + 1) for shards, number in entries])
         parts[1] = np.where(marks[:, 1:] & COUNTS, parts[1], IGNORED)
         parts += [borders(marks[:, :-1])] * masked
     return tuple(torch.from_numpy(part).contiguous() for part in parts)
 
 
-def _counted(shards: TokenShards, sequence: int, number: int) -> int:
+def _counted(shards: TokenShards, number: int, sequence: int) -> int:
     """Return how many targets of a sequence count."""
     if not shards.marked:
         return sequence

@@ -1,4 +1,4 @@
-"""A shuffled order of any length in constant memory: a seeded pseudo-random permutation."""
+"""Shuffled orders of any length in constant memory: seeded pseudo-random permutations, and epochs."""
 
 from __future__ import annotations
 
@@ -46,3 +46,17 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (mix(key, right) & mask)
         return (left << half) | right
+
+
+class Epochs:
+    """An endless order of the numbers [0, n): a new permutation every epoch. ``epochs[i]`` for i >= 0."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self._n, self._seed = n, seed
+        self._epoch, self._order = 0, Permutation(n, mix(seed, 0))
+
+    def __getitem__(self, i: int) -> int:
+        epoch, i = divmod(i, self._n)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, Permutation(self._n, mix(self._seed, epoch))
+        return self._order[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -26,7 +27,7 @@ class Prefetch:
         self._next = self._thread.submit(self._read)
 
     @property
-    def shards(self) -> TokenShards:
+    def shards(self) -> Mapping[str, TokenShards]:
         return self._loader.shards
 
     def step(self) -> list[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -186,7 +187,7 @@ def _batches(
 ) -> tuple[Prefetch, Callable]:
     """Return this replica's training loader, and a function that returns its held-out batches."""
     c = config.train
-    place = {"data_rank": mesh.replica, "data_size": mesh.replicas}
+    place: dict[str, Any] = {"data_rank": mesh.replica, "data_size": mesh.replicas}
     training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
     masked = c.documents == "masked"
     sizes = (c.sequence, c.micro_batch, c.global_batch)

@@ -40,7 +40,7 @@ def _parts(mesh: Mesh) -> str:
 def _opening(run: Training, folder: Path) -> str:
     """Describe the run in a few lines."""
     config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
-    tokens = len(run.loader.shards)
+    tokens = sum(map(len, run.loader.shards.values()))
     passes = c.steps * c.global_batch * c.sequence / tokens
     lines = [
         f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
