@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from caat.data.huggingface_tokenizer import SETTINGS
+from caat.data.huggingface_tokenizer import SETTINGS, TEMPLATE
 from caat.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from caat.data.tokenizer import load_tokenizer, tokenizer_files
 
@@ -47,8 +47,8 @@ def as_huggingface(path: Path) -> dict[str, bytes]:
         "bos_token": bos,
         "eos_token": eos,
         "unk_token": unknown,
-        # Same as in SentencePiece: "<s>" in a document is ordinary text.
-        "split_special_tokens": True,
+        # Same as in SentencePiece: "<s>" in a document is ordinary text, but not in a chat.
+        "split_special_tokens": TEMPLATE not in files,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
     }

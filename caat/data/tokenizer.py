@@ -117,13 +117,19 @@ def find_tokenizer(folder: Path) -> Path:
 def tokenizer_files(path: Path) -> dict[str, bytes]:
     """Return the files that make up the tokenizer in ``path``, as contents by file name.
 
-    Raises ``ValueError`` like :func:`load_tokenizer` for a Hugging Face file.
+    A chat template next to it is kept. Raises ``ValueError`` like :func:`load_tokenizer` for a Hugging Face
+    file.
     """
     if path.suffix == ".json":
         from caat.data.huggingface_tokenizer import huggingface_files
 
         return huggingface_files(path)
-    return {TOKENIZER_FILES[0]: path.read_bytes()}
+    from caat.data.huggingface_tokenizer import TEMPLATE, read_template
+
+    files = {TOKENIZER_FILES[0]: path.read_bytes()}
+    if (template := read_template(path)) is not None:
+        files[TEMPLATE] = template.encode()
+    return files
 
 
 def _remedy(vocab_size: int, message: str) -> str:

@@ -38,7 +38,7 @@ from caat.training.trackers.samples import Samples
 from conf.schema import Config
 from launch.run.checkpoint import choose_checkpoint, choose_initial
 from launch.run.joining import data_seed, join, party_of
-from launch.run.opening import introduce
+from launch.run.opening import introduce, rows_of
 from launch.run.start import Start
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
@@ -99,7 +99,8 @@ def build_run(
     came = join(engine.live.islands, config, control, watchdog)
     if control.rank == 0:
         run.output = _output(config, folder, start.tokens, state, device)
-        introduce(run, folder, source=source, initial=initial, notes=notes)
+        about = [*rows_of(config, start.tokens), *notes]
+        introduce(run, folder, source=source, initial=initial, notes=about)
         for note in came:
             run.say(note)
     return run

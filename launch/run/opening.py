@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from caat.data.shards import read_index
 from caat.parallel.mesh import Mesh
 from caat.training.loop import Training
 from conf.data_sync import DataSyncConfig
@@ -74,6 +75,20 @@ def _opening(run: Training, folder: Path) -> str:
             f"gradient norm misses ranks: using stage {engine.stage} instead"
         )
     return "\n".join(lines)
+
+
+def rows_of(config: Config, tokens: Path) -> list[str]:
+    """Return what is to be known of prepared rows of which only a part counts in the loss."""
+    index = read_index(tokens)
+    if index.rows == "text":
+        return []
+    lines = [
+        f"the loss is that of {index.counted['train']:,} of {index.tokens('train'):,} training tokens "
+        f"(data.format={index.rows})"
+    ]
+    if config.train.documents == "packed":
+        lines.append("rows attend to the rows before them: train.documents=masked keeps them apart")
+    return lines
 
 
 def uneven_channels(config: Config) -> list[str]:

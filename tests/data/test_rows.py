@@ -127,6 +127,18 @@ def test_chat_templates(tmp_path, template, place):
         assert kept["chat_template"] == template, "a checkpoint keeps the template"
 
 
+def test_a_template_stays_with_a_sentencepiece_model(tmp_path):
+    path = make_tokenizer(tmp_path, "sentencepiece")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": BLOCKS}))
+    for name, content in tokenizer_files(path).items():
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        (tmp_path / "kept" / name).write_bytes(content)
+    text, runs = counted(
+        DataConfig(format="chat", tokenizer=str(tmp_path / "kept" / "tokenizer.model")), {"messages": TALK}
+    )
+    assert text.startswith("<system>Be brief.") and [run.strip() for run in runs] == WORDS
+
+
 def test_a_template_is_text_only():
     """It runs in a sandbox, which lets no attribute lead to the interpreter."""
     attacks = ("''.__class__.__mro__", "messages.append(1)", "cycler.__init__.__globals__")

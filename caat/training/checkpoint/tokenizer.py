@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caat.data.huggingface_tokenizer import SETTINGS
+from caat.data.huggingface_tokenizer import SETTINGS, TEMPLATE
 from caat.data.tokenizer import find_tokenizer
 from caat.training.checkpoint.state import read_checked, read_checksums
 from conf.checks import require
@@ -23,6 +23,6 @@ def checked_tokenizer(folder: Path) -> Path:
             f"{path} is not a file of this checkpoint, as listed in state.json: remove it, or restore the "
             "one that the model was trained with",
         )
-        for name in {path.name, SETTINGS} & checksums.keys():
+        for name in {path.name, SETTINGS, TEMPLATE} & checksums.keys():
             read_checked(folder / name)
     return path
