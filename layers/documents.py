@@ -45,7 +45,9 @@ def documents_of(borders: Tensor, x: Tensor, c: ModelConfig) -> tuple[Tensor, Do
     places = torch.arange(batch * length, dtype=torch.int32, device=x.device)
     number = torch.searchsorted(borders, places, right=True)
     positions = (places - borders.index_select(0, number - 1)).view(batch, length)
-    if has_varlen_kernel(c.head_size, x.element_size(), cuda=x.is_cuda):
+    # FlashAttention needs an Ampere GPU. Without a GPU, tensors on one are fake.
+    old = x.is_cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(x.device) < (8, 0)
+    if has_varlen_kernel(c.head_size, x.element_size(), cuda=x.is_cuda) and not old:
         return positions, Documents(borders, None)
     number = number.view(batch, 1, length)
     later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)

@@ -36,6 +36,12 @@ def data(step: int, replica: int):
     return [batch(seed=100 * step + replica)]
 
 
+def some_targets(step: int, replica: int):
+    """Of other numbers of targets that count: more on the first islands."""
+    tokens, targets = batch(seed=100 * step + replica)
+    return [(tokens, targets.index_fill(1, torch.arange(2 * replica), -100))]
+
+
 def engine_of(
     mesh: Mesh,
     settings: IslandsConfig | None,
@@ -171,14 +177,20 @@ def special_cases() -> dict[str, bool]:
             engine.outer_step(step + 1)
     sgd = OptimConfig(name="sgd", lr=0.1, min_lr=0.0, clip=0.0)
     every_step = IslandsConfig("average", every=1)
-    replicas = engine_of(Mesh.create(4, 1), None, 1, optim=sgd)
-    islands = engine_of(Mesh.create(4, 1, islands=2), every_step, 1, optim=sgd)
-    for step in range(4):
-        for engine in (replicas, islands):
-            engine.step(data(step, engine.mesh.replica), 0.1)
-            engine.outer_step(step + 1)
-    off = float((anchor(islands) - master(replicas)).abs().max())
-    found["SGD, averaged every step, is data parallelism"] = off < 1e-6
+    for what, batches in ("", data), (", of the targets that count", some_targets):
+        replicas = engine_of(Mesh.create(4, 1), None, 1, optim=sgd)
+        islands = engine_of(Mesh.create(4, 1, islands=2), every_step, 1, optim=sgd)
+        for step in range(4):
+            parts = [batches(step, replica) for replica in range(4)]
+            counted = sum(int((targets != -100).sum()) for part in parts for _, targets in part)
+            losses = []
+            for engine in (replicas, islands):
+                result = engine.step(parts[engine.mesh.replica], 0.1, counted if what else None)
+                losses.append(result.loss)
+                engine.outer_step(step + 1)
+            found[f"loss {step}{what}"] = abs(losses[0] - losses[1]) < 1e-5
+        off = float((anchor(islands) - master(replicas)).abs().max())
+        found[f"SGD, averaged every step, is data parallelism{what}"] = off < 1e-6
     found["the same data on all islands"] = float((anchor(one) - anchor(two)).abs().max()) < 2e-6
     return found
 
