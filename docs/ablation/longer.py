@@ -1,0 +1,120 @@
+"""Trains the ablation's model for longer, and draws the difference to ratio 1 over the trained tokens.
+
+    python docs/ablation/longer.py run prose/prose.jsonl outputs/longer   # resumable; hours on two cores
+    python docs/ablation/longer.py figures outputs/longer                 # a table and docs/images/longer.png
+
+Each variant and seed is a trunk at a constant learning rate. A branch leaves it at 0.8 of every length and
+decays the learning rate to its end (wsd), so that one trunk serves all lengths. All variants reach a length
+before the next one begins.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from caat.runs.statistics import Sample
+
+# 1, 2, 4, 8 and 14 M tokens of 2,048 tokens a step.
+LENGTHS = (10, 20)
+DECAY = 0.2
+VARIANTS = {
+    "ratio 1": ((1, 2, 3), ["sync.ratio=1"]),
+    "ratio 0.5": ((1, 2, 3), ["sync.ratio=0.5"]),
+    "ratio 0.5, int8": ((1,), ["sync.ratio=0.5", "sync.wire_dtype=int8", "launch.processes=2"]),
+    "ratio 0.25": ((1,), ["sync.ratio=0.25"]),
+}
+IMAGE = Path(__file__).parents[1] / "images" / "longer.png"
+
+
+def run(text: str, out: Path) -> None:
+    """Train what is missing in ``out``, shortest lengths first."""
+    for length in LENGTHS:
+        for name, (seeds, settings) in VARIANTS.items():
+            for seed in seeds:
+                _train(_place(out, name, seed), length, [*settings, f"seed={seed}"], text)
+
+
+def _train(folder: Path, length: int, settings: list[str], text: str) -> None:
+    trunk, branch, decay = folder / "trunk", folder / f"branch-{length}", round(DECAY * length)
+    if _is_finished(branch):
+        return
+    settings = [
+        "experiment=ablation",
+        f"data.path={text}",
+        "train.eval_every=0",
+        "checkpoint.every=500",
+        *settings,
+    ]
+    start = length - decay
+    last = trunk / "checkpoints" / f"step-{start:08}"
+    if not last.is_dir():
+        _caat(
+            [*settings, "optim.schedule=constant", f"train.steps={start}", f"run.dir={trunk}", "resume=auto"]
+        )
+    how = ["optim.schedule=wsd", f"optim.decay_steps={decay}", f"train.steps={length}", f"run.dir={branch}"]
+    _caat([*settings, *how, "resume=auto" if (branch / "checkpoints").is_dir() else f"resume={last}"])
+
+
+def _caat(settings: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "launch.pretrain", *settings], check=True)
+
+
+def _place(out: Path, variant: str, seed: int) -> Path:
+    return out / f"{variant.replace(',', '').replace(' ', '-')}-seed-{seed}"
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "summary.json").is_file()
+
+
+def figures(out: Path) -> None:
+    """Print the losses and the differences to ratio 1, seed by seed, and draw them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="#888888", lw=1)
+    for name, (seeds, _) in VARIANTS.items():
+        points = []
+        for length in LENGTHS:
+            losses = {seed: loss for seed in seeds if (loss := _loss(out, name, seed, length)) is not None}
+            base = {
+                seed: loss for seed in losses if (loss := _loss(out, "ratio 1", seed, length)) is not None
+            }
+            if not base:
+                continue
+            delta = Sample(tuple(losses[seed] - base[seed] for seed in base))
+            shown = ", ".join(
+                f"{seed}: {losses[seed]:.4f} ({losses[seed] - base[seed]:+.4f})" for seed in base
+            )
+            print(f"{name:<16} {length * 2048 / 1e6:5.1f} M tokens  {shown}  mean {delta}")
+            points.append((length * 2048 / 1e6, delta))
+            axes.plot([points[-1][0]] * len(delta.values), delta.values, "_", color="#888888", ms=8)
+        if points and name != "ratio 1":
+            axes.plot([x for x, _ in points], [delta.mean for _, delta in points], "o-", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set(
+        xlabel="trained tokens (millions)", ylabel="validation loss minus that of ratio 1\n(nats per token)"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(IMAGE, dpi=130)
+    print(IMAGE)
+
+
+def _loss(out: Path, name: str, seed: int, length: int) -> float | None:
+    folder = _place(out, name, seed) / f"branch-{length}"
+    if not _is_finished(folder):
+        return None
+    return json.loads((folder / "summary.json").read_text())["validation_loss"]
+
+
+if __name__ == "__main__":
+    verb, *arguments = sys.argv[1:]
+    if verb == "run":
+        run(arguments[0], Path(arguments[1]))
+    else:
+        figures(Path(arguments[0]))
