@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 from caat.parallel.priority import sums_first
 from caat.parallel.timeout import GROUP_TIMEOUT
 from caat.parallel.world import be_alone, launched, master, use_gpu
+from caat.supervision.flight_recorder import remember_collectives
 from caat.supervision.rendezvous import meet
 
 # Compute types by the name that the user gives.
@@ -61,6 +62,9 @@ def start_process_group(
         torch.cuda.set_device(device)
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl":
+        # Gloo's stacks show who waits in what, so its messages need not be recorded.
+        remember_collectives()
     if launched():
         store, rank, world = next(rendezvous("env://", timeout=timeout))
         # After a restart torchrun reuses the store, which still holds the addresses of dead processes.

@@ -21,6 +21,7 @@ from torch import nn
 
 from caat.parallel.world import launched_by_torchrun
 from caat.supervision.exit_status import HUNG
+from caat.supervision.flight_recorder import absent, entered, waits_in
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -143,6 +144,7 @@ class Watchdog:
         self._stopped.set()
         place = where(sys._current_frames().get(self._main or 0))
         own = {"beats": self._beats, "doing": self._doing, **place}
+        own["entered"] = _within(REPORT_SECONDS, entered, {})
         heard = _within(2 * REPORT_SECONDS, lambda: self._exchange(own), None)
         reports = heard or {self._rank: own}
         hosts = {rank: process["host"] for rank, process in self._processes.items()}
@@ -230,7 +232,8 @@ def where(frame: FrameType | None) -> dict[str, str]:
 def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float, hosts: Mapping[int, str]) -> str:
     """Describe which ranks hang and what the others wait for, from the reports by rank.
 
-    A rank without a report is frozen or, if ``hosts`` (by rank) names several hosts, may be unreachable.
+    A rank without a report is frozen or, if ``hosts`` (by rank) names several hosts, may be unreachable. With
+    NCCL, the flight recorder knows who has not entered a collective; the stacks do not.
     """
     several = len(set(hosts.values())) > 1
     names = [f"rank {rank} on {hosts[rank]}" if several else f"rank {rank}" for rank in range(world)]
@@ -238,17 +241,21 @@ def diagnosis(reports: Mapping[int, Mapping], world: int, seconds: float, hosts:
     silent = sorted(set(range(world)) - set(reports))
     fewest = min(report["beats"] for report in reports.values())
     behind = [rank for rank, report in reports.items() if report["beats"] == fewest]
-    busy = [rank for rank in behind if not reports[rank]["collective"]]
+    records = {rank: report.get("entered", {}) for rank, report in reports.items()}
+    waits = {rank: report["collective"] or waits_in(records[rank]) for rank, report in reports.items()}
+    missed = absent(records)
+    busy = sorted(missed) or [rank for rank in behind if not waits[rank]]
     hanging = silent or (behind if len(behind) < len(reports) else busy)
     lines = [f"no progress for {seconds:g} s"]
     for rank in hanging:
         report = reports.get(rank)
         what = f"hangs while {report['doing']}, in {report['at']}" if report else no_answer
-        lines.append(f"{names[rank]} {what}")
+        never = f" (it did not enter {missed[rank]})" if rank in missed else ""
+        lines.append(f"{names[rank]} {what}{never}")
     for rank in sorted(set(reports) - set(hanging)):
         report = reports[rank]
-        waits = f"waits in {report['collective']}" if report["collective"] else "waits"
-        lines.append(f"{names[rank]} {waits} while {report['doing']}, in {report['at']}")
+        waiting = f"waits in {waits[rank]}" if waits[rank] else "waits"
+        lines.append(f"{names[rank]} {waiting} while {report['doing']}, in {report['at']}")
     if not hanging:
         lines.append("all ranks wait for each other: a message was lost, or the network is down")
     return "; ".join(lines)
