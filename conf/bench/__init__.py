@@ -3,6 +3,7 @@
 from conf.bench.cache import BenchCacheConfig
 from conf.bench.collectives import BenchCollectivesConfig
 from conf.bench.data import BenchDataConfig, ReplicaStepsConfig
+from conf.bench.gpu import BenchGpuConfig
 from conf.bench.islands import BenchIslandsConfig
 from conf.bench.single import (
     BenchCheckpointConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "BenchCollectivesConfig",
     "BenchDataConfig",
     "BenchGenerateConfig",
+    "BenchGpuConfig",
     "BenchIslandsConfig",
     "BenchKernelsConfig",
     "BenchLinkConfig",

@@ -35,6 +35,9 @@ class BenchStackConfig(ShapeConfig):
     )
     rounds: int = setting(15, "Steps of each variant, taken in turn; the median is reported.")
     device: str = setting("auto", "Device: auto, cpu or cuda.")
+    backend: str = setting(
+        "auto", "Communication backend: auto, nccl or gloo. With gloo, the processes may share a GPU."
+    )
     out: str | None = setting(
         None,
         "Path of the JSON; the plot is written next to it. Default: outputs/bench-<benchmark>-<time>.json.",
@@ -44,6 +47,7 @@ class BenchStackConfig(ShapeConfig):
         require_positive(rounds=self.rounds, batch=self.batch, sequence=self.sequence)
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require_choice("backend", self.backend, ("auto", "nccl", "gloo"))
         require(self.processes > 1, f"processes={self.processes}: this benchmark needs at least 2 processes")
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "kernels": "kernels of a block on a GPU and the bytes that they move, counted without one",
     "predict": "step time by ratio on another machine, from a closed formula",
     "mfu": "a training step in one process as a share of the device's peak, by shard count",
+    "gpu": "all that is worth measuring on one GPU, in ten minutes: one JSON and one page",
     "shards": "the shard axis in one process against plain nn.Linear: time and memory",
     "codecs": "codecs of gradients on one core or GPU: encoding and decoding speed, bytes and error",
     "data": "training steps of replicas over an emulated slow network, by codec, and by DeepSpeed and DDP",
@@ -24,13 +25,16 @@ BENCHMARKS = {
 }
 
 
-def main(argv: list[str]) -> None:
-    """Run the benchmark that ``argv`` starts with; raise ``ValueError`` if it is unknown."""
+def main(argv: list[str]) -> int:
+    """Run the benchmark that ``argv`` starts with and return its exit status.
+
+    Raises ``ValueError`` if it is unknown.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: caat bench WHAT [setting=value ...]   (caat bench WHAT --help for its settings)\n")
         for name, text in BENCHMARKS.items():
             print(f"  {name:<11} {text}")
-        return
+        return 0
     if argv[0] not in BENCHMARKS:
         raise ValueError(f"{argv[0]} is not a benchmark: choose one of {', '.join(BENCHMARKS)}")
-    import_module(f"{__package__}.{argv[0]}").main(argv[1:])
+    return import_module(f"{__package__}.{argv[0]}").main(argv[1:]) or 0

@@ -15,6 +15,7 @@ from caat.training.memory import memory_gib
 from caat.training.peak import peak_tflops
 from conf.bench import BenchMfuConfig
 from conf.reading.verb import load_verb
+from eval.speed.timing import Times
 from launch.bench.report import Report
 from layers.gpt import GPT
 from layers.weights import initial_weights
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
             shards=shards,
             ratio=config.ratio,
             step_ms=median(seconds) * 1e3,
+            spread_ms=Times(seconds).spread * 1e3,
             fastest_ms=min(seconds) * 1e3,
             tokens_per_second=tokens / median(seconds),
             tflops=tflops,

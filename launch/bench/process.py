@@ -41,8 +41,10 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
     made = getattr(bench, schema)
     values = OmegaConf.merge(made, literal(json.loads(settings.read_text())))
     config = build(values, made)
-    device = choose_device(config.device, local_rank(), config.processes)
-    start_process_group(device)
+    # Hosts of their own, in namespaces, have no backend to choose.
+    backend = getattr(config, "backend", "auto")
+    device = choose_device(config.device, local_rank(), config.processes, backend)
+    start_process_group(device, backend=backend)
     if kind == "profile":
         rows = profile_rows(config, device)
     elif kind == "data":

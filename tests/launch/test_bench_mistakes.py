@@ -15,6 +15,7 @@ MISTAKES = {
         (["processes=1"], "processes=1: this benchmark needs at least 2 processes"),
         (["processes=3"], "not divisible by"),
         (["ratios=[1.5]"], "ratios: 1.5 is outside"),
+        (["backend=mpi"], "backend=mpi is not known: choose one of auto, nccl, gloo"),
     ],
     "link": [
         (["rate=fast"], "rate=fast is not a rate in tc's notation"),
@@ -30,6 +31,13 @@ MISTAKES = {
         (["shards=5"], "not divisible by"),
         (["ratio=2"], "ratio=2.0 is outside [0, 1]"),
         (["precision=fp8"], "precision=fp8 is not known"),
+    ],
+    "gpu": [
+        (["parts=[]"], "parts=[] is empty: give one or more of doctor"),
+        (["parts=[codec]"], "parts=codec is not known"),
+        (["parts=[generate]"], "parts: generate needs train-half"),
+        (["minutes=0"], "minutes=0.0 must be above 0"),
+        (["device=auto"], "device=auto is not known: choose one of cpu, cuda"),
     ],
     "codecs": [
         (["codecs=[int8,int3]"], "codec int3 is not known: choose from none"),
