@@ -14,8 +14,8 @@ from caat.supervision.watchdog import diagnosis
 
 ROOT = Path(__file__).parents[2]
 # Three processes queue sums without waiting for them, as with NCCL: no stack shows a collective. In "late",
-# rank 1 leaves out the last sum of the world; in "other", rank 2 waits for rank 0, which waits for rank 1 in a
-# group of two.
+# rank 1 leaves out the last sum of the world; in "other", rank 2 waits for rank 0, which waits for rank 1 in
+# a group of two.
 CODE = """
 import sys, time
 import torch
