@@ -43,7 +43,9 @@ def generate(
     up what a cache in host memory moves.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
-    sampler = Sampler(settings, model.config.vocab_size, model.mesh, numbers)
+    # A model may have more entries than its tokenizer has pieces; those have no text.
+    vocab_size = min(model.config.vocab_size, tokenizer.vocab_size())
+    sampler = Sampler(settings, vocab_size, model.mesh, numbers)
     texts = [Continuation(tokenizer, prompt, settings.stop) for prompt in prompts]
     make, weight = cache_of(cache or CacheConfig(), transfers), model.norm.weight
     new_cache = partial(make, model.config, model.mesh, dtype=weight.dtype)

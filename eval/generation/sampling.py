@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caat.parallel.mesh import Mesh
 from conf.generate import SamplingConfig
+from layers.loss import mask_padding
 
 
 class Sampler:
@@ -17,10 +18,11 @@ class Sampler:
 
     Every process must create it with the same settings and call it equally often. Each text has a separate
     random generator, seeded with the seed and the text's number, so batching does not change the samples.
+    Only tokens below ``vocab_size`` are drawn.
     """
 
     def __init__(self, settings: SamplingConfig, vocab_size: int, mesh: Mesh, numbers: Sequence[int]) -> None:
-        self.settings, self.mesh = settings, mesh
+        self.settings, self.mesh, self._vocab_size = settings, mesh, vocab_size
         if settings.temperature == 0:
             self._candidates = 1
         else:
@@ -32,6 +34,7 @@ class Sampler:
 
         Raises ``ValueError``, on all ranks, if the logits are not finite.
         """
+        logits = mask_padding(logits, self._vocab_size, self.mesh)
         values, tokens = largest(logits, self._candidates, self.mesh)
         if not values[:, 0].isfinite().all():
             raise ValueError(

@@ -26,40 +26,36 @@ _TRAIN = "data.path={folder}/tokenize parallel.tensor=8 launch.device={device} r
 
 @dataclass(frozen=True)
 class _Recipe:
-    """``command``: words of both sizes. ``seconds``: a part is stopped after so many."""
+    """``command``: the words that both sizes have."""
 
     about: str
     command: str
     large: str
     small: str
-    seconds: float
 
 
 _RECIPES = {
-    "doctor": _Recipe("what this machine has", "doctor out={here}.json", "", "", 90),
+    "doctor": _Recipe("what this machine has", "doctor out={here}.json", "", ""),
     "kernels": _Recipe(
-        "kernels of a block and their bytes, by counting", "bench kernels out={here}.json", "", "", 60
+        "kernels of a block and their bytes, by counting", "bench kernels out={here}.json", "", ""
     ),
     "mfu-1.1b": _Recipe(
         "a training step of 1.1b, compiled",
         "bench mfu shards=[1,8] device={device} out={here}.json",
         "model=1.1b micro_batch=8 rounds=8 compile=true",
         _MFU,
-        120,
     ),
     "mfu-1.1b-eager": _Recipe(
         "a training step of 1.1b, eager",
         "bench mfu shards=[1,8] device={device} out={here}.json",
         "model=1.1b micro_batch=4 rounds=8",
         _MFU,
-        60,
     ),
     "mfu-130m": _Recipe(
         "a training step of 130m, compiled",
         "bench mfu shards=[1,8] device={device} out={here}.json",
         "model=130m micro_batch=64 compile=true",
         _MFU,
-        90,
     ),
     "shards": _Recipe(
         "shards in one process against plain nn.Linear",
@@ -67,49 +63,44 @@ _RECIPES = {
         "precision=bf16 layers=4 hidden=2048 ffn=5632 heads=32 sequence=2048 batch=4 vocab_size=32000 "
         "rounds=6 compile=true",
         "layers=1 hidden=64 ffn=96 sequence=32 batch=2 rounds=2",
-        120,
     ),
     "codecs": _Recipe(
         "codecs of gradients",
         "bench codecs device={device} out={here}.json",
         "numbers=64000000 rounds=5",
         "numbers=20000 rounds=2",
-        90,
     ),
     "step": _Recipe(
-        "two processes that share the GPU: a training step", f"bench step {_SHARED}", _STACK, _SMALL_STACK, 60
+        "two processes that share the GPU: a training step",
+        f"bench step {_SHARED}",
+        _STACK,
+        _SMALL_STACK,
     ),
     "prefill": _Recipe(
         "two processes that share the GPU: prompts and new tokens",
         f"bench generate new_tokens=4 {_SHARED}",
         _STACK,
         _SMALL_STACK,
-        60,
     ),
     "profile": _Recipe(
         "two processes that share the GPU: kinds of operations",
         f"bench profile {_SHARED}",
         _STACK,
         _SMALL_STACK,
-        60,
     ),
     "tokenize": _Recipe(
         "the text to train on",
         "tokenize {data} out={here}",
         "data.vocab_size=4096 data.validation=0.02",
         "data.vocab_size=400 data.validation=0.1",
-        60,
     ),
-    "train-half": _Recipe(
-        "training at ratio 0.5", f"pretrain sync.ratio=0.5 {_TRAIN}", _RUN, _SMALL_RUN, 120
-    ),
-    "train-full": _Recipe("training at ratio 1", f"pretrain sync.ratio=1 {_TRAIN}", _RUN, _SMALL_RUN, 120),
+    "train-half": _Recipe("training at ratio 0.5", f"pretrain sync.ratio=0.5 {_TRAIN}", _RUN, _SMALL_RUN),
+    "train-full": _Recipe("training at ratio 1", f"pretrain sync.ratio=1 {_TRAIN}", _RUN, _SMALL_RUN),
     "generate": _Recipe(
         "text by the model of ratio 0.5",
         "generate checkpoint={folder}/train-half launch.device={device} 'prompt=The city of' out={here}.json",
         "max_new_tokens=100",
         "max_new_tokens=8",
-        60,
     ),
 }
 assert tuple(_RECIPES) == PARTS
@@ -117,12 +108,11 @@ assert tuple(_RECIPES) == PARTS
 
 @dataclass(frozen=True)
 class Part:
-    """``command``: words after `caat`, which is stopped after so many ``seconds``."""
+    """``command``: words after `caat`."""
 
     name: str
     about: str
     command: tuple[str, ...]
-    seconds: float
 
     def line(self) -> str:
         return shlex.join(("caat", *self.command))
@@ -142,4 +132,4 @@ def _part(name: str, config: BenchGpuConfig, folder: Path) -> Part:
         word.format(device=config.device, folder=folder, here=folder / name, data=data)
         for word in shlex.split(f"{recipe.command} {size}")
     )
-    return Part(name, recipe.about, tuple(word for word in words if word), recipe.seconds)
+    return Part(name, recipe.about, tuple(word for word in words if word))

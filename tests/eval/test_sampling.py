@@ -146,3 +146,14 @@ def test_the_nucleus_ends_with_what_reaches_top_p_exactly(top_p, kept):
 def test_mistakes(values, says):
     with pytest.raises(ValueError, match=says):
         SamplingConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "settings", [SamplingConfig(), SamplingConfig(temperature=0)], ids=["drawn", "largest"]
+)
+def test_entries_that_the_tokenizer_lacks_are_never_drawn(settings):
+    pieces = 40
+    whole = logits()
+    whole[:, pieces:] = 100.0
+    sampler = Sampler(settings, pieces, Mesh(4), range(ROWS))
+    assert max(int(sampler(whole).max()) for _ in range(20)) < pieces
