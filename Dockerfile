@@ -9,7 +9,7 @@ FROM ${BASE}
 # g++ is for train.compile, ip (iproute2) for the benchmarks on a slow network.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends g++ iproute2 \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* && mkdir -p /opt/caat /work
 
 # Empty: use the torch of the base image.
 ARG TORCH=torch==2.13.0
