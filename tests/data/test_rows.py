@@ -139,6 +139,13 @@ def test_a_template_stays_with_a_sentencepiece_model(tmp_path):
     assert text.startswith("<system>Be brief.") and [run.strip() for run in runs] == WORDS
 
 
+def test_a_template_needs_transformers(monkeypatch):
+    monkeypatch.setattr("caat.data.chat.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs transformers: pip install .*data\.chat_template=plain"):
+        Chats(BLOCKS, {})
+    assert Chats(None, {"eos_token": "</s>"}).render(TALK).text.startswith("System: Be brief.")
+
+
 def test_a_template_is_text_only():
     """It runs in a sandbox, which lets no attribute lead to the interpreter."""
     attacks = ("''.__class__.__mro__", "messages.append(1)", "cycler.__init__.__globals__")
