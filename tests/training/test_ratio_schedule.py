@@ -22,6 +22,7 @@ from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
 from caat.training.loop import Supervision, Training, train
 from caat.training.output import Output
+from caat.training.profiling import Profiler
 from conf.optim import OptimConfig
 from conf.processes import ParallelConfig
 from conf.schema import CheckpointConfig, Config, TrainConfig
@@ -113,6 +114,7 @@ def run(
     )
     config.checkpoint.every = 1
     watchdog, log = Watchdog(None, 0, 1, 600.0), Log()
+    profiler = Profiler({}, out, torch.device("cpu"), log.say)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, control, 2)
     with StopRequest() as request:
         train(
@@ -125,7 +127,7 @@ def run(
                 saver=saver,
                 supervision=Supervision(control, request, watchdog, guard),
                 device=torch.device("cpu"),
-                output=Output([log], log, log),  # type: ignore[arg-type,list-item]
+                output=Output([log], log, log, profiler),  # type: ignore[arg-type,list-item]
             )
         )
     watchdog.stop()

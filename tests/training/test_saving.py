@@ -74,8 +74,8 @@ def end(tokens: Path, out: Path, failing: int, asynchronous: bool, steps: int):
     engine, request = start(4, 2, 0.5, 1), StopRequest()
     step, publish, published = engine.step, saving.folders.publish, []
 
-    def stopped(batches, rate):
-        result = step(batches, rate)
+    def stopped(batches, rate, counted):
+        result = step(batches, rate, counted)
         if engine.live.optimizer.steps == LAST:
             request.number = 15
         return result
