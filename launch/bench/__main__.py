@@ -6,4 +6,4 @@ from launch.bench import main
 from launch.command.errors import user_errors
 
 with user_errors():
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
