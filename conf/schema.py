@@ -282,6 +282,11 @@ class Config:
         self.train.accumulation(world // processes)
         self.islands.check(self.parallel.islands, self.model.layers, self.optim.name)
         self.sync.check_types(self.train.precision)
+        require(
+            not self.sync.halves or (self.train.micro_batch > 1 and self.train.documents == "packed"),
+            f"sync.halves=true cannot split train.micro_batch={self.train.micro_batch} with train.documents="
+            f"{self.train.documents}: it needs two sequences or more, and packed documents",
+        )
         # In bf16, stage 0 runs as stage 1.
         self.data_sync.check_stage(self.zero.stage or int(self.train.precision == "bf16"))
         last = max(self.sync.schedule)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import AnyStream
+from caat.parallel.partial.stream import AnyStream, BatchStream, Halves, of_each
 from conf.model import ModelConfig
 from layers.attention import Attention, Context
 from layers.cache import KVCache
@@ -33,15 +33,23 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: AnyStream,
+        x: BatchStream,
         gammas: Sequence[Tensor],
         angles: Angles,
         context: Context | None = None,
-    ) -> AnyStream:
-        """``gammas`` are the weights of the block's norms, in the order of :func:`norms_of`."""
+    ) -> BatchStream:
+        """``gammas`` are the weights of the block's norms, in the order of :func:`norms_of`.
+
+        Halves of a batch take turns: attention of both, then MLP of both. While the sum of one is in flight,
+        the other one computes, also in the backward pass, where autograd reverses the order.
+        """
+        assert context is None or not isinstance(x, Halves), "a cache or documents belong to a whole batch"
         attention_gamma, *of_heads, mlp_gamma = gammas
-        x = self.attention(self.attention_norm(x, attention_gamma), angles, context, of_heads)
-        return self.mlp(self.mlp_norm(x, mlp_gamma))
+        x = of_each(
+            x,
+            lambda one: self.attention(self.attention_norm(one, attention_gamma), angles, context, of_heads),
+        )
+        return of_each(x, lambda one: self.mlp(self.mlp_norm(one, mlp_gamma)))
 
 
 def norms_of(blocks: Iterable[nn.Module]) -> list[RMSNorm]:
@@ -51,10 +59,10 @@ def norms_of(blocks: Iterable[nn.Module]) -> list[RMSNorm]:
 
 def run_blocks(
     blocks: Iterable[nn.Module],
-    x: AnyStream,
+    x: BatchStream,
     gammas: Sequence[Tensor],
     places: Places,
-    run: Callable[..., AnyStream] = lambda block, *arguments: block(*arguments),
+    run: Callable[..., BatchStream] = lambda block, *arguments: block(*arguments),
 ) -> AnyStream:
     """Pass the stream ``x`` through all ``blocks``; ``gammas`` holds the weights of the norms of all blocks.
 
@@ -63,7 +71,7 @@ def run_blocks(
     each = len(gammas) // len(places.layers)
     for number, (block, layer) in enumerate(zip(blocks, places.layers, strict=True)):
         x = run(block, x, gammas[number * each : (number + 1) * each], places.angles, layer)
-    return x
+    return x.settled() if isinstance(x, Halves) else x
 
 
 class Places(NamedTuple):

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial import pointwise
-from caat.parallel.partial.stream import AnyStream, enter
+from caat.parallel.partial.stream import BatchStream, enter
 from caat.parallel.sharding import Sharding
 from conf.model import ModelConfig
 from conf.partition import shared_channels
@@ -145,7 +145,7 @@ class GPT(nn.Module):
         )
         return self.norm(x, gammas[-1])
 
-    def _run(self, block: nn.Module, *arguments: Any) -> AnyStream:
+    def _run(self, block: nn.Module, *arguments: Any) -> BatchStream:
         if not (self.checkpoint_blocks and self.training):
             return block(*arguments)
         return checkpoint(block, *arguments, use_reentrant=False, context_fn=self.mesh.tape.contexts)

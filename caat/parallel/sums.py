@@ -23,17 +23,20 @@ class SumOptions:
 
     They are sent as ``wire_dtype`` (None: in their own type) and added in ``sum_dtype`` or a wider type.
     ``overlap``: arithmetic continues while a sum is in flight; otherwise every sum is waited for at once.
+    ``halves``: one half of a micro-batch is computed while the sums of the other are in flight.
     """
 
     wire_dtype: torch.dtype | None = None
     sum_dtype: torch.dtype = torch.float32
     overlap: bool = True
+    halves: bool = False
 
     @staticmethod
     def of(sync: SyncConfig) -> SumOptions:
         """Build from the settings; ``auto`` sends activations in their own type and sums them in float32."""
         wire_dtype = None if sync.wire_dtype == "auto" else WIRE_DTYPES[sync.wire_dtype]
-        return SumOptions(wire_dtype, WIRE_DTYPES.get(sync.sum_dtype, torch.float32), sync.overlap)
+        sum_dtype = WIRE_DTYPES.get(sync.sum_dtype, torch.float32)
+        return SumOptions(wire_dtype, sum_dtype, sync.overlap, sync.halves)
 
 
 def needs_slices(message: Tensor, processes: int, sum_dtype: torch.dtype) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from caat.parallel.mesh import Mesh
-from caat.parallel.partial.stream import Arriving
+from caat.parallel.partial.stream import Arriving, Halves
 from caat.parallel.sharding import sharded_parameters
 from caat.supervision.control import Control
 
@@ -57,7 +57,7 @@ class ReplicaGuard:
         self._replicated = [(name, p) for name, p in named if id(p) not in sharded]
         self._sharded = [(name, p) for name, p in named if id(p) in sharded]
         self._turn = 0
-        self._leaving: tuple[Tensor, Tensor] | None = None
+        self._leaving: list[tuple[Tensor, Tensor]] | None = None
         self._looking = False
         block.register_forward_hook(self._look)
 
@@ -79,7 +79,7 @@ class ReplicaGuard:
         by_shard = {name: checksum(p) for name, p in some if _is_here(p)}
         # Add the two only now: when the block returned, the all-reduce was still in flight.
         leaving, self._leaving = self._leaving, None
-        shared = None if leaving is None else checksum(leaving[0] + leaving[1])
+        shared = None if leaving is None else sum(checksum(residual + late) for residual, late in leaving)
         every_rank = self._control.gather((everywhere, by_shard, shared))
         problems = self._differences(every_rank, between_islands)
         if problems:
@@ -115,9 +115,10 @@ class ReplicaGuard:
     def _due(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0
 
-    def _look(self, module: nn.Module, inputs: Any, output: Arriving) -> None:
+    def _look(self, module: nn.Module, inputs: Any, output: Arriving | Halves) -> None:
         if self._looking:
-            self._leaving = output.residual.detach(), output.sum.detach()
+            streams = output if isinstance(output, Halves) else (output,)
+            self._leaving = [(x.residual.detach(), x.sum.detach()) for x in streams]
             self._looking = False
 
 

@@ -87,6 +87,10 @@ def peer_variants(config: BenchStackConfig, device: torch.device) -> list[Varian
             variants.append(Variant(name, 1.0, _step(config, device, stack), None))
     for ratio in config.ratios:
         variants += _overlapped(config, device, ratio, group, _step)
+        if ratio == 1 and config.batch > 1:
+            variants.append(
+                _ours(config, device, "halves", 1.0, _step, group=group, options=SumOptions(halves=True))
+            )
     return variants
 
 

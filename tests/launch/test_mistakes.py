@@ -33,6 +33,16 @@ MISTAKES = {
         1,
         ["has no entry for step 0: add one", "sync.ratio={0:1,1000:0.5}"],
     ),
+    "halves of one sequence": (
+        ["sync.halves=true", "train.micro_batch=1"],
+        1,
+        ["sync.halves=true cannot split train.micro_batch=1", "two sequences or more"],
+    ),
+    "halves without overlap": (
+        ["sync.halves=true", "sync.overlap=false"],
+        1,
+        ["sync.halves=true has no effect with sync.overlap=false", "leave one of them out"],
+    ),
     "no scale": (["sync.private_scale=0"], 1, ["sync.private_scale=0 is neither a positive number nor sqrt"]),
     "text for a scale": (["sync.private_scale=root"], 1, ["sync.private_scale=root is neither", "sqrt"]),
     "schedule of no steps": (["sync.ratio={}"], 1, ["has no entry for step 0"]),

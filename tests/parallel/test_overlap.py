@@ -135,6 +135,68 @@ def test_overlap_changes_no_bit(ranks, checkpointing, processes, dtype, ratio, s
         assert all(torch.equal(gradient, off[1][name]) for name, gradient in on[1].items())
 
 
+@pytest.mark.parametrize(
+    ("checkpointing", "processes", "ratio"), [("none", 2, 1.0), ("full", 2, 0.5), ("selective", 4, 1.0)]
+)
+def test_halves_of_a_batch_compute_the_same(ranks, checkpointing, processes, ratio):
+    pool = ranks(processes)
+    model = processes, checkpointing, torch.float64, ratio
+    for halves, whole in zip(
+        pool.run(gradients, SumOptions(halves=True), *model),
+        pool.run(gradients, SumOptions(), *model),
+        strict=True,
+    ):
+        torch.testing.assert_close(halves[0], whole[0], rtol=0, atol=1e-12)
+        for name, gradient in halves[1].items():
+            torch.testing.assert_close(gradient, whole[1][name], rtol=0, atol=1e-10)
+
+
+def order_of_sums(halves: bool) -> list[str]:
+    """When sums start and are waited for in a forward and backward pass, by number."""
+    mesh = Mesh.create(2, 2, SumOptions(halves=halves))
+    events, start = [], mesh.tensor.start_sum
+
+    def noted(x, direction, purpose):
+        number = len([event for event in events if event.startswith("start")])
+        events.append(f"start {number}")
+        wait = start(x, direction, purpose)
+
+        def waited():
+            events.append(f"wait {number}")
+            wait()
+
+        return waited
+
+    mesh.tensor.start_sum = noted
+    model = build(mesh, 1.0)
+    model(*batch()).mean().backward()
+    return events
+
+
+def test_each_half_computes_while_a_sum_of_the_other_is_in_flight(ranks):
+    """With halves, the next sum starts before the last one is waited for; without, it cannot at ratio 1."""
+
+    def in_flight(events: list[str]) -> int:
+        flying = most = 0
+        for event in events:
+            flying += 1 if event.startswith("start") else -1
+            most = max(most, flying)
+        return most
+
+    assert in_flight(ranks(2).run(order_of_sums, False)[0]) == 1
+    events = ranks(2).run(order_of_sums, True)[0]
+    assert in_flight(events) == 2
+    # Two layers of two sums, both directions, both halves; the entry's two besides.
+    starts = [event for event in events if event.startswith("start")]
+    assert len(starts) == 2 * (2 * 2 * 2) + 2
+    behind = sum(
+        event.startswith("wait")
+        and any(later == f"start {int(event.split()[1]) + 1}" for later in events[:at])
+        for at, event in enumerate(events)
+    )
+    assert behind >= len(starts) - 3
+
+
 def gradient_of_a_view(options: SumOptions, dtype: torch.dtype):
     mesh = Mesh.create(4, 4, options)
     x = torch.ones(3, 8, dtype=dtype, requires_grad=True) * 1

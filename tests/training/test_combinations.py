@@ -17,7 +17,7 @@ SETTINGS = {
     "stage": (0, 1, 2, 3),
     "precision": ("fp32", "bf16"),
     "checkpointing": ("none", "selective", "full"),
-    "overlap": (True, False),
+    "overlap": (True, False, "halves"),
     "wire_dtype": (None, torch.bfloat16, torch.float32),
 }
 # With 8 shards and ratio 0, rounding the weights to float32 already changes the norm by 2e-6 of it.
@@ -43,7 +43,7 @@ def covering() -> list[tuple]:
 @pytest.mark.parametrize("case", covering(), ids=lambda case: "-".join(map(str, case)).replace("torch.", ""))
 def test_as_one_plain_process(ranks, case):
     processes, ratio, stage, precision, checkpointing, overlap, wire_dtype = case
-    options = SumOptions(wire_dtype, overlap=overlap)
+    options = SumOptions(wire_dtype, overlap=bool(overlap), halves=overlap == "halves")
     how = (SHARDS, processes, ratio, stage, precision, checkpointing, options)
     by_rank = ranks(WORLD).run(train, SMALL, *how)
     sent = wire_dtype if processes > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -191,13 +192,47 @@ class WholeStream(NamedTuple):
 AnyStream = Stream | Arriving | WholeStream
 
 
-def enter(x: Tensor, shared_channels: int, mesh: Mesh) -> Stream | WholeStream:
-    """Start a stream from ``x`` [..., h], the same on every shard; its gradient is summed over all shards."""
+class Halves(NamedTuple):
+    """The streams of two halves of a batch, of which one computes while the sums of the other are in flight.
+
+    DeepSpeed-Domino (arXiv 2409.15241) hides sums in this way. Unlike private channels, it needs nothing that
+    the shards do not share.
+    """
+
+    first: AnyStream
+    second: AnyStream
+
+    def settled(self) -> Stream:
+        """Wait for both halves and return the stream of the batch."""
+        settled = [half.settled() for half in self]
+        shared, private = ([getattr(x, name) for x in settled] for name in ("shared", "private"))
+        return Stream(torch.cat(shared), torch.cat(private, dim=1))
+
+
+BatchStream = AnyStream | Halves
+
+
+def of_each(x: BatchStream, change: Callable[[AnyStream], AnyStream]) -> BatchStream:
+    """Return ``x`` changed by ``change``, which is called for each half if there are two."""
+    return Halves(change(x.first), change(x.second)) if isinstance(x, Halves) else change(x)
+
+
+def enter(x: Tensor, shared_channels: int, mesh: Mesh) -> BatchStream:
+    """Start a stream from ``x`` [..., h], the same on every shard; its gradient is summed over all shards.
+
+    It is one of two halves of the batch if :class:`SumOptions` say so and gradients will be needed.
+    """
     if not torch.is_grad_enabled() and x.shape[:-1].numel() <= FEW_TOKENS:
         return _whole(x, shared_channels, mesh.local)
     if mesh.processes == 1:
         private = x[..., shared_channels:]
         return Stream(x[..., :shared_channels], private.expand(mesh.local, *private.shape))
+    if mesh.tensor.options.halves and torch.is_grad_enabled() and len(x) > 1:
+        return Halves(*(_enter(half, shared_channels, mesh) for half in x.chunk(2)))
+    return _enter(x, shared_channels, mesh)
+
+
+def _enter(x: Tensor, shared_channels: int, mesh: Mesh) -> Stream:
     entry = Entry(mesh)
     shared, private = _Enter.apply(x, shared_channels, mesh, entry)
     return Stream(shared, private, entry)
