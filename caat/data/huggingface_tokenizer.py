@@ -44,7 +44,7 @@ class HuggingFaceTokenizer:
 
     def encode_places(self, text: str) -> tuple[list[int], list[int]]:
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
-        return encoded.ids, [last_place(*offsets) for offsets in encoded.offsets]
+        return encoded.ids, [min(last_place(*each), len(text) - 1) for each in encoded.offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

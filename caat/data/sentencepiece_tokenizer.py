@@ -30,15 +30,16 @@ class SentencePieceTokenizer(SentencePieceProcessor):
                 tokens.append(self._specials[part])
                 places.append(first + len(part) - 1)
             elif part:
-                # SentencePiece puts a space before a text. Only at the very start is that wanted.
-                before = LINE_END if first else ""
+                # SentencePiece puts a space before a text. Within a document, that is not wanted.
+                before = LINE_END if tokens and tokens[-1] != self.bos_id() else ""
                 whole = (before + part).encode()
                 # Offsets count bytes. Of a character that becomes several bytes, all but the last are empty.
                 character = np.cumsum((np.frombuffer(whole, np.uint8) & 0xC0) != 0x80) - 1 - len(before)
                 for piece in self.encode(before + part, return_type="proto").pieces:
                     if piece.end > len(before) or piece.begin == len(before):
                         tokens.append(piece.id)
-                        places.append(first + int(character[last_place(piece.begin, piece.end)]))
+                        at = min(last_place(piece.begin, piece.end), len(whole) - 1)
+                        places.append(first + int(character[at]))
             first += len(part)
         return tokens, places
 

@@ -96,10 +96,11 @@ def test_the_assistants_words_count(tmp_path, kind):
 
 def test_characters_of_several_bytes_after_a_turn(tmp_path):
     tokenizer = load_tokenizer(make_tokenizer(tmp_path, "sentencepiece"))
-    tokens, places = tokenizer.encode_places("a</s>\U0001f680 b<s> \u00e9")
+    tokens, places = tokenizer.encode_places("a</s>\U0001f680 b<s>\u00e9")
+    # A document begins with a space, as SentencePiece has it.
     assert tokenizer.decode(tokens) == "a\U0001f680 b \u00e9"
     assert [tokens.count(number) for number in (tokenizer.bos_id(), tokenizer.eos_id())] == [1, 1]
-    assert places == sorted(places) and places[-1] == 12
+    assert places == sorted(places) and places[-1] == 11
     rocket = 5
     assert places.count(rocket) == 4, "each of its bytes belongs to it"
 
