@@ -23,6 +23,8 @@ from tests.training.replicas import EVEN, master
 from tests.training.test_islands import DILOCO, LR, OPTIM, data, engine_of, planned_config, trained
 
 ISLANDS = 2
+# Biases are cut over the processes like matrices, without decay and trust ratio like norm weights.
+BIASED = replace(EVEN, attention_bias=True)
 EAGER = IslandsConfig("diloco", every=2, lr=0.7, momentum=0.9, eager=True)
 SLAMB = IslandsConfig("slamb", every=3, rho=0.26, beta3=0.5)
 DCS3GD = IslandsConfig("dcs3gd", every=1, lambda0=0.3)
@@ -43,7 +45,7 @@ def full(engine: Engine, flat: Tensor) -> dict[str, Tensor]:
 def ours(processes: int, stage: int, precision: str, settings: IslandsConfig, optim: OptimConfig, steps: int):
     """Train without the final exchange; return this island's weights, the anchor and what was sent."""
     mesh = Mesh.create(4, processes, islands=ISLANDS)
-    engine = engine_of(mesh, settings, stage, precision, optim=optim)
+    engine = engine_of(mesh, settings, stage, precision, optim=optim, config=BIASED)
     sent = []
     for step in range(steps):
         mesh.islands.ledger.reset()
@@ -63,7 +65,7 @@ class Plain:
     def __init__(self, replicas: int) -> None:
         mesh = Mesh.create(4, 1)
         self.replicas = replicas
-        self.models = [build(mesh, 0.5, dtype=torch.float32, config=EVEN) for _ in range(ISLANDS)]
+        self.models = [build(mesh, 0.5, dtype=torch.float32, config=BIASED) for _ in range(ISLANDS)]
         self.names = [name for name, _ in self.models[0].named_parameters()]
 
     def weights(self, island: int) -> list[Tensor]:
@@ -262,18 +264,19 @@ def test_as_the_papers_formulas(ranks, method, processes, stage):
 
 
 def check_slamb_bytes(sent: list[list[dict[str, float]]], processes: int, stage: int) -> None:
-    """In a cycle, every number of a matrix is sent once, and norm weights and two counts in each step."""
-    norms = 5 * EVEN.hidden // (2 // processes)
+    """In a cycle, every number of a matrix is sent once; norm weights, biases and two counts in each step."""
+    biases = BIASED.layers * (BIASED.heads + 2 * BIASED.kv_heads) * BIASED.head_size // processes
+    vectors = (5 * BIASED.hidden + biases) // (2 // processes)
     cycle = int(1 / SLAMB.rho)
     layout = Layout(processes, 2 // processes, stage, "none", 1, islands=ISLANDS)
     # Shards are cut into turns one by one, and the plan is a mean over the turns.
-    planned = momentum_bytes(planned_config(SLAMB, "lamb"), layout)
+    planned = momentum_bytes(planned_config(SLAMB, "lamb", BIASED), layout)
     assert sum(each["bytes_momentum"] for each in sent[0][:cycle]) / cycle == pytest.approx(planned, rel=1e-3)
     for by_step in sent:
         changes = [each["bytes_changes"] // 4 for each in by_step]
         assert [n > 0 for n in changes] == [step % SLAMB.every == 0 for step in range(1, len(changes) + 1)]
         momenta = [each["bytes_momentum"] // 4 for each in by_step]
-        assert sum(momenta[:cycle]) == max(changes) - norms + cycle * (norms + 2)
+        assert sum(momenta[:cycle]) == max(changes) - vectors + cycle * (vectors + 2)
         assert max(momenta) < 1.1 * sum(momenta[:cycle]) / cycle
 
 

@@ -17,6 +17,7 @@ from caat.planning.layouts import Layout
 from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.engine import Engine
 from conf.islands import IslandsConfig
+from conf.model import ModelConfig
 from conf.optim import OptimConfig
 from conf.processes import ParallelConfig
 from conf.schema import Config
@@ -49,9 +50,10 @@ def engine_of(
     precision: str = "fp32",
     checkpoint: Path | None = None,
     optim: OptimConfig = OPTIM,
+    config: ModelConfig = EVEN,
 ) -> Engine:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = build(mesh, 0.5, dtype=dtype, config=EVEN)
+    model = build(mesh, 0.5, dtype=dtype, config=config)
     if checkpoint:
         load_weights(model, full_tensors(model), mesh.local_shards, checkpoint)
     how = {"stage": stage, "precision": precision, "accumulation": 1}
@@ -115,10 +117,10 @@ def outer(settings: IslandsConfig, anchors, velocity, change, models):
     return anchors, velocity
 
 
-def planned_config(settings: IslandsConfig, optimizer: str = "adamw") -> Config:
-    """The settings of a run of the small model on two islands, for the planner."""
+def planned_config(settings: IslandsConfig, optimizer: str = "adamw", model: ModelConfig = EVEN) -> Config:
+    """The settings of a run of a small model on two islands, for the planner."""
     parallel = ParallelConfig(tensor=4, islands=2)
-    return Config(model=EVEN, parallel=parallel, islands=settings, optim=OptimConfig(name=optimizer))
+    return Config(model=model, parallel=parallel, islands=settings, optim=OptimConfig(name=optimizer))
 
 
 LATE = replace(DILOCO, every=3, delay=2, alpha=0.25)
