@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
-from conf.checks import require, require_choice, require_positive
+from conf.checks import check_path, require, require_choice, require_positive
 from conf.field import setting
 
 FORMATS = ("text", "prompt", "chat")
@@ -19,6 +21,15 @@ class DataConfig:
         "Text to train on: a text, jsonl or parquet file, a folder or glob of them, a folder made by "
         "`caat tokenize`, or the name of a Hugging Face dataset. Default: the quick-start text "
         "(Wikipedia introductions).",
+    )
+    mixture: Any = setting(
+        None,
+        "Several sources in place of path, by name, with their weights: {web:0.7,code:0.3}. Every global "
+        "batch holds each in its share: its weight divided by the sum of all.",
+    )
+    sources: Any = setting(
+        None,
+        "The texts of the mixture, each like path: {web:tokens/web,code:src/*.jsonl}.",
     )
     subset: str | None = setting(None, "Configuration of a Hugging Face dataset.")
     split: str = setting("train", "Split of a Hugging Face dataset.")
@@ -69,6 +80,57 @@ class DataConfig:
         )
         if self.workers is not None:
             require_positive(data__workers=self.workers)
+        if self.mixture is not None or self.sources is not None:
+            self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        weights, sources = self.mixture or {}, self.sources or {}
+        # In quotes: the shell would expand the braces.
+        example = "'data.mixture={web:0.7,code:0.3}' 'data.sources={web:tokens/web,code:tokens/code}'"
+        for group, values in (("data.mixture", weights), ("data.sources", sources)):
+            require(isinstance(values, dict), f"{group}={values} has no names: give {example}")
+        require(
+            self.path is None,
+            f"data.path={self.path} is one text and data.mixture names several: give only one of the two",
+        )
+        require(bool(weights), f"data.sources has no effect without data.mixture: give {example}")
+        for name, weight in weights.items():
+            require(
+                isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", name) is not None,
+                f"data.mixture has a source {name}: a name is a letter, then letters, digits, _, - and .",
+            )
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            require(number and weight > 0, f"data.mixture={{{name}:{weight}}}: give a weight above 0")
+            require(
+                name in sources,
+                f"data.mixture has {name}, which data.sources does not: give "
+                f"data.sources={{{name}:PATH,...}}",
+            )
+        for name, path in sources.items():
+            require(
+                isinstance(path, str),
+                f"data.sources={{{name}:{path}}} is not a path: give it in quotes, '...'",
+            )
+            check_path(path, f"data.sources={{{name}:...}}")
+            require(
+                name in weights,
+                f"data.sources has {name}, which data.mixture does not: give "
+                f"data.mixture={{{name}:WEIGHT,...}}, or leave it out",
+            )
+        require(
+            len(weights) > 1,
+            f"data.mixture has only {next(iter(weights))}: give several sources, or its text as data.path",
+        )
+
+    @property
+    def given(self) -> str:
+        """The text as the user gave it."""
+        return f"data.path={self.path}"
+
+    def source(self, name: str) -> DataConfig:
+        """Return the settings of one source of the mixture."""
+        alone = {key: value for key, value in vars(self).items() if key not in ("mixture", "sources", "path")}
+        return SourceConfig(**alone, path=self.sources[name], name=name)
 
     @property
     def marked(self) -> bool:
@@ -81,3 +143,14 @@ class DataConfig:
         names = {"prompt": ("prompt_field", "completion_field"), "chat": ("messages_field",)}
         chosen = names.get(self.format or "text", ("text_field",))
         return {f"data.{name}": getattr(self, name) for name in chosen}
+
+
+@dataclass
+class SourceConfig(DataConfig):
+    """The settings of one source of a mixture, ``name``."""
+
+    name: str = ""
+
+    @property
+    def given(self) -> str:
+        return f"data.sources={{{self.name}:{self.path}}}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter
 
-from caat.data.corpus import prepare, prepared_folder
+from caat.data.prepared import find_prepared, prepare_text
 from caat.data.shards import SPLITS, read_index
+from conf.reading.settings import typed
 from conf.reading.verb import load_verb
 from conf.tokenize import TokenizeConfig
 from launch.run.tokens import check_tokens
@@ -15,18 +16,36 @@ from launch.run.tokens import check_tokens
 def main(argv: list[str]) -> None:
     """Prepare the text that ``argv`` (``data.path=... out=...``) describes and print statistics.
 
-    The folder's path is the last line. Raises the same ``ValueError`` as :func:`caat.data.corpus.prepare`,
-    and one if previously prepared tokens are damaged.
+    The folder's path is the last line; for a mixture, the command that trains on it. Raises the same
+    ``ValueError`` as :func:`caat.data.prepared.prepare_text`, and one if previously prepared tokens are
+    damaged.
     """
     config = load_verb(TokenizeConfig, argv)
     out = Path(config.out).expanduser() if config.out else None
-    fresh = not (out or prepared_folder(config.data)).exists()
+    fresh = not out.exists() if out else find_prepared(config.data) is None
     started = perf_counter()
-    folder = prepare(config.data, out)
+    prepared = prepare_text(config.data, out)
     seconds = perf_counter() - started
     if not fresh:
-        check_tokens(folder)
+        check_tokens(prepared)
+    for name, folder in prepared.folders.items():
+        if prepared.mixed:
+            print(f"{name}:")
+        _show(folder)
+    if not fresh:
+        print("tokens/s           prepared before, nothing to do")
+    else:
+        total = sum(len(each) for split in SPLITS for each in prepared.open(split).values())
+        print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
+    if prepared.mixed:
+        folders = {name: str(folder) for name, folder in prepared.folders.items()}
+        mixture = f"'data.mixture={typed(config.data.mixture)}' 'data.sources={typed(folders)}'"
+        print(f"caat pretrain {mixture}")
+    else:
+        print(prepared)
 
+
+def _show(folder: Path) -> None:
     index = read_index(folder)
     tokens = {split: index.tokens(split) for split in SPLITS}
     total = sum(tokens.values())
@@ -36,11 +55,6 @@ def main(argv: list[str]) -> None:
         print(f"{split + ' tokens':<18} {count:,}{counted}")
     print(f"vocabulary         {index.vocab_size:,} pieces")
     print(f"bytes per token    {index.bytes / total:.2f}")
-    if fresh:
-        print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
-    else:
-        print("tokens/s           prepared before, nothing to do")
-    print(folder)
 
 
 if __name__ == "__main__":

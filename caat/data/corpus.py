@@ -49,12 +49,12 @@ def prepared_folder(config: DataConfig) -> Path:
         found = read_index(source.files[0]).rows
         require(
             config.format in (None, found),
-            f"data.format={config.format}, but data.path={config.path} was prepared with {found}: leave "
+            f"data.format={config.format}, but {config.given} was prepared with {found}: leave "
             "data.format out, or give the rows themselves",
         )
         return source.files[0]
     stem = re.sub(r"[^\w.-]+", "-", source.stem).strip("-.") or "text"
-    return Path(config.dir).expanduser() / f"{stem}-{_key(config)}"
+    return Path(config.dir).expanduser() / f"{stem}-{settings_key(config)}"
 
 
 def prepare(config: DataConfig, out: Path | None = None) -> Path:
@@ -69,13 +69,11 @@ def prepare(config: DataConfig, out: Path | None = None) -> Path:
     folder = out or prepared_folder(config)
     if check_source(config).kind == "prepared":
         if out is not None:
-            raise ValueError(
-                f"data.path={config.path} is already prepared: use it directly, without out={out}"
-            )
+            raise ValueError(f"{config.given} is already prepared: use it directly, without out={out}")
         read_index(folder)
         return folder
     if not _is_done(config, folder):
-        with _locked(folder):
+        with locked(folder):
             if not _is_done(config, folder):
                 _make(config, folder)
     return folder
@@ -108,7 +106,7 @@ def tokenize(config: DataConfig, out: Path) -> None:
     out.mkdir(parents=True)
     scratch = out / "scratch"
     documents = load_documents(config, cache=scratch)
-    below = held_out_below(_texts(documents), config.validation)
+    below = held_out_below(texts_of(documents), config.validation)
     model = _write_tokenizer(config, documents, below, out)
     tokenizer = load_tokenizer(model)
     vocab_size = tokenizer.vocab_size()
@@ -136,7 +134,7 @@ def tokenize(config: DataConfig, out: Path) -> None:
     index = {
         "format": FORMAT,
         "version": VERSION,
-        "key": _key(config),
+        "key": settings_key(config),
         "source": config.path or quickstart.PACKAGE,
         "dtype": token_dtype(vocab_size).name,
         "vocab_size": vocab_size,
@@ -155,7 +153,7 @@ def tokenize(config: DataConfig, out: Path) -> None:
 def _write_tokenizer(config: DataConfig, documents: Dataset, below: int, out: Path) -> Path:
     """Write the files of the tokenizer to ``out``, which is trained if none is given; return the main one."""
     if config.tokenizer is None:
-        lines = _tokenizer_lines(documents, below, config.marked)
+        lines = tokenizer_lines(documents, below, config.marked, TOKENIZER_BYTES)
         train_tokenizer(lines, config.vocab_size, out / "tokenizer.model")
     else:
         for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
@@ -188,7 +186,7 @@ def _is_done(config: DataConfig, folder: Path) -> bool:
         return False
     if not folder.is_dir() or not (folder / "index.json").is_file():
         raise ValueError(f"{folder} exists but holds no token shards: remove it or choose another folder")
-    if read_index(folder).key != _key(config):
+    if read_index(folder).key != settings_key(config):
         raise ValueError(
             f"{folder} holds shards of another text or other settings: remove it or choose another folder"
         )
@@ -196,7 +194,7 @@ def _is_done(config: DataConfig, folder: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +213,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _key(config: DataConfig) -> str:
+def settings_key(config: DataConfig) -> str:
     """Hash everything that affects the shards to 8 hex digits. Files enter by path, size and mtime."""
     source = check_source(config)
     settings = {
@@ -255,10 +253,10 @@ def _identity(file: Path) -> list[str | int]:
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def _tokenizer_lines(documents: Dataset, below: int, marked: bool) -> Iterator[str]:
-    """Yield lines of the training documents, of every n-th one if all exceed `TOKENIZER_BYTES`."""
-    stride = 1 + documents.data.nbytes // TOKENIZER_BYTES
-    for text in _texts(documents.select(range(0, len(documents), stride))):
+def tokenizer_lines(documents: Dataset, below: int, marked: bool, limit: int) -> Iterator[str]:
+    """Yield lines of the training documents, of every n-th one if all exceed ``limit`` bytes."""
+    stride = 1 + documents.data.nbytes // limit
+    for text in texts_of(documents.select(range(0, len(documents), stride))):
         if not is_held_out(text.encode(), below):
             if marked:
                 # The end of a turn is a token of its own.
@@ -266,6 +264,6 @@ def _tokenizer_lines(documents: Dataset, below: int, marked: bool) -> Iterator[s
             yield from (line for line in text.split("\n") if line)
 
 
-def _texts(documents: Dataset) -> Iterator[str]:
+def texts_of(documents: Dataset) -> Iterator[str]:
     for batch in batches(documents, range(len(documents)), 256):
         yield from (text for text in batch if text and not text.isspace())

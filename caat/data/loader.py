@@ -67,8 +67,8 @@ class Loader:
         self._masked = masked
         self._share = global_batch // data_size
         self._offset = data_rank * self._share
-        lengths = {name: sequence_count(each, sequence) for name, each in self.shards.items()}
-        self._order = endless_order(lengths, shares or {}, global_batch, seed)
+        self._lengths = {name: sequence_count(each, sequence) for name, each in self.shards.items()}
+        self._order = endless_order(self._lengths, shares or {}, global_batch, seed)
 
     def step(self) -> list[Batch]:
         """Return this rank's micro-batches [micro_batch, S] of the next global batch, moving ``position``."""
@@ -82,6 +82,13 @@ class Loader:
             _batch(entries[i : i + self.micro_batch], self.sequence, masked=self._masked)
             for i in range(0, self._share, self.micro_batch)
         ]
+
+    def epochs(self) -> dict[str, float]:
+        """Return how often each source of a mixture was read up to ``position``; nothing for one text."""
+        if len(self.shards) == 1:
+            return {}
+        taken = self._order.taken(self.position)
+        return {name: taken[name] / length for name, length in self._lengths.items()}
 
     def _entry(self, place: int) -> Entry:
         source, number = self._order[place]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from caat.data.loader import Batch, Loader
-from caat.data.shards import TokenShards
 
 
 class Prefetch:
@@ -16,34 +14,30 @@ class Prefetch:
 
     For a GPU the thread puts them into pinned memory, from which they are copied without making the CPU wait
     for the GPU. ``position`` counts the sequences of the batches that were handed out, over all ranks: it is
-    what a checkpoint keeps, since the loader itself is one step ahead. ``counted`` is the
-    loader's, of the last batches that were handed out.
+    what a checkpoint keeps, since the loader itself is one step ahead. ``counted`` and
+    ``epochs`` are the loader's, after the last batches that were handed out.
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
-        self.position, self.counted = loader.position, loader.counted
+        self.position, self.counted, self.epochs = loader.position, loader.counted, loader.epochs()
         self._loader, self._device = loader, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next = self._thread.submit(self._read)
-
-    @property
-    def shards(self) -> Mapping[str, TokenShards]:
-        return self._loader.shards
 
     def step(self) -> list[Batch]:
         """Return this rank's micro-batches [micro_batch, S] of the next global batch, moving ``position``.
 
         What fails while they are read is raised here.
         """
-        batches, self.position, self.counted = self._next.result()
+        batches, self.position, self.counted, self.epochs = self._next.result()
         self._next = self._thread.submit(self._read)
         return [tuple(map(self._moved, batch)) for batch in batches]
 
-    def _read(self) -> tuple[list[Batch], int, int | None]:
+    def _read(self) -> tuple[list[Batch], int, int | None, dict[str, float]]:
         batches = self._loader.step()
         if self._device.type == "cuda":
             batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
-        return batches, self._loader.position, self._loader.counted
+        return batches, self._loader.position, self._loader.counted, self._loader.epochs()
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, non_blocking=True)

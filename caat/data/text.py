@@ -79,7 +79,7 @@ def load_documents(config: DataConfig, cache: Path) -> Dataset:
         datasets.disable_progress_bars()
     documents = _from_hub(config, cache) if source.kind == "hub" else _from_files(config, source, cache)
     if not len(documents):
-        raise ValueError(f"data.path={config.path} holds no documents: give a path that contains text")
+        raise ValueError(f"{config.given} holds no documents: give a path that contains text")
     return documents
 
 
@@ -114,7 +114,7 @@ def _check_format(config: DataConfig, source: Source) -> None:
         return
     if source.kind in ("quickstart", "text"):
         raise ValueError(
-            f"data.format={config.format} needs rows with columns, and data.path={config.path} has none: "
+            f"data.format={config.format} needs rows with columns, and {config.given} has none: "
             "give a jsonl or parquet file"
         )
     from caat.data.chat import find_template
@@ -133,7 +133,7 @@ def _find(config: DataConfig) -> Source:
         return _local(config, path.resolve().name, files)
     if path.is_file():
         if _reader(path) is None:
-            raise ValueError(f"data.path={config.path} has an unknown extension: use one of {KNOWN}")
+            raise ValueError(f"{config.given} has an unknown extension: use one of {KNOWN}")
         return _local(config, path.name.split(".")[0], [path])
     if glob.has_magic(str(path)):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
@@ -142,7 +142,7 @@ def _find(config: DataConfig) -> Source:
     like_a_file = _reader(path) or mimetypes.guess_type(path.name) != (None, None) or path.parent.is_dir()
     if like_a_file or not HUB_NAME.fullmatch(config.path):
         raise ValueError(
-            f"data.path={config.path} does not exist: check the path (relative to {Path.cwd()}), or give a "
+            f"{config.given} does not exist: check the path (relative to {Path.cwd()}), or give a "
             "Hugging Face dataset as owner/name"
         )
     return Source("hub", config.path.split("/")[-1])
@@ -158,14 +158,14 @@ def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
     """Build the source from ``files``, ignoring empty files and those with an unknown extension."""
     files = [file for file in files if _reader(file)]
     if not files:
-        raise ValueError(f"data.path={config.path} names no text file: known extensions are {KNOWN}")
+        raise ValueError(f"{config.given} names no text file: known extensions are {KNOWN}")
     files = [file for file in files if file.stat().st_size]
     if not files:
-        raise ValueError(f"data.path={config.path} is empty: give a path that contains text")
+        raise ValueError(f"{config.given} is empty: give a path that contains text")
     readers = sorted({str(_reader(file)) for file in files})
     if len(readers) > 1:
         raise ValueError(
-            f"data.path={config.path} mixes files of kind {' and '.join(readers)}: "
+            f"{config.given} mixes files of kind {' and '.join(readers)}: "
             "choose one kind with a glob, such as data.path='folder/*.jsonl'"
         )
     return Source(readers[0], stem, tuple(files))
@@ -221,7 +221,7 @@ def _from_hub(config: DataConfig, cache: Path) -> Dataset:
             documents = load_dataset(config.path, config.subset, split=config.split)
     except Exception as error:
         raise ValueError(
-            f"data.path={config.path} is neither a local file or folder nor a Hugging Face dataset that can "
+            f"{config.given} is neither a local file or folder nor a Hugging Face dataset that can "
             f"be loaded (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
             "Check the path, the dataset's name, its subset and split, and the network"
         ) from error

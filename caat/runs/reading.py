@@ -45,6 +45,12 @@ class Run:
         """The last validation loss in nats per token; None if there is none or it was not finite."""
         return next((r["validation_loss"] for r in reversed(self.records) if "validation_loss" in r), None)
 
+    def by_source(self, figure: str) -> dict[str, float | None]:
+        """Return the last ``figure`` of each source of a mixture, by name; none for one text."""
+        last: dict[str, Any] = next((r for r in reversed(self.records) if "validation_loss" in r), {})
+        start = f"{figure}/"
+        return {name.removeprefix(start): value for name, value in last.items() if name.startswith(start)}
+
     @property
     def bytes_per_step(self) -> int | None:
         """Tensor-parallel bytes that the first process passes to collectives, forward and backward."""
@@ -144,15 +150,15 @@ def settings(config: Config) -> dict[str, Any]:
     """Return every setting by its dotted name, as the user would give it."""
     found: dict[str, Any] = {}
 
-    def flatten(values: dict[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            # A ratio schedule, {0: 0.5, 1000: 1}, is one setting.
-            if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+    def flatten(values: Any, prefix: str) -> None:
+        for key, value in vars(values).items():
+            if dataclasses.is_dataclass(value):
                 flatten(value, f"{prefix}{key}.")
             else:
+                # A ratio schedule, {0: 0.5, 1000: 1}, and a mixture, {web: 0.7, code: 0.3}, are one setting.
                 found[prefix + key] = value
 
-    flatten(dataclasses.asdict(config), "")
+    flatten(config, "")
     return found
 
 

@@ -224,6 +224,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "seeds": sorted(variant.seeds),
                 "validation_loss": loss.mean,
                 "validation_loss_spread": loss.spread,
+                "validation_loss_by_source": _by_source(variant, "validation_loss"),
+                "epochs_by_source": _by_source(variant, "epochs"),
                 "difference_to_ratio_1": delta and delta.mean,
                 "difference_to_ratio_1_interval": delta and delta.interval,
                 "difference_to_ratio_1_seeds": len(delta.values) if delta else 0,
@@ -247,6 +249,17 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _by_source(variant: Variant, figure: str) -> dict[str, float | None]:
+    """Return the mean of a figure of each source of the mixture over the seeds; none for one text."""
+    found = [run.by_source(figure) for run in variant.runs]
+    means: dict[str, float | None] = {}
+    for name in found[0]:
+        values = [each.get(name) for each in found]
+        known = [value for value in values if value is not None]
+        means[name] = mean(known) if len(known) == len(values) else None
+    return means
 
 
 def _middle_half(variant: Variant, field: str) -> tuple[float, float] | None:

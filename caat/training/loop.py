@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from caat.data.loader import HeldOut
 from caat.data.prefetch import Prefetch
 from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
@@ -16,9 +16,11 @@ from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State
 from caat.training.engine import Engine, StepResult
+from caat.training.held_out import HeldOutText
 from caat.training.output import Output
+from caat.training.progress import loss_text
 from caat.training.randomness import random_state
-from caat.training.record import Recorder, finite
+from caat.training.record import Recorder
 from caat.training.saving import SavePolicy
 from caat.training.schedule import learning_rate
 from caat.training.step import take_step
@@ -43,14 +45,14 @@ class Supervision:
 class Training:
     """The components of a run on this rank, and its training state.
 
-    ``validation()`` returns this rank's held-out batches. ``benchmarks(step)`` returns scores of the model;
+    ``validation`` has this rank's held-out batches. ``benchmarks(step)`` returns scores of the model;
     it is called every ``eval.every`` steps and at the end, and the scores are logged as a separate record.
     """
 
     config: Config
     engine: Engine
     loader: Prefetch
-    validation: Callable[[], Iterable[HeldOut]]
+    validation: HeldOutText
     state: State
     saver: Saver
     supervision: Supervision
@@ -62,16 +64,11 @@ class Training:
         if self.output:
             self.output.progress.say(text)
 
-    def validate(self, step: int, sampled: bool = False) -> float | None:
-        """Return the held-out loss; ``sampled``: also take samples of text with their losses. Collective."""
+    def validate(self, step: int, sampled: bool = False) -> dict[str, float | None]:
+        """Return the held-out losses; ``sampled``: also take samples of text with theirs. Collective."""
         see = self.output.samples.see if self.output and sampled else None
-        return finite(self.engine.evaluate(self.held_out(step), see))
-
-    def held_out(self, step: int) -> Iterable:
-        """Yield the batches of a validation at ``step``, with a watchdog beat for each."""
-        for batch in self.validation():
-            self.supervision.watchdog.beat(f"validating at step {step}")
-            yield batch
+        beat = partial(self.supervision.watchdog.beat, f"validating at step {step}")
+        return self.validation.losses(self.engine, "validation_loss", beat, see)
 
 
 def train(run: Training) -> dict:
@@ -106,7 +103,8 @@ def train(run: Training) -> dict:
             run.say(note)
         record = recorder.record(taken, run.state, ratio=ratio, learning_rate=rate) | before
         if last or _is_due(config.train.eval_every, step) or _begins_anew(config, step + 1):
-            record["validation_loss"] = run.validate(step, sampled=True)
+            record |= run.validate(step, sampled=True)
+            record |= {f"epochs/{source}": number for source, number in run.loader.epochs.items()}
         if run.output:
             shown = step == first or "validation_loss" in record or taken.result.skipped
             run.output.record(record, line=shown or step % config.train.log_every == 0)
@@ -135,9 +133,9 @@ def _validation_before(run: Training, step: int, ratio: float) -> dict[str, floa
     """Return the validation loss before ``step`` if the model changes in it, otherwise nothing."""
     if not _begins_anew(run.config, step):
         return {}
-    loss = run.engine.evaluate(run.held_out(step))
-    run.say(f"sync.ratio {ratio:g} from step {step} on: validation {loss:.4f} before it")
-    return {"validation_loss_before": finite(loss)}
+    loss = run.validate(step)["validation_loss"]
+    run.say(f"sync.ratio {ratio:g} from step {step} on: validation {loss_text(loss)} before it")
+    return {"validation_loss_before": loss}
 
 
 def _after(run: Training, step: int, result: StepResult) -> State:

@@ -78,4 +78,7 @@ def status_line(record: dict[str, Any]) -> str:
     text = f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  lr {record['learning_rate']:.2e}"
     if "validation_loss" in record:
         text += f"  validation {loss_text(record['validation_loss'])}"
+        sources = [name for name in record if name.startswith("validation_loss/")]
+        parts = (f"{name.partition('/')[2]} {loss_text(record[name])}" for name in sources)
+        text += f" ({', '.join(parts)})" if sources else ""
     return text

@@ -69,6 +69,10 @@ class Setting:
         if self.is_text:
             return None if text == "null" and type(None) in self.types else text
         self.check(text)
+        if self.kind is Any and re.fullmatch(r"\{[^][{}'\"]*\}", text):
+            # As Hydra reads it: without a space after the colon, YAML reads one text.
+            entries = (each.partition(":") for each in text[1:-1].split(",") if each)
+            return {name.strip(): read(value) for name, _, value in entries}
         try:
             return read_as_typed(text) if self.is_texts else read(text)
         except yaml.YAMLError:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from caat.compression import make_codec
 from caat.compression.codec import Shapes
-from caat.data.corpus import prepared_folder
 from caat.data.loader import Loader
-from caat.data.shards import TokenShards
+from caat.data.prepared import find_prepared
 from caat.supervision.device import choose_device
 from caat.training.checkpoint.folder import find
 from conf.bench import BenchCodecsConfig
@@ -70,16 +69,17 @@ def _gradient(folder: Path, device: str) -> tuple[Tensor, Shapes]:
     )
     assert run is not None
     config = read_config(run / "config.yaml")
-    tokens = prepared_folder(config.data)
+    tokens = find_prepared(config.data)
     require(
-        tokens.is_dir(),
-        f"the tokens of {run} are not in {tokens}: prepare them with `caat tokenize`, in the folder where "
-        "the run was started",
+        tokens is not None,
+        f"the tokens of {run} are not in {config.data.dir}: prepare them with `caat tokenize`, in the folder "
+        "where the run was started",
     )
+    assert tokens is not None
     train = config.train
     sizes = (train.sequence, train.micro_batch, train.micro_batch)
     masked = train.documents == "masked"
-    loader = Loader(TokenShards(tokens, "train"), *sizes, config.seed, masked=masked)
+    loader = Loader(tokens.open("train"), *sizes, config.seed, shares=tokens.shares, masked=masked)
     model = open_model(folder, device, "fp32")
     where = model.norm.weight.device
     return gradient_of(model, [tuple(part.to(where) for part in batch) for batch in loader.step()])

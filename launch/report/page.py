@@ -21,6 +21,8 @@ NOTE = (
     "synchronised inside the layers, averaged over the steps. MiB/step is what one process puts into "
     "tensor-parallel collectives in a step, in both directions; DP is the size and number of its messages "
     "to other replicas, and islands those to other islands, averaged over the steps. "
+    "By source is the validation loss of each source of a mixture, of which the validation loss is the mean "
+    "by its shares, and epochs is how often each was read. "
     "Times are medians of each run; brackets hold the middle half of all steps."
 )
 
@@ -51,6 +53,8 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "validation loss": [
             _with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows
         ],
+        "by source": [_by_source(row["validation_loss_by_source"], "{:.4f}") for row in rows],
+        "epochs": [_by_source(row["epochs_by_source"], "{:.2f}") for row in rows],
         "vs ratio 1": [
             _with(row, "difference_to_ratio_1", "difference_to_ratio_1_interval", "{:+.4f}") for row in rows
         ],
@@ -70,6 +74,11 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     }
     filled = {title: texts for title, texts in columns.items() if any(text != "-" for text in texts)}
     return list(filled), [list(texts) for texts in zip(*filled.values(), strict=True)]
+
+
+def _by_source(figures: Mapping[str, float | None], form: str) -> str:
+    known = (f"{name} {'-' if value is None else form.format(value)}" for name, value in figures.items())
+    return ", ".join(known) or "-"
 
 
 def score_cells(contents: Contents) -> tuple[list[str], list[list[str]]]:

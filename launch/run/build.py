@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caat.data.loader import Loader, validation_batches
-from caat.data.prefetch import Prefetch
-from caat.data.shards import TokenShards
-from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from caat.data.prepared import Prepared
+from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.parallel.sharding import FullTensors
 from caat.parallel.sums import SumOptions
@@ -36,6 +33,7 @@ from caat.training.randomness import set_random_state
 from caat.training.trackers import open_trackers
 from caat.training.trackers.samples import Samples
 from conf.schema import Config
+from launch.run.batches import held_out_batches, training_batches
 from launch.run.checkpoint import choose_checkpoint, choose_initial
 from launch.run.joining import data_seed, join, party_of
 from launch.run.opening import introduce, rows_of
@@ -76,12 +74,11 @@ def build_run(
         notes.append(f"train.documents={documents} from here on; it was {state.documents} before")
         state = replace(state, documents=documents)
     place = {"position": state.position, "seed": data_seed(config, folder)}
-    loader, validation = _batches(config, start.tokens, mesh, device, **place)
     run = Training(
         config=config,
         engine=engine,
-        loader=loader,
-        validation=validation,
+        loader=training_batches(config, start.tokens, mesh, device, **place),
+        validation=held_out_batches(config, start.tokens, "validation", mesh, device),
         state=state,
         saver=_saver(
             config,
@@ -100,7 +97,7 @@ def build_run(
     if control.rank == 0:
         run.output = _output(config, folder, start.tokens, state, device)
         about = [*rows_of(config, start.tokens), *notes]
-        introduce(run, folder, source=source, initial=initial, notes=about)
+        introduce(run, folder, start.tokens, source=source, initial=initial, notes=about)
         for note in came:
             run.say(note)
     return run
@@ -183,25 +180,6 @@ def _first_state(config: Config, text: str) -> State:
     )
 
 
-def _batches(
-    config: Config, tokens: Path, mesh: Mesh, device: torch.device, *, position: int, seed: int
-) -> tuple[Prefetch, Callable]:
-    """Return this replica's training loader, and a function that returns its held-out batches."""
-    c = config.train
-    place: dict[str, Any] = {"data_rank": mesh.replica, "data_size": mesh.replicas}
-    training, held_out = TokenShards(tokens, "train"), TokenShards(tokens, "validation")
-    masked = c.documents == "masked"
-    sizes = (c.sequence, c.micro_batch, c.global_batch)
-    loader = Loader(training, *sizes, seed, **place, position=position, masked=masked)
-
-    def validation():
-        counts = (c.sequence, c.micro_batch, c.eval_sequences)
-        batches = validation_batches(held_out, *counts, **place, masked=masked)
-        return ((*(part.to(device) for part in batch), rows) for *batch, rows in batches)
-
-    return Prefetch(loader, device), validation
-
-
 def _guard(config: Config, engine: Engine, model: GPT, control: Control) -> ReplicaGuard:
     islands, every = engine.live.islands, config.train.check_replicas_every
     # With a codec of weights, the replicas of an island hold approximations that depend on its past.
@@ -216,14 +194,14 @@ def _guard(config: Config, engine: Engine, model: GPT, control: Control) -> Repl
 def _saver(
     config: Config,
     folder: Path,
-    tokens: Path,
+    tokens: Prepared,
     *,
     model: GPT,
     tensors: Sequence[FullTensors],
     engine: Engine,
     watchdog: Watchdog,
 ) -> Saver:
-    shards = TokenShards(tokens, "train")
+    shards = next(iter(tokens.open("train").values()))
 
     def architecture() -> Architecture:
         return Architecture(
@@ -240,7 +218,7 @@ def _saver(
         folder / "checkpoints",
         tensors,
         architecture,
-        find_tokenizer(tokens),
+        tokens.tokenizer,
         live=engine.live,
         settings=config.checkpoint,
         beat=watchdog.beat,
@@ -248,7 +226,7 @@ def _saver(
 
 
 def _benchmarks(
-    config: Config, engine: Engine, model: GPT, tokens: Path, watchdog: Watchdog
+    config: Config, engine: Engine, model: GPT, tokens: Prepared, watchdog: Watchdog
 ) -> Callable[[int], dict[str, float]] | None:
     """Return a function that runs the benchmarks of ``eval.tasks`` after a step; None if there are none."""
     if config.eval.every == 0:
@@ -257,7 +235,7 @@ def _benchmarks(
     from eval.quality.tasks import find_tasks
 
     watchdog.beat("reading the tasks of lm-eval")
-    tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(find_tokenizer(tokens))
+    tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(tokens.tokenizer)
 
     def run(step: int) -> dict[str, float]:
         def watch(done: int, total: int) -> None:
@@ -270,14 +248,14 @@ def _benchmarks(
     return run
 
 
-def _output(config: Config, folder: Path, tokens: Path, state: State, device: torch.device) -> Output:
+def _output(config: Config, folder: Path, tokens: Prepared, state: State, device: torch.device) -> Output:
     tracker = config.tracker
     progress = RunProgress(config.train.steps, state.step, folder / "log.txt")
     # Only trackers show samples.
     shown = tracker.samples if tracker.tensorboard or tracker.wandb != "none" else 0
     return Output(
         open_trackers(config, folder, (state.step, state.tokens)),
-        Samples(find_tokenizer(tokens), shown),
+        Samples(tokens.tokenizer, shown),
         progress,
         Profiler(config.train.profile or {}, folder / "profile", device, progress.say),
     )

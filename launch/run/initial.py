@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from caat.data.tokenizer import find_tokenizer
+from caat.data.prepared import Prepared
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.tokenizer import checked_tokenizer
@@ -51,7 +51,7 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
         config.data.tokenizer = str(checked_tokenizer(checkpoint))
 
 
-def check_initial(config: Config, tokens: Path | None = None) -> None:
+def check_initial(config: Config, tokens: Prepared | None = None) -> None:
     """Raise ``ValueError`` unless the run can start from ``initialize``; ``tokens``: the prepared text."""
     if config.initialize is None:
         return
@@ -64,7 +64,7 @@ def check_initial(config: Config, tokens: Path | None = None) -> None:
     if not found.plain:
         check_private(config, found, where)
     theirs = checked_tokenizer(checkpoint)
-    ours = find_tokenizer(tokens) if tokens else Path(config.data.tokenizer or theirs).expanduser()
+    ours = tokens.tokenizer if tokens else Path(config.data.tokenizer or theirs).expanduser()
     require(
         ours.read_bytes() == theirs.read_bytes(),
         f"{ours} differs from {theirs}, the tokenizer that the weights were trained with: leave "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from caat.data.order import mix
-from caat.data.tokenizer import find_tokenizer
+from caat.data.prepared import Prepared
 from caat.parallel.lighthouse_page import read_page
 from caat.parallel.world import restarted
 from conf.checks import require
@@ -62,7 +62,7 @@ def data_seed(config: Config, folder: Path) -> int:
 
 
 def party_of(
-    config: Config, tokens: Path, folder: Path, *, mesh: Mesh, control: Control, watchdog: Watchdog
+    config: Config, tokens: Prepared, folder: Path, *, mesh: Mesh, control: Control, watchdog: Watchdog
 ) -> Party | None:
     """Return how this run meets other islands; None unless it joins any. Collective.
 
@@ -102,7 +102,7 @@ def leave(islands: Islands | None) -> None:
         islands.leave()
 
 
-def common_settings(config: Config, tokens: Path, mesh: Mesh) -> dict[str, str]:
+def common_settings(config: Config, tokens: Prepared, mesh: Mesh) -> dict[str, str]:
     """Return the settings that must be the same on all islands: their numbers lie in the same places."""
     islands, shards = config.islands, config.parallel.tensor
     lr, momentum = islands.outer_optimizer(1)
@@ -122,7 +122,7 @@ def common_settings(config: Config, tokens: Path, mesh: Mesh) -> dict[str, str]:
         "islands.lr": lr,
         "islands.momentum": momentum,
         "islands.codec": islands.codec,
-        "the tokenizer": sha256(find_tokenizer(tokens).read_bytes()).hexdigest()[:12],
+        "the tokenizer": sha256(tokens.tokenizer.read_bytes()).hexdigest()[:12],
     }
     return {name: str(value) for name, value in found.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from caat.data.prepared import Prepared
 from caat.data.shards import read_index
 from caat.parallel.mesh import Mesh
 from caat.training.loop import Training
@@ -20,10 +21,16 @@ EVEN = 8
 
 
 def introduce(
-    run: Training, folder: Path, *, source: Path | None, initial: Path | None, notes: Sequence[str]
+    run: Training,
+    folder: Path,
+    tokens: Prepared,
+    *,
+    source: Path | None,
+    initial: Path | None,
+    notes: Sequence[str],
 ) -> None:
     """Print what runs and what it starts from."""
-    run.say(_opening(run, folder))
+    run.say(_opening(run, folder, tokens))
     if source is not None:
         run.say(f"resumed from {source} at step {run.state.step}, {run.state.tokens:,} tokens")
     for note in notes:
@@ -38,23 +45,39 @@ def _parts(mesh: Mesh) -> str:
     return f"{text} on each of {islands} islands" if islands > 1 else text
 
 
-def _opening(run: Training, folder: Path) -> str:
+def _opening(run: Training, folder: Path, text: Prepared) -> str:
     """Describe the run in a few lines."""
     config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
-    tokens = sum(map(len, run.loader.shards.values()))
-    passes = c.steps * c.global_batch * c.sequence / tokens
+    sizes = {name: len(shards) for name, shards in text.open("train").items()}
+    tokens = sum(sizes.values())
+    passes = text.epochs(c.sequence, c.global_batch, c.steps * c.global_batch)
+    whole = "" if text.mixed else f" ({passes['']:,.2f} passes)"
     lines = [
         f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "
         f"{mesh.shards} shards on {mesh.processes} process{'es' if mesh.processes > 1 else ''}, "
         f"{_parts(mesh)}, "
         f"sync.ratio {config.sync.describe_ratio()}, ZeRO {engine.stage}, {c.precision} on {run.device.type}",
-        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} tokens "
-        f"({passes:,.2f} passes); run folder {folder}",
+        f"{c.steps} steps of {c.global_batch} sequences of {c.sequence} tokens from {tokens:,} "
+        f"tokens{whole}; run folder {folder}",
     ]
-    if passes > MANY_PASSES:
+    if text.mixed:
         lines.append(
-            f"note: the run reads the text {passes:,.0f} times: data.path=... or data=fineweb_edu gives more"
+            "mixture: "
+            + ", ".join(
+                f"{float(share):.4g} {name} ({passes[name]:,.2f} passes over {sizes[name]:,} tokens)"
+                for name, share in text.shares.items()
+            )
         )
+    for name, times in passes.items():
+        if times > MANY_PASSES:
+            lines.append(
+                f"note: the run reads {name or 'the text'} {times:,.0f} times: "
+                + (
+                    f"a smaller weight in data.mixture or more text for {name} changes that"
+                    if name
+                    else "data.path=... or data=fineweb_edu gives more"
+                )
+            )
     if run.device.type == "cuda":
         lines += [f"note: {slow}" for slow in uneven_channels(config)]
     if mesh.data_size == 1 and config.data_sync != DataSyncConfig():
@@ -77,14 +100,15 @@ def _opening(run: Training, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def rows_of(config: Config, tokens: Path) -> list[str]:
+def rows_of(config: Config, tokens: Prepared) -> list[str]:
     """Return what is to be known of prepared rows of which only a part counts in the loss."""
-    index = read_index(tokens)
-    if index.rows == "text":
+    indexes = [index for folder in tokens.folders.values() if (index := read_index(folder)).rows != "text"]
+    if not indexes:
         return []
     lines = [
         f"the loss is that of {index.counted['train']:,} of {index.tokens('train'):,} training tokens "
         f"(data.format={index.rows})"
+        for index in indexes
     ]
     if config.train.documents == "packed":
         lines.append("rows attend to the rows before them: train.documents=masked keeps them apart")

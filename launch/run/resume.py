@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from caat.data.corpus import data_fingerprint
+from caat.data.prepared import Prepared
 from caat.parallel.world import local_world_size, may_restart, restarted, world_size
 from caat.runs.status import read_status
 from caat.training.checkpoint.architecture import Architecture, read_architecture
@@ -97,15 +97,16 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
     return None
 
 
-def check_resume_data(config: Config, tokens: Path, folder: Path | None = None) -> State | None:
+def check_resume_data(config: Config, tokens: Prepared, folder: Path | None = None) -> State | None:
     """Do :func:`check_resume`, and check that the state was trained on the prepared ``tokens``."""
     state = check_resume(config, folder)
     if state is None:
         return None
     require(
-        state.data == data_fingerprint(tokens),
-        f"the checkpoint to resume from was trained with a different text or tokenizer than {tokens}, where "
-        "its position has no meaning: give the data settings that it was trained with",
+        state.data == tokens.fingerprint(),
+        f"the checkpoint to resume from was trained with a different text{', mixture' * tokens.mixed} or "
+        f"tokenizer than {tokens}, where its position has no meaning: give the data settings that it was "
+        "trained with",
     )
     return state
 

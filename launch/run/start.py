@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from caat.data.corpus import data_fingerprint, prepare
+from caat.data.prepared import Prepared, prepare_text
 from caat.storage.records import Whole, parse_record
 from conf.checks import require
 from conf.reading.saved import config_text
@@ -27,7 +27,7 @@ class Start:
     is the run folder; None if the first rank still has to create it.
     """
 
-    tokens: Path
+    tokens: Prepared
     text: str
     settings: str
     step: Whole
@@ -49,7 +49,7 @@ class Start:
             f"the settings in {self.folder} changed while the run was starting: start it again",
         )
         require(
-            self.text == data_fingerprint(self.tokens),
+            self.text == self.tokens.fingerprint(),
             f"the text in {self.tokens} changed while the run was starting: start it again",
         )
 
@@ -60,7 +60,7 @@ def make_start(config: Config, world: int, folder: Path | None = None) -> Start:
     ``world`` is the number of processes, and ``folder`` is the run folder if it exists already. Raises
     ``ValueError`` for a mistake of the user.
     """
-    tokens = prepare(config.data)
+    tokens = prepare_text(config.data)
     check_tokens(tokens)
     check_data(config, tokens)
     state = check_resume_data(config, tokens, folder)
@@ -69,7 +69,7 @@ def make_start(config: Config, world: int, folder: Path | None = None) -> Start:
     step = state.step if state else 0
     if step < config.train.steps:
         check_space(config, world, folder)
-    return Start(tokens, data_fingerprint(tokens), fingerprint(config), step, folder)
+    return Start(tokens, tokens.fingerprint(), fingerprint(config), step, folder)
 
 
 def fingerprint(config: Config) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import numpy as np
 
 from caat.data.loader import sequence_count
 from caat.data.marks import COUNTS
-from caat.data.shards import TokenShards, read_unigram
+from caat.data.prepared import Prepared
+from caat.data.shards import read_unigram
 from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes
@@ -28,19 +30,23 @@ from launch.command.errors import only_warned
 MEASURED = {"loss", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds"}
 
 
-def baselines(tokens: Path, sequence: int, count: int) -> dict[str, float]:
+def baselines(tokens: Prepared, sequence: int, count: int) -> dict[str, float]:
     """Return the validation loss, in nats per token, of two models without context on the same targets.
 
-    ``uniform``: all pieces equally likely. ``unigram``: piece counts of the training text, plus one each.
+    ``uniform``: all pieces equally likely. ``unigram``: piece counts of the training text, plus one each. In
+    a mixture, the shares of the sources weight these frequencies, and the losses.
     """
-    held_out = TokenShards(tokens, "validation")
-    counts = read_unigram(tokens, held_out.vocab_size).astype(np.float64) + 1
-    targets = 1, sequence * min(count, sequence_count(held_out, sequence))
-    text = held_out.read(*targets)[held_out.marks(*targets) & COUNTS > 0]
-    return {
-        "uniform": log(held_out.vocab_size),
-        "unigram": float(-np.log(counts / counts.sum())[text].mean()),
-    }
+    held_out, shares = tokens.open("validation"), tokens.shares
+    size = next(iter(held_out.values())).vocab_size
+    frequencies, unigram = np.zeros(size), 0.0
+    for name, folder in tokens.folders.items():
+        counts = read_unigram(folder, size).astype(np.float64) + 1
+        frequencies += float(shares[name]) * counts / counts.sum()
+    for name, shards in held_out.items():
+        targets = 1, sequence * min(count, sequence_count(shards, sequence))
+        text = shards.read(*targets)[shards.marks(*targets) & COUNTS > 0]
+        unigram += float(shares[name]) * float(-np.log(frequencies)[text].mean())
+    return {"uniform": log(size), "unigram": unigram}
 
 
 def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float], folder: Path) -> dict:
@@ -54,8 +60,10 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
     rates = [r["tokens_per_second"] for r in records[2:] or records]
     summary = {
         "validation_loss": record["validation_loss"],
+        **by_source("validation_loss", record),
         "uniform_loss": base["uniform"],
         "unigram_loss": base["unigram"],
+        **by_source("epochs", record),
         "trained_tokens": record["tokens"],
         "skipped_steps": record["skipped_steps"],
         "tokens_per_second": float(np.median(rates)),
@@ -77,6 +85,24 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
         plot_loss(records, base, title, folder / "loss.png")
     _print(summary, mesh)
     return summary
+
+
+def by_source(figure: str, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a figure of each source of a mixture by name, under FIGURE_by_source; nothing for one text."""
+    found = {
+        name.removeprefix(f"{figure}/"): value
+        for name, value in record.items()
+        if name.startswith(f"{figure}/")
+    }
+    return {f"{figure}_by_source": found} if found else {}
+
+
+def _sources(summary: Mapping[str, Any]) -> dict[str, str]:
+    epochs = summary.get("epochs_by_source", {})
+    return {
+        f"  of {name}": f"{loss_text(loss)} nats per token, after {epochs[name]:.2f} epochs"
+        for name, loss in summary.get("validation_loss_by_source", {}).items()
+    }
 
 
 def _data_parallel(record: Mapping[str, int], what: str) -> dict[str, int]:
@@ -125,6 +151,7 @@ def _print(summary: dict, mesh: Mesh) -> None:
     rows = {
         "validation loss": f"{loss_text(summary['validation_loss'])} nats per token "
         f"(uniform guess {summary['uniform_loss']:.4f}, unigram model {summary['unigram_loss']:.4f})",
+        **_sources(summary),
         "trained": f"{summary['trained_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s, "
         f"{summary['data_wait_share']:.2%} of the time waiting for data",
     }

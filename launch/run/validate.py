@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from caat.data.corpus import prepared_folder
+from caat.data.prepared import Prepared, find_prepared, given_tokenizer
 from caat.data.shards import SPLITS, read_index, read_unigram
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
@@ -24,16 +24,15 @@ def validate(config: Config, world: int) -> None:
     """Raise ``ValueError`` for any mistake that can be found before ``world`` processes start."""
     config.check_layout(world)
     check_schedules(config, layout_of(config, world))
-    folder = prepared_folder(config.data)
-    if (folder / "index.json").is_file():
-        check_data(config, folder)
-    elif config.data.tokenizer:
-        tokenizer = Path(config.data.tokenizer).expanduser()
+    tokens = find_prepared(config.data)
+    if tokens is not None:
+        check_data(config, tokens)
+    elif tokenizer := given_tokenizer(config.data):
         _check_vocabulary(config, load_tokenizer(tokenizer).vocab_size(), f"the tokenizer {tokenizer}")
     else:
         _check_vocabulary(config, config.data.vocab_size, f"data.vocab_size={config.data.vocab_size}")
     if check_resume(config) is None:
-        check_initial(config, folder if (folder / "index.json").is_file() else None)
+        check_initial(config, tokens)
     _check_tracker(config)
     _check_compiler(config)
     if config.eval.every:
@@ -55,8 +54,13 @@ def check_device(config: Config) -> None:
         choose_device(c.device, 0, c.processes, c.backend)
 
 
-def check_data(config: Config, folder: Path) -> None:
-    """Raise ``ValueError`` unless the prepared tokens in ``folder`` fit the model and sequence length."""
+def check_data(config: Config, tokens: Prepared) -> None:
+    """Raise ``ValueError`` unless the prepared ``tokens`` fit the model and sequence length."""
+    for folder in tokens.folders.values():
+        _check_folder(config, folder)
+
+
+def _check_folder(config: Config, folder: Path) -> None:
     index = read_index(folder)
     _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
     given, used = config.data.tokenizer, find_tokenizer(folder)

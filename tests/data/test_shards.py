@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from caat.data.prepared import Prepared
 from caat.data.shards import TokenShards, token_dtype
 from launch.run.tokens import check_tokens
 from tests.data.conftest import write_shards
@@ -96,6 +97,6 @@ def test_broken_index(tmp_path):
 def test_a_folder_without_checksums_is_read(tmp_path, capsys):
     """Folders of older versions have no checksums."""
     write_shards(tmp_path / "shards", [3])
-    check_tokens(tmp_path / "shards")
+    check_tokens(Prepared.of(tmp_path / "shards"))
     assert "note: " in (said := capsys.readouterr().err) and "before its files had checksums" in said
     assert len(TokenShards(tmp_path / "shards", "train")) == 3

@@ -21,6 +21,8 @@ from launch.run.compose import compose
 from launch.run.validate import validate
 from launch.run.worker import work
 
+WEIGHTS = "data.mixture={web:0.7,code:0.3}"
+SOURCES = "data.sources={web:own.txt,code:own.txt}"
 # Settings, number of processes, and what the message must contain: the value and the remedy.
 MISTAKES = {
     "ratio above 1": (["sync.ratio=1.5"], 1, ["sync.ratio=1.5", "1 = all"]),
@@ -167,6 +169,60 @@ MISTAKES = {
     "unknown device": (["launch.device=tpu"], 1, ["launch.device=tpu", "auto, cpu, cuda"]),
     "sequence of the model": (["train.sequence=512"], 1, ["train.sequence=512", "raise model.sequence"]),
     "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
+    "a mixture of nothing": (
+        ["data.mixture={}"],
+        1,
+        ["data.sources has no effect", "'data.mixture={web"],
+    ),
+    "weights without names": (["data.mixture=0.7", SOURCES], 1, ["data.mixture=0.7 has no names"]),
+    "sources without weights": ([SOURCES], 1, ["data.sources has no effect without data.mixture"]),
+    "weights without sources": ([WEIGHTS], 1, ["data.mixture has web, which data.sources does not"]),
+    "a text and a mixture": (
+        ["data.path=own.txt", WEIGHTS, SOURCES],
+        1,
+        ["data.path=own.txt", "give only one of the two"],
+    ),
+    "one source": (
+        ["data.mixture={web:1}", "data.sources={web:own.txt}"],
+        1,
+        ["has only web", "its text as data.path"],
+    ),
+    "a weight of 0": (["data.mixture={web:1,code:0}", SOURCES], 1, ["{code:0}: give a weight above 0"]),
+    "a negative weight": (["data.mixture={web:-1,code:1}", SOURCES], 1, ["{web:-1}: give a weight above 0"]),
+    "text for a weight": (["data.mixture={web:x,code:1}", SOURCES], 1, ["{web:x}: give a weight above 0"]),
+    "a source without weight": (
+        [WEIGHTS, "data.sources={web:own.txt,code:own.txt,books:own.txt}"],
+        1,
+        ["data.sources has books, which data.mixture does not"],
+    ),
+    "a source named by a path": (
+        ["data.mixture={a/b:1,code:1}", SOURCES],
+        1,
+        ["data.mixture has a source a/b: a name is a letter, then letters"],
+    ),
+    "a number for a source": (
+        [WEIGHTS, "data.sources={web:2024_01,code:own.txt}"],
+        1,
+        ["data.sources={web:202401} is not a path: give it in quotes"],
+    ),
+    "a source that does not exist": (
+        [WEIGHTS, "data.sources={web:own.txt,code:missing.txt}"],
+        1,
+        ["data.sources={code:missing.txt} does not exist", "check the path"],
+    ),
+    "sources with different tokenizers": (
+        [WEIGHTS, "data.sources={web:prepared,code:own.txt}", "data.tokenizer=own.model"],
+        1,
+        [
+            "{web:prepared} was prepared with another tokenizer than own.model",
+            "prepare it again from its text",
+        ],
+    ),
+    "a source that is too short": (
+        [WEIGHTS, "data.sources={web:prepared,code:prepared}", "train.sequence=128"],
+        1,
+        ["train.sequence=128 is too long for the", "split of prepared"],
+    ),
     "no such text": (["data.path=missing.txt"], 1, ["missing.txt does not exist", "check the path"]),
     "empty text": (["data.path=empty.txt"], 1, ["data.path=empty.txt is empty", "give a path"]),
     "unknown kind of text": (["data.path=paper.pdf"], 1, ["data.path=paper.pdf", "use one of .txt"]),

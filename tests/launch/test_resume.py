@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from caat.data.corpus import data_fingerprint
+from caat.data.prepared import Prepared
 from caat.runs.status import read_status, write_status
 from caat.storage.durable import write_json
 from caat.training.checkpoint.architecture import Architecture
@@ -315,15 +316,15 @@ def test_other_data_is_refused(run):
     (tokens / "tokenizer.model").write_bytes(b"x")
     config: Config = compose(["resume=run"])
     with pytest.raises(ValueError, match="trained with a different text or tokenizer"):
-        check_resume_data(config, tokens)
+        check_resume_data(config, Prepared.of(tokens))
     same = replace(AT_200, step=150, data=data_fingerprint(tokens))
     write_state(run / "checkpoints/step-00000150", same, ADAMW, {})
-    assert check_resume_data(config, tokens) == same
+    assert check_resume_data(config, Prepared.of(tokens)) == same
     (tokens / "index.json").write_text(json.dumps({**index, "key": "prepared elsewhere"}))
-    assert check_resume_data(config, tokens) == same
+    assert check_resume_data(config, Prepared.of(tokens)) == same
     (tokens / "tokenizer.model").write_bytes(b"y")
     with pytest.raises(ValueError, match="different text or tokenizer"):
-        check_resume_data(config, tokens)
+        check_resume_data(config, Prepared.of(tokens))
 
 
 def test_two_jobs_cannot_work_in_one_folder(run, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.paragraphs import PARAGRAPHS
 from tests.wandb_file import wandb_history, wandb_records
@@ -60,6 +61,42 @@ def losses(folder: Path) -> list[float]:
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launch.pretrain")
+
+
+def test_a_mixture_resumes_bit_for_bit_with_the_loss_of_each_source(text, tmp_path):
+    from caat.data.shards import TokenShards
+    from caat.training.checkpoint.folder import find
+    from eval.open import open_model
+
+    stories = [{"text": " ".join(reversed(paragraph.split()))} for paragraph in PARAGRAPHS]
+    (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, stories)))
+    mixture = "data.mixture={own:0.7,stories:0.3}"
+    sources = f"data.sources={{own:{text},stories:stories.jsonl}}"
+    settings = [*SHORT, mixture, sources, "train.precision=fp32", "checkpoint.every=2", "sync.ratio=0.5"]
+    printed = command("-m", "launch.pretrain", *settings, "run.dir=whole", cwd=tmp_path)
+    assert "mixture: 0.7 own (" in printed and "  of stories" in printed
+    # On two replicas, the same sequences in each step.
+    half = ["launch.processes=2", "parallel.processes=1", "train.micro_batch=2"]
+    command("-m", "launch.pretrain", *settings, *half, "run.dir=halves", cwd=tmp_path)
+    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    middle = "resume=whole/checkpoints/step-00000002"
+    command("-m", "launch.pretrain", *settings, middle, "run.dir=resumed", cwd=tmp_path)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")[2:]
+    other = [*settings, "data.mixture={own:0.6,stories:0.4}", middle, "run.dir=other"]
+    said = command("-m", "launch.pretrain", *other, cwd=tmp_path, status=2)
+    assert "different text, mixture or tokenizer" in said
+
+    last = records(tmp_path / "whole")[-1]
+    model, found = open_model(find(str(tmp_path / "whole"), "checkpoint"), "cpu", "fp32"), {}
+    for name in ("own", "stories"):
+        (folder,) = (tmp_path / "data").glob(f"{name}-*")
+        shards = TokenShards(folder, "validation")
+        count = min(8, (len(shards) - 1) // 64)
+        rows = torch.stack([torch.from_numpy(shards.read(64 * i, 65)) for i in range(count)])
+        with torch.no_grad():
+            found[name] = float(model(rows[:, :-1], rows[:, 1:]).double().mean())
+        assert last[f"validation_loss/{name}"] == pytest.approx(found[name], abs=1e-5)
+    assert last["validation_loss"] == pytest.approx(0.7 * found["own"] + 0.3 * found["stories"], abs=1e-5)
 
 
 def test_three_ways_in_train_the_same_model(text, tmp_path):

@@ -9,6 +9,7 @@ from math import log
 import numpy as np
 import pytest
 
+from caat.data.prepared import Prepared
 from caat.data.shards import read_unigram
 from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
@@ -26,7 +27,7 @@ def test_unigram_model_of_the_validated_targets(tmp_path, count, used):
     tokens = write_shards(tmp_path / "shards", [30, 20], 40, "validation")
     counts = np.random.default_rng(1).integers(1000, size=40)
     np.save(tmp_path / "shards" / "unigram.npy", counts)
-    found = baselines(tmp_path / "shards", 11, count)
+    found = baselines(Prepared.of(tmp_path / "shards"), 11, count)
     # Sequences of 11 tokens, with targets shifted by one.
     targets = np.concatenate([tokens[11 * i + 1 : 11 * i + 12] for i in range(used)])
     each = [log((counts[token] + 1) / (counts.sum() + 40)) for token in targets]

@@ -20,6 +20,7 @@ from caat.training.checkpoint.reading import load_master_weights, load_optimizer
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
+from caat.training.held_out import HeldOutText
 from caat.training.loop import Supervision, Training, train
 from caat.training.output import Output
 from caat.training.profiling import Profiler
@@ -122,7 +123,7 @@ def run(
                 config=config,
                 engine=engine,
                 loader=loader,
-                validation=lambda: validation_batches(shards, 16, 1, 4, **place),
+                validation=HeldOutText.of(lambda: validation_batches(shards, 16, 1, 4, **place)),
                 state=start,
                 saver=saver,
                 supervision=Supervision(control, request, watchdog, guard),

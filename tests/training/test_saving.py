@@ -20,6 +20,7 @@ from caat.training.checkpoint.pace import Pace
 from caat.training.checkpoint.saver import SaveError, Saver
 from caat.training.checkpoint.state import State, read_state
 from caat.training.engine import Engine
+from caat.training.held_out import HeldOutText
 from caat.training.loop import Supervision, Training, train
 from conf.processes import ParallelConfig
 from conf.schema import CheckpointConfig, Config, EvalConfig, TrainConfig
@@ -54,7 +55,7 @@ def trained(
                 config=config,
                 engine=engine,
                 loader=Loader(shards, 16, 1, 1, 1),
-                validation=lambda: validation_batches(shards, 16, 1, 2),
+                validation=HeldOutText.of(lambda: validation_batches(shards, 16, 1, 2)),
                 state=State(step=0, tokens=0, position=0, sequence=16, seed=1, data=""),
                 saver=writer,
                 supervision=Supervision(control, request, watchdog, guard),

@@ -1,0 +1,144 @@
+"""The prepared text of a run: one folder of token shards, or one for each source of a mixture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+from caat.data.corpus import data_fingerprint, prepare, prepared_folder
+from caat.data.joint_tokenizer import joint_tokenizer, train_joint_tokenizer
+from caat.data.loader import sequence_count
+from caat.data.mixing import endless_order, shares_of
+from caat.data.shards import TokenShards
+from caat.data.text import check_source
+from caat.data.tokenizer import find_tokenizer
+from conf.checks import require
+from conf.data import DataConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Folders of token shards by name of the source, and their weights in a mixture.
+
+    One text has the name "" and no weights.
+    """
+
+    folders: dict[str, Path]
+    weights: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(folder: Path) -> Prepared:
+        """Return the one text in ``folder``."""
+        return Prepared({"": folder})
+
+    @property
+    def mixed(self) -> bool:
+        return bool(self.weights)
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        """The share of each source in a global batch and in the validation loss."""
+        return shares_of(self.weights) if self.mixed else dict.fromkeys(self.folders, Fraction(1))
+
+    @property
+    def tokenizer(self) -> Path:
+        """The main file of the tokenizer, which is the same in all folders."""
+        return find_tokenizer(next(iter(self.folders.values())))
+
+    def open(self, split: str) -> dict[str, TokenShards]:
+        """Return a split of each source. Raises ``ValueError`` like :class:`TokenShards`."""
+        return {name: TokenShards(folder, split) for name, folder in self.folders.items()}
+
+    def epochs(self, sequence: int, batch: int, position: int) -> dict[str, float]:
+        """Return how often the first ``position`` sequences in the order of training read each source."""
+        lengths = {name: sequence_count(shards, sequence) for name, shards in self.open("train").items()}
+        taken = endless_order(lengths, self.shares, batch, seed=0).taken(position)
+        return {name: taken[name] / length for name, length in lengths.items()}
+
+    def fingerprint(self) -> str:
+        """Return a hash of the tokens and the mixture, whatever their location."""
+        found = {name: data_fingerprint(folder) for name, folder in self.folders.items()}
+        if not self.mixed:
+            return found[""]
+        content = [[name, str(share), found[name]] for name, share in self.shares.items()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.folders.values()))
+
+
+def find_prepared(config: DataConfig) -> Prepared | None:
+    """Return the prepared text of ``config`` if all of it exists. Cheap.
+
+    Raises ``ValueError`` like `check_source`, and for sources that are prepared with different tokenizers.
+    """
+    sources = _sources(config)
+    if sources is None:
+        return None
+    folders = {name: prepared_folder(source) for name, source in sources.items()}
+    if not all((folder / "index.json").is_file() for folder in folders.values()):
+        return None
+    return Prepared(folders, config.mixture)
+
+
+def prepare_text(config: DataConfig, out: Path | None = None) -> Prepared:
+    """Return the prepared text of ``config``, creating what does not exist.
+
+    ``out`` replaces the folder under ``config.dir``; the sources of a mixture go to folders in it that have
+    their names. Raises ``ValueError`` like :func:`caat.data.corpus.prepare`.
+    """
+    if not config.mixture:
+        return Prepared.of(prepare(config, out))
+    sources = _sources(config)
+    if sources is None:
+        train_joint_tokenizer(_separate(config))
+        sources = _sources(config)
+        assert sources is not None
+    folders = {}
+    for name, source in sources.items():
+        place = out / name if out and check_source(source).kind != "prepared" else None
+        folders[name] = prepare(source, place)
+    return Prepared(folders, config.mixture)
+
+
+def given_tokenizer(config: DataConfig) -> Path | None:
+    """Return the tokenizer that the text is or will be prepared with; None if one is trained.
+
+    Raises ``ValueError`` if sources of the mixture are prepared with another one.
+    """
+    given = Path(config.tokenizer).expanduser() if config.tokenizer else None
+    if not config.mixture:
+        return given
+    for source in _separate(config).values():
+        found = check_source(source)
+        if found.kind != "prepared":
+            continue
+        theirs = find_tokenizer(found.files[0])
+        given = given or theirs
+        require(
+            given.read_bytes() == theirs.read_bytes(),
+            f"{source.given} was prepared with another tokenizer than {given}, and a mixture has one: "
+            f"prepare it again from its text, with data.tokenizer={given}",
+        )
+    return given
+
+
+def _separate(config: DataConfig) -> dict[str, DataConfig]:
+    return {name: config.source(name) for name in sorted(config.mixture)}
+
+
+def _sources(config: DataConfig) -> dict[str, DataConfig] | None:
+    """Return the settings of each source, with the tokenizer of all; None if it is not trained yet."""
+    if not config.mixture:
+        return {"": config}
+    separate = _separate(config)
+    tokenizer = given_tokenizer(config) or joint_tokenizer(separate)
+    if not tokenizer.is_file():
+        return None
+    return {
+        name: source if check_source(source).kind == "prepared" else replace(source, tokenizer=str(tokenizer))
+        for name, source in separate.items()
+    }
