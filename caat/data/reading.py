@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import io
@@ -43,6 +44,8 @@ def open_file(path: Path) -> IO[bytes]:
     """Open a file, which may be compressed."""
     if path.suffix == ".gz":
         return cast(IO[bytes], gzip.open(path))
+    if path.suffix == ".bz2":
+        return bz2.open(path)
     if path.suffix == ".xz":
         return lzma.open(path)
     if path.suffix == ".zst":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # File extension -> kind of file, as in `caat.data.reading`.
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-COMPRESSED = (".gz", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(READERS)} (text and json also as {', '.join(COMPRESSED)})"
 # Documents read before the memory map is reopened.
 REOPEN_AFTER = 16_384

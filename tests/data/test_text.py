@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
@@ -20,6 +21,7 @@ from conf.data import DataConfig
 SUFFIXES = {
     "": bytes,
     ".gz": gzip.compress,
+    ".bz2": bz2.compress,
     ".xz": lzma.compress,
     ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
 }
@@ -74,6 +76,14 @@ def test_folders_and_globs(tmp_path):
     with pytest.raises(ValueError, match=r"mixes files of kind json and text.*glob"):
         check_source(DataConfig(path=str(folder)))
     assert texts(tmp_path, folder / "**" / "*.jsonl") == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix])
+def test_a_file_compressed_in_parts_is_read_to_its_end(tmp_path, suffix):
+    """Parallel compressors, and `cat a.gz b.gz`, write several streams one after another."""
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(b"".join(map(SUFFIXES[suffix], (b"one\n", b"\ntwo\n\nth", b"ree"))))
+    assert texts(tmp_path, path) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +145,8 @@ def test_bad_tokenizer_is_found_at_once(tmp_path):
         ("a.txt", "café".encode("latin1"), "a.txt: line 1 holds the byte E9"),
         ("a.txt", b"x\n\ny \xff\n", "a.txt: line 3 holds the byte FF"),
         ("a.txt.gz", gzip.compress(b"x" * 9999)[:-9], "a.txt.gz could not be read as text .EOFError"),
+        ("a.txt.bz2", bz2.compress(b"x" * 9999)[:-9], "a.txt.bz2 could not be read as text .EOFError"),
+        ("a.jsonl.bz2", b"junk", "could not be read as json"),
         ("a.txt.zst", b"junk", "a.txt.zst could not be read as text"),
         ("a.txt", b"\n\n\n\n", "holds no documents"),
     ],
