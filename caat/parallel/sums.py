@@ -59,12 +59,15 @@ def sum_by_slices(message: Tensor, group: dist.ProcessGroup | None, sum_dtype: t
     # A token of 8-bit integers is not split, because all its channels share one scale.
     rows = message if message.dtype is torch.int8 else message.view(-1, 1)
     slice_size = -(-len(rows) // processes)
-    padded = F.pad(rows, (0, 0, 0, slice_size * processes - len(rows)))
+    missing = slice_size * processes - len(rows)
+    # Without padding, the slices are those of the message itself.
+    padded = F.pad(rows, (0, 0, 0, missing)) if missing else rows
     slices = torch.empty_like(padded)
     dist.all_to_all_single(slices, padded, group=group)
     total = _added(slices.unflatten(0, (processes, slice_size)), sum_dtype)
     _all_gather(padded, total, group=group)
-    rows.copy_(padded[: len(rows)])
+    if missing:
+        rows.copy_(padded[: len(rows)])
 
 
 def _added(slices: Tensor, sum_dtype: torch.dtype) -> Tensor:

@@ -47,6 +47,7 @@ RUNS = {
     "compiled": [BF16, "train.compile=true"],
     "deterministic": [BF16, "train.deterministic=true", "checkpoint.every=6", "zero.stage=1"],
     "P=2": [*ON_ONE_GPU, "launch.processes=2"],
+    "P=2 in halves": [*ON_ONE_GPU, "launch.processes=2", "sync.halves=true"],
     "P=4": [*ON_ONE_GPU, "launch.processes=4"],
     "P=4 bf16": [*ON_ONE_GPU, "launch.processes=4", BF16],
     "P=4 int8": [*ON_ONE_GPU, "launch.processes=4", BF16, "sync.wire_dtype=int8"],
@@ -114,7 +115,15 @@ def test_recomputation_and_compilation(runs, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["P=2", "P=4", "P=2 twice at stage 3", "two replicas", "two replicas along a schedule"]
+    "name",
+    [
+        "P=2",
+        "P=2 in halves",
+        "P=4",
+        "P=2 twice at stage 3",
+        "two replicas",
+        "two replicas along a schedule",
+    ],
 )
 def test_processes_that_share_the_gpu(runs, name):
     assert runs(name) == pytest.approx(runs("on the CPU"), abs=1e-4)
