@@ -101,9 +101,28 @@ def test_overlap_changes_no_bit_on_nccl(group, wire_dtype):
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.bfloat16, 5e-2)], ids=str
 )
 def test_as_in_float64_on_the_cpu(shards, ratio, compiled, dtype, tolerance):
+    check_as_on_the_cpu(SMALL, shards, ratio, compiled=compiled, dtype=dtype, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_bias": True}, {"qk_norm": True, "head_dim": 16}, {"tie_embeddings": True}],
+    ids=["biases", "norms", "tied"],
+)
+def test_families_as_in_float64_on_the_cpu(shards, compiled, changes):
+    config = replace(SMALL, **changes)
+    check_as_on_the_cpu(config, shards, 0.5, compiled=compiled, dtype=torch.bfloat16, tolerance=5e-2)
+
+
+def check_as_on_the_cpu(
+    config: ModelConfig, shards: int, ratio: float, *, compiled: bool, dtype: torch.dtype, tolerance: float
+) -> None:
     torch._dynamo.reset()
     mesh = Mesh(shards)
-    exact, model = build(mesh, ratio), build(mesh, ratio, dtype=dtype).to(DEVICE)
+    exact = build(mesh, ratio, config=config)
+    model = build(mesh, ratio, dtype=dtype, config=config).to(DEVICE)
     if compiled:
         model.compile_cores()
     tokens, targets = batch()
