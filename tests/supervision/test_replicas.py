@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
+from caat.parallel.sums import SumOptions
 from caat.supervision import replicas
 from caat.supervision.control import Control
 from caat.supervision.replicas import DriftError, ReplicaGuard
@@ -17,7 +18,7 @@ from tests.models import batch, build
 
 def drift(kind: str, stage: int):
     """What the guard says of good steps and of one in which the last rank's copy changed."""
-    mesh = Mesh.create(4, 2)
+    mesh = Mesh.create(4, 2, SumOptions(halves=kind == "channels of a half"))
     model = build(mesh, 0.5, dtype=torch.float32)
     engine = Engine(model, mesh, OptimConfig(lr=1e-2), stage=stage, precision="fp32", accumulation=1)
     guard = ReplicaGuard(model, model.blocks[-1], mesh, Control(), 2)
@@ -28,6 +29,12 @@ def drift(kind: str, stage: int):
         if step == 4 and last and kind == "channels":
             model.blocks[0].register_forward_hook(
                 lambda module, inputs, out: out._replace(residual=out.residual + 1)
+            )
+        if step == 4 and last and kind == "channels of a half":
+            model.blocks[0].register_forward_hook(
+                lambda module, inputs, out: out._replace(
+                    second=out.second._replace(residual=out.second.residual + 1)
+                )
             )
         engine.step([batch(seed=step)], 1e-2)
         if step == 4 and last and kind == "norm":
@@ -53,6 +60,7 @@ def test_what_is_equal_passes(ranks, stage):
         ("norm", 3, "norm.weight on rank 3 differs from the others"),
         ("replica", 1, "blocks.1.mlp.down.weight on rank"),
         ("channels", 0, "the shared channels of the residual stream on rank"),
+        ("channels of a half", 0, "the shared channels of the residual stream on rank"),
     ],
 )
 def test_a_drift_is_named(ranks, kind, stage, says):
