@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from caat.data.loader import sequence_count
+from caat.data.marks import BEGINS
 from caat.data.prepared import Prepared
 from caat.data.shards import read_index
 from caat.parallel.mesh import Mesh
@@ -102,15 +104,19 @@ def _opening(run: Training, folder: Path, text: Prepared) -> str:
 
 def rows_of(config: Config, tokens: Prepared) -> list[str]:
     """Return what is to be known of prepared rows of which only a part counts in the loss."""
-    indexes = [index for folder in tokens.folders.values() if (index := read_index(folder)).rows != "text"]
-    if not indexes:
-        return []
-    lines = [
-        f"the loss is that of {index.counted['train']:,} of {index.tokens('train'):,} training tokens "
-        f"(data.format={index.rows})"
-        for index in indexes
-    ]
-    if config.train.documents == "packed":
+    lines, sequence = [], config.train.sequence
+    for shards in tokens.open("train").values():
+        if shards.marked:
+            index = read_index(shards.folder)
+            begins = shards.marks(0, len(shards)) & BEGINS > 0
+            # A sequence that begins within a row holds the rest of it.
+            at_starts = begins[: sequence * sequence_count(shards, sequence) : sequence]
+            lines.append(
+                f"the loss is that of {index.counted['train']:,} of {len(shards):,} training tokens "
+                f"(data.format={index.rows}); {(~at_starts).sum():,} of {begins.sum():,} rows are cut where "
+                "a sequence ends, fewer with a longer train.sequence"
+            )
+    if lines and config.train.documents == "packed":
         lines.append("rows attend to the rows before them: train.documents=masked keeps them apart")
     return lines
 

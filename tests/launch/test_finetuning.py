@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from caat.data.corpus import prepared_folder
 from caat.data.marks import BEGINS, COUNTS
 from caat.data.order import Permutation, mix
-from caat.data.shards import TokenShards
+from caat.data.shards import TokenShards, read_index
 from conf.reading.saved import read_config
 from launch.convert import main as convert
 from tests.data.test_rows import BLOCKS, write_rows
@@ -77,6 +77,9 @@ def test_the_losses_of_a_run(tmp_path: Path):
     folder = prepared_folder(config.data)
     train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    starts = [train.marks(number * SEQUENCE, 1)[0] for number in range((len(train) - 1) // SEQUENCE)]
+    rows = read_index(folder).documents - sum(mark & BEGINS > 0 for mark in held_out.marks(0, len(held_out)))
+    assert f"{sum(not mark & BEGINS for mark in starts)} of {rows} rows are cut" in result.stderr
     order = Permutation((len(train) - 1) // SEQUENCE, mix(SEED, 0))
     batch = [order[number] for number in range(BATCH)]
     count = min(6, (len(held_out) - 1) // SEQUENCE)
