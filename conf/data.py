@@ -62,6 +62,10 @@ class DataConfig:
         0.01,
         "Fraction of the documents to hold out for validation, chosen by a hash of their text.",
     )
+    test: float = setting(
+        0.0,
+        "Fraction of the documents to hold out for a test, whose loss is computed once, after the last step.",
+    )
     dir: str = setting("data", "Folder for prepared token shards.")
     workers: int | None = setting(None, "Number of processes that tokenise. Default: one per core.")
 
@@ -77,6 +81,11 @@ class DataConfig:
         require(
             0.0 < self.validation < 1.0,
             f"data.validation={self.validation} is outside (0, 1): it is the fraction of documents held out",
+        )
+        require(
+            0.0 <= self.test < 1.0 - self.validation,
+            f"data.test={self.test} is outside [0, {1 - self.validation:g}): with data.validation="
+            f"{self.validation} it must leave documents to train on",
         )
         if self.workers is not None:
             require_positive(data__workers=self.workers)

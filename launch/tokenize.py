@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 
 from caat.data.prepared import find_prepared, prepare_text
-from caat.data.shards import SPLITS, read_index
+from caat.data.shards import read_index
 from conf.reading.settings import typed
 from conf.reading.verb import load_verb
 from conf.tokenize import TokenizeConfig
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
     if not fresh:
         print("tokens/s           prepared before, nothing to do")
     else:
-        total = sum(len(each) for split in SPLITS for each in prepared.open(split).values())
+        indexes = map(read_index, prepared.folders.values())
+        total = sum(index.tokens(split) for index in indexes for split in index.splits)
         print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
     if prepared.mixed:
         folders = {name: str(folder) for name, folder in prepared.folders.items()}
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 def _show(folder: Path) -> None:
     index = read_index(folder)
-    tokens = {split: index.tokens(split) for split in SPLITS}
+    tokens = {split: index.tokens(split) for split in index.splits}
     total = sum(tokens.values())
     print(f"documents          {index.documents:,}")
     for split, count in tokens.items():

@@ -24,7 +24,7 @@ from caat.data.huggingface_tokenizer import NAMED_IN
 from caat.data.progress import TokenizeProgress
 from caat.data.rows import from_text
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
-from caat.data.split import held_out_below, is_held_out
+from caat.data.split import Bounds, bounds_of
 from caat.data.text import batches, check_source, load_documents
 from caat.data.tokenizer import END, find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from caat.storage.disk import free_bytes, no_room, size_text
@@ -106,26 +106,27 @@ def tokenize(config: DataConfig, out: Path) -> None:
     out.mkdir(parents=True)
     scratch = out / "scratch"
     documents = load_documents(config, cache=scratch)
-    below = held_out_below(texts_of(documents), config.validation)
-    model = _write_tokenizer(config, documents, below, out)
+    bounds = bounds_of(texts_of(documents), config.validation, config.test)
+    model = _write_tokenizer(config, documents, bounds, out)
     tokenizer = load_tokenizer(model)
     vocab_size = tokenizer.vocab_size()
 
     checksums = {path.name: write_bytes(path, path.read_bytes()) for path in out.iterdir() if path.is_file()}
     unigram = np.zeros(vocab_size, dtype=np.int64)
     totals = {"documents": 0, "bytes": 0}
-    counted = dict.fromkeys(SPLITS, 0)
-    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    used = SPLITS if config.test else SPLITS[:-1]
+    counted = dict.fromkeys(used, 0)
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in used}
     workers = choose_workers(config.workers, documents)
     with TokenizeProgress(len(documents)) as progress:
-        for piece in encode_pieces(Job(documents, model, out, below, config.marked), workers, progress.show):
+        for piece in encode_pieces(Job(documents, model, out, bounds, config.marked), workers, progress.show):
             unigram += piece.unigram
             checksums |= piece.checksums
             totals["documents"] += piece.documents
             totals["bytes"] += piece.bytes
-            for split, tokens in piece.tokens.items():
+            for split in used:
                 counted[split] += piece.counted[split]
-                if tokens:
+                if tokens := piece.tokens[split]:
                     splits[split].append({"file": file_name(split, piece.number), "tokens": tokens})
 
     counts = BytesIO()
@@ -150,10 +151,10 @@ def tokenize(config: DataConfig, out: Path) -> None:
     sync_folder(out)
 
 
-def _write_tokenizer(config: DataConfig, documents: Dataset, below: int, out: Path) -> Path:
+def _write_tokenizer(config: DataConfig, documents: Dataset, bounds: Bounds, out: Path) -> Path:
     """Write the files of the tokenizer to ``out``, which is trained if none is given; return the main one."""
     if config.tokenizer is None:
-        lines = tokenizer_lines(documents, below, config.marked, TOKENIZER_BYTES)
+        lines = tokenizer_lines(documents, bounds, config.marked, TOKENIZER_BYTES)
         train_tokenizer(lines, config.vocab_size, out / "tokenizer.model")
     else:
         for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
@@ -227,6 +228,8 @@ def settings_key(config: DataConfig) -> str:
         else config.vocab_size,
         "validation": config.validation,
     }
+    if config.test:
+        settings["test"] = config.test
     if config.marked:
         settings |= {**_about_rows(config), **config.columns}
     if source.files:
@@ -253,11 +256,11 @@ def _identity(file: Path) -> list[str | int]:
     return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
-def tokenizer_lines(documents: Dataset, below: int, marked: bool, limit: int) -> Iterator[str]:
+def tokenizer_lines(documents: Dataset, bounds: Bounds, marked: bool, limit: int) -> Iterator[str]:
     """Yield lines of the training documents, of every n-th one if all exceed ``limit`` bytes."""
     stride = 1 + documents.data.nbytes // limit
     for text in texts_of(documents.select(range(0, len(documents), stride))):
-        if not is_held_out(text.encode(), below):
+        if bounds.split(text.encode()) == "train":
             if marked:
                 # The end of a turn is a token of its own.
                 text = from_text(text).text.replace(END, "")

@@ -20,7 +20,7 @@ from xxhash import xxh3_128
 from caat.data.marks import COUNTS
 from caat.data.rows import encode_row, from_text
 from caat.data.shards import SPLITS, file_name, mark_name, token_dtype
-from caat.data.split import is_held_out
+from caat.data.split import Bounds
 from caat.data.text import batches
 from caat.data.tokenizer import load_tokenizer
 from caat.machine import available_cores
@@ -50,7 +50,7 @@ class Job:
     documents: Dataset
     tokenizer: Path
     out: Path
-    held_out_below: int
+    bounds: Bounds
     marked: bool = False
 
 
@@ -121,7 +121,7 @@ class _File:
 class _Encoder:
     def __init__(self, job: Job) -> None:
         self.out = job.out
-        self.held_out_below = job.held_out_below
+        self.bounds = job.bounds
         self.documents = job.documents
         self.marked = job.marked
         self.tokenizer = load_tokenizer(job.tokenizer)
@@ -174,8 +174,8 @@ class _Encoder:
         return size, [[each[part] for each in encoded] for part in (0, 1)]
 
     def _sides(self, texts: list[str]) -> dict[str, list[bool]]:
-        held_out = [is_held_out(text.encode(), self.held_out_below) for text in texts]
-        return {"train": [not out for out in held_out], "validation": held_out}
+        found = [self.bounds.split(text.encode()) for text in texts]
+        return {split: [each == split for each in found] for split in SPLITS}
 
 
 def _encode_inline(job: Job, pieces: list[range], show: Tick) -> Iterator[Piece]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from caat.data.corpus import TOKENIZER_BYTES, locked, settings_key, texts_of, tokenizer_lines
-from caat.data.split import held_out_below
+from caat.data.split import bounds_of
 from caat.data.text import load_documents
 from caat.data.tokenizer import TOKENIZER_FILES, train_tokenizer
 from conf.data import DataConfig
@@ -46,6 +46,6 @@ def train_joint_tokenizer(sources: Mapping[str, DataConfig]) -> None:
 def _lines(sources: Mapping[str, DataConfig], scratch: Path) -> Iterator[str]:
     for name, source in sources.items():
         documents = load_documents(source, cache=scratch / name)
-        below = held_out_below(texts_of(documents), source.validation)
-        yield from tokenizer_lines(documents, below, source.marked, TOKENIZER_BYTES // len(sources))
+        bounds = bounds_of(texts_of(documents), source.validation, source.test)
+        yield from tokenizer_lines(documents, bounds, source.marked, TOKENIZER_BYTES // len(sources))
         shutil.rmtree(scratch / name, ignore_errors=True)

@@ -83,6 +83,7 @@ class Loader:
             for i in range(0, self._share, self.micro_batch)
         ]
 
+    @property
     def epochs(self) -> dict[str, float]:
         """Return how often each source of a mixture was read up to ``position``; nothing for one text."""
         if len(self.shards) == 1:
@@ -136,7 +137,7 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
         raise ValueError(
             f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, fewer than one "
             f"sequence of train.sequence={sequence} plus a last target: lower train.sequence, give more text"
-            + (", or raise data.validation" if shards.split == "validation" else "")
+            + ("" if shards.split == "train" else f", or raise data.{shards.split}")
         )
     return count
 

@@ -19,7 +19,7 @@ class Prefetch:
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
-        self.position, self.counted, self.epochs = loader.position, loader.counted, loader.epochs()
+        self.position, self.counted, self.epochs = loader.position, loader.counted, loader.epochs
         self._loader, self._device = loader, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next = self._thread.submit(self._read)
@@ -37,7 +37,7 @@ class Prefetch:
         batches = self._loader.step()
         if self._device.type == "cuda":
             batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
-        return batches, self._loader.position, self._loader.counted, self._loader.epochs()
+        return batches, self._loader.position, self._loader.counted, self._loader.epochs
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, non_blocking=True)

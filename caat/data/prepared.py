@@ -12,7 +12,7 @@ from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.joint_tokenizer import joint_tokenizer, train_joint_tokenizer
 from caat.data.loader import sequence_count
 from caat.data.mixing import endless_order, shares_of
-from caat.data.shards import TokenShards
+from caat.data.shards import TokenShards, read_index
 from caat.data.text import check_source
 from caat.data.tokenizer import find_tokenizer
 from conf.checks import require
@@ -47,6 +47,11 @@ class Prepared:
     def tokenizer(self) -> Path:
         """The main file of the tokenizer, which is the same in all folders."""
         return find_tokenizer(next(iter(self.folders.values())))
+
+    @property
+    def tested(self) -> bool:
+        """Whether all folders have a test split."""
+        return all(read_index(folder).test for folder in self.folders.values())
 
     def open(self, split: str) -> dict[str, TokenShards]:
         """Return a split of each source. Raises ``ValueError`` like :class:`TokenShards`."""

@@ -22,7 +22,7 @@ from caat.storage.records import Size, Whole, parse_record
 
 FORMAT = "caat-tokens"
 VERSION = 1
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Index:
     bytes: Whole
     train: list[TokenFile]
     validation: list[TokenFile]
+    # Empty unless data.test was set.
+    test: list[TokenFile] = field(default_factory=list)
     source: str = ""
     # What a document is made of: data.format. All tokens of a text count as targets.
     rows: Literal["text", "prompt", "chat"] = "text"
@@ -58,7 +60,11 @@ class Index:
 
     def files(self, split: str) -> list[TokenFile]:
         assert split in SPLITS, split
-        return self.train if split == "train" else self.validation
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.test else SPLITS[:-1]
 
     def tokens(self, split: str) -> int:
         return sum(each.tokens for each in self.files(split))

@@ -45,6 +45,11 @@ class Run:
         """The last validation loss in nats per token; None if there is none or it was not finite."""
         return next((r["validation_loss"] for r in reversed(self.records) if "validation_loss" in r), None)
 
+    @property
+    def test_loss(self) -> float | None:
+        """The loss of the test split after the last step; None if there is none."""
+        return self.records[-1].get("test_loss") if self.records else None
+
     def by_source(self, figure: str) -> dict[str, float | None]:
         """Return the last ``figure`` of each source of a mixture, by name; none for one text."""
         last: dict[str, Any] = next((r for r in reversed(self.records) if "validation_loss" in r), {})
@@ -233,6 +238,7 @@ class Record(Line):
     islands_bytes_norm: Whole = 0
     islands_wait_seconds: Finite = 0.0
     validation_loss: Finite | None = None
+    test_loss: Finite | None = None
     mfu: Finite | None = None
 
 

@@ -204,6 +204,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
     rows = []
     for variant in among:
         loss = variant.sample(lambda run: run.validation_loss)
+        tested = variant.sample(lambda run: run.test_loss)
         bases = baseline(variant, among)
         delta = paired_difference(variant, bases, lambda run: run.validation_loss)
         lost = paired_difference(variant, without_codec(variant, among), lambda run: run.validation_loss)
@@ -224,6 +225,8 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "seeds": sorted(variant.seeds),
                 "validation_loss": loss.mean,
                 "validation_loss_spread": loss.spread,
+                "test_loss": tested and tested.mean,
+                "test_loss_spread": tested and tested.spread,
                 "validation_loss_by_source": _by_source(variant, "validation_loss"),
                 "epochs_by_source": _by_source(variant, "epochs"),
                 "difference_to_ratio_1": delta and delta.mean,

@@ -45,8 +45,9 @@ class Supervision:
 class Training:
     """The components of a run on this rank, and its training state.
 
-    ``validation`` has this rank's held-out batches. ``benchmarks(step)`` returns scores of the model;
-    it is called every ``eval.every`` steps and at the end, and the scores are logged as a separate record.
+    ``validation`` has this rank's held-out batches, and ``test`` those for the end. ``benchmarks(step)``
+    returns scores of the model; it is called every ``eval.every`` steps and at the end, and the scores are
+    logged as a separate record.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Training:
     device: torch.device
     output: Output | None = None
     benchmarks: Callable[[int], dict[str, float]] | None = None
+    test: HeldOutText | None = None
 
     def say(self, text: str) -> None:
         if self.output:
@@ -104,6 +106,9 @@ def train(run: Training) -> dict:
         record = recorder.record(taken, run.state, ratio=ratio, learning_rate=rate) | before
         if last or _is_due(config.train.eval_every, step) or _begins_anew(config, step + 1):
             record |= run.validate(step, sampled=True)
+            if last and run.test is not None:
+                beat = partial(to.watchdog.beat, "computing the loss of the test split")
+                record |= run.test.losses(run.engine, "test_loss", beat)
             record |= {f"epochs/{source}": number for source, number in run.loader.epochs.items()}
         if run.output:
             shown = step == first or "validation_loss" in record or taken.result.skipped

@@ -81,4 +81,6 @@ def status_line(record: dict[str, Any]) -> str:
         sources = [name for name in record if name.startswith("validation_loss/")]
         parts = (f"{name.partition('/')[2]} {loss_text(record[name])}" for name in sources)
         text += f" ({', '.join(parts)})" if sources else ""
+    if "test_loss" in record:
+        text += f"  test {loss_text(record['test_loss'])}"
     return text

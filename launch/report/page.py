@@ -53,6 +53,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "validation loss": [
             _with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows
         ],
+        "test loss": [_with(row, "test_loss", "test_loss_spread", "{:.4f}") for row in rows],
         "by source": [_by_source(row["validation_loss_by_source"], "{:.4f}") for row in rows],
         "epochs": [_by_source(row["epochs_by_source"], "{:.2f}") for row in rows],
         "vs ratio 1": [

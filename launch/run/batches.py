@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from caat.data.loader import HeldOut, Loader, validation_batches
+from caat.data.loader import HeldOut, Loader, sequence_count, validation_batches
 from caat.data.prefetch import Prefetch
 from caat.data.prepared import Prepared
 from caat.data.shards import TokenShards
@@ -37,11 +37,15 @@ def training_batches(
 def held_out_batches(
     config: Config, tokens: Prepared, split: str, mesh: Mesh, device: torch.device
 ) -> HeldOutText:
-    """Return this replica's batches of a held-out split: ``train.eval_sequences`` of each source."""
+    """Return this replica's batches of a held-out split.
+
+    They are the first ``train.eval_sequences`` sequences of each source for validation, all for a test.
+    """
     c, place = config.train, _place(config, mesh)
 
     def read(shards: TokenShards):
-        batches = validation_batches(shards, c.sequence, c.micro_batch, c.eval_sequences, **place)
+        count = c.eval_sequences if split == "validation" else sequence_count(shards, c.sequence)
+        batches = validation_batches(shards, c.sequence, c.micro_batch, count, **place)
         return (_moved(batch, device) for batch in batches)
 
     return HeldOutText(

@@ -79,6 +79,7 @@ def build_run(
         engine=engine,
         loader=training_batches(config, start.tokens, mesh, device, **place),
         validation=held_out_batches(config, start.tokens, "validation", mesh, device),
+        test=held_out_batches(config, start.tokens, "test", mesh, device) if start.tokens.tested else None,
         state=state,
         saver=_saver(
             config,

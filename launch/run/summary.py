@@ -61,6 +61,8 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
     summary = {
         "validation_loss": record["validation_loss"],
         **by_source("validation_loss", record),
+        **({"test_loss": record["test_loss"]} if "test_loss" in record else {}),
+        **by_source("test_loss", record),
         "uniform_loss": base["uniform"],
         "unigram_loss": base["unigram"],
         **by_source("epochs", record),
@@ -103,6 +105,14 @@ def _sources(summary: Mapping[str, Any]) -> dict[str, str]:
         f"  of {name}": f"{loss_text(loss)} nats per token, after {epochs[name]:.2f} epochs"
         for name, loss in summary.get("validation_loss_by_source", {}).items()
     }
+
+
+def _tests(summary: Mapping[str, Any]) -> dict[str, str]:
+    if "test_loss" not in summary:
+        return {}
+    found = {"test loss": summary["test_loss"]}
+    found |= {f"  of {name}: test": loss for name, loss in summary.get("test_loss_by_source", {}).items()}
+    return {name: f"{loss_text(loss)} nats per token" for name, loss in found.items()}
 
 
 def _data_parallel(record: Mapping[str, int], what: str) -> dict[str, int]:
@@ -152,6 +162,7 @@ def _print(summary: dict, mesh: Mesh) -> None:
         "validation loss": f"{loss_text(summary['validation_loss'])} nats per token "
         f"(uniform guess {summary['uniform_loss']:.4f}, unigram model {summary['unigram_loss']:.4f})",
         **_sources(summary),
+        **_tests(summary),
         "trained": f"{summary['trained_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s, "
         f"{summary['data_wait_share']:.2%} of the time waiting for data",
     }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer
-from caat.data.shards import SPLITS, read_index, read_unigram
+from caat.data.shards import read_index, read_unigram
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
@@ -73,14 +73,19 @@ def _check_folder(config: Config, folder: Path) -> None:
         "out, or give the text itself as data.path",
     )
     sequence = config.train.sequence
-    for split in SPLITS:
+    for split in index.splits:
         tokens = index.tokens(split)
         require(
             tokens > sequence,
             f"train.sequence={sequence} is too long for the {split} split of {folder}, which has {tokens:,} "
             "tokens, and the last is only a target: lower train.sequence or give more text"
-            + (" (or raise data.validation)" if split == "validation" else ""),
+            + ("" if split == "train" else f" (or raise data.{split})"),
         )
+    require(
+        not config.data.test or bool(index.test),
+        f"data.test={config.data.test}, but {folder} was prepared without a test split: prepare its text "
+        "again with it, or leave data.test out",
+    )
     # Only the final figures need the counts: check them before training, not after.
     counts = read_unigram(folder, index.vocab_size)
     require(

@@ -169,6 +169,17 @@ MISTAKES = {
     "unknown device": (["launch.device=tpu"], 1, ["launch.device=tpu", "auto, cpu, cuda"]),
     "sequence of the model": (["train.sequence=512"], 1, ["train.sequence=512", "raise model.sequence"]),
     "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
+    "no text to train on": (
+        ["data.validation=0.4", "data.test=0.6"],
+        1,
+        ["data.test=0.6 is outside [0, 0.6)", "leave documents to train on"],
+    ),
+    "a negative test share": (["data.test=-0.1"], 1, ["data.test=-0.1 is outside [0, "]),
+    "a folder without a test": (
+        ["data.path=prepared", "data.test=0.1", "model.vocab_size=304", "train.sequence=64"],
+        1,
+        ["data.test=0.1, but prepared was prepared without a test split", "leave data.test out"],
+    ),
     "a mixture of nothing": (
         ["data.mixture={}"],
         1,

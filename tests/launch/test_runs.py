@@ -72,7 +72,7 @@ def test_a_mixture_resumes_bit_for_bit_with_the_loss_of_each_source(text, tmp_pa
     (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, stories)))
     mixture = "data.mixture={own:0.7,stories:0.3}"
     sources = f"data.sources={{own:{text},stories:stories.jsonl}}"
-    settings = [*SHORT, mixture, sources, "train.precision=fp32", "checkpoint.every=2", "sync.ratio=0.5"]
+    settings = [*SHORT, mixture, sources, "train.precision=fp32", "checkpoint.every=2", "data.test=0.2"]
     printed = command("-m", "launch.pretrain", *settings, "run.dir=whole", cwd=tmp_path)
     assert "mixture: 0.7 own (" in printed and "  of stories" in printed
     # On two replicas, the same sequences in each step.
@@ -90,13 +90,17 @@ def test_a_mixture_resumes_bit_for_bit_with_the_loss_of_each_source(text, tmp_pa
     model, found = open_model(find(str(tmp_path / "whole"), "checkpoint"), "cpu", "fp32"), {}
     for name in ("own", "stories"):
         (folder,) = (tmp_path / "data").glob(f"{name}-*")
-        shards = TokenShards(folder, "validation")
-        count = min(8, (len(shards) - 1) // 64)
-        rows = torch.stack([torch.from_numpy(shards.read(64 * i, 65)) for i in range(count)])
-        with torch.no_grad():
-            found[name] = float(model(rows[:, :-1], rows[:, 1:]).double().mean())
-        assert last[f"validation_loss/{name}"] == pytest.approx(found[name], abs=1e-5)
-    assert last["validation_loss"] == pytest.approx(0.7 * found["own"] + 0.3 * found["stories"], abs=1e-5)
+        for split, most in (("validation", 8), ("test", 10_000)):
+            shards = TokenShards(folder, split)
+            count = min(most, (len(shards) - 1) // 64)
+            rows = torch.stack([torch.from_numpy(shards.read(64 * i, 65)) for i in range(count)])
+            with torch.no_grad():
+                found[split, name] = float(model(rows[:, :-1], rows[:, 1:]).double().mean())
+            assert last[f"{split}_loss/{name}"] == pytest.approx(found[split, name], abs=1e-5)
+    for split in ("validation", "test"):
+        expected = 0.7 * found[split, "own"] + 0.3 * found[split, "stories"]
+        assert last[f"{split}_loss"] == pytest.approx(expected, abs=1e-5)
+    assert not any("test_loss" in record for record in records(tmp_path / "whole")[:-1])
 
 
 def test_three_ways_in_train_the_same_model(text, tmp_path):
