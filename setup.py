@@ -43,10 +43,7 @@ class BuildInOnePackage(build_py):
 class WheelOfOnePackage(bdist_wheel):
     def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
         super().egg2dist(egginfo_path, distinfo_path)
-        folder = Path(distinfo_path)
-        (folder / "top_level.txt").write_text("caat\n")
-        commands = (folder / "entry_points.txt").read_text()
-        (folder / "entry_points.txt").write_text(commands.replace("= launch.", "= caat.launch."))
+        Path(distinfo_path, "top_level.txt").write_text("caat\n")
 
 
 setup(cmdclass={"build_py": BuildInOnePackage, "bdist_wheel": WheelOfOnePackage})

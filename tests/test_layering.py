@@ -29,6 +29,8 @@ ORDER = [
     ("launch.run",),
     ("launch",),
 ]
+# The command is in the package whose name it has, and stands above all.
+COMMAND = "caat.__main__"
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # At most this share of the product's lines may be in launch, which holds the verbs and the life of a run.
 LAUNCH = 0.3
@@ -38,7 +40,7 @@ FOREIGN = "modeling_caat.py"
 
 
 def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+    return sorted(path for path in (ROOT / package).rglob("*.py") if module(path) != COMMAND)
 
 
 def imported(path: Path) -> Iterator[str]:
