@@ -112,14 +112,17 @@ class Chats:
 
 def check_messages(messages: Any, field: str) -> list[Message]:
     """Return ``messages`` if they are a conversation in which the assistant speaks, else ``ValueError``."""
-    shape = f'must be a list of {{"role": ..., "content": ...}} (data.messages_field={field})'
-    require(isinstance(messages, list), f"the messages are a {type(messages).__name__}, but {shape}")
+    shape = f'{{"role": ..., "content": ...}}, both text (data.messages_field={field})'
+    require(
+        isinstance(messages, list),
+        f"the messages are a {type(messages).__name__}, but must be a list of {shape}",
+    )
     for number, message in enumerate(messages, 1):
         require(
             isinstance(message, dict)
             and isinstance(message.get("role"), str)
             and isinstance(message.get("content"), str),
-            f"message {number} {shape}, both text",
+            f"message {number} is not {shape}: correct it, or remove the row",
         )
         require(
             message["role"] in ROLES,

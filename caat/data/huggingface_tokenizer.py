@@ -124,7 +124,11 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
 def read_template(path: Path) -> str | None:
     """Return the chat template that the files next to the tokenizer ``path`` hold, if any."""
     if (file := path.with_name(TEMPLATE)).is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise ValueError(f"{file} cannot be read ({reason}): correct or remove it") from None
     found = read_settings(path.with_name(SETTINGS)).get("chat_template")
     if isinstance(found, list):
         named = [each for each in found if isinstance(each, dict) and each.get("name") == "default"]

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from caat.runs.statistics import Sample
 
-# 1, 2, 4, 8 and 14 M tokens of 2,048 tokens a step.
-LENGTHS = (10, 20)
+# Steps of 2,048 tokens: 1, 2, 4, 8 and 14 M tokens.
+LENGTHS = (488, 977, 1953, 3906, 6836)
 DECAY = 0.2
 VARIANTS = {
     "ratio 1": ((1, 2, 3), ["sync.ratio=1"]),

@@ -85,7 +85,7 @@ def _run_command(part: Part, seconds: float, log: Path) -> tuple[int | str, str]
     environment = os.environ | {"COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *part.command],
+            [sys.executable, "-m", "caat", *part.command],
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -230,7 +230,7 @@ ROWS = {
     "an empty completion": ({"prompt": "a", "completion": " "}, "prompt", ".*is empty.*remove the row"),
     "no messages": ({"text": "a"}, "chat", "has no column messages .*it has text"),
     "no list": ({"messages": "hello"}, "chat", "the messages are a str, but must be a list"),
-    "other names": ({"messages": [{"from": "gpt", "value": "b"}]}, "chat", "message 1 must be .*both text"),
+    "other names": ({"messages": [{"from": "gpt", "value": "b"}]}, "chat", "message 1 is not .*both text"),
     "an unknown role": ({"messages": [{"role": "bot", "content": "b"}]}, "chat", ".* role bot: use system"),
     "no assistant": ({"messages": TALK[:2]}, "chat", "no message is the assistant's.*remove the row"),
     "an empty answer": ({"messages": [{**TALK[2], "content": ""}]}, "chat", "message 1, .* is empty"),
