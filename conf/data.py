@@ -134,7 +134,7 @@ class DataConfig:
     @property
     def given(self) -> str:
         """The text as the user gave it."""
-        return f"data.path={self.path}"
+        return "the quick-start text" if self.path is None else f"data.path={self.path}"
 
     def source(self, name: str) -> DataConfig:
         """Return the settings of one source of the mixture."""

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.types import Override
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from conf.checks import first_line
 from conf.reading.options import GROUPS
@@ -91,7 +91,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> NoReturn:
     # An error in an element of a list is reported for the list.
     key = (getattr(cause, "full_key", None) or "").split("[")[0]
     given = next((text for text in reversed(overrides) if text.lstrip("+").startswith(f"{key}=")), None)
-    if isinstance(cause, ValidationError) and key in SETTINGS:
+    if isinstance(cause, ValidationError | ConfigTypeError) and key in SETTINGS:
         raise ValueError(f"{given or f'{key}={cause.value}'} is not {SETTINGS[key].rule}") from error
     if isinstance(cause, ConfigKeyError) and key and key not in SETTINGS:
         unknown(key, key, SETTINGS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from caat.data.loader import sequence_count
 from caat.data.marks import BEGINS
 from caat.data.prepared import Prepared
@@ -105,15 +107,17 @@ def _opening(run: Training, folder: Path, text: Prepared) -> str:
 def rows_of(config: Config, tokens: Prepared) -> list[str]:
     """Return what is to be known of prepared rows of which only a part counts in the loss."""
     lines, sequence = [], config.train.sequence
-    for shards in tokens.open("train").values():
+    for name, shards in tokens.open("train").items():
         if shards.marked:
+            of = f"of {name} " if name else ""
             index = read_index(shards.folder)
             begins = shards.marks(0, len(shards)) & BEGINS > 0
-            # A sequence that begins within a row holds the rest of it.
-            at_starts = begins[: sequence * sequence_count(shards, sequence) : sequence]
+            # A sequence that begins within a row holds the rest of it, or a part if the row is longer.
+            starts = slice(0, sequence * sequence_count(shards, sequence), sequence)
+            cut = np.unique(begins.cumsum()[starts][~begins[starts]]).size
             lines.append(
-                f"the loss is that of {index.counted['train']:,} of {len(shards):,} training tokens "
-                f"(data.format={index.rows}); {(~at_starts).sum():,} of {begins.sum():,} rows are cut where "
+                f"the loss {of}is that of {index.counted['train']:,} of {len(shards):,} training tokens "
+                f"(data.format={index.rows}); {cut:,} of {begins.sum():,} rows are cut where "
                 "a sequence ends, fewer with a longer train.sequence"
             )
     if lines and config.train.documents == "packed":

@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from caat.data.loader import sequence_count
+from caat.data.marks import COUNTS
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer
-from caat.data.shards import read_index, read_unigram
+from caat.data.shards import TokenShards, read_index, read_unigram
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
@@ -81,6 +83,8 @@ def _check_folder(config: Config, folder: Path) -> None:
             "tokens, and the last is only a target: lower train.sequence or give more text"
             + ("" if split == "train" else f" (or raise data.{split})"),
         )
+        if index.rows != "text":
+            _check_counted(config, folder, split)
     require(
         not config.data.test or bool(index.test),
         f"data.test={config.data.test}, but {folder} was prepared without a test split: prepare its text "
@@ -92,6 +96,20 @@ def _check_folder(config: Config, folder: Path) -> None:
         counts.sum() == index.tokens("train"),
         f"{folder / 'unigram.npy'} does not match the token count in index.json: remove the folder {folder} "
         "and prepare it again",
+    )
+
+
+def _check_counted(config: Config, folder: Path, split: str) -> None:
+    """Raise ``ValueError`` unless some target of ``split`` counts in the sequences that a run reads of it."""
+    shards, sequence = TokenShards(folder, split), config.train.sequence
+    count = sequence_count(shards, sequence)
+    if split == "validation":
+        count = min(count, config.train.eval_sequences)
+    require(
+        bool((shards.marks(1, count * sequence) & COUNTS).any()),
+        f"no target counts in the {count:,} {split} sequences of {folder}, so they have no loss: raise "
+        + ("train.eval_sequences or " if split == "validation" else "")
+        + "train.sequence, or give more rows",
     )
 
 

@@ -114,6 +114,11 @@ MISTAKES = {
         1,
         ["checkpoint.after=[rklone,copy,%p]: there is no program rklone"],
     ),
+    "a command with names": (
+        ["checkpoint.after={a:1}"],
+        1,
+        ["checkpoint.after={a:1} is not a list of texts"],
+    ),
     "step 0 in a profile": (["train.profile={0:3}"], 1, ["has 0:3: give", "'train.profile={10:13}'"]),
     "profile after the end": (["train.profile={2:300}"], 1, ["has 2:300: give", "from 1 to 200"]),
     "a step to profile": (["train.profile=10"], 1, ["train.profile=10: give a first and a last step"]),
@@ -179,6 +184,11 @@ MISTAKES = {
         ["data.path=prepared", "data.test=0.1", "model.vocab_size=304", "train.sequence=64"],
         1,
         ["data.test=0.1, but prepared was prepared without a test split", "leave data.test out"],
+    ),
+    "nothing to validate on": (
+        ["data.path=rows", "model.vocab_size=304", "train.sequence=32", "train.eval_sequences=2"],
+        1,
+        ["no target counts in the 2 validation sequences of rows", "raise train.eval_sequences or"],
     ),
     "a mixture of nothing": (
         ["data.mixture={}"],
@@ -301,6 +311,12 @@ def folder(tmp_path_factory) -> Path:
     np.save(prepared / "unigram.npy", np.array([909] + 299 * [0]))
     shutil.copytree(prepared, folder / "others")
     np.save(folder / "others" / "unigram.npy", np.arange(300))
+    # Rows of which nothing that is held out counts.
+    rows = shutil.copytree(prepared, folder / "rows")
+    (rows / "index.json").write_text(json.dumps(index | {"rows": "prompt"}))
+    for name, tokens, mark in (("a", 900, 1), ("b", 9, 1), ("c", 100, 0)):
+        (rows / name).write_bytes(bytes(2 * tokens))
+        (rows / f"{name}.marks").write_bytes(bytes([mark]) * tokens)
     return folder
 
 
