@@ -8,11 +8,11 @@ import pickle
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caat.data.hub import check_text_column, load_from_hub
 from caat.data.quickstart import quickstart_text
 from caat.data.tokenizer import TOKENIZER_FILES
 from conf.data import DataConfig
@@ -30,8 +30,6 @@ REOPEN_AFTER = 16_384
 # Metadata files that Hugging Face's datasets store next to the text.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Timeout in seconds for asking the Hugging Face hub about a dataset.
-ANSWERS_WITHIN = 10
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,6 @@ def load_documents(config: DataConfig, cache: Path) -> Dataset:
     """
     source = check_source(config)
     assert source.kind != "prepared", "a prepared folder holds tokens, not documents"
-    import datasets
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     documents = _from_hub(config, cache) if source.kind == "hub" else _from_files(config, source, cache)
     if not len(documents):
         raise ValueError(f"{config.given} holds no documents: give a path that contains text")
@@ -191,11 +185,11 @@ def _from_files(config: DataConfig, source: Source, cache: Path) -> Dataset:
     quiet = not sys.stderr.isatty()
     tracked = track(files, "reading", console=Console(stderr=True), transient=True, disable=quiet)
     if config.marked:
-        return _stored((to_text(read_rows(kind, file), config) for file in tracked), cache)
-    return _stored((read_documents(kind, file, field) for file in tracked), cache)
+        return stored((to_text(read_rows(kind, file), config) for file in tracked), cache)
+    return stored((read_documents(kind, file, field) for file in tracked), cache)
 
 
-def _stored(files: Iterable[Iterable[pyarrow.Array]], cache: Path) -> Dataset:
+def stored(files: Iterable[Iterable[pyarrow.Array]], cache: Path) -> Dataset:
     """Write the texts of ``files`` to ``cache`` and return them from there."""
     import pyarrow
     from datasets import Dataset
@@ -210,69 +204,14 @@ def _stored(files: Iterable[Iterable[pyarrow.Array]], cache: Path) -> Dataset:
 
 
 def _from_hub(config: DataConfig, cache: Path) -> Dataset:
-    from datasets import load_dataset
-
-    from caat.data.reading import no_column
     from caat.data.row_files import to_text
 
-    assert config.path is not None
-    try:
-        with _only_cached(unless=_answers(config.path)):
-            documents = load_dataset(config.path, config.subset, split=config.split)
-    except Exception as error:
-        raise ValueError(
-            f"{config.given} is neither a local file or folder nor a Hugging Face dataset that can "
-            f"be loaded (data.subset={config.subset}, data.split={config.split}): {_cause(error)}. "
-            "Check the path, the dataset's name, its subset and split, and the network"
-        ) from error
+    documents = load_from_hub(config)
     if config.marked:
         rows = ((f"row {number} of {config.path}", row) for number, row in enumerate(documents, 1))
-        return _stored([to_text(rows, config)], cache)
+        return stored([to_text(rows, config)], cache)
     field = config.text_field
-    if field not in documents.column_names:
-        raise ValueError(no_column(config.path, field, documents.column_names))
-    if getattr(documents.features[field], "dtype", None) not in ("string", "large_string", "string_view"):
-        raise ValueError(
-            f"data.text_field={field} of {config.path} holds {documents.features[field]}, not text: "
-            f"set data.text_field to a column of strings (it has {', '.join(documents.column_names)})"
-        )
+    check_text_column(
+        config, {name: getattr(each, "dtype", each) for name, each in documents.features.items()}
+    )
     return documents.select_columns([field]).rename_columns({field: "text"})
-
-
-def _answers(name: str) -> bool:
-    """Return whether the hub can be reached. Asks once, whereas `datasets` retries for half a minute.
-
-    Raises an error of huggingface_hub if the dataset does not exist or access is denied.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        HfApi().dataset_info(name, timeout=ANSWERS_WITHIN)
-    except HfHubHTTPError:
-        raise
-    except Exception:  # network errors of whichever HTTP library huggingface_hub uses
-        return False
-    return True
-
-
-@contextmanager
-def _only_cached(unless: bool) -> Iterator[None]:
-    """Restrict `datasets` to its cache, without network access, unless ``unless`` holds."""
-    import datasets
-
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not unless
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
-
-
-def _cause(error: BaseException) -> str:
-    """Return the first line of the root cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")
