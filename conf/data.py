@@ -33,6 +33,11 @@ class DataConfig:
     )
     subset: str | None = setting(None, "Configuration of a Hugging Face dataset.")
     split: str = setting("train", "Split of a Hugging Face dataset.")
+    streaming: bool = setting(
+        False,
+        "Prepare a Hugging Face dataset while it is read, in blocks of 256 MB of text, without a copy of it "
+        "on this machine. A tokenizer is trained on the first block.",
+    )
     format: str | None = setting(
         None,
         "What a document is: text (the default), or a row of which a part counts in the loss: the completion "

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 
 from caat.data import quickstart
 from caat.data.chat import find_template
-from caat.data.encode import Job, choose_workers, encode_pieces
+from caat.data.encode import Job, Piece, choose_workers, encode_pieces
 from caat.data.huggingface_tokenizer import NAMED_IN
 from caat.data.progress import TokenizeProgress
 from caat.data.rows import from_text
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
 from caat.data.split import Bounds, bounds_of
-from caat.data.text import batches, check_source, load_documents
+from caat.data.streaming import blocks_of
+from caat.data.text import batches, check_source
 from caat.data.tokenizer import END, find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from caat.storage.disk import free_bytes, no_room, size_text
 from caat.storage.durable import sync_folder, write_bytes, write_json
@@ -97,37 +98,34 @@ def tokenize(config: DataConfig, out: Path) -> None:
     """Create the folder ``out`` and write the shards of ``config`` to it: tokenizer, token files, index.
 
     A hash of its text decides whether a document goes to validation, independent of the other documents
-    and their order; if a split would be empty, one document moves to it. Memory use does not grow with the
-    text, and the result does not depend on ``config.workers``.
+    and their order; if a split would be empty, one document (of the first block) moves to it. Memory use
+    does not grow with the text, and the result does not depend on ``config.workers``.
     """
     if config.tokenizer is not None:
         # Fail before all text is read, and report the path that the user gave.
         load_tokenizer(Path(config.tokenizer).expanduser())
     out.mkdir(parents=True)
     scratch = out / "scratch"
-    documents = load_documents(config, cache=scratch)
-    bounds = bounds_of(texts_of(documents), config.validation, config.test)
-    model = _write_tokenizer(config, documents, bounds, out)
-    tokenizer = load_tokenizer(model)
-    vocab_size = tokenizer.vocab_size()
-
-    checksums = {path.name: write_bytes(path, path.read_bytes()) for path in out.iterdir() if path.is_file()}
-    unigram = np.zeros(vocab_size, dtype=np.int64)
+    checksums: dict[str, str] = {}
+    unigram = np.zeros(1, dtype=np.int64)
     totals = {"documents": 0, "bytes": 0}
     used = SPLITS if config.test else SPLITS[:-1]
     counted = dict.fromkeys(used, 0)
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in used}
-    workers = choose_workers(config.workers, documents)
-    with TokenizeProgress(len(documents)) as progress:
-        for piece in encode_pieces(Job(documents, model, out, bounds, config.marked), workers, progress.show):
-            unigram += piece.unigram
-            checksums |= piece.checksums
-            totals["documents"] += piece.documents
-            totals["bytes"] += piece.bytes
-            for split in used:
-                counted[split] += piece.counted[split]
-                if tokens := piece.tokens[split]:
-                    splits[split].append({"file": file_name(split, piece.number), "tokens": tokens})
+    for piece in _encode(config, out, scratch):
+        unigram = unigram + piece.unigram
+        checksums |= piece.checksums
+        totals["documents"] += piece.documents
+        totals["bytes"] += piece.bytes
+        for split in used:
+            counted[split] += piece.counted[split]
+            if tokens := piece.tokens[split]:
+                splits[split].append({"file": file_name(split, piece.number), "tokens": tokens})
+    tokenizer = load_tokenizer(find_tokenizer(out))
+    vocab_size = tokenizer.vocab_size()
+    # The files of the tokenizer.
+    others = [path for path in out.iterdir() if path.is_file() and path.name not in checksums]
+    checksums |= {path.name: write_bytes(path, path.read_bytes()) for path in others}
 
     counts = BytesIO()
     np.save(counts, unigram)
@@ -149,6 +147,28 @@ def tokenize(config: DataConfig, out: Path) -> None:
     write_json(out / "index.json", index)
     shutil.rmtree(scratch, ignore_errors=True)
     sync_folder(out)
+
+
+def _encode(config: DataConfig, out: Path, scratch: Path) -> Iterator[Piece]:
+    """Write the tokenizer and then the token files of one block after the other to ``out``.
+
+    The tokenizer and the bounds of the splits come from the first block. Pieces are numbered through.
+    """
+    number = 0
+    with ExitStack() as stack:
+        for documents in blocks_of(config, scratch):
+            if number == 0:
+                bounds = bounds_of(texts_of(documents), config.validation, config.test)
+                model = _write_tokenizer(config, documents, bounds, out)
+                total = None if config.streaming else len(documents)
+                progress = stack.enter_context(TokenizeProgress(total))
+            job = Job(documents, model, out, bounds, config.marked, first=number)
+            for piece in encode_pieces(job, choose_workers(config.workers, documents), progress.show):
+                number += 1
+                yield piece
+            progress.next_block()
+            # A block that is still mapped would keep its space on disk while the next one is written.
+            del documents, job
 
 
 def _write_tokenizer(config: DataConfig, documents: Dataset, bounds: Bounds, out: Path) -> Path:
@@ -232,6 +252,8 @@ def settings_key(config: DataConfig) -> str:
         settings["test"] = config.test
     if config.marked:
         settings |= {**_about_rows(config), **config.columns}
+    if config.streaming:
+        settings["streaming"] = True  # a tokenizer is trained on the first block
     if source.files:
         del settings["path"]  # the resolved files replace it: the same file may be named in several ways
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -44,7 +44,8 @@ Tick = Callable[[int, int, int], None]
 class Job:
     """The input of a worker: documents in column ``text``, tokenizer, output folder, held-out bound.
 
-    ``marked``: the documents are those of `caat.data.row_files.to_text`.
+    ``marked``: the documents are those of `caat.data.row_files.to_text`. ``first`` is the number of the first
+    piece.
     """
 
     documents: Dataset
@@ -52,6 +53,7 @@ class Job:
     out: Path
     bounds: Bounds
     marked: bool = False
+    first: int = 0
 
 
 @dataclass
@@ -87,7 +89,7 @@ def encode_pieces(job: Job, workers: int, show: Tick) -> Iterator[Piece]:
     total = len(job.documents)
     count = max(1, min(MOST_PIECES, total // DOCUMENTS_PER_PIECE))
     cuts = [total * number // count for number in range(count + 1)]
-    pieces = [range(*pair) for pair in pairwise(cuts)]
+    pieces = {number: range(*pair) for number, pair in enumerate(pairwise(cuts), job.first)}
     if min(workers, count) == 1:
         yield from _encode_inline(job, pieces, show)
     else:
@@ -178,7 +180,7 @@ class _Encoder:
         return {split: [each == split for each in found] for split in SPLITS}
 
 
-def _encode_inline(job: Job, pieces: list[range], show: Tick) -> Iterator[Piece]:
+def _encode_inline(job: Job, pieces: dict[int, range], show: Tick) -> Iterator[Piece]:
     totals = [0, 0, 0]
 
     def tick(*added: int) -> None:
@@ -186,18 +188,18 @@ def _encode_inline(job: Job, pieces: list[range], show: Tick) -> Iterator[Piece]
         show(*totals)
 
     encoder = _Encoder(job)
-    for number, rows in enumerate(pieces):
+    for number, rows in pieces.items():
         yield encoder.encode(number, rows, tick)
 
 
-def _encode_in_processes(job: Job, pieces: list[range], workers: int, show: Tick) -> Iterator[Piece]:
+def _encode_in_processes(job: Job, pieces: dict[int, range], workers: int, show: Tick) -> Iterator[Piece]:
     # Spawn: a fork of a process that runs torch or holds a GPU can hang.
     context = multiprocessing.get_context("spawn")
     totals, stop = context.Array("q", 3), context.Event()
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(job, totals, stop)
     ) as pool:
-        pending = {pool.submit(_encode_in_worker, number, rows) for number, rows in enumerate(pieces)}
+        pending = {pool.submit(_encode_in_worker, number, rows) for number, rows in pieces.items()}
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)

@@ -13,8 +13,8 @@ from conf.data import DataConfig
 ANSWERS_WITHIN = 10
 
 
-def load_from_hub(config: DataConfig) -> Any:
-    """Return the dataset ``config.path``, a ``datasets.Dataset``.
+def load_from_hub(config: DataConfig, streaming: bool = False) -> Any:
+    """Return the dataset ``config.path``: a ``datasets.Dataset``, or an ``IterableDataset`` if streaming.
 
     Raises ``ValueError`` if it does not exist or cannot be loaded.
     """
@@ -25,7 +25,7 @@ def load_from_hub(config: DataConfig) -> Any:
     assert config.path is not None
     try:
         with _only_cached(unless=_answers(config.path)):
-            return datasets.load_dataset(config.path, config.subset, split=config.split)
+            return datasets.load_dataset(config.path, config.subset, split=config.split, streaming=streaming)
     except Exception as error:
         raise ValueError(
             f"{config.given} is neither a local file or folder nor a Hugging Face dataset that can "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caat.data.corpus import TOKENIZER_BYTES, locked, settings_key, texts_of, tokenizer_lines
 from caat.data.split import bounds_of
-from caat.data.text import load_documents
+from caat.data.streaming import blocks_of
 from caat.data.tokenizer import TOKENIZER_FILES, train_tokenizer
 from conf.data import DataConfig
 
@@ -45,7 +45,7 @@ def train_joint_tokenizer(sources: Mapping[str, DataConfig]) -> None:
 
 def _lines(sources: Mapping[str, DataConfig], scratch: Path) -> Iterator[str]:
     for name, source in sources.items():
-        documents = load_documents(source, cache=scratch / name)
+        documents = next(blocks_of(source, cache=scratch / name))
         bounds = bounds_of(texts_of(documents), source.validation, source.test)
         yield from tokenizer_lines(documents, bounds, source.marked, TOKENIZER_BYTES // len(sources))
         shutil.rmtree(scratch / name, ignore_errors=True)

@@ -13,11 +13,14 @@ PLAIN_EVERY_SECONDS = 10.0
 
 
 class TokenizeProgress:
-    """Context manager whose :meth:`show` reports to stderr; on success, a last line gives the totals."""
+    """Context manager whose :meth:`show` reports to stderr; on success, a last line gives the totals.
 
-    def __init__(self, documents: int) -> None:
+    ``documents`` is their number in all blocks, None if it is not known.
+    """
+
+    def __init__(self, documents: int | None) -> None:
         self._documents = documents
-        self._totals = (0, 0, 0)
+        self._totals = self._earlier = (0, 0, 0)
         self._started = self._shown = perf_counter()
         columns = (BarColumn(16), TextColumn("{task.description}"), TimeRemainingColumn())
         self._live = Progress(
@@ -37,13 +40,23 @@ class TokenizeProgress:
             print(f"tokenised {self._line()}", file=sys.stderr)
 
     def show(self, documents: int, size: int, tokens: int) -> None:
-        """Report the totals so far: documents, bytes of text, tokens."""
-        self._totals = (documents, size, tokens)
-        self._live.update(self._task, completed=documents, description=self._line())
+        """Report the totals of this block so far: documents, bytes of text, tokens."""
+        earlier = self._earlier
+        self._totals = (earlier[0] + documents, earlier[1] + size, earlier[2] + tokens)
+        self._live.update(self._task, completed=self._totals[0], description=self._line())
         if self._live.disable and perf_counter() - self._shown > PLAIN_EVERY_SECONDS:
             self._shown = perf_counter()
-            left = (self._shown - self._started) * (self._documents / max(documents, 1) - 1)
-            print(f"tokenising: {self._line()}, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"tokenising: {self._line()}{self._left()}", file=sys.stderr, flush=True)
+
+    def next_block(self) -> None:
+        """Add what follows to the totals so far."""
+        self._earlier = self._totals
+
+    def _left(self) -> str:
+        if self._documents is None:
+            return ""
+        left = (self._shown - self._started) * (self._documents / max(self._totals[0], 1) - 1)
+        return f", {left:.0f} s left"
 
     def _line(self) -> str:
         documents, size, tokens = self._totals

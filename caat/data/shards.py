@@ -22,6 +22,8 @@ from caat.storage.records import Size, Whole, parse_record
 
 FORMAT = "caat-tokens"
 VERSION = 1
+# Files of a split that are mapped at once: each takes a file descriptor, and a process often has only 1024.
+MOST_MAPPED = 256
 SPLITS = ("train", "validation", "test")
 
 
@@ -207,9 +209,12 @@ class TokenShards:
             at, number = last, number + 1
 
     def _map(self, path: Path, dtype: np.dtype) -> np.ndarray:
-        if path not in self._maps:
-            self._maps[path] = np.memmap(path, dtype=dtype, mode="r")
-        return self._maps[path]
+        mapped = self._maps.get(path)
+        if mapped is None:
+            if len(self._maps) == MOST_MAPPED:
+                del self._maps[next(iter(self._maps))]
+            mapped = self._maps[path] = np.memmap(path, dtype=dtype, mode="r")
+        return mapped
 
     def _check_size(self, path: Path, expected: int, what: str) -> None:
         try:

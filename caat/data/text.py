@@ -48,6 +48,11 @@ def check_source(config: DataConfig) -> Source:
     """
     source = _find(config)
     _check_format(config, source)
+    if config.streaming and source.kind != "hub":
+        raise ValueError(
+            f"data.streaming=true reads a Hugging Face dataset, and {config.given} is not one: leave "
+            "data.streaming out"
+        )
     if config.tokenizer is not None:
         tokenizer = Path(config.tokenizer).expanduser()
         if not tokenizer.is_file() or not tokenizer.stat().st_size:

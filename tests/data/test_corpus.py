@@ -231,7 +231,7 @@ def test_a_full_disk_is_named(documents, monkeypatch):
 
 def test_a_bad_tokenizer_is_named_before_text_is_read(documents, tmp_path, monkeypatch):
     """The message has the path that the user gave, not that of a copy."""
-    monkeypatch.setattr(corpus, "load_documents", lambda *_, **__: pytest.fail("read the text"))
+    monkeypatch.setattr(corpus, "blocks_of", lambda *_, **__: pytest.fail("read the text"))
     monkeypatch.chdir(tmp_path)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a few words"]), model_prefix="mine", vocab_size=11, minloglevel=2, eos_id=-1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from caat.data.prepared import Prepared
-from caat.data.shards import TokenShards, token_dtype
+from caat.data.shards import MOST_MAPPED, TokenShards, token_dtype
 from launch.run.tokens import check_tokens
 from tests.data.conftest import write_shards
 
@@ -25,6 +27,15 @@ def test_reads_across_borders(tmp_path, vocab_size):
             assert read.dtype == np.int64
             np.testing.assert_array_equal(read, tokens[start : start + length])
     assert len(TokenShards(tmp_path / "shards", "validation")) == 0
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    tokens = write_shards(tmp_path / "shards", [2] * 600)
+    shards = TokenShards(tmp_path / "shards", "train")
+    for start in (0, 700, 1, 1199):
+        np.testing.assert_array_equal(shards.read(start, 1200 - start), tokens[start:])
+    targets = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert 0 < sum(str(tmp_path) in target for target in targets) <= MOST_MAPPED
 
 
 def test_a_token_that_the_tokenizer_does_not_have_is_named(tmp_path):

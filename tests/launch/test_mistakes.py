@@ -244,6 +244,15 @@ MISTAKES = {
         1,
         ["train.sequence=128 is too long for the", "split of prepared"],
     ),
+    "a stream of a local text": (
+        ["data.path=own.txt", "data.streaming=true"],
+        1,
+        [
+            "data.streaming=true reads a Hugging Face dataset",
+            "own.txt is not one",
+            "leave data.streaming out",
+        ],
+    ),
     "no such text": (["data.path=missing.txt"], 1, ["missing.txt does not exist", "check the path"]),
     "empty text": (["data.path=empty.txt"], 1, ["data.path=empty.txt is empty", "give a path"]),
     "unknown kind of text": (["data.path=paper.pdf"], 1, ["data.path=paper.pdf", "use one of .txt"]),
