@@ -115,11 +115,16 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _figures(path: Path) -> Any:
-    """Return what a part wrote to a JSON file, or the records of its run."""
+    """Return what a part wrote to a JSON file, or the records of its run; None if it is not whole."""
     file, records = path.with_name(f"{path.name}.json"), path / "metrics.jsonl"
-    if file.is_file():
-        return json.loads(file.read_text())
-    return [json.loads(line) for line in records.read_text().splitlines()] if records.is_file() else None
+    try:
+        if file.is_file():
+            return json.loads(file.read_text())
+        # Without an incomplete last line, of a part that was stopped.
+        lines = records.read_text().split("\n")[:-1] if records.is_file() else []
+        return [json.loads(line) for line in lines] or None
+    except json.JSONDecodeError:
+        return None
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
