@@ -119,8 +119,8 @@ def _check_room(to: Path, given: str, size: int) -> None:
     free = shutil.disk_usage(at).free
     require(
         size <= free,
-        f"to={given} takes {size / 1e9:.1f} GB in {at}, but {free / 1e9:.1f} GB are free: make room"
-        + (", or set TMPDIR" if is_url(given) else ", or write elsewhere"),
+        f"to={given} takes {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+        + (f" in {at}: make room, or set TMPDIR" if is_url(given) else ": make room, or write elsewhere"),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from caat.data.marks import COUNTS, IGNORED, borders
 from caat.data.mixing import endless_order
-from caat.data.shards import TokenShards
+from caat.data.shards import TokenShards, sequence_count
 
 # Inputs and targets, int64 [batch, sequence] each; targets that do not count are -100. With masked documents
 # also where those begin in the flattened inputs, and their end: int32 [documents + 1].
@@ -128,18 +128,6 @@ def validation_batches(
             yield *_batch(kept, sequence, masked=masked), rows
 
     return batches()
-
-
-def sequence_count(shards: TokenShards, sequence: int) -> int:
-    """Return the number of whole sequences in the split. Raise ``ValueError`` if there is none."""
-    count = (len(shards) - 1) // sequence
-    if count < 1:
-        raise ValueError(
-            f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, fewer than one "
-            f"sequence of train.sequence={sequence} plus a last target: lower train.sequence, give more text"
-            + ("" if shards.split == "train" else f", or raise data.{shards.split}")
-        )
-    return count
 
 
 def _batch(entries: Sequence[Entry], sequence: int, *, masked: bool) -> Batch:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.joint_tokenizer import joint_tokenizer, train_joint_tokenizer
-from caat.data.loader import sequence_count
 from caat.data.mixing import endless_order, shares_of
-from caat.data.shards import TokenShards, read_index
+from caat.data.shards import TokenShards, read_index, sequence_count
 from caat.data.text import check_source
 from caat.data.tokenizer import find_tokenizer
 from conf.checks import require

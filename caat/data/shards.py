@@ -229,3 +229,15 @@ class TokenShards:
             f"{path} should hold {expected:,} bytes of {what} (found: {found}). "
             f"Remove the folder {self.folder} and prepare it again"
         )
+
+
+def sequence_count(shards: TokenShards, sequence: int) -> int:
+    """Return the number of whole sequences in the split. Raise ``ValueError`` if there is none."""
+    count = (len(shards) - 1) // sequence
+    if count < 1:
+        raise ValueError(
+            f"the {shards.split} split of {shards.folder} has {len(shards):,} tokens, fewer than one "
+            f"sequence of train.sequence={sequence} plus a last target: lower train.sequence, give more text"
+            + ("" if shards.split == "train" else f", or raise data.{shards.split}")
+        )
+    return count

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from caat.data.loader import sequence_count
 from caat.data.marks import BEGINS
 from caat.data.prepared import Prepared
-from caat.data.shards import read_index
+from caat.data.shards import read_index, sequence_count
 from caat.parallel.mesh import Mesh
 from caat.training.loop import Training
 from conf.data_sync import DataSyncConfig

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from caat.data.loader import sequence_count
 from caat.data.marks import COUNTS
 from caat.data.prepared import Prepared
-from caat.data.shards import read_unigram
+from caat.data.shards import read_unigram, sequence_count
 from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes

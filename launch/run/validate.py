@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from caat.data.loader import sequence_count
 from caat.data.marks import COUNTS
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer
-from caat.data.shards import TokenShards, read_index, read_unigram
+from caat.data.shards import TokenShards, read_index, read_unigram, sequence_count
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
