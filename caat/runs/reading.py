@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -52,9 +52,7 @@ class Run:
 
     def by_source(self, figure: str) -> dict[str, float | None]:
         """Return the last ``figure`` of each source of a mixture, by name; none for one text."""
-        last: dict[str, Any] = next((r for r in reversed(self.records) if "validation_loss" in r), {})
-        start = f"{figure}/"
-        return {name.removeprefix(start): value for name, value in last.items() if name.startswith(start)}
+        return by_source(figure, next((r for r in reversed(self.records) if "validation_loss" in r), {}))
 
     @property
     def bytes_per_step(self) -> int | None:
@@ -165,6 +163,12 @@ def settings(config: Config) -> dict[str, Any]:
 
     flatten(config, "")
     return found
+
+
+def by_source(figure: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``figure`` of each source of a mixture in ``record``, by name; none for one text."""
+    start = f"{figure}/"
+    return {name.removeprefix(start): value for name, value in record.items() if name.startswith(start)}
 
 
 def _run_folders(top: Path) -> Iterator[Path]:

@@ -46,7 +46,7 @@ class RemoteFolder:
                 for file in names:
                     self._files.put_file(str(file), f"{self._path}/{file.name}")
                     show(file.stat().st_size)
-        except ValueError:
+        except BaseException:
             with suppress(Exception):
                 self._files.rm(self._path, recursive=True)
             raise

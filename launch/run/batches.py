@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from caat.data.loader import HeldOut, Loader, sequence_count, validation_batches
+from caat.data.loader import HeldOut, Loader, validation_batches
 from caat.data.prefetch import Prefetch
 from caat.data.prepared import Prepared
-from caat.data.shards import TokenShards
+from caat.data.shards import TokenShards, sequence_count
 from caat.parallel.mesh import Mesh
 from caat.training.held_out import HeldOutText
 from conf.schema import Config

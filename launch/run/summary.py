@@ -17,6 +17,7 @@ from caat.data.shards import read_unigram, sequence_count
 from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes
+from caat.runs.reading import by_source
 from caat.training.plot import plot_loss
 from caat.training.progress import loss_text
 from caat.training.trackers.jsonl import read_records
@@ -59,12 +60,12 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
     rates = [r["tokens_per_second"] for r in records[2:] or records]
     summary = {
         "validation_loss": record["validation_loss"],
-        **by_source("validation_loss", record),
+        **_by_source("validation_loss", record),
         **({"test_loss": record["test_loss"]} if "test_loss" in record else {}),
-        **by_source("test_loss", record),
+        **_by_source("test_loss", record),
         "uniform_loss": base["uniform"],
         "unigram_loss": base["unigram"],
-        **by_source("epochs", record),
+        **_by_source("epochs", record),
         "trained_tokens": record["tokens"],
         "skipped_steps": record["skipped_steps"],
         "tokens_per_second": float(np.median(rates)),
@@ -88,13 +89,8 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
     return summary
 
 
-def by_source(figure: str, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a figure of each source of a mixture by name, under FIGURE_by_source; nothing for one text."""
-    found = {
-        name.removeprefix(f"{figure}/"): value
-        for name, value in record.items()
-        if name.startswith(f"{figure}/")
-    }
+def _by_source(figure: str, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = by_source(figure, record)
     return {f"{figure}_by_source": found} if found else {}
 
 

@@ -28,7 +28,7 @@ ONE_B = ModelConfig(
 ONE = Mesh(1)
 TOKENS = 4 * ONE_B.sequence
 UNIT = TOKENS * ONE_B.hidden * 2
-# Of float32: a matrix, and a vector of its rows or columns.
+# Bytes in float32 of a matrix, and of a vector as long as its rows or columns.
 MATRIX, VECTOR = 16 * 16 * 4, 16 * 4
 
 

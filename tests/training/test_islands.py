@@ -38,7 +38,7 @@ def data(step: int, replica: int):
 
 
 def some_targets(step: int, replica: int):
-    """Of other numbers of targets that count: more on the first islands."""
+    """The later the replica, the fewer of its targets count."""
     tokens, targets = batch(seed=100 * step + replica)
     return [(tokens, targets.index_fill(1, torch.arange(2 * replica), -100))]
 
