@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import pytest
 
-from caat.data.corpus import prepare
-from caat.data.tokenizer import train_tokenizer
-from conf.data import DataConfig
-from launch import tokenize
-from launch.pretrain import main, set_up
+from launch.pretrain import main
 from launch.run.compose import compose
 from launch.run.validate import validate
-from launch.run.worker import work
 
-WEIGHTS = "data.mixture={web:0.7,code:0.3}"
-SOURCES = "data.sources={web:own.txt,code:own.txt}"
 # Settings, number of processes, and what the message must contain: the value and the remedy.
 MISTAKES = {
     "ratio above 1": (["sync.ratio=1.5"], 1, ["sync.ratio=1.5", "1 = all"]),
@@ -122,9 +112,6 @@ MISTAKES = {
     "step 0 in a profile": (["train.profile={0:3}"], 1, ["has 0:3: give", "'train.profile={10:13}'"]),
     "profile after the end": (["train.profile={2:300}"], 1, ["has 2:300: give", "from 1 to 200"]),
     "a step to profile": (["train.profile=10"], 1, ["train.profile=10: give a first and a last step"]),
-    "unknown format": (["data.format=sharegpt"], 1, ["data.format=sharegpt", "text, prompt, chat"]),
-    "template without a chat": (["data.chat_template=plain"], 1, ["needs data.format=chat", "leave"]),
-    "chat of a text": (["data.format=chat"], 1, ["data.format=chat needs rows", "jsonl or parquet"]),
     "unknown documents": (["train.documents=split"], 1, ["train.documents=split", "packed, masked"]),
     "unknown precision": (["train.precision=fp8"], 1, ["train.precision=fp8", "fp32, bf16"]),
     "negative steps": (["train.steps=-1"], 1, ["train.steps=-1", "above 0"]),
@@ -173,160 +160,10 @@ MISTAKES = {
     "no documents": (["eval.limit=0"], 1, ["eval.limit=0", "above 0"]),
     "unknown device": (["launch.device=tpu"], 1, ["launch.device=tpu", "auto, cpu, cuda"]),
     "sequence of the model": (["train.sequence=512"], 1, ["train.sequence=512", "raise model.sequence"]),
-    "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
-    "no text to train on": (
-        ["data.validation=0.4", "data.test=0.6"],
-        1,
-        ["data.test=0.6 is outside [0, 0.6)", "leave documents to train on"],
-    ),
-    "a negative test share": (["data.test=-0.1"], 1, ["data.test=-0.1 is outside [0, "]),
-    "a folder without a test": (
-        ["data.path=prepared", "data.test=0.1", "model.vocab_size=304", "train.sequence=64"],
-        1,
-        ["data.test=0.1, but prepared was prepared without a test split", "leave data.test out"],
-    ),
-    "nothing to validate on": (
-        ["data.path=rows", "model.vocab_size=304", "train.sequence=32", "train.eval_sequences=2"],
-        1,
-        ["no target counts in the 2 validation sequences of rows", "raise train.eval_sequences or"],
-    ),
-    "a mixture of nothing": (
-        ["data.mixture={}"],
-        1,
-        ["data.sources has no effect", "'data.mixture={web"],
-    ),
-    "weights without names": (["data.mixture=0.7", SOURCES], 1, ["data.mixture=0.7 has no names"]),
-    "sources without weights": ([SOURCES], 1, ["data.sources has no effect without data.mixture"]),
-    "weights without sources": ([WEIGHTS], 1, ["data.mixture has web, which data.sources does not"]),
-    "a text and a mixture": (
-        ["data.path=own.txt", WEIGHTS, SOURCES],
-        1,
-        ["data.path=own.txt", "give only one of the two"],
-    ),
-    "one source": (
-        ["data.mixture={web:1}", "data.sources={web:own.txt}"],
-        1,
-        ["has only web", "its text as data.path"],
-    ),
-    "a weight of 0": (["data.mixture={web:1,code:0}", SOURCES], 1, ["{code:0}: give a weight above 0"]),
-    "a negative weight": (["data.mixture={web:-1,code:1}", SOURCES], 1, ["{web:-1}: give a weight above 0"]),
-    "text for a weight": (["data.mixture={web:x,code:1}", SOURCES], 1, ["{web:x}: give a weight above 0"]),
-    "a source without weight": (
-        [WEIGHTS, "data.sources={web:own.txt,code:own.txt,books:own.txt}"],
-        1,
-        ["data.sources has books, which data.mixture does not"],
-    ),
-    "a source named by a path": (
-        ["data.mixture={a/b:1,code:1}", SOURCES],
-        1,
-        ["data.mixture has a source a/b: a name is a letter, then letters"],
-    ),
-    "a number for a source": (
-        [WEIGHTS, "data.sources={web:2024_01,code:own.txt}"],
-        1,
-        ["data.sources={web:202401} is not a path: give it in quotes"],
-    ),
-    "a source that does not exist": (
-        [WEIGHTS, "data.sources={web:own.txt,code:missing.txt}"],
-        1,
-        ["data.sources={code:missing.txt} does not exist", "check the path"],
-    ),
-    "sources with different tokenizers": (
-        [WEIGHTS, "data.sources={web:prepared,code:own.txt}", "data.tokenizer=own.model"],
-        1,
-        [
-            "{web:prepared} was prepared with another tokenizer than own.model",
-            "prepare it again from its text",
-        ],
-    ),
-    "a source that is too short": (
-        [WEIGHTS, "data.sources={web:prepared,code:prepared}", "train.sequence=128"],
-        1,
-        ["train.sequence=128 is too long for the", "split of prepared"],
-    ),
-    "a stream of a local text": (
-        ["data.path=own.txt", "data.streaming=true"],
-        1,
-        [
-            "data.streaming=true reads a Hugging Face dataset",
-            "own.txt is not one",
-            "leave data.streaming out",
-        ],
-    ),
-    "no such text": (["data.path=missing.txt"], 1, ["missing.txt does not exist", "check the path"]),
-    "empty text": (["data.path=empty.txt"], 1, ["data.path=empty.txt is empty", "give a path"]),
-    "unknown kind of text": (["data.path=paper.pdf"], 1, ["data.path=paper.pdf", "use one of .txt"]),
-    "no such tokenizer": (["data.tokenizer=no.model"], 1, ["data.tokenizer=no.model", "leave it out"]),
-    "not a tokenizer": (["data.tokenizer=own.txt"], 1, ["own.txt", "give a SentencePiece model"]),
-    "larger tokenizer": (
-        ["data.tokenizer=own.model", "model.vocab_size=272"],
-        1,
-        ["own.model has 300 pieces", "model.vocab_size=272", "give model.vocab_size=300"],
-    ),
-    "larger data.vocab_size": (
-        ["data.vocab_size=8192"],
-        1,
-        ["data.vocab_size=8192", "model.vocab_size=4096"],
-    ),
-    "another tokenizer than prepared": (
-        ["data.path=prepared", "data.tokenizer=own.model"],
-        1,
-        ["data.tokenizer=own.model", "prepared with another one", "leave data.tokenizer out"],
-    ),
-    "larger prepared tokenizer": (
-        ["data.path=prepared", "model.vocab_size=256"],
-        1,
-        ["prepared has 300 pieces", "model.vocab_size=256", "give model.vocab_size=300"],
-    ),
-    "longer than the text": (
-        ["data.path=prepared", "train.sequence=128"],
-        1,
-        ["train.sequence=128", "validation split of prepared, which has 100 tokens", "lower train.sequence"],
-    ),
-    "no counts for the figures": (
-        ["data.path=uncounted", "train.sequence=64"],
-        1,
-        ["uncounted/unigram.npy cannot be read", "prepare it again"],
-    ),
-    "counts of another text": (
-        ["data.path=others", "train.sequence=64"],
-        1,
-        ["others/unigram.npy does not match the token count", "prepare it again"],
-    ),
     "run folder below a file": (["run.dir=own.txt/run"], 1, ["run.dir=own.txt/run", "is a file", "another"]),
     "run folder in use": (["run.dir=prepared"], 1, ["run.dir=prepared", "not empty", "new folder"]),
     "run folder not writable": (["run.dir=/proc/x"], 1, ["run.dir=/proc/x"]),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Texts, a tokenizer of 300 pieces, and tokens prepared by hand."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "own.txt").write_text("Some text of one's own.\n\n" * 20)
-    (folder / "empty.txt").touch()
-    (folder / "paper.pdf").write_text("%PDF")
-    lines = (f"sentence number {i} about {i * i}" for i in range(200))
-    train_tokenizer(lines, 300, folder / "own.model")
-    prepared = folder / "prepared"
-    prepared.mkdir()
-    (prepared / "tokenizer.model").touch()
-    index = {"format": "caat-tokens", "version": 1, "key": "0", "source": "", "dtype": "uint16"}
-    index |= {"vocab_size": 300, "bos": 1, "eos": 2, "documents": 2, "bytes": 9}
-    index |= {"train": [{"file": "a", "tokens": 900}, {"file": "b", "tokens": 9}]}
-    index |= {"validation": [{"file": "c", "tokens": 100}]}
-    (prepared / "index.json").write_text(json.dumps(index))
-    shutil.copytree(prepared, folder / "uncounted")
-    np.save(prepared / "unigram.npy", np.array([909] + 299 * [0]))
-    shutil.copytree(prepared, folder / "others")
-    np.save(folder / "others" / "unigram.npy", np.arange(300))
-    # Rows of which nothing that is held out counts.
-    rows = shutil.copytree(prepared, folder / "rows")
-    (rows / "index.json").write_text(json.dumps(index | {"rows": "prompt"}))
-    for name, tokens, mark in (("a", 900, 1), ("b", 9, 1), ("c", 100, 0)):
-        (rows / name).write_bytes(bytes(2 * tokens))
-        (rows / f"{name}.marks").write_bytes(bytes([mark]) * tokens)
-    return folder
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -349,24 +186,6 @@ def check_refused(settings: list[str], world: int, says: list[str]) -> None:
     assert not [part for part in says if part not in message], message
     assert len(message.splitlines()) == 1
     assert sorted(Path.cwd().rglob("*")) == before
-
-
-def test_tokens_that_were_changed_are_not_trained_on(folder, tmp_path, monkeypatch):
-    """All zero: valid tokens, in the right number. They are rejected before any process group starts."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "book.txt").write_text("\n\n".join(f"Text {i} of {i * i} words." for i in range(200)))
-    data = DataConfig(path="book.txt", tokenizer=str(folder / "own.model"), validation=0.1)
-    tokens = prepare(data, tmp_path / "tokens")
-    config = compose(["data.path=tokens", "model.vocab_size=300", "train.sequence=64", "run.dir=new"])
-    (tokens / "train-00000.bin").write_bytes(bytes((tokens / "train-00000.bin").stat().st_size))
-    for start in (set_up, work):
-        with pytest.raises(
-            ValueError, match=r"tokens is damaged: train-00000.bin is damaged: .* in index.json"
-        ):
-            start(config)
-    assert not Path("new").exists()
-    with pytest.raises(ValueError, match=r"tokens is damaged"):
-        tokenize.main(["data.path=tokens"])
 
 
 def test_what_is_right_passes(folder, monkeypatch):
