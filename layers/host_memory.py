@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from caat.parallel.pinned import empty_pinned
+
 Shape = tuple[int, int, int, int]
 
 
@@ -38,7 +40,8 @@ class HostMemory:
         self.fetched_bytes = self.stored_bytes = 0
         # Pinned memory is copied without passing through another buffer, while the processor does other work.
         self._pinned = device.type == "cuda"
-        self._stores = [torch.empty(shape, dtype=dtype, pin_memory=self._pinned) for _ in range(2)]
+        empty = empty_pinned if self._pinned else torch.empty
+        self._stores = [empty(shape, dtype=dtype) for _ in range(2)]
         self._stream = torch.cuda.Stream(device) if self._pinned else None
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:

@@ -15,11 +15,15 @@ def pack(x: Tensor) -> Tensor:
     number is not finite, the whole token becomes so.
     """
     x = x.flatten(0, -2)
-    scale = (x.abs().amax(-1, keepdim=True).double() / 127).float().clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.cat([(x / scale).round_().to(torch.int8), scale.view(torch.int8)], -1)
+    largest = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True)
+    scale = (largest.double() / 127).float().clamp_min(torch.finfo(torch.float32).tiny)
+    packed = x.new_empty((x.shape[0], x.shape[1] + INT8_SCALE_BYTES), dtype=torch.int8)
+    packed[:, :-INT8_SCALE_BYTES] = (x / scale).round_()
+    packed[:, -INT8_SCALE_BYTES:] = scale.view(torch.int8)
+    return packed
 
 
-def unpack(packed: Tensor) -> Tensor:
-    """Invert :func:`pack`, up to rounding: [..., k + 4] -> [..., k] in float32."""
+def unpack(packed: Tensor, out: Tensor | None = None) -> Tensor:
+    """Invert :func:`pack`, up to rounding: [..., k + 4] -> [..., k] in float32, or written to ``out``."""
     scale = packed[..., -INT8_SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
-    return packed[..., :-INT8_SCALE_BYTES] * scale
+    return torch.mul(packed[..., :-INT8_SCALE_BYTES], scale, out=out)

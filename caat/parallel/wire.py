@@ -19,5 +19,7 @@ def to_wire(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def from_wire(message: Tensor, x: Tensor) -> None:
     """Write a message in the format of :func:`to_wire` to ``x``."""
-    if message is not x:
-        x.copy_(int8.unpack(message).view_as(x) if message.dtype is torch.int8 else message)
+    if message.dtype is torch.int8:
+        int8.unpack(message.view(*x.shape[:-1], -1), out=x)
+    elif message is not x:
+        x.copy_(message)

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from caat.data.tokenizer import tokenizer_files
@@ -35,6 +34,7 @@ from caat.training.checkpoint.files import (
     write_indices,
 )
 from caat.training.checkpoint.pace import Pace
+from caat.training.checkpoint.snapshot import Snapshot
 from caat.training.checkpoint.state import SavedKind, SavedOptimizer, State, write_state
 from caat.training.live import Fragment, LiveState
 from conf.schema import CheckpointConfig
@@ -84,8 +84,7 @@ class Saver:
         ranges = {key: (held.start, held.size) for key, held in live.fragments().items()}
         self._bytes = sum(each.bytes for file in self._files for each in file.tensors)
         self._exchange = Exchange(self._files, ranges, live.mesh, self._control)
-        self._sent = self._exchange.sent_by_me()
-        self._snapshot: dict[tuple[str, str], Tensor] = {}
+        self._snapshot = Snapshot(self._exchange.sent_by_me())
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
 
@@ -109,7 +108,7 @@ class Saver:
         self._pace.begin()
         with self._pace.standing():
             fragments, architecture = self._live.fragments(), self._architecture()
-            held = self._copy(fragments) if self.settings.asynchronous else _in_place(fragments)
+            held = self._snapshot.take(fragments) if self.settings.asynchronous else _in_place(fragments)
             optimizer = _describe(self._live)
             own = {name: live.float().cpu().clone() for name, live in self._live.own_tensors().items()}
         self._thread = threading.Thread(
@@ -142,17 +141,6 @@ class Saver:
         """Wait for the save in flight to end, whether it succeeds or fails."""
         with suppress(SaveError):
             self.wait()
-
-    def _copy(self, fragments: dict[tuple[str, str], Fragment]) -> Held:
-        """Copy to host memory that is reused between saves: touching new memory costs more than the copy."""
-        for name, kind in self._sent:
-            live = fragments[name, kind].numbers
-            if (name, kind) not in self._snapshot:
-                self._snapshot[name, kind] = torch.empty(live.shape, pin_memory=live.is_cuda)
-            self._snapshot[name, kind].copy_(live, non_blocking=True)
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return lambda name, kind: self._snapshot[name, kind]
 
     def _write(
         self,
