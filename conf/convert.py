@@ -46,5 +46,11 @@ class ConvertConfig:
         "???",
         "Folder to write, new or empty; or its URL on a store that fsspec knows, such as s3://bucket/model.",
     )
+    order: str | None = setting(
+        None,
+        "Text, jsonl or parquet file. The channels of an imported model are ordered by their size on the "
+        "start of this text, the largest first: a ratio below 1 shares the first ones. The function stays "
+        "the same.",
+    )
     parallel: ConvertParallel = field(default_factory=ConvertParallel)
     sync: ConvertSync = field(default_factory=ConvertSync)

@@ -61,12 +61,18 @@ def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
     from layers.huggingface.importing import check_source, import_checkpoint
 
     source = check_source(folder, config.parallel.tensor, config.sync.ratio)
-    found = source.architecture
+    found, channels = source.architecture, "as they were"
+    if config.order is not None:
+        from layers.huggingface.ordering import order_channels, order_tokens
+
+        source, first_half = order_channels(source, order_tokens(source, config.order))
+        channels = f"ordered on {config.order}: the first half has {first_half:.1%} of the stream's square"
     result = {
         "from": str(folder),
         "became": "a checkpoint of caat",
         "shards": found.shards,
         "ratio": found.ratio,
+        "channels": channels,
         "embeddings": _embeddings(found.model.tie_embeddings, source.flagged_tied),
         "tokenizer": source.tokenizer.name,
         "begin_and_end": f"{found.bos} and {found.eos}",
@@ -85,7 +91,12 @@ def _embeddings(tied: bool, flagged: bool) -> str:
 def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:
     from layers.huggingface.exporting import check_trained, export_checkpoint
 
-    for name, value in (("parallel.tensor", config.parallel.tensor), ("sync.ratio", config.sync.ratio)):
+    only_imported = {
+        "parallel.tensor": config.parallel.tensor,
+        "sync.ratio": config.sync.ratio,
+        "order": config.order,
+    }
+    for name, value in only_imported.items():
         require(
             value is None,
             f"{name}={value} is for a model that comes from Hugging Face, but from={config.from_} is a "

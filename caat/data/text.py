@@ -131,14 +131,14 @@ def _find(config: DataConfig) -> Source:
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_aside(file, path))
         return _local(config, path.resolve().name, files)
     if path.is_file():
-        if _reader(path) is None:
+        if reader_of(path) is None:
             raise ValueError(f"{config.given} has an unknown extension: use one of {KNOWN}")
         return _local(config, path.name.split(".")[0], [path])
     if glob.has_magic(str(path)):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         return _local(config, "files", [file for file in files if file.is_file()])
     # A file extension (even an unsupported one, wiki.csv) or an existing parent folder: not a hub dataset.
-    like_a_file = _reader(path) or mimetypes.guess_type(path.name) != (None, None) or path.parent.is_dir()
+    like_a_file = reader_of(path) or mimetypes.guess_type(path.name) != (None, None) or path.parent.is_dir()
     if like_a_file or not HUB_NAME.fullmatch(config.path):
         raise ValueError(
             f"{config.given} does not exist: check the path (relative to {Path.cwd()}), or give a "
@@ -155,13 +155,13 @@ def _is_aside(file: Path, folder: Path) -> bool:
 
 def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
     """Build the source from ``files``, ignoring empty files and those with an unknown extension."""
-    files = [file for file in files if _reader(file)]
+    files = [file for file in files if reader_of(file)]
     if not files:
         raise ValueError(f"{config.given} names no text file: known extensions are {KNOWN}")
     files = [file for file in files if file.stat().st_size]
     if not files:
         raise ValueError(f"{config.given} is empty: give a path that contains text")
-    readers = sorted({str(_reader(file)) for file in files})
+    readers = sorted({str(reader_of(file)) for file in files})
     if len(readers) > 1:
         raise ValueError(
             f"{config.given} mixes files of kind {' and '.join(readers)}: "
@@ -170,7 +170,8 @@ def _local(config: DataConfig, stem: str, files: list[Path]) -> Source:
     return Source(readers[0], stem, tuple(files))
 
 
-def _reader(path: Path) -> str | None:
+def reader_of(path: Path) -> str | None:
+    """Return the kind of file that ``path`` is by its extension (text, json or parquet), or None."""
     if path.suffix in COMPRESSED:
         reader = READERS.get(Path(path.stem).suffix)
         return None if reader == "parquet" else reader

@@ -89,9 +89,6 @@ def worker_environment(processes: int) -> dict[str, str]:
     """Return the variables that ``processes`` workers on this node need in addition to our environment."""
     default = {
         "OMP_NUM_THREADS": str(max(1, available_cores() // processes)),
-        # By default, glibc returns every buffer above 32 MB to the kernel, which clears its pages again.
-        "MALLOC_MMAP_THRESHOLD_": str(2**32),
-        "MALLOC_TRIM_THRESHOLD_": str(2**34),
         "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in _handled_signals()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
     }

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from caat.parallel.world import is_first_rank, local_rank, local_world_size, restarted, world_size
 from caat.runs.status import read_status, write_status
+from caat.supervision.allocator import keep_large_buffers
 from caat.supervision.device import choose_device, side_store, start_process_group, stop_process_group
 from caat.supervision.signals import StoppedBySignal, StopRequest
 from caat.supervision.watchdog import Watchdog
@@ -50,6 +51,8 @@ def work(
     config.check_layout(world)
     place = local_rank(), local_world_size(unknown=world)
     device = choose_device(config.launch.device, *place, config.launch.backend)
+    if device.type == "cpu":
+        keep_large_buffers()
     _set_numerics(config)
     start = _verified(config, start, folder)
     if start.step >= config.train.steps:

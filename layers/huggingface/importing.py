@@ -23,6 +23,7 @@ from conf.checks import require
 from conf.model import ModelConfig
 from conf.partition import shared_channels
 from conf.sync import SyncConfig
+from layers.channel_order import reordered
 from layers.huggingface.families import model_config, read_config, read_family, read_kind
 from layers.huggingface.tokenizers import choose_tokenizer
 from layers.weights import gpt_weights
@@ -43,6 +44,8 @@ class Source:
     flagged_tied: bool
     tokenizer: Path
     tensors: Tensors
+    # The channels of the residual stream in the order to write, [h]; None: as they are.
+    order: Tensor | None = None
 
     @property
     def bytes(self) -> int:
@@ -50,7 +53,8 @@ class Source:
         return sum(each.bytes for each in _full_tensors(self.architecture.model))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return self.tensors(name, shape).float()
+        weight = self.tensors(name, shape).float()
+        return weight if self.order is None else reordered(name, weight, self.order)
 
 
 def check_source(folder: Path, shards: int | None, ratio: float | None) -> Source:
