@@ -26,7 +26,7 @@ from runs import (
     variants,
 )
 
-from caat.runs.statistics import Sample
+from caat.runs.variants import Sample
 
 
 def tables(runs: list[Run]) -> str:

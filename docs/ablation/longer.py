@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from caat.runs.statistics import Sample
+from caat.runs.variants import Sample
 
 # Steps of 2,048 tokens: 1, 2, 4, 8 and 14 M tokens.
 LENGTHS = (488, 977, 1953, 3906, 6836)

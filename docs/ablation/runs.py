@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from caat.runs.statistics import Sample
+from caat.runs.variants import Sample
 
 RUNS = Path(__file__).with_name("runs.json")
 # The settings that distinguish the runs.

@@ -54,7 +54,8 @@ def write_report(
     ``ValueError`` as :func:`caat.runs.reading.find_runs`, and one if ``out`` is not writable.
     """
     from caat.runs.reading import find_runs
-    from caat.runs.statistics import compared, scores, table, variants
+    from caat.runs.statistics import scores, table
+    from caat.runs.variants import compared, variants
     from launch.report.page import Contents, as_json, html, markdown
     from launch.report.pictures import pictures
 

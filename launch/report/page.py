@@ -16,8 +16,8 @@ MIB = 2**20
 NOTE = (
     "± is the standard deviation over the seeds; a single seed has none. The difference to ratio 1 is "
     "computed for each seed, against the runs with the most similar other settings, and averaged; its ± "
-    "is the 95 % confidence interval of that mean, by Student's t. So is the difference to the runs "
-    "without a codec between replicas. Synchronised is the share of channels "
+    "is the 95 % confidence interval of that mean, by Student's t. So are the differences to the runs "
+    "without a codec between replicas, and to those without islands. Synchronised is the share of channels "
     "synchronised inside the layers, averaged over the steps. MiB/step is what one process puts into "
     "tensor-parallel collectives in a step, in both directions; DP is the size and number of its messages "
     "to other replicas, and islands those to other islands, averaged over the steps. "
@@ -62,6 +62,10 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         "compared with": [_bases(row["compared_with"]) if several else "-" for row in rows],
         "vs no codec": [
             _with(row, "difference_to_no_codec", "difference_to_no_codec_interval", "{:+.4f}") for row in rows
+        ],
+        "vs no islands": [
+            _with(row, "difference_to_no_islands", "difference_to_no_islands_interval", "{:+.4f}")
+            for row in rows
         ],
         "synchronised": [_one(row, "synchronised", "{:.1%}") for row in rows],
         "MiB/step": [_one(row, "bytes_per_step", "{:,.2f}", MIB) for row in rows],

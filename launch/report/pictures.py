@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from caat.runs.statistics import Variant
+from caat.runs.variants import Variant
 
 # Placeholder for lines and text, replaced by the page's text colour so that dark pages are readable too.
 INK = "#010203"
@@ -49,12 +49,12 @@ def pictures(variants: Sequence[Variant], rows: Sequence[dict[str, Any]]) -> dic
         found[f"Validation loss against communication, ± over seeds.{one}"] = _svg(
             lambda axes: _trade_off(axes, rows, labels), legend
         )
-    coded = [row for row in rows if row["difference_to_no_codec"] is not None]
-    if coded:
-        names = sum(_wrapped(row["label"], NAME).count("\n") + 2 for row in coded)
-        found[f"Validation loss minus that without a codec, ± 95 % confidence interval.{one}"] = _svg(
-            lambda axes: _differences(axes, rows, coded), names, 0.6
-        )
+    for field, base in (("difference_to_no_codec", "a codec"), ("difference_to_no_islands", "islands")):
+        if some := [row for row in rows if row[field] is not None]:
+            names = sum(_wrapped(row["label"], NAME).count("\n") + 2 for row in some)
+            found[f"Validation loss minus that without {base}, ± 95 % confidence interval.{one}"] = _svg(
+                _differences(rows, some, field), names, 0.6
+            )
     # With islands, fewer bytes on one axis may be more on another.
     islands = any(row["island_bytes_per_step"] for row in rows)
     field, where = (
@@ -102,21 +102,20 @@ def _losses(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set(xlabel="nats per token")
 
 
-def _differences(axes: Axes, rows: Sequence[dict[str, Any]], coded: Sequence[dict[str, Any]]) -> None:
-    """Plot the differences of the rows ``coded``, in the colours that they have among all ``rows``."""
-    for place, row in enumerate(coded):
-        axes.errorbar(
-            row["difference_to_no_codec"],
-            place,
-            xerr=row["difference_to_no_codec_interval"],
-            ms=7,
-            capsize=4,
-            lw=1,
-            **_marker(rows.index(row), row["difference_to_no_codec_seeds"]),
-        )
-    axes.axvline(0, color=INK, lw=0.8, ls=":", zorder=0)
-    _name(axes, coded)
-    axes.set(xlabel="difference (nats per token)")
+def _differences(
+    rows: Sequence[dict[str, Any]], some: Sequence[dict[str, Any]], field: str
+) -> Callable[[Axes], None]:
+    """Return a plot of the differences of ``some`` of the ``rows``, in the colours of all of them."""
+
+    def draw(axes: Axes) -> None:
+        for place, row in enumerate(some):
+            marker = _marker(rows.index(row), row[f"{field}_seeds"])
+            axes.errorbar(row[field], place, xerr=row[f"{field}_interval"], ms=7, capsize=4, lw=1, **marker)
+        axes.axvline(0, color=INK, lw=0.8, ls=":", zorder=0)
+        _name(axes, some)
+        axes.set(xlabel="difference (nats per token)")
+
+    return draw
 
 
 def _seconds(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from caat.runs.reading import find_runs
-from caat.runs.statistics import table, variants
+from caat.runs.statistics import table
+from caat.runs.variants import variants
 from launch import report
 from launch.report.pictures import front, pictures
 from launch.run.compose import compose
@@ -211,3 +212,24 @@ def test_islands_are_compared_by_all_bytes(tmp_path):
     assert rows[True]["total_bytes_per_step"] == tensor + 24 + 1000
     assert "against all bytes" in " ".join(pictures(compared, list(rows.values())))
     report.main([str(tmp_path)])
+
+
+def test_islands_are_compared_with_one_world(tmp_path):
+    # int8 within islands is compared with int8 without islands. A third seed has no run to compare with.
+    losses = {(1, "none"): (7.0, 7.0), (1, "int8"): (7.3,), (2, "none"): (7.1, 7.3, 9.0), (2, "int8"): (7.4,)}
+    for (islands, codec), each in losses.items():
+        for seed, loss in enumerate(each, 1):
+            method = ["islands.method=diloco", "islands.every=10"] if islands > 1 else []
+            settings = [f"parallel.islands={islands}", f"data_sync.codec={codec}", f"seed={seed}"]
+            config = compose([*settings, *method, "launch.processes=4"])
+            write_run(tmp_path / f"{islands}-{codec}-{seed}", config, [8.0, loss])
+    compared = variants(find_runs([str(tmp_path)])[0])
+    rows = table(compared)
+    by = {(row["settings"]["parallel.islands"], row["settings"]["data_sync.codec"]): row for row in rows}
+    for codec, difference, seeds in (("none", 0.2, 2), ("int8", 0.1, 1)):
+        assert by[1, codec]["difference_to_no_islands"] is None
+        assert by[2, codec]["difference_to_no_islands"] == pytest.approx(difference, abs=1e-12)
+        assert by[2, codec]["difference_to_no_islands_seeds"] == seeds
+    assert by[2, "none"]["difference_to_no_islands_interval"] == pytest.approx(T_1 * 0.1, abs=1e-12)
+    assert by[2, "int8"]["difference_to_no_codec"] == pytest.approx(0.3, abs=1e-12)
+    assert "minus that without islands" in " ".join(pictures(compared, rows))

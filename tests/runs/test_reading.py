@@ -7,7 +7,7 @@ import json
 import pytest
 
 from caat.runs.reading import find_runs
-from caat.runs.statistics import variants
+from caat.runs.variants import variants
 from launch.run.compose import compose
 from tests.runs.folders import write_run
 

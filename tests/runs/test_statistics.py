@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caat.runs.comparison import baseline, paired_difference
 from caat.runs.reading import find_runs
-from caat.runs.statistics import baseline, compared, paired_difference, scores, t_95, table, variants
+from caat.runs.statistics import scores, table
+from caat.runs.variants import compared, t_95, variants
 from launch.run.compose import compose
 from tests.runs.folders import write_run, write_sweep
 
