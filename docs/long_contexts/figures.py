@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from math import exp, log
+from math import ceil, exp, log
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -92,13 +92,13 @@ def against_sparq(rows: list[Row], model: str, length: int) -> str:
     """Return a Markdown table of the bytes with which caat's index has the error of SparQ.
 
     Between two measured numbers of rows, the logarithms of error and bytes lie on a line. Errors outside
-    caat's are left out.
+    caat's are left out, and so are its rows that are no worse than the whole cache.
     """
     lines = [f"| {length:,} tokens | nats | KiB | caat, KiB | times fewer |", "|---" * 5 + "|"]
-    ours = _series(rows, model, length, "int8")
+    ours = [(size, error) for size, error in _series(rows, model, length, "int8") if error > 0]
     for method in ("sparq:16", "sparq:32"):
         for size, error in _series(rows, model, length, method):
-            if ours[-1][1] <= error <= ours[0][1] and ours[-1][1] > 0:
+            if ours[-1][1] <= error <= ours[0][1]:
                 needed = exp(interp(-log(error), *zip(*((-log(e), log(b)) for b, e in ours), strict=True)))
                 cells = f"{error:.4f}", f"{size:,.0f}", f"{needed:,.0f}", f"{size / needed:.2f}"
                 lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
@@ -115,11 +115,13 @@ def _series(rows: list[Row], model: str, length: int, method: str) -> list[tuple
 
 
 def draw(rows: list[Row]) -> None:
-    """Draw the loss above that of the whole cache against the bytes of a token, one panel for each length."""
+    """Draw the loss above that of the whole cache against the bytes of a token, by model and length."""
     texts = [row for row in rows if row["kind"] == "text" and row["keep"]]
     panels = sorted({(row["model"], row["length"]) for row in texts})
-    figure = Figure(figsize=(4.2 * len(panels), 4.0), layout="constrained")
-    for axes, (model, length) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    rows_of_two = ceil(len(panels) / 2)
+    figure = Figure(figsize=(9.6, 4.0 * rows_of_two), layout="constrained")
+    axes_of = figure.subplots(rows_of_two, 2, squeeze=False).flatten()
+    for axes, (model, length) in zip(axes_of, panels, strict=False):
         for method, name in METHODS.items():
             points = _series(rows, model, length, method)
             if not points:
@@ -140,7 +142,7 @@ def draw(rows: list[Row]) -> None:
         axes.set(xlabel="KiB per token and KV head")
         axes.set_title(f"{model}, {length:,} tokens", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("loss minus that of the whole cache (nats)")
+        axes.set_ylabel("loss minus that of the whole cache (nats)")
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(IMAGE, dpi=130)
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from caat.parallel.world import local_rank
+from caat.supervision.allocator import keep_large_buffers
 from caat.supervision.device import choose_device, start_process_group, stop_process_group
 from conf import bench
 from conf.reading.build import build, literal
@@ -44,6 +45,8 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
     # Hosts of their own, in namespaces, have no backend to choose.
     backend = getattr(config, "backend", "auto")
     device = choose_device(config.device, local_rank(), config.processes, backend)
+    if device.type == "cpu":
+        keep_large_buffers()
     start_process_group(device, backend=backend)
     if kind == "profile":
         rows = profile_rows(config, device)

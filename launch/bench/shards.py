@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from caat.supervision.allocator import keep_large_buffers
 from conf.bench import BenchShardsConfig
 from conf.reading.verb import load_verb
 from eval.speed.shards import VARIANTS, peak_bytes, training_step
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> None:
     if config.memory_of is not None:
         print(json.dumps(peak_bytes(config, config.memory_of)))
         return
+    keep_large_buffers()
     report = Report(
         "shards",
         config.out,
