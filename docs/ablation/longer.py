@@ -5,7 +5,8 @@
 
 Each variant and seed is a trunk at a constant learning rate. A branch leaves it at 0.8 of every length and
 decays the learning rate to its end (wsd), so that one trunk serves all lengths. All variants reach a length
-before the next one begins.
+before the next one begins. In bfloat16 and compiled, a step takes little more than half of its time in
+float32.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ def run(text: str, out: Path) -> None:
     for length in LENGTHS:
         for name, (seeds, settings) in VARIANTS.items():
             for seed in seeds:
-                _train(_place(out, name, seed), length, [*settings, f"seed={seed}"], text)
+                _branch(_place(out, name, seed), length, [*settings, f"seed={seed}"], text)
 
 
-def _train(folder: Path, length: int, settings: list[str], text: str) -> None:
+def _branch(folder: Path, length: int, settings: list[str], text: str) -> None:
     trunk, branch, decay = folder / "trunk", folder / f"branch-{length}", round(DECAY * length)
-    if _is_finished(branch):
+    if is_finished(branch):
         return
     settings = [
         "experiment=ablation",
+        "train.precision=bf16",
+        "train.compile=true",
         f"data.path={text}",
         "train.eval_every=0",
         "checkpoint.every=500",
@@ -51,14 +54,15 @@ def _train(folder: Path, length: int, settings: list[str], text: str) -> None:
     start = length - decay
     last = trunk / "checkpoints" / f"step-{start:08}"
     if not last.is_dir():
-        _caat(
+        train(
             [*settings, "optim.schedule=constant", f"train.steps={start}", f"run.dir={trunk}", "resume=auto"]
         )
     how = ["optim.schedule=wsd", f"optim.decay_steps={decay}", f"train.steps={length}", f"run.dir={branch}"]
-    _caat([*settings, *how, "resume=auto" if (branch / "checkpoints").is_dir() else f"resume={last}"])
+    train([*settings, *how, "resume=auto" if (branch / "checkpoints").is_dir() else f"resume={last}"])
 
 
-def _caat(settings: list[str]) -> None:
+def train(settings: list[str]) -> None:
+    """Run `caat pretrain` with ``settings``."""
     subprocess.run([sys.executable, "-m", "launch.pretrain", *settings], check=True)
 
 
@@ -66,7 +70,8 @@ def _place(out: Path, variant: str, seed: int) -> Path:
     return out / f"{variant.replace(',', '').replace(' ', '-')}-seed-{seed}"
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in ``folder`` has ended."""
     return (folder / "summary.json").is_file()
 
 
@@ -90,7 +95,7 @@ def figures(out: Path) -> None:
             shown = ", ".join(
                 f"{seed}: {losses[seed]:.4f} ({losses[seed] - base[seed]:+.4f})" for seed in base
             )
-            print(f"{name:<16} {length * 2048 / 1e6:5.1f} M tokens  {shown}  mean {delta}")
+            print(f"{name:<16} {length * 2048 / 1e6:5.1f} M tokens  {shown}  mean {shown(delta)}")
             points.append((length * 2048 / 1e6, delta))
             axes.plot([points[-1][0]] * len(delta.values), delta.values, "_", color="#888888", ms=8)
         if points and name != "ratio 1":
@@ -107,7 +112,7 @@ def figures(out: Path) -> None:
 
 def _loss(out: Path, name: str, seed: int, length: int) -> float | None:
     folder = _place(out, name, seed) / f"branch-{length}"
-    if not _is_finished(folder):
+    if not is_finished(folder):
         return None
     return json.loads((folder / "summary.json").read_text())["validation_loss"]
 
