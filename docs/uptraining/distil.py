@@ -1,4 +1,4 @@
-"""Uptrain at a lower ratio on the distribution of the original model. docs/uptraining.md has its results.
+"""Uptrain at a lower ratio on the distribution of the original model.
 
 python docs/uptraining/distil.py WEIGHT initialize=smollm2 ...    # settings as in `caat pretrain`
 
