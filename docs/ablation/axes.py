@@ -10,13 +10,11 @@ average their weights every 30 steps. The codec is that of the gradients, or of 
 
 from __future__ import annotations
 
-import json
-import sys
 from itertools import product
 from pathlib import Path
 
 from figures import shown
-from longer import is_finished, train
+from training import loss_of, run_command, train
 
 from caat.runs.variants import Sample
 
@@ -27,7 +25,7 @@ BASE: Point = (1.0, "none", 1)
 STEPS = 2000
 COMMON = (
     *("experiment=ablation", "train.precision=bf16", "train.compile=true", "train.eval_every=0"),
-    *("launch.processes=4", "parallel.processes=2", "zero.stage=1"),
+    *("launch.processes=4", "parallel.processes=2", "zero.stage=1", "train.micro_batch=4"),
 )
 
 
@@ -35,8 +33,8 @@ def settings_of(point: Point) -> list[str]:
     """Return the settings in which the runs differ."""
     ratio, codec, islands = point
     if islands == 1:
-        return [f"sync.ratio={ratio}", f"data_sync.codec={codec}", "train.micro_batch=4"]
-    how = ["islands.method=average", "islands.every=30", f"islands.codec={codec}", "train.micro_batch=4"]
+        return [f"sync.ratio={ratio}", f"data_sync.codec={codec}"]
+    how = ["islands.method=average", "islands.every=30", f"islands.codec={codec}"]
     return [f"sync.ratio={ratio}", f"parallel.islands={islands}", *how]
 
 
@@ -45,7 +43,7 @@ def run(text: str, out: Path) -> None:
     for seed in SEEDS:
         for point in product(RATIOS, CODECS, ISLANDS):
             folder = place(out, point, seed)
-            if is_finished(folder):
+            if loss_of(folder) is not None:
                 continue
             resume = ["resume=auto"] if (folder / "checkpoints").is_dir() else []
             where = [f"data.path={text}", f"run.dir={folder}", f"seed={seed}", f"train.steps={STEPS}"]
@@ -61,9 +59,8 @@ def figures(out: Path) -> None:
     """Print the loss of each point minus that of the base, and minus the sum of the costs of its axes."""
     losses = {}
     for point in product(RATIOS, CODECS, ISLANDS):
-        files = {seed: place(out, point, seed) / "summary.json" for seed in SEEDS}
-        found = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
-        losses[point] = {seed: each["validation_loss"] for seed, each in found.items()}
+        found = {seed: loss_of(place(out, point, seed)) for seed in SEEDS}
+        losses[point] = {seed: loss for seed, loss in found.items() if loss is not None}
     for point, by_seed in losses.items():
         # The same point with only one of its axes at a time.
         single = [
@@ -89,8 +86,4 @@ def figures(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    verb, *arguments = sys.argv[1:]
-    if verb == "run":
-        run(arguments[0], Path(arguments[1]))
-    else:
-        figures(Path(arguments[0]))
+    run_command(run, figures)
