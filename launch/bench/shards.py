@@ -18,10 +18,10 @@ from launch.bench.report import Column, Report
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchShardsConfig, argv)
+    keep_large_buffers()
     if config.memory_of is not None:
         print(json.dumps(peak_bytes(config, config.memory_of)))
         return
-    keep_large_buffers()
     report = Report(
         "shards",
         config.out,
