@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from statistics import mean, stdev
 from typing import Any
 
@@ -126,7 +126,14 @@ def variants(runs: Iterable[Run]) -> list[Variant]:
         all_settings = settings(members[0].config)
         members.sort(key=lambda run: run.config.seed)
         found.append(Variant({name: all_settings[name] for name in differing}, members))
-    return sorted(found, key=lambda variant: (variant.others, -variant.ratio))
+    return sorted(found, key=_sort_key)
+
+
+def _sort_key(variant: Variant) -> tuple:
+    """Return the key to sort by: the settings, numbers by their size, then the falling ratio."""
+    others = ((name, value) for name, value in variant.settings.items() if name != RATIO)
+    numbers = tuple((n, v if isinstance(v, int | float) else inf, str(v)) for n, v in others)
+    return numbers, -variant.ratio
 
 
 def t_95(freedom: int) -> float:

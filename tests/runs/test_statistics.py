@@ -175,3 +175,10 @@ def test_ratio_1_may_have_been_trained_on_another_layout(tmp_path):
         write_run(tmp_path / name, compose(settings), [8.0, loss])
     rows = {row["ratio"]: row for row in table(variants(find_runs([str(tmp_path)])[0]))}
     assert rows[0.5]["difference_to_ratio_1"] == 0.25
+
+
+def test_variants_are_in_the_order_of_their_numbers(tmp_path):
+    for steps in (100, 30, 10):
+        write_run(tmp_path / str(steps), compose([f"train.steps={steps}"]), [3.0])
+    found = variants(find_runs([str(tmp_path)])[0])
+    assert [variant.settings["train.steps"] for variant in found] == [10, 30, 100]
