@@ -98,7 +98,8 @@ def shares(model: GPT, tokens: Tensor) -> list[tuple[float, float]]:
     with ExitStack() as stack:
         for layer in readers(model):
             stack.enter_context(reads(layer, record))
-        model(tokens[:8])
+        # Without targets, the head would take another way.
+        model(tokens[:8], tokens[:8])
     return found
 
 
