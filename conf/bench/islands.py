@@ -16,7 +16,7 @@ class BenchIslandsConfig(ReplicaStepsConfig):
     """`caat bench islands`: time training steps of islands of one replica at ZeRO 1 in float32 over a shaped
     link between network namespaces (needs root, ip and tc), compared with replicas that sum their gradients
     at every step, in DeepSpeed's own messages and through codecs. diloco with AdamW, also with a delay and
-    eager; slamb with LAMB; dcs3gd with SGD."""
+    eager; slamb with LAMB; dcs3gd with SGD. With torchft installed, its DiLoCo too, without ZeRO."""
 
     every: int = setting(30, "Value of islands.every; a round of so many steps is timed as a whole.")
     island_delay: int = setting(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch.distributed as dist
 
@@ -14,6 +16,7 @@ from conf.optim import OptimConfig
 from eval.speed.measure import slowest
 from eval.speed.replicas import NOTHING, OPTIM, PLAIN, SEED, Replica, by_engine, plain_deepspeed
 from eval.speed.timing import Times, take_turns
+from eval.speed.torchft_peer import torchft_diloco
 
 # Steps of a turn of the variants that do the same in every step.
 FEW = 3
@@ -48,6 +51,7 @@ def island_rows(config: BenchIslandsConfig) -> list[dict]:
         Turns(by_engine(config, NOTHING, alone), FEW),
         Turns(plain_deepspeed(config), FEW),
         *(Turns(_synchronous(config, codec), FEW) for codec in config.codecs),
+        *(Turns(peer(config), every) for peer in _peers()),
         *(Turns(_islands(config, optim, settings), every) for optim, settings in island_settings(config)),
     ]
     for variant in variants:
@@ -98,6 +102,11 @@ def island_mode(settings: IslandsConfig) -> str:
     """Return the name of the row of islands with these settings."""
     mode = f"{settings.method}, {settings.codec}"
     return mode + f", delay {settings.delay}" * (settings.delay > 0) + ", eager" * settings.eager
+
+
+def _peers() -> list[Callable[[BenchIslandsConfig], Replica]]:
+    """Return what else can exchange with islands here: torchft's DiLoCo, if it is installed."""
+    return [torchft_diloco] if find_spec("torchft") else []
 
 
 def _synchronous(config: BenchIslandsConfig, codec: str) -> Replica:

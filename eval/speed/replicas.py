@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -165,23 +165,42 @@ def _ddp(config: BenchDataConfig) -> Replica:
     # The first steps of PowerSGD are exact: DDP changes its buckets after the first.
     state = PowerSGDState(group, matrix_approximation_rank=DDP_RANK, start_powerSGD_iter=2)
     parallel.register_comm_hook(state, powerSGD_hook)
-    optimizer = AdamW(model, OPTIM)
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = LR
+    optimizer = plain_optimizer(model)
 
     def step() -> float:
         ledger.reset()
-        losses = []
-        for number, (tokens, targets) in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else parallel.no_sync():
-                loss = parallel(tokens, targets).mean()
-                (loss / len(batches)).backward()
-            losses.append(loss.detach())
-        mean = torch.stack(losses).mean()
-        dist.all_reduce(mean)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(mean) / len(ranks)
+        return plain_step(parallel, optimizer, batches, parallel.no_sync)
 
     return Replica(f"ddp, powersgd:{DDP_RANK}", step, ledger)
+
+
+def plain_optimizer(model: GPT) -> AdamW:
+    """Return the optimizer of a peer without our engine, at the learning rate of all variants."""
+    optimizer = AdamW(model, OPTIM)
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = LR
+    return optimizer
+
+
+def plain_step(
+    model: nn.Module,
+    optimizer: AdamW,
+    batches: Batches,
+    held: Callable[[], AbstractContextManager] = nullcontext,
+) -> float:
+    """Train ``model`` by a step without our engine; return the mean loss over all ranks. Collective.
+
+    ``held`` surrounds all micro-batches except the last.
+    """
+    losses = []
+    for number, (tokens, targets) in enumerate(batches, 1):
+        with nullcontext() if number == len(batches) else held():
+            loss = model(tokens, targets).mean()
+            (loss / len(batches)).backward()
+        losses.append(loss.detach())
+    mean = torch.stack(losses).mean()
+    dist.all_reduce(mean)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(mean) / dist.get_world_size()

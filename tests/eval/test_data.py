@@ -63,14 +63,16 @@ def test_rows_of_islands(ranks):
     by = {row["mode"]: row for row in rows}
     synchronous = ["deepspeed", "synchronous, none", "synchronous, int8"]
     assert list(by) == [
-        "nothing sent", *synchronous, "diloco, none", "diloco, int8", "diloco, int8, delay 1",
-        "diloco, int8, eager", "slamb, int8", "dcs3gd, int8",
+        "nothing sent", *synchronous, "torchft, diloco", "diloco, none", "diloco, int8",
+        "diloco, int8, delay 1", "diloco, int8, eager", "slamb, int8", "dcs3gd, int8",
     ]  # fmt: skip
     numbers = sum(weight.numel() for weight in GPT(SMALL, Mesh(1), 1.0).parameters())
     # The mean loss and skips of each step, by a ring of two, and the norms of one exchange.
     small = 4 * 24
     assert by["nothing sent"]["bytes"] == small
     assert by["diloco, none"]["bytes"] == pytest.approx(4 * numbers + small, abs=64)
+    # The loss of each step, and the change of all weights by a ring of two.
+    assert by["torchft, diloco"]["bytes"] == 4 * numbers
     assert by["diloco, int8, delay 1"]["bytes"] == by["diloco, int8"]["bytes"]
     assert by["diloco, int8, eager"]["bytes"] == by["diloco, int8"]["bytes"]
     # All weights in each of four steps; a tenth of the momentum, and norm weights, in each.
