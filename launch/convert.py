@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from caat.storage.remote import RemoteFolder, is_url
@@ -32,15 +32,15 @@ def main(argv: list[str]) -> None:
         source.is_dir(),
         f"from={config.from_} is not a folder: give a Hugging Face model, a run or a checkpoint",
     )
-    result, write = _export(config, source) if _is_ours(source) else _import(config, source)
+    place = to if remote is None else Path(gettempdir()) / "caat-convert"
+    result, write = (_export if _is_ours(source) else _import)(
+        config, source, partial(_check_room, place, config.to)
+    )
     if remote is None:
-        _check_room(to, config.to, result["bytes"])
         _write(write, to, result)
     else:
         with TemporaryDirectory(prefix="caat-convert-") as folder:
-            aside = Path(folder) / "model"
-            _check_room(aside, config.to, result["bytes"])
-            _write(write, aside, result, remote)
+            _write(write, Path(folder) / "model", result, remote)
     for name, value in result.items():
         print(f"{name.replace('_', ' '):<18} {f'{value:,}' if isinstance(value, int) else value}")
     print(f"{config.to.rstrip('/')}/conversion.json" if remote else to / "conversion.json")
@@ -57,11 +57,14 @@ def _is_ours(folder: Path) -> bool:
     return found.caat is not None and not found.exported
 
 
-def _import(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:
+def _import(
+    config: ConvertConfig, folder: Path, check_room: Callable[[int], None]
+) -> tuple[dict[str, Any], Callable]:
     from layers.huggingface.importing import check_source, import_checkpoint
 
     source = check_source(folder, config.parallel.tensor, config.sync.ratio)
     found, channels = source.architecture, "as they were"
+    check_room(source.bytes)
     if config.order is not None:
         from layers.huggingface.ordering import order_channels, order_tokens
 
@@ -88,7 +91,9 @@ def _embeddings(tied: bool, flagged: bool) -> str:
     return "untied" + (": tie_word_embeddings is true, but the file has a separate head" if flagged else "")
 
 
-def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callable]:
+def _export(
+    config: ConvertConfig, folder: Path, check_room: Callable[[int], None]
+) -> tuple[dict[str, Any], Callable]:
     from layers.huggingface.exporting import check_trained, export_checkpoint
 
     only_imported = {
@@ -103,6 +108,7 @@ def _export(config: ConvertConfig, folder: Path) -> tuple[dict[str, Any], Callab
             "checkpoint of caat, which defines it: leave it out",
         )
     trained = check_trained(find(folder, "from"))
+    check_room(trained.bytes)
     found = trained.architecture
     how = found.transformers_class or "modeling_caat.py: load it with trust_remote_code=True"
     result = {
