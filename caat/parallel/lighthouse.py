@@ -44,7 +44,7 @@ class Lighthouse:
         self.address, self.name, self._timeout, self._processes = address, name, timeout, processes
         self.id = f"{name}{MARK}{secrets.token_hex(4)}"
         self._new_client = lambda: LighthouseClient(f"http://{address}", seconds(ANSWER_SECONDS))
-        host = _own_address(*split_address(address, "islands.join"))
+        host = own_address(*split_address(address, "islands.join"))
         # The islands of a round meet at the store of one of them.
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=seconds(timeout))
         self._store, self._at = store, f"[{host}]:{store.port}" if ":" in host else f"{host}:{store.port}"
@@ -142,7 +142,7 @@ class Lighthouse:
                 return
 
 
-def _own_address(host: str, port: int) -> str:
+def own_address(host: str, port: int) -> str:
     """Return the address of this machine on the way to ``host``. Nothing is sent."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:

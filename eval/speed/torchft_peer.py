@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.parallel.ledger import Ledger
+from caat.parallel.lighthouse import own_address
 from caat.parallel.mesh import Mesh
 from caat.parallel.ring import ring_bytes
 from conf.bench import BenchIslandsConfig
@@ -67,7 +67,8 @@ def _manager(count: Callable[[int], None]):
             count(sum(tensor.nbytes for tensor in tensors))
             return super().allreduce(tensors, options)
 
-    here = _own_address()
+    # The port is of no matter: nothing is sent there.
+    here = own_address(os.environ.get("MASTER_ADDR", "127.0.0.1"), 9)
     group = Counted(timeout=TIMEOUT)
     # The manager only connects to the store, which must live as long.
     group.store = store = dist.TCPStore(here, 0, is_master=True, wait_for_workers=False)
@@ -105,10 +106,3 @@ def _lighthouse(here: str) -> str:
         box = [f"http://{here}:{server.address().rpartition(':')[2]}"]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _own_address() -> str:
-    """Return the address at which the other ranks reach this process. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((os.environ.get("MASTER_ADDR", "127.0.0.1"), 9))
-        return probe.getsockname()[0]
