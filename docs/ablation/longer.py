@@ -10,10 +10,11 @@ before the next one begins. In bfloat16 and compiled, a step takes 0.6 of its ti
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from figures import shown
-from training import loss_of, run_command, train
+from training import AT_ONCE, loss_of, run_command, side_by_side, train
 
 from caat.runs.variants import Sample
 
@@ -32,9 +33,11 @@ IMAGE = Path(__file__).parents[1] / "images" / "longer.png"
 def run(text: str, out: Path) -> None:
     """Train what is missing in ``out``, shortest lengths first."""
     for length in LENGTHS:
-        for name, (seeds, settings) in VARIANTS.items():
-            for seed in seeds:
-                _branch(_place(out, name, seed), length, [*settings, f"seed={seed}"], text)
+        side_by_side(
+            partial(_branch, _place(out, name, seed), length, [*settings, f"seed={seed}"], text)
+            for name, (seeds, settings) in VARIANTS.items()
+            for seed in seeds
+        )
 
 
 def _branch(folder: Path, length: int, settings: list[str], text: str) -> None:
@@ -53,11 +56,11 @@ def _branch(folder: Path, length: int, settings: list[str], text: str) -> None:
     start = length - decay
     last = trunk / "checkpoints" / f"step-{start:08}"
     if not last.is_dir():
-        train(
-            [*settings, "optim.schedule=constant", f"train.steps={start}", f"run.dir={trunk}", "resume=auto"]
-        )
+        how = ["optim.schedule=constant", f"train.steps={start}", f"run.dir={trunk}", "resume=auto"]
+        train([*settings, *how], AT_ONCE)
     how = ["optim.schedule=wsd", f"optim.decay_steps={decay}", f"train.steps={length}", f"run.dir={branch}"]
-    train([*settings, *how, "resume=auto" if (branch / "checkpoints").is_dir() else f"resume={last}"])
+    resume = "resume=auto" if (branch / "checkpoints").is_dir() else f"resume={last}"
+    train([*settings, *how, resume], AT_ONCE)
 
 
 def _place(out: Path, variant: str, seed: int) -> Path:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Two runs of one thread train 1.18 times the tokens/s of one run after another on two cores.
+AT_ONCE = 2
 
-def train(settings: list[str]) -> None:
-    """Run `caat pretrain` with ``settings``."""
-    subprocess.run([sys.executable, "-m", "launch.pretrain", *settings], check=True)
+
+def train(settings: list[str], at_once: int = 1) -> None:
+    """Run `caat pretrain` with ``settings``, on its share of the cores if several train ``at_once``."""
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {})
+    subprocess.run([sys.executable, "-m", "launch.pretrain", *settings], check=True, env=environment)
+
+
+def side_by_side(jobs: Iterable[Callable[[], None]]) -> None:
+    """Call each of ``jobs``, which train, ``AT_ONCE`` at a time; raise the first error at the end."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for job in [pool.submit(job) for job in jobs]:
+            job.result()
 
 
 def loss_of(folder: Path) -> float | None:
