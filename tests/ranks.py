@@ -78,9 +78,9 @@ def _serve(pipe, rank: int, world: int, folder: str) -> None:
     # Collecting garbage would look through all that was imported, and copy its pages.
     gc.freeze()
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    # Nothing listens on this port: the store is a file.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     store = dist.FileStore(os.path.join(folder, "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
     while True:

@@ -17,6 +17,7 @@ from caat.parallel.ledger import Ledger
 from caat.parallel.lighthouse import own_address
 from caat.parallel.mesh import Mesh
 from caat.parallel.ring import ring_bytes
+from caat.parallel.world import master
 from conf.bench import BenchIslandsConfig
 from conf.islands import IslandsConfig
 from eval.speed.replicas import Replica, batches_of, model_of, plain_optimizer, plain_step
@@ -67,8 +68,7 @@ def _manager(count: Callable[[int], None]):
             count(sum(tensor.nbytes for tensor in tensors))
             return super().allreduce(tensors, options)
 
-    # The port is of no matter: nothing is sent there.
-    here = own_address(os.environ.get("MASTER_ADDR", "127.0.0.1"), 9)
+    here = own_address(*master())
     group = Counted(timeout=TIMEOUT)
     # The manager only connects to the store, which must live as long.
     group.store = store = dist.TCPStore(here, 0, is_master=True, wait_for_workers=False)
