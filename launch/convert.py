@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+from caat.storage.disk import free_bytes, nearest_folder, size_text
 from caat.storage.remote import RemoteFolder, is_url
 from caat.training.checkpoint.folder import find
 from conf.checks import require
@@ -32,10 +32,9 @@ def main(argv: list[str]) -> None:
         source.is_dir(),
         f"from={config.from_} is not a folder: give a Hugging Face model, a run or a checkpoint",
     )
-    place = to if remote is None else Path(gettempdir()) / "caat-convert"
-    result, write = (_export if _is_ours(source) else _import)(
-        config, source, partial(_check_room, place, config.to)
-    )
+    # What goes to a URL is written to a temporary folder first.
+    room = partial(_check_room, to if remote is None else Path(gettempdir()), config.to)
+    result, write = (_export if _is_ours(source) else _import)(config, source, room)
     if remote is None:
         _write(write, to, result)
     else:
@@ -131,12 +130,11 @@ def _check_target(to: Path, given: str) -> None:
     )
 
 
-def _check_room(to: Path, given: str, size: int) -> None:
-    at = next(place for place in to.absolute().parents if place.is_dir())
-    free = shutil.disk_usage(at).free
+def _check_room(place: Path, given: str, size: int) -> None:
+    at, free = nearest_folder(place), free_bytes(place)
     require(
-        size <= free,
-        f"to={given} takes {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+        free is None or size <= free,
+        f"to={given} takes {size_text(size)}, but {size_text(free or 0)} are free"
         + (f" in {at}: make room, or set TMPDIR" if is_url(given) else ": make room, or write elsewhere"),
     )
 
