@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -51,7 +50,7 @@ def island_rows(config: BenchIslandsConfig) -> list[dict]:
         Turns(by_engine(config, NOTHING, alone), FEW),
         Turns(plain_deepspeed(config), FEW),
         *(Turns(_synchronous(config, codec), FEW) for codec in config.codecs),
-        *(Turns(peer(config), every) for peer in _peers()),
+        *([Turns(torchft_diloco(config), every)] if find_spec("torchft") else []),
         *(Turns(_islands(config, optim, settings), every) for optim, settings in island_settings(config)),
     ]
     for variant in variants:
@@ -102,11 +101,6 @@ def island_mode(settings: IslandsConfig) -> str:
     """Return the name of the row of islands with these settings."""
     mode = f"{settings.method}, {settings.codec}"
     return mode + f", delay {settings.delay}" * (settings.delay > 0) + ", eager" * settings.eager
-
-
-def _peers() -> list[Callable[[BenchIslandsConfig], Replica]]:
-    """Return what else can exchange with islands here: torchft's DiLoCo, if it is installed."""
-    return [torchft_diloco] if find_spec("torchft") else []
 
 
 def _synchronous(config: BenchIslandsConfig, codec: str) -> Replica:

@@ -30,8 +30,8 @@ TIMEOUT = timedelta(minutes=10)
 def torchft_diloco(config: BenchIslandsConfig) -> Replica:
     """Return an island of one process that torchft's manager and DiLoCo exchange with. Collective.
 
-    The same model, AdamW, clipping and outer optimizer as the row `diloco, none`, without ZeRO, which torchft
-    does not have. The messages of its manager and lighthouse are not counted.
+    The model, AdamW, clipping and outer optimizer are those of the row `diloco, none`, without ZeRO. Messages
+    of torchft's manager and lighthouse are not counted.
     """
     # Their own logs name every connection, and miss a recorder of NCCL.
     os.environ.setdefault("RUST_LOG", "warn")
@@ -40,9 +40,7 @@ def torchft_diloco(config: BenchIslandsConfig) -> Replica:
 
     ledger, model, batches = Ledger(), model_of(config, Mesh(1)), batches_of(config)
     settings = IslandsConfig("diloco", every=config.every)
-    outer = torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
-    )
+    outer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, nesterov=True)
     optimizer = plain_optimizer(model)
     manager = _manager(lambda nbytes: ledger.count(ring_bytes(nbytes, config.replicas), "step", "weights"))
     diloco = local_sgd.DiLoCo(manager, [model], optimizer, outer, config.every, pin_memory=False)
@@ -51,7 +49,11 @@ def torchft_diloco(config: BenchIslandsConfig) -> Replica:
 
     def step() -> float:
         ledger.reset()
-        return plain_step(model, optimizer, batches)
+        loss = plain_step(model, optimizer, batches)
+        # torchft goes on after a failed exchange, which would be timed as a fast one.
+        if failed := manager.errored():
+            raise failed.original_exception
+        return loss
 
     return Replica(MODE, step, ledger)
 

@@ -71,7 +71,7 @@ def test_rows_of_islands(ranks):
     small = 4 * 24
     assert by["nothing sent"]["bytes"] == small
     assert by["diloco, none"]["bytes"] == pytest.approx(4 * numbers + small, abs=64)
-    # The loss of each step, and the change of all weights by a ring of two.
+    # The change of all weights, by a ring of two.
     assert by["torchft, diloco"]["bytes"] == 4 * numbers
     assert by["diloco, int8, delay 1"]["bytes"] == by["diloco, int8"]["bytes"]
     assert by["diloco, int8, eager"]["bytes"] == by["diloco, int8"]["bytes"]

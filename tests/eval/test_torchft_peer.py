@@ -12,8 +12,6 @@ from eval.speed.replicas import LR, OPTIM, SEED, batches_of, model_of
 from eval.speed.torchft_peer import torchft_diloco
 from tests.models import SMALL
 
-pytest.importorskip("torchft")
-
 
 def losses_of_diloco(config: BenchIslandsConfig, steps: int) -> tuple[list[float], list[float]]:
     """Train an island on this rank with our engine, and one with torchft; return their losses by step."""
