@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from caat.parallel.mesh import Mesh
 from caat.parallel.partial.stream import AnyStream
+from caat.planning.activations import attends_in_float32
 from conf.model import ModelConfig
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.norm import Normed, RMSNorm, scaled
@@ -98,4 +99,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: Context | None) -> Tensor:
     """Return causal attention [batch, heads, seq, head_dim] over the ``context``, or over the sequence."""
     if context is not None:
         return context.attend(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    dtype = q.dtype
+    if attends_in_float32(q.shape[-1], q.element_size(), cuda=q.is_cuda):
+        q, k, v = q.float(), k.float(), v.float()
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).to(dtype)
