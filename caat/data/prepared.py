@@ -48,9 +48,9 @@ class Prepared:
         return find_tokenizer(next(iter(self.folders.values())))
 
     @property
-    def tested(self) -> bool:
-        """Whether all folders have a test split."""
-        return all(read_index(folder).test for folder in self.folders.values())
+    def untested(self) -> list[str]:
+        """The names of the folders without a test split. If there are any, there is no test loss."""
+        return [name for name, folder in self.folders.items() if not read_index(folder).test]
 
     def open(self, split: str) -> dict[str, TokenShards]:
         """Return a split of each source. Raises ``ValueError`` like :class:`TokenShards`."""

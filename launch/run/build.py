@@ -79,7 +79,7 @@ def build_run(
         engine=engine,
         loader=training_batches(config, start.tokens, mesh, device, **place),
         validation=held_out_batches(config, start.tokens, "validation", mesh, device),
-        test=held_out_batches(config, start.tokens, "test", mesh, device) if start.tokens.tested else None,
+        test=None if start.tokens.untested else held_out_batches(config, start.tokens, "test", mesh, device),
         state=state,
         saver=_saver(
             config,

@@ -81,6 +81,8 @@ def _opening(run: Training, folder: Path, text: Prepared) -> str:
                     else "data.path=... or data=fineweb_edu gives more"
                 )
             )
+    if 0 < len(untested := text.untested) < len(text.folders):
+        lines.append(f"note: no test loss is computed, because {', '.join(untested)} has no test split")
     if run.device.type == "cuda":
         lines += [f"note: {slow}" for slow in uneven_channels(config)]
     if mesh.data_size == 1 and config.data_sync != DataSyncConfig():

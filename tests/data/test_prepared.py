@@ -74,6 +74,14 @@ def test_text_beside_a_prepared_folder_takes_its_tokenizer(mixture):
     assert (tokens.folders["code"] / "tokenizer.model").read_bytes() == tokens.tokenizer.read_bytes()
 
 
+def test_sources_without_a_test_split_are_named(mixture):
+    how = DataConfig(path=mixture.sources["web"], vocab_size=400, validation=0.1, test=0.1, dir=mixture.dir)
+    mixed = replace(mixture, sources={**mixture.sources, "web": str(prepare(how))})
+    assert prepare_text(mixed).untested == ["code"]
+    assert prepare_text(mixture).untested == ["code", "web"]
+    assert prepare_text(replace(mixture, test=0.1)).untested == []
+
+
 def test_folders_with_different_tokenizers_are_refused(mixture):
     folders = {
         name: str(prepare(DataConfig(path=path, vocab_size=400, validation=0.1, dir=mixture.dir)))
