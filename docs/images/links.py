@@ -24,7 +24,8 @@ ROWS = {
     "everything is sent": ("sync.ratio=1",),
     "half of the channels\nsync.ratio=0.5": ("sync.ratio=0.5",),
     "8 bits between the sites\ndata_sync.codec=int8\ndata_sync.weights_codec=int8": INT8,
-    f"an exchange in {EVERY} steps\nparallel.islands=2\nislands.every={EVERY}\nislands.codec=int8": ISLANDS,
+    f"an exchange in {EVERY} steps\nparallel.islands=2 islands.every={EVERY}\n"
+    "islands.method=average\nislands.codec=int8": ISLANDS,
 }
 # Title, and prefixes of the fields of metrics.jsonl.
 LINKS = (
