@@ -30,6 +30,8 @@ class Codec(ABC):
     exact_size = True
     # Whether :meth:`memory` fills.
     remembers = False
+    # Whether ranks decode each other's messages with random numbers of their own, which must be the same.
+    same_draws = False
     # Numbers the random draws; make_codec sets it.
     counter: Counter
     # Shapes of the tensors that a message concatenates. A message of another length is of unknown shapes.
@@ -57,6 +59,7 @@ class Linear(Codec):
     """A codec whose parts, apart from what all ranks share, can be summed before they are decoded."""
 
     way: Way = "linear"
+    same_draws = True
 
     @abstractmethod
     def reduce(self, key: Hashable, flat: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

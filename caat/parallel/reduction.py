@@ -41,8 +41,8 @@ class Reduction:
         self.exchange, self.count = exchange, count
         self.exact = settings.codec == "none"
         codec = make_codec(settings.codec, seed)
-        if codec.way != "linear":
-            # Ranks round independently. Only a linear codec needs the same random numbers on all of them.
+        if not codec.same_draws:
+            # Ranks round independently.
             codec = make_codec(settings.codec, seed + (exchange.rank + 1) * 0x9E3779B1)
         self.codec = codec
         self.feedback = Feedback(codec) if settings.feedback and codec.biased and not self.exact else None

@@ -17,6 +17,8 @@ REPLICAS, STEPS = 3, 3
 SIZES = (700, 0, 130)
 SLICED = ("int8", "int4", "sign", "bfloat16", "topk:0.1", "threshold:1,index=huffman")
 LINEAR = ("randomk:0.2", "powersgd:2")
+# All ranks draw the same places, and send only the values there.
+DRAWN = ("randomk:0.2,values=int8", "randomk:0.2,values=poly")
 
 
 def gradient(rank: int, step: int) -> torch.Tensor:
@@ -84,7 +86,7 @@ def everywhere(codec: str) -> list[torch.Tensor]:
 
 
 def test_owners_get_what_one_process_decodes(ranks):
-    codecs = [*SLICED, "none"]
+    codecs = [*SLICED, "none", "randomk:1,values=int8"]
     for rank, found in enumerate(ranks(REPLICAS).run(reduced, codecs)):
         for codec in codecs:
             owned, _, sent = found[codec]
@@ -97,7 +99,7 @@ def test_owners_get_what_one_process_decodes(ranks):
 
 def test_all_ranks_get_the_same_sum(ranks):
     exact = ["topk:1", "powersgd:100"]
-    codecs = [*SLICED, *LINEAR, "qsgd:7", "tern", "natural", *exact]
+    codecs = [*SLICED, *LINEAR, *DRAWN, "qsgd:7", "tern", "natural", *exact]
     results = ranks(REPLICAS).run(reduced, codecs)
     for codec in codecs:
         sums = [found[codec][1] for found in results]
@@ -105,6 +107,10 @@ def test_all_ranks_get_the_same_sum(ranks):
             assert all(torch.equal(sums[0][step], each[step]) for each in sums), codec
             if codec in SLICED:
                 assert torch.equal(sums[0][step], everywhere(codec)[step]), codec
+            if codec in DRAWN:
+                # Every number that was sent lies where the sum of all gradients has it.
+                arrived = sums[0][step].nonzero().squeeze(1)
+                assert len(arrived) <= round(0.2 * sum(SIZES)), codec
             if codec in exact:
                 total = sum(gradient(rank, step) for rank in range(REPLICAS))
                 assert torch.allclose(sums[0][step], total, atol=2e-5), codec
@@ -130,7 +136,7 @@ def kept(codec: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return given, arrived, left
 
 
-@pytest.mark.parametrize("codec", ["topk:0.1", "randomk:0.2", "powersgd:2", "threshold:4"])
+@pytest.mark.parametrize("codec", ["topk:0.1", "randomk:0.2", *DRAWN, "powersgd:2", "threshold:4"])
 def test_what_did_not_arrive_is_kept(ranks, codec):
     given, arrived, left = ranks(REPLICAS).run(kept, codec)[0]
     assert left.norm() > 0.1 * given.norm()
