@@ -127,7 +127,8 @@ class IslandsConfig:
             f"islands.alpha={self.alpha} is outside [0, 1): it is the share of its own weights that an "
             "island keeps; with 1 the islands would never meet",
         )
-        require(0.0 < self.rho <= 1.0, f"islands.rho={self.rho} is outside (0, 1]")
+        # Turns are numbered with 16 bits.
+        require(1 / 32767 <= self.rho <= 1.0, f"islands.rho={self.rho} is outside [1/32767, 1]")
         require(0.0 <= self.beta3 <= 1.0, f"islands.beta3={self.beta3} is outside [0, 1]")
         require(
             isfinite(self.lambda0) and self.lambda0 >= 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from html import unescape
+from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
@@ -44,8 +45,8 @@ def read_page(address: str, timeout: float) -> list[Seen]:
             page = unescape(answer.read().decode(errors="replace"))
     except URLError as error:
         raise OSError(str(error.reason)) from error
-    except ValueError as error:
-        raise OSError(str(error)) from error
+    except (ValueError, HTTPException) as error:
+        raise OSError(f"what answers is no lighthouse ({error!r})") from error
     if "Heartbeats" not in page:
         raise OSError("what answers is no lighthouse")
     members = {name: (int(step), int(size)) for name, step, size in _MEMBER.findall(page)}

@@ -67,11 +67,15 @@ class Mesh:
         # Ranks by island, replica of the island, and process of the replica.
         ranks = torch.arange(world).view(islands, -1, processes)
         island, data_rank, tensor_rank = (int(i) for i in (ranks == rank).nonzero()[0])
-        pg_options = sums_first(dist.get_backend(), GROUP_TIMEOUT)
 
         def groups(rows: list[list[int]]) -> list[dist.ProcessGroup]:
-            # new_group is collective over the world: every rank creates every group and keeps its own.
-            return [dist.new_group(row, GROUP_TIMEOUT, pg_options=pg_options) for row in rows]
+            # new_group is collective over the world: every rank creates every group and keeps its own. It
+            # writes into the options, so that each group needs options of its own.
+            backend = dist.get_backend()
+            return [
+                dist.new_group(row, GROUP_TIMEOUT, pg_options=sums_first(backend, GROUP_TIMEOUT))
+                for row in rows
+            ]
 
         replicas = ranks.flatten(0, 1).tolist()
         columns = ranks.mT.flatten(0, 1).tolist()

@@ -116,6 +116,8 @@ class LiveState:
 
     def load_own(self, tensors: dict[str, Tensor], step: int) -> None:
         """Restore what :meth:`own_tensors` returned on this process after ``step``. Collective."""
+        device = next(self._model.parameters()).device
+        tensors = {name: values.to(device) for name, values in tensors.items()}
         outer = {name: values for name, values in tensors.items() if name.startswith("islands.")}
         rest = {name: values for name, values in tensors.items() if name not in outer}
         if rest:

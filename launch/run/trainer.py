@@ -85,10 +85,10 @@ def train_run(
     finally:
         watchdog.rest()
         if run.output:
-            run.saver.after.finish(run.say)
-            run.saver.retain()
             if status:
                 write_status(folder, status, why)
+                run.saver.after.finish(run.say)
+                run.saver.retain()
             run.output.progress.close()
             _close(run.output, config, summary, folder)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from caat.data.reading import first_line
 from caat.parallel.world import is_first_rank, local_rank, local_world_size, restarted, world_size
 from caat.runs.status import read_status, write_status
 from caat.supervision.allocator import keep_large_buffers
@@ -125,9 +126,12 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
         watchdog.stop()
         return
     if _lost_connection(error):
-        # A lost connection is not the cause: the rank at its other end is gone, and may have reported why.
-        why = f"rank {dist.get_rank()} lost the connection to another rank"
+        # Usually not the cause: the rank at the other end is gone, and may have reported why.
+        why = f"rank {dist.get_rank()} lost the connection to another rank ({first_line(error)})"
         if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
+            if "by peer" not in str(error):
+                # It may be the cause after all: messages of different sizes, or no memory for NCCL.
+                traceback.print_exception(error)
             print(f"caat: error: {why}", file=sys.stderr)
             watchdog.record(why)
     elif watchdog.claim_failure(f"{type(error).__name__}: {error}"):
@@ -140,19 +144,27 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
 
 
 def _lost_connection(error: Exception) -> bool:
-    """Return whether ``error`` says that another rank is gone; NCCL and the store have types of their own."""
+    """Return whether ``error`` may say that another rank is gone; NCCL and the store have their own types."""
     of_gloo = isinstance(error, RuntimeError) and ("peer" in str(error) or "gloo" in str(error))
     return of_gloo or isinstance(error, dist.DistBackendError | dist.DistNetworkError)
 
 
 def _agree_on(folder: Path | None, config: Config) -> Path:
-    """Return the run folder on all ranks; the first rank creates it if there is none yet."""
-    names = [None if folder is None else str(folder)]
+    """Return the run folder on all ranks; the first rank creates it if there is none yet.
+
+    Raises ``ValueError`` on all ranks if it cannot.
+    """
+    found: list[str | None] = [None if folder is None else str(folder), None]
     if folder is None and dist.get_rank() == 0:
-        names = [str(open_run_folder(config))]
-    dist.broadcast_object_list(names, src=0)
-    assert names[0] is not None
-    return Path(names[0])
+        try:
+            found = [str(open_run_folder(config)), None]
+        except ValueError as error:
+            found = [None, str(error)]
+    dist.broadcast_object_list(found, src=0)
+    name, problem = found
+    if name is None:
+        raise ValueError(problem)
+    return Path(name)
 
 
 def _set_numerics(config: Config) -> None:

@@ -33,6 +33,7 @@ RUN = [
     f"launch.device={DEVICE}",
 ]
 ON_ONE_GPU = ["launch.backend=gloo", "zero.stage=1"]
+TWO_REPLICAS = [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1"]
 BF16 = "train.precision=bf16"
 CODECS = ["data_sync.codec=int8", "data_sync.weights_codec=int8", "zero.stage=2"]
 SCHEDULE = ["data_sync.schedule=auto", "data_sync.topology=full:2"]
@@ -52,9 +53,10 @@ RUNS = {
     "P=4 bf16": [*ON_ONE_GPU, "launch.processes=4", BF16],
     "P=4 int8": [*ON_ONE_GPU, "launch.processes=4", BF16, "sync.wire_dtype=int8"],
     "P=2 twice at stage 3": [*ON_ONE_GPU, "launch.processes=4", "parallel.processes=2", "zero.stage=3"],
-    "two replicas": [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1"],
-    "two replicas along a schedule": [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1", *SCHEDULE],
-    "two replicas with codecs": [*ON_ONE_GPU, "launch.processes=2", "parallel.processes=1", *CODECS],
+    "two replicas": TWO_REPLICAS,
+    "two replicas along a schedule": [*TWO_REPLICAS, *SCHEDULE],
+    "two replicas with codecs": [*TWO_REPLICAS, *CODECS],
+    "deterministic with codecs": [*TWO_REPLICAS, *CODECS, "checkpoint.every=6", "train.deterministic=true"],
 }
 
 
@@ -134,10 +136,11 @@ def test_rounded_messages(runs, name):
     assert runs(name) == pytest.approx(runs("on the CPU"), abs=0.05)
 
 
-def test_resuming_gives_the_same_bits(runs, folder):
-    whole = runs("deterministic")
-    checkpoint = folder / "deterministic" / "checkpoints" / "step-00000006"
-    resumed = train(folder, "resumed", *RUNS["deterministic"], f"resume={checkpoint}")
+@pytest.mark.parametrize("name", ["deterministic", "deterministic with codecs"])
+def test_resuming_gives_the_same_bits(runs, folder, name):
+    whole = runs(name)
+    checkpoint = folder / name / "checkpoints" / "step-00000006"
+    resumed = train(folder, f"{name}, resumed", *RUNS[name], f"resume={checkpoint}")
     assert [record["loss"] for record in resumed][-6:] == whole[6:]
 
 

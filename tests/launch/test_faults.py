@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_a_lone_process_that_hangs_says_so_in_its_status(drill):
     assert run.run(fault={"kind": "hang", "rank": 0, "step": 2}) == 5, run.output
     assert read_status(run.folder) == "failed"
     assert "rank 0 hangs while reading the data of step 2" in read_why(run.folder)
+
+
+def test_an_error_does_not_wait_for_the_command_of_a_checkpoint(drill):
+    run = drill.new("uploading", "checkpoint.after=[sleep,90]", "launch.hang_seconds=20")
+    started = time.monotonic()
+    assert run.run(fault={"kind": "raise", "rank": 0, "step": 5}) == 1, run.output
+    assert time.monotonic() - started < 80
+    assert "rank 0: the drill's own failure" in read_why(run.folder)
 
 
 def test_a_run_moves_to_other_layouts(drill):

@@ -100,6 +100,11 @@ MISTAKES = {
         2,
         ["islands.delay=3 has no effect", "islands.eager"],
     ),
+    "a share too small": (
+        ["parallel.islands=2", "islands.method=slamb", "optim.name=lamb", "islands.rho=1e-5"],
+        2,
+        ["islands.rho=1e-05 is outside [1/32767, 1]"],
+    ),
     "another method's setting": (
         ["parallel.islands=2", "islands.rho=0.2"],
         2,

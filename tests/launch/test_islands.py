@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import timedelta
 from importlib.util import find_spec
+from threading import Thread
 
 import pytest
 
@@ -61,6 +62,13 @@ def test_it_shows_who_comes_and_goes():
         read_page(f"127.0.0.1:{port}", 10)
 
 
+def answer_like_ssh(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
 def test_what_answers_may_be_no_lighthouse(monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -69,6 +77,12 @@ def test_what_answers_may_be_no_lighthouse(monkeypatch):
         with pytest.raises(OSError):
             read_page(f"127.0.0.1:{other.getsockname()[1]}", 0.2)
         assert time.monotonic() - started < 2
+        other.accept()[0].close()
+        server = Thread(target=answer_like_ssh, args=(other,))
+        server.start()
+        with pytest.raises(OSError, match="no lighthouse"):
+            read_page(f"127.0.0.1:{other.getsockname()[1]}", 5)
+        server.join()
     monkeypatch.setattr(islands, "installed", lambda module: False)
     with pytest.raises(ValueError, match="pip install 'torchft"):
         islands.main([])

@@ -68,13 +68,14 @@ def test_a_save_that_fails_is_known_to_all_and_leaves_nothing(ranks, tmp_path, a
 
 
 def save_without_memory(folder):
-    """The second rank has no room for what it would write; then the connection breaks; then all is well."""
+    """The second rank has no room for what it would write; then the connection breaks; then the second rank
+    has no room for its copy; then all is well."""
     engine = start(4, 2, 0.5, 0)
     writer = saver(folder, engine, 0.5)
-    allocate, gather = writer._exchange.allocate, writer._control.gather
+    allocate, gather, take = writer._exchange.allocate, writer._control.gather, writer._snapshot.take
     messages = []
 
-    def no_memory():
+    def no_memory(*_):
         raise MemoryError("no memory")
 
     def closed(_):
@@ -82,8 +83,9 @@ def save_without_memory(folder):
 
     if dist.get_rank() == 1:
         writer._exchange.allocate = no_memory
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         writer._control.gather = closed if step == 2 else gather
+        writer._snapshot.take = no_memory if step == 3 and dist.get_rank() == 1 else take
         messages.append(saved(writer, step))
         writer._exchange.allocate = allocate
     return messages
@@ -91,9 +93,10 @@ def save_without_memory(folder):
 
 def test_a_rank_without_memory_or_connection_fails_the_save_of_all(ranks, tmp_path):
     assert ranks(2).run(save_without_memory, tmp_path, timeout=60) == [
-        ["rank 1: no memory", f"rank {rank}: Connection closed by peer", "saved"] for rank in range(2)
+        ["rank 1: no memory", f"rank {rank}: Connection closed by peer", "rank 1: no memory", "saved"]
+        for rank in range(2)
     ]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000003"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000004"]
 
 
 def beats_of_saves(folder):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -46,6 +46,13 @@ class SaveError(RuntimeError):
 
 class _NotFinite(Exception):
     """The weights or the optimizer state hold nan or inf."""
+
+
+class _Copied(NamedTuple):
+    """The state to write: what ranks send each other, and what only this process holds, by name."""
+
+    held: Held
+    own: dict[str, Tensor]
 
 
 # Problems with this rank's disk, memory or numbers: the other ranks are told, and training continues.
@@ -107,13 +114,10 @@ class Saver:
         self.wait()
         self._pace.begin()
         with self._pace.standing():
-            fragments, architecture = self._live.fragments(), self._architecture()
-            held = self._snapshot.take(fragments) if self.settings.asynchronous else _in_place(fragments)
-            optimizer = _describe(self._live)
-            own = {name: live.float().cpu().clone() for name, live in self._live.own_tensors().items()}
+            architecture, optimizer, copied = self._architecture(), _describe(self._live), self._copy()
         self._thread = threading.Thread(
             target=self._write,
-            args=(state, optimizer, architecture, held, own),
+            args=(state, optimizer, architecture, copied),
             name=f"checkpoint {state.step}",
             # A failed run must be able to exit.
             daemon=True,
@@ -121,6 +125,16 @@ class Saver:
         self._thread.start()
         if not self.settings.asynchronous:
             self.wait()
+
+    def _copy(self) -> _Copied | Exception:
+        """Copy what training changes, or return what prevented it: the ranks agree in :meth:`_begin`."""
+        try:
+            fragments = self._live.fragments()
+            held = self._snapshot.take(fragments) if self.settings.asynchronous else _in_place(fragments)
+            own = {name: live.float().cpu().clone() for name, live in self._live.own_tensors().items()}
+            return _Copied(held, own)
+        except LOCAL_PROBLEMS as error:
+            return error
 
     def wait(self) -> None:
         """Wait for the save in flight. Raise :class:`SaveError` on all ranks if the last save failed."""
@@ -147,8 +161,7 @@ class Saver:
         state: State,
         optimizer: SavedOptimizer,
         architecture: Architecture,
-        held: Held,
-        own: dict[str, Tensor],
+        copied: _Copied | Exception,
     ) -> None:
         """Write the files, in the save's thread. The ranks agree on the outcome: all or none have failed."""
         # Only use CPU time that training leaves. Only Linux has priorities per thread.
@@ -157,7 +170,9 @@ class Saver:
         folder = self.checkpoints / folders.checkpoint_name(state.step)
         aside = folder.with_name(f"{folder.name}.tmp")
         try:
-            self._together(lambda: self._make(aside) if self._control.rank == 0 else None)
+            self._together(lambda: self._begin(aside, copied))
+            assert isinstance(copied, _Copied)
+            held, own = copied
             self._together(self._exchange.allocate)
             checksums: dict[str, str] = {}
             for part in self._together(lambda: self._write_files(aside, held)):
@@ -192,10 +207,14 @@ class Saver:
             raise SaveError("; ".join(problems))
         return [result for result, _ in outcomes]
 
-    def _make(self, aside: Path) -> None:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        folders.clear_leftovers(self.checkpoints)
-        aside.mkdir()
+    def _begin(self, aside: Path, copied: _Copied | Exception) -> None:
+        """Raise what prevented the copy; create the folder on the first rank."""
+        if isinstance(copied, Exception):
+            raise copied
+        if self._control.rank == 0:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            folders.clear_leftovers(self.checkpoints)
+            aside.mkdir()
 
     def _write_files(self, aside: Path, held: Held) -> dict[str, str]:
         """Write this rank's files, tensor by tensor as they arrive, and return their checksums."""
