@@ -170,8 +170,7 @@ class Config:
             f"sync.halves=true cannot split train.micro_batch={self.train.micro_batch} with train.documents="
             f"{self.train.documents}: it needs two sequences or more, and packed documents",
         )
-        # In bf16, stage 0 runs as stage 1.
-        self.data_sync.check_stage(self.zero.stage or int(self.train.precision == "bf16"))
+        self.data_sync.check_stage(self.zero.trained(self.train.precision))
         last = max(self.sync.schedule)
         require(
             last < self.train.steps,

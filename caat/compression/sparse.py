@@ -69,8 +69,7 @@ class Threshold(Selector):
 
 
 class RandomK(Selector):
-    """``randomk:K``: a random share K, without replacement, the same on all ranks (Stich et al. 2018,
-    arXiv 1809.07599).
+    """``randomk:K``: a random share K, without replacement (Stich et al. 2018, arXiv 1809.07599).
 
     E|g - C(g)|^2 = (1 - K) |g|^2.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from caat.compression.blocks import BLOCK, BlockCodec
 from caat.compression.codec import Parts
+from caat.compression.integers import SMALLEST
 from caat.compression.packing import pack, unpack
 from caat.compression.randomness import Counter
 
@@ -37,7 +38,7 @@ class Stochastic(BlockCodec):
         else:
             torch.linalg.vector_norm(scratch, self.norm, 1, keepdim=True, out=scale)
         # Rounding in the division must not lift a number above the last level.
-        scratch.div_(scale.clamp_min(1e-38)).clamp_max_(1.0).mul_(self.levels)
+        scratch.div_(scale.clamp_min(SMALLEST)).clamp_max_(1.0).mul_(self.levels)
         levels = scratch.add_(self.counter.uniform_like(rows)).floor_().copysign_(rows)
         packed.copy_(pack(levels, self.bits))
 

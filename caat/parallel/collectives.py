@@ -13,7 +13,7 @@ from caat.parallel.ledger import Ledger
 from caat.parallel.sums import SumOptions, needs_slices, sum_by_slices
 from caat.parallel.wire import from_wire, to_wire
 
-# The phase of an optimizer step in which a message is sent.
+# The phase of an optimizer step in which a message is sent. Messages about gradients count as backward.
 Direction = Literal["forward", "backward", "step"]
 
 

@@ -13,13 +13,11 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from caat.parallel.lighthouse_page import MARK, read_page
+from caat.parallel.lighthouse_page import ANSWER_SECONDS, MARK, read_page
 from caat.parallel.membership import Asked, LostError, RefusedError, Round, Standing, choose, name_taken
 from conf.lighthouse import split_address
 
 BEAT_SECONDS = 1.0
-# A lighthouse answers a beat or a look at its page within this time, or counts as gone.
-ANSWER_SECONDS = 5.0
 # A restarted lighthouse has forgotten everyone: this long after it answers again, all have beaten.
 SETTLED_SECONDS = 2.5
 

@@ -9,6 +9,8 @@ from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+# A lighthouse answers a beat or a look at its page within this time, or counts as gone.
+ANSWER_SECONDS = 5.0
 # Between an island's name and the word that tells its starts apart, in its id at the lighthouse.
 MARK = ":"
 _HEARTBEAT = re.compile(r"(\S+): seen ([\d.eE+-]+)s ago")

@@ -36,10 +36,10 @@ class Layout:
 
 
 def layout_of(config: Config, world: int) -> Layout:
-    """Return the layout of the settings. The engine trains stage 0 in bf16 as stage 1."""
+    """Return the layout of the settings."""
     c = config.train
     processes = config.parallel.tensor_processes(world)
-    stage = 1 if (config.zero.stage, c.precision) == (0, "bf16") else config.zero.stage
+    stage = config.zero.trained(c.precision)
     islands = config.parallel.islands
     replicas = world // (processes * islands)
     return Layout(processes, replicas, stage, c.activation_checkpointing, c.micro_batch, islands)

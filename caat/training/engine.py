@@ -25,6 +25,7 @@ from caat.training.partitions import message_shapes, optimizer_calls, refresh_we
 from caat.training.zero import Mpu, import_deepspeed
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
+from conf.zero import ZeroConfig
 
 # (tokens, targets, losses), each [rows, sequence].
 See = Callable[[Tensor, Tensor, Tensor], None]
@@ -66,7 +67,7 @@ class Engine:
     ) -> None:
         deepspeed = import_deepspeed()
         self.mesh, self.model, self.clip, self.precision = mesh, model, optim.clip, precision
-        self.stage = 1 if stage == 0 and precision == "bf16" else stage
+        self.stage = ZeroConfig(stage).trained(precision)
         for _, parameter, _ in sharded_parameters(model):
             # DeepSpeed counts unmarked parameters on tensor rank 0 only: without this mark the global norm
             # would silently miss most of the model.
@@ -265,7 +266,7 @@ class Engine:
         message = torch.cat([gradient.flatten() for gradient in gradients])
         if self.mesh.tensor_rank > 0:
             message.zero_()
-        self.mesh.tensor.all_reduce(message, "step", "replicated")
+        self.mesh.tensor.all_reduce(message, "backward", "replicated")
         for gradient, part in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from caat.data.order import mix
 from caat.data.prepared import Prepared
-from caat.parallel.lighthouse_page import read_page
+from caat.parallel.lighthouse_page import ANSWER_SECONDS, read_page
 from caat.parallel.world import restarted
 from conf.checks import require
 from conf.schema import Config
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from caat.supervision.watchdog import Watchdog
     from caat.training.islands.joined import Party
     from caat.training.islands.outer_steps import Islands
-
-# A lighthouse that is there answers within this time.
-ANSWER_SECONDS = 5.0
 
 
 def check_joining(config: Config) -> None:
@@ -112,8 +109,7 @@ def common_settings(config: Config, tokens: Prepared, mesh: Mesh) -> dict[str, s
         "parallel.tensor": shards,
         "parallel.processes": mesh.processes,
         "the number of replicas": mesh.data_size,
-        # The engine trains stage 0 in bf16 as stage 1.
-        "zero.stage": config.zero.stage or int(config.train.precision == "bf16"),
+        "zero.stage": config.zero.trained(config.train.precision),
         "train.precision": config.train.precision,
         "sync.ratio": config.sync.describe_ratio(),
         "sync.private_scale": config.sync.private_scale,

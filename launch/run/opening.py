@@ -99,8 +99,8 @@ def _opening(run: Training, folder: Path, text: Prepared) -> str:
         )
     if engine.stage != config.zero.stage:
         lines.append(
-            f"note: with zero.stage={config.zero.stage} in bf16 under tensor parallelism, DeepSpeed's "
-            f"gradient norm misses ranks: using stage {engine.stage} instead"
+            f"note: in bf16, zero.stage={config.zero.stage} runs as stage {engine.stage}, because otherwise "
+            "DeepSpeed's gradient norm misses tensor-parallel ranks"
         )
     return "\n".join(lines)
 

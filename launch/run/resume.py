@@ -33,9 +33,9 @@ def check_restartable(config: Config) -> None:
     )
 
 
-def continues(config: Config, folder: Path | None = None) -> bool:
-    """Return whether the run continues in a folder of an earlier start: ``folder``, or ``run.dir``."""
-    run = folder or given_folder(config)
+def continues(config: Config) -> bool:
+    """Return whether the run continues in a folder of an earlier start, ``run.dir``."""
+    run = given_folder(config)
     if run is None or not (run / "config.yaml").is_file():
         return False
     if restarted() or config.resume == "auto":

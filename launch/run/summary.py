@@ -18,6 +18,7 @@ from caat.parallel.data_axis import PURPOSES
 from caat.parallel.mesh import Mesh
 from caat.planning.costs import sync_bytes
 from caat.runs.reading import by_source
+from caat.training.checkpoint.folder import checkpoint_name
 from caat.training.plot import plot_loss
 from caat.training.progress import loss_text
 from caat.training.trackers.jsonl import read_records
@@ -78,7 +79,7 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
         **_islands(records),
         "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
         "run": str(folder),
-        "checkpoint": str(folder / "checkpoints" / f"step-{config.train.steps:08}"),
+        "checkpoint": str(folder / "checkpoints" / checkpoint_name(config.train.steps)),
         "plot": str(folder / "loss.png"),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

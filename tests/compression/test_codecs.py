@@ -170,6 +170,15 @@ def test_sparse_codecs_keep_what_they_promise():
         assert index.startswith("bloom") or torch.equal(found, kept)
 
 
+@pytest.mark.parametrize("values", ["float32", "int8", "poly"])
+@pytest.mark.parametrize("index", ["raw", "huffman"])
+def test_a_message_of_which_nothing_is_sent_is_empty(values, index):
+    codec = make_codec(f"threshold:100,index={index},values={values}")
+    parts = codec.encode(torch.randn(50))
+    assert codec.decode(parts, 50).tolist() == [0.0] * 50
+    assert all(part.numel() == 0 for part in parts[-2 if values == "poly" else -1 :])
+
+
 def test_ranks_draw_alike_and_messages_differ():
     flat = message(5000)
     one, other = make_codec("randomk:0.1", seed=5), make_codec("randomk:0.1", seed=5)

@@ -19,19 +19,21 @@ class Poly(ValueCodec):
     """Coefficients, float32 [runs, 6], and ranks, one byte a value. A run that holds nan or inf is nan."""
 
     def encode(self, values: Tensor) -> Parts:
+        if not len(values):
+            return values.new_empty(0, DEGREE + 1), values.new_empty(0, dtype=torch.uint8)
         coefficients = [self._fit(run) for run in values.float().split(RUN)]
         ranks = [run.argsort().argsort().to(torch.uint8) for run in values.split(RUN)]
-        if not ranks:
-            return values.new_empty(0, DEGREE + 1), values.new_empty(0, dtype=torch.uint8)
         return torch.stack(coefficients), torch.cat(ranks)
 
     def decode(self, parts: Parts, count: int) -> Tensor:
         coefficients, ranks = parts
+        if not count:
+            return coefficients.new_empty(0)
         runs = [
             (_powers(len(run), run.device)[run.long()] @ curve.double()).float()
             for curve, run in zip(coefficients, ranks.split(RUN), strict=True)
         ]
-        return torch.cat(runs) if runs else coefficients.new_empty(0)
+        return torch.cat(runs)
 
     def size(self, count: int) -> int:
         return 4 * (DEGREE + 1) * -(-count // RUN) + count

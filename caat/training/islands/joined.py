@@ -115,7 +115,7 @@ class JoinedIslands(Islands):
             self.awaited(self.flight.future)
 
     def leave(self) -> None:
-        """Wait for a round in flight, and leave: the others need not wait for this island any more."""
+        """Leave, so that the others need not wait for this island any more, and end a round in flight."""
         self._meeting.close()
         if self.flight is not None:
             wait([self.flight.future])

@@ -6,7 +6,7 @@
     w_m <- (1 - alpha) a + alpha w_m
 
 Each rank exchanges the numbers that it holds under ZeRO with the ranks in its place on the other islands. The
-exchange runs in a thread, in groups of its own, while the islands train on.
+exchange runs in groups of its own while the islands train on: in a thread on CPUs, on a CUDA stream on GPUs.
 """
 
 from __future__ import annotations
