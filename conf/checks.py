@@ -61,6 +61,7 @@ def check_values(values: Any, name: str = "") -> None:
 
 def check_path(value: str, name: str) -> None:
     """Raise ``ValueError`` if ``value`` is not a valid path. ``name`` is the setting."""
+    require(value != "", f"{name} is empty: give a path, or leave {name} out")
     shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
     try:
         path = Path(value).expanduser()

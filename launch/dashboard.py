@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from conf.checks import require
+from conf.checks import first_line, require
 from conf.dashboard import DashboardConfig
 from conf.reading.verb import load_verb
 from launch.command.available import installed, wandb_login
@@ -75,8 +75,17 @@ def main(argv: list[str]) -> None:
         for panel in panels:
             print(f"  {panel.kind:<8} {panel.title}: {panel.metric}, by {GROUP}")
     if not config.dry_run:
-        workspace = make_workspace(config)
-        workspace.save()
+        try:
+            workspace = make_workspace(config)
+            workspace.save()
+        except ValueError:
+            raise
+        # The client's errors are of many types: of the network, the account, or the service.
+        except Exception as error:
+            raise ValueError(
+                f"Weights & Biases did not take the workspace ({first_line(error)}): check entity=, project= "
+                "and `wandb login`"
+            ) from error
         print(workspace.url)
     write_json(out, describe(config))
     print(out)

@@ -34,7 +34,11 @@ def main(argv: list[str]) -> None:
     )
     name = config.out and f"{config.out.removesuffix('.npy').removesuffix('.json')}.json"
     out = result_path(folder, name, "scores.json")
-    result_file(out.with_suffix(".npy"))
+    scores = result_file(out.with_suffix(".npy"))
+    require(
+        not scores.exists() or not scores.samefile(Path(config.tokens).expanduser()),
+        f"out={config.out} would overwrite tokens={config.tokens}: give another name",
+    )
     if not ran_in_processes(f"{__package__}.score", argv, config.launch):
         _score(config, folder, architecture.model.sequence, tokens, out)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from time import perf_counter
 
 from caat.data.prepared import find_prepared, prepare_text
 from caat.data.shards import read_index
+from conf.reading.as_typed import quoted
 from conf.reading.settings import typed
 from conf.reading.verb import load_verb
 from conf.tokenize import TokenizeConfig
@@ -39,9 +41,9 @@ def main(argv: list[str]) -> None:
         total = sum(index.tokens(split) for index in indexes for split in index.splits)
         print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
     if prepared.mixed:
-        folders = {name: str(folder) for name, folder in prepared.folders.items()}
-        mixture = f"'data.mixture={typed(config.data.mixture)}' 'data.sources={typed(folders)}'"
-        print(f"caat pretrain {mixture}")
+        folders = {name: quoted(str(folder)) for name, folder in prepared.folders.items()}
+        settings = f"data.mixture={typed(config.data.mixture)}", f"data.sources={typed(folders)}"
+        print(f"caat pretrain {shlex.join(settings)}")
     else:
         print(prepared)
 

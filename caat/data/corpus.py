@@ -80,16 +80,19 @@ def prepare(config: DataConfig, out: Path | None = None) -> Path:
     return folder
 
 
-def data_fingerprint(tokens: Path) -> str:
+def data_fingerprint(tokens: Path, *, checksums: bool = True) -> str:
     """Return a hash of the prepared tokens that depends on their content, not on their location.
 
-    Preparing the same text again gives the same hash.
+    Preparing the same text again gives the same hash. Earlier versions did not hash the ``checksums`` of the
+    files, but only the numbers of documents, bytes and tokens.
     """
     index = read_index(tokens)
     digest = hashlib.sha256(find_tokenizer(tokens).read_bytes())
     content: list = [index.documents, index.bytes, [asdict(each) for each in index.train]]
     if index.rows != "text":
         content += [index.rows, index.template, index.counted]
+    if checksums:
+        content.append({each.file: index.xxh3_128.get(each.file) for each in index.train})
     digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

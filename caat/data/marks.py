@@ -8,6 +8,8 @@ import numpy as np
 IGNORED = -100
 # Bits of a mark: the token counts as a target, and a document begins with it.
 COUNTS, BEGINS = 1, 2
+# Marks looked at at a time: those of a text may not fit into memory.
+BLOCK = 1 << 22
 
 
 def marks_of_text(tokens: np.ndarray, bos: int, eos: int) -> np.ndarray:

@@ -62,9 +62,9 @@ class Prepared:
         taken = endless_order(lengths, self.shares, batch, seed=0).taken(position)
         return {name: taken[name] / length for name, length in lengths.items()}
 
-    def fingerprint(self) -> str:
-        """Return a hash of the tokens and the mixture, whatever their location."""
-        found = {name: data_fingerprint(folder) for name, folder in self.folders.items()}
+    def fingerprint(self, *, checksums: bool = True) -> str:
+        """Return a hash of the tokens and the mixture, whatever their location: `data_fingerprint`."""
+        found = {name: data_fingerprint(each, checksums=checksums) for name, each in self.folders.items()}
         if not self.mixed:
             return found[""]
         content = [[name, str(share), found[name]] for name, share in self.shares.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import mimetypes
+import os
 import pickle
 import re
 import sys
@@ -128,7 +129,7 @@ def _find(config: DataConfig) -> Source:
     if path.is_dir():
         if is_prepared(path):
             return Source("prepared", path.name, (path,))
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_aside(file, path))
+        files = sorted(file for file in _files_below(path) if file.is_file() and not _is_aside(file, path))
         return _local(config, path.resolve().name, files)
     if path.is_file():
         if reader_of(path) is None:
@@ -145,6 +146,18 @@ def _find(config: DataConfig) -> Source:
             "Hugging Face dataset as owner/name"
         )
     return Source("hub", config.path.split("/")[-1])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below ``folder``, in linked folders too."""
+    seen: set[str] = set()
+    for place, below, files in os.walk(folder, followlinks=True):
+        # A link may lead back to where it lies.
+        if os.path.realpath(place) in seen:
+            below.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        yield from (Path(place, name) for name in files)
 
 
 def _is_aside(file: Path, folder: Path) -> bool:

@@ -81,8 +81,9 @@ def _trained(variant: Variant) -> tuple:
 
 
 def _at_ratio_1(variant: Variant) -> tuple:
-    """Return the settings that matter at ratio 1, where the number of shards does not."""
-    return tuple(pair for pair in _trained(variant) if not pair[0].startswith(("sync.", "parallel.")))
+    """Return the settings that matter at ratio 1, where shards and the processes that hold them do not."""
+    where = ("sync.", "parallel.tensor", "parallel.processes")
+    return tuple(pair for pair in _trained(variant) if not pair[0].startswith(where))
 
 
 def _distance(one: Variant, other: Variant) -> tuple[int, int]:

@@ -56,10 +56,13 @@ class Run:
 
     @property
     def bytes_per_step(self) -> int | None:
-        """Tensor-parallel bytes that the first process passes to collectives, forward and backward."""
+        """Tensor-parallel bytes that the first process passes to collectives, forward and backward.
+
+        These and the following are means over the steps: a schedule changes the ratio.
+        """
         if not self.records:
             return None
-        return sum(self.records[-1][f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward"))
+        return self._mean("tensor_parallel_bytes_")
 
     @property
     def data_bytes_per_step(self) -> int | None:
@@ -72,24 +75,24 @@ class Run:
         return self._data_parallel("calls")
 
     @property
-    def island_bytes_per_step(self) -> float | None:
-        """Bytes that the first process sends to other islands, averaged over the steps; None without any."""
-        sent = [
-            sum(n for name, n in record.items() if name.startswith("islands_bytes_"))
-            for record in self.records
-        ]
-        return sum(sent) / len(sent) if any(sent) else None
+    def island_bytes_per_step(self) -> int | None:
+        """Bytes that the first process sends to other islands; None without any."""
+        return self._mean("islands_bytes_") or None
 
     @property
-    def total_bytes_per_step(self) -> float | None:
+    def total_bytes_per_step(self) -> int | None:
         """The bytes of all three axes: shards of a replica, replicas of an island, islands."""
         if self.bytes_per_step is None:
             return None
         return self.bytes_per_step + (self.data_bytes_per_step or 0) + (self.island_bytes_per_step or 0)
 
     def _data_parallel(self, what: str) -> int | None:
-        last = self.records[-1] if self.records else {}
-        return sum(n for name, n in last.items() if name.startswith(f"data_parallel_{what}_")) or None
+        return self._mean(f"data_parallel_{what}_") or None
+
+    def _mean(self, prefix: str) -> int:
+        """Return the mean over the steps of the sum of all fields with this ``prefix``; 0 without steps."""
+        sums = [sum(n for name, n in r.items() if name.startswith(prefix)) for r in self.records]
+        return round(mean(sums)) if sums else 0
 
     @property
     def synchronised(self) -> float:
@@ -172,11 +175,16 @@ def by_source(figure: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(top):
-        if "config.yaml" in files:
+    seen: set[str] = set()
+    for folder, below, files in os.walk(top, followlinks=True):
+        # A link may lead back to where it lies.
+        inside = os.path.realpath(folder) in seen
+        seen.add(os.path.realpath(folder))
+        if "config.yaml" in files and not inside:
+            yield Path(folder)
+        if "config.yaml" in files or inside:
             # Do not search inside a run: wandb keeps a config.yaml there too.
             below.clear()
-            yield Path(folder)
         below.sort()
 
 

@@ -101,6 +101,10 @@ def user_errors() -> Iterator[None]:
         # As in `caat plan | head`. Python flushes the rest of our output at exit: send it to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: permission denied: check the rights of its folders, or give another path")
     except OSError as error:
         if not (full := no_room(error)):
             raise

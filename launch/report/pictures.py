@@ -10,6 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -219,7 +220,10 @@ def _by_tokens(variant: Variant, field: str) -> tuple[list[int], list[float]]:
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
     """Return the mean over the last ``window`` values, at each value."""
-    return [mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(0, ends - window)
+    return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
 
 
 def _wrapped(label: str, width: int) -> str:

@@ -6,6 +6,7 @@ Every mistake raises a one-line ``ValueError`` with the value, the rule and the 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -78,13 +79,19 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
         f"{found.path} runs a command after each save, {typed(list(config.checkpoint.after))}: give "
         "checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
     )
+    folders = [task for task in config.eval.tasks if Path(task).expanduser().is_dir()]
+    require(
+        found.path is None or not folders or "eval.tasks" in given,
+        f"{found.path} has eval.tasks={typed(folders)}, and task files may run code of their own: give "
+        "eval.tasks=[...] on the command line to do so",
+    )
 
 
 def _replacing(parsed: Sequence[Override]) -> list[str]:
-    """Return the overrides, with a ratio schedule replacing an experiment's: Hydra would merge the two."""
+    """Return the overrides, with a map such as a ratio schedule replacing another: Hydra would merge them."""
     found = []
     for override in parsed:
-        if override.key_or_group == "sync.ratio" and isinstance(override.value(), dict):
-            found.append("sync.ratio=0")
+        if override.key_or_group in SETTINGS and isinstance(override.value(), dict):
+            found.append(f"{override.key_or_group}=null")
         found.append(str(override.input_line))
     return found

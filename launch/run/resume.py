@@ -103,7 +103,7 @@ def check_resume_data(config: Config, tokens: Prepared, folder: Path | None = No
     if state is None:
         return None
     require(
-        state.data == tokens.fingerprint(),
+        state.data in (tokens.fingerprint(), tokens.fingerprint(checksums=False)),
         f"the checkpoint to resume from was trained with a different text{', mixture' * tokens.mixed} or "
         f"tokenizer than {tokens}, where its position has no meaning: give the data settings that it was "
         "trained with",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from shlex import quote
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ from conf.sync import wire_format
 from launch.command.errors import only_warned
 
 # The fields of a step's record that the figures need.
-MEASURED = {"loss", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds"}
+WAYS = ("forward", "backward")
+MEASURED = {"loss", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds", "ratio"}
+MEASURED |= {f"tensor_parallel_bytes_{way}" for way in WAYS}
 
 
 def baselines(tokens: Prepared, sequence: int, count: int) -> dict[str, float]:
@@ -55,8 +58,7 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
     # Benchmarks have separate lines. If the disk was full for a while, some steps or all are missing.
     logged = read_records(folder / "metrics.jsonl")
     records = [each for each in logged if each.keys() >= MEASURED] or [record]
-    sent = {way: record[f"tensor_parallel_bytes_{way}"] for way in ("forward", "backward")}
-    full = full_sync_bytes(config, mesh, record["ratio"], sent)
+    sent, full = _mean_bytes(config, mesh, records)
     # The first steps warm up caches.
     rates = [r["tokens_per_second"] for r in records[2:] or records]
     summary = {
@@ -135,6 +137,15 @@ def _islands(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
         figures["islands_rounds_failed"] = outer[-1]["islands_rounds_failed"]
         figures["islands_most_present"] = max(record["islands_present"] for record in outer)
     return figures
+
+
+def _mean_bytes(config: Config, mesh: Mesh, records: Sequence[Mapping]) -> tuple[dict, dict]:
+    """Return the mean tensor-parallel bytes of a step by direction, and those of full synchronisation."""
+    sent = [{way: each[f"tensor_parallel_bytes_{way}"] for way in WAYS} for each in records]
+    ratios = [each["ratio"] for each in records]
+    full = [full_sync_bytes(config, mesh, ratio, its) for ratio, its in zip(ratios, sent, strict=True)]
+    ours, theirs = ({way: round(fmean(its[way] for its in steps)) for way in WAYS} for steps in (sent, full))
+    return ours, theirs
 
 
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from caat.data.marks import COUNTS
+from caat.data.marks import BLOCK, COUNTS
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer
 from caat.data.shards import TokenShards, read_index, read_unigram, sequence_count
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
@@ -104,8 +104,10 @@ def _check_counted(config: Config, folder: Path, split: str) -> None:
     count = sequence_count(shards, sequence)
     if split == "validation":
         count = min(count, config.train.eval_sequences)
+    targets = count * sequence
+    blocks = (shards.marks(1 + first, min(BLOCK, targets - first)) for first in range(0, targets, BLOCK))
     require(
-        bool((shards.marks(1, count * sequence) & COUNTS).any()),
+        any((block & COUNTS).any() for block in blocks),
         f"no target counts in the {count:,} {split} sequences of {folder}, so they have no loss: raise "
         + ("train.eval_sequences or " if split == "validation" else "")
         + "train.sequence, or give more rows",

@@ -98,8 +98,21 @@ def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
 
 def swept_by_experiment(overrides: Sequence[str]) -> list[str]:
     """Return an experiment's ``hydra.sweeper.params`` as overrides. Call within :func:`initialise`."""
-    single = [text for text in overrides if text.startswith("experiment=") and "," not in text]
-    config = hydra_config(single, return_hydra_config=True)
+    given = [text for text in overrides if text.startswith("experiment=")]
+    if not given or "," not in given[-1]:
+        return _params(given)
+    for name in given[-1].removeprefix("experiment=").split(","):
+        params = _params([f"experiment={name.strip()}"])
+        require(
+            not params,
+            f"experiment={name.strip()} is a sweep of its own ({' '.join(params)}): give one -m for each "
+            "experiment",
+        )
+    return []
+
+
+def _params(experiment: Sequence[str]) -> list[str]:
+    config = hydra_config(list(experiment), return_hydra_config=True)
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 

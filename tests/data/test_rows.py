@@ -15,9 +15,10 @@ from caat.data.chat import Chats
 from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.marks import BEGINS, COUNTS
 from caat.data.rows import encode_row, renderer
-from caat.data.shards import TokenShards, check_content, read_index
+from caat.data.shards import TokenShards, check_content, read_index, sequence_count
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from conf.data import DataConfig
+from launch.run import opening
 from tests.data.test_corpus import settings
 from tests.data.test_huggingface_tokenizer import SPECIAL, write_tokenizer
 
@@ -220,6 +221,29 @@ def test_the_fingerprint_of_text_is_as_before_rows(tmp_path, documents):
     changed["counted"]["train"] += 1
     (rows / "index.json").write_text(json.dumps(changed))
     assert data_fingerprint(rows) != before
+
+
+def test_the_fingerprint_covers_the_order_of_documents(tmp_path, documents):
+    lines = Path(documents).read_text().splitlines()
+    (tmp_path / "turned.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    first = prepare(settings(documents))
+    turned = prepare(settings(tmp_path / "turned.jsonl", tokenizer=str(first / "tokenizer.model")))
+    assert data_fingerprint(first) != data_fingerprint(turned)
+    # Checkpoints of earlier versions have this one.
+    old = [data_fingerprint(each, checksums=False) for each in (first, turned)]
+    assert old[0] == old[1] != data_fingerprint(first)
+
+
+@pytest.mark.parametrize("sequence", [7, 64, 1000])
+def test_rows_that_are_cut_are_counted_in_blocks(tmp_path, monkeypatch, sequence):
+    path = write_rows(tmp_path / "rows.jsonl", 300, "chat")
+    shards = TokenShards(prepare(settings(path, format="chat", vocab_size=VOCABULARY)), "train")
+    begins = shards.marks(0, len(shards)) & BEGINS > 0
+    starts = slice(0, sequence * sequence_count(shards, sequence), sequence)
+    wanted = int(begins.sum()), np.unique(begins.cumsum()[starts][~begins[starts]]).size
+    for block in (1, 50, 10**9):
+        monkeypatch.setattr(opening, "BLOCK", block)
+        assert opening._cut(shards, sequence) == wanted
 
 
 # Rows that cannot be used, their format, and what the message says after the file and the line.

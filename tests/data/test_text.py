@@ -40,6 +40,15 @@ def test_text_files_give_paragraphs(tmp_path):
     assert texts(tmp_path, tmp_path / "a [1].txt") == ["one\ntwo", "three", "four"]
 
 
+def test_linked_folders_are_read_too(tmp_path):
+    for name in ("corpus", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "corpus")
+    assert texts(tmp_path, tmp_path / "corpus") == ["corpus", "elsewhere"]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_marks_and_blank_lines(tmp_path, monkeypatch, suffix):
     """The byte order mark is dropped; a line of spaces separates documents, wherever a block ends."""

@@ -113,6 +113,13 @@ def test_only_our_own_value_errors_are_the_users_mistakes(capsys):
         raise_from_library("0 is not in range")
 
 
+def test_a_path_that_may_not_be_read_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end, errors.user_errors():
+        raise PermissionError(13, "Permission denied", "/home/other/text.jsonl")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("caat: error: /home/other/text.jsonl: permission denied: check")
+
+
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", terminal)

@@ -122,6 +122,19 @@ def test_a_schedule_takes_the_place_of_an_experiments():
     assert compose(["experiment=uptrain", "sync.ratio=0.5"]).sync.schedule == {0: 0.5}
 
 
+def test_a_mixture_takes_the_place_of_another(tmp_path, monkeypatch):
+    """A source must not stay because it is not named again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "three.yaml").write_text(
+        "data: {mixture: {web: 0.6, code: 0.3, wiki: 0.1}, sources: {web: a.txt, code: b.txt, wiki: c.txt}}"
+    )
+    given = ["data.mixture={web:1,books:1}", "data.sources={web:a.txt,books:d.txt}"]
+    for settings in (given, ["config=three.yaml", *given]):
+        config = compose(settings)
+        assert config.data.mixture == {"web": 1, "books": 1}
+        assert config.data.sources == {"web": "a.txt", "books": "d.txt"}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -21,6 +21,7 @@ MISTAKES = {
     "unknown format": (["data.format=sharegpt"], 1, ["data.format=sharegpt", "text, prompt, chat"]),
     "template without a chat": (["data.chat_template=plain"], 1, ["needs data.format=chat", "leave"]),
     "chat of a text": (["data.format=chat"], 1, ["data.format=chat needs rows", "jsonl or parquet"]),
+    "an empty path": (["data.path="], 1, ["data.path is empty: give a path, or leave data.path out"]),
     "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
     "no text to train on": (
         ["data.validation=0.4", "data.test=0.6"],

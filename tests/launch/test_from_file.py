@@ -102,6 +102,19 @@ def test_a_file_sends_nothing_to_an_account_by_itself(here):
         assert compose([*given, "tracker=none"]).tracker.wandb == "none"
 
 
+def test_a_file_loads_no_task_files(here):
+    """They may name functions in files beside them."""
+    for name in ("got", "tasks"):
+        (here / name).mkdir()
+    task = f"eval.tasks=[{here / 'tasks'}]"
+    save_config(compose(["eval.every=2", task, "run.dir=got"]), here / "got" / "config.yaml")
+    for given in (["config=got"], ["run.dir=got", "resume=auto"]):
+        with pytest.raises(ValueError, match=r"task files may run code of their own: give eval.tasks="):
+            compose(given)
+        assert compose([*given, task]).eval.tasks == [str(here / "tasks")]
+        assert compose([*given, "eval.tasks=[paper]"]).eval.tasks == ["paper"]
+
+
 def test_a_file_starts_no_program(here):
     (here / "got").mkdir()
     save_config(compose(["checkpoint.after=[cp,%p,copy]", "run.dir=got"]), here / "got" / "config.yaml")

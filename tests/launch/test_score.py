@@ -60,6 +60,13 @@ def test_damaged_files_give_no_numbers(run, name):
         score.main(arguments(run))
 
 
+def test_the_tokens_are_not_overwritten(run):
+    before = (run / "tokens.npy").read_bytes()
+    with pytest.raises(ValueError, match=r"out=.*tokens would overwrite tokens="):
+        score.main(arguments(run, f"out={run / 'tokens'}"))
+    assert (run / "tokens.npy").read_bytes() == before
+
+
 def spoil(checkpoint, name: str, value: float) -> None:
     weights = load_file(checkpoint / "model.safetensors")
     weights[name][-1] = value

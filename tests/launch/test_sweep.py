@@ -118,6 +118,14 @@ def test_combinations_are_those_of_hydras_own_sweeper(overrides):
         assert combinations(parsed) == BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
+def test_an_experiment_that_sweeps_is_not_one_of_several():
+    with pytest.raises(
+        ValueError, match=r"experiment=ablation is a sweep of its own"
+    ):
+        plan_sweep(["experiment=quickstart,ablation"])
+    assert len(plan_sweep(["experiment=quickstart,uptrain"]).runs) == 2
+
+
 def test_one_run_of_an_experiment_that_sweeps_is_said_to_be_one(capsys):
     too_long = ["train.steps=1", "optim.warmup_steps=9", "experiment=ablation"]
     with pytest.raises(SystemExit):

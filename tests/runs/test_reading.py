@@ -25,6 +25,25 @@ WRONG_LINES = {
 }
 
 
+def test_bytes_are_means_over_the_steps(tmp_path):
+    write_run(tmp_path / "run", compose(["sync.ratio={0:1,1:0.25}"]), [4.0, 3.0, 2.0], sent=1000)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    first, *rest = metrics.read_text().splitlines()
+    first = first.replace('_bytes_forward": 500', '_bytes_forward": 3500')
+    metrics.write_text("\n".join([first, *rest]))
+    (run,) = find_runs([str(tmp_path)])[0]
+    assert run.bytes_per_step == 2000
+    assert run.total_bytes_per_step == 2000 + 2**19 + 2**18
+
+
+def test_linked_folders_are_searched_too(tmp_path):
+    write_run(tmp_path / "scratch" / "run", compose([]), [4.0])
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "linked").symlink_to(tmp_path / "scratch")
+    (tmp_path / "outputs" / "linked" / "back").symlink_to(tmp_path / "outputs")
+    assert [run.folder.name for run in find_runs([str(tmp_path / "outputs")])[0]] == ["run"]
+
+
 def test_a_run_that_ended_before_its_last_benchmarks_has_none(tmp_path):
     for status, expected in (("finished", {}), ("stopped", {("news", "bits_per_byte"): 10.0})):
         run = tmp_path / status

@@ -126,6 +126,13 @@ def test_ratio_1_is_looked_for_among_runs_with_the_same_other_settings(tmp_path)
         assert difference is not None and difference.mean == pytest.approx(0.5, abs=1e-12)
 
 
+def test_the_effect_of_islands_is_not_that_of_the_ratio(tmp_path):
+    for settings in (["sync.ratio=1"], ["sync.ratio=0.5", "parallel.islands=2", "launch.processes=2"]):
+        write_run(tmp_path / settings[0], compose(settings), [3.0])
+    groups = variants(find_runs([str(tmp_path)])[0])
+    assert not any(baseline(group, groups) for group in groups if group.ratio != 1)
+
+
 def test_a_label_leaves_out_what_was_left_to_its_default(tmp_path):
     for limit in ("null", "5"):
         config = compose(["sync.ratio=0.5", "eval.every=1", f"eval.limit={limit}"])
