@@ -131,7 +131,7 @@ def _generate(
                         print(f"[{number + 1}] {prompts[number]}{texts[number].text}\n", flush=True)
             seconds = perf_counter() - started
             if config.cache.place == "host":
-                moved = transfers.over(model.mesh)
+                moved = transfers.over(model.mesh, model.norm.weight.device)
     finally:
         # Also write what there is after an interrupt, or when the reader of our output is gone.
         if is_first_rank() and texts:

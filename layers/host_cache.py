@@ -33,19 +33,23 @@ class Transfers:
     # What fetching every row in every step would have moved.
     full_bytes: int = 0
     steps: int = 0
-    missing_worst: float = 0.0
-    _missing_sum: float = 0.0
+    # On the device after the first step: reading them waits for it.
+    missing_worst: float | Tensor = 0.0
+    _missing_sum: float | Tensor = 0.0
     _heads: int = 0
 
     @property
     def missing_mean(self) -> float:
-        return self._missing_sum / max(1, self._heads)
+        return float(self._missing_sum) / max(1, self._heads)
 
-    def over(self, mesh: Mesh) -> Transfers:
-        """Return the sums over the processes of a replica, and the worst bound of all. Collective."""
-        own = [self.fetched_bytes, self.stored_bytes, self.full_bytes, self._missing_sum, self._heads]
-        sums = torch.tensor(own, dtype=torch.float64)
-        worst = torch.tensor([self.missing_worst], dtype=torch.float64)
+    def over(self, mesh: Mesh, device: torch.device) -> Transfers:
+        """Return the sums over the processes of a replica, and the worst bound of all. Collective.
+
+        ``device`` is that of the model, from which the backend can send.
+        """
+        own = [self.fetched_bytes, self.stored_bytes, self.full_bytes, float(self._missing_sum), self._heads]
+        sums = torch.tensor(own, dtype=torch.float64, device=device)
+        worst = torch.tensor([float(self.missing_worst)], dtype=torch.float64, device=device)
         mesh.tensor.all_reduce(sums, "forward", "sampling")
         mesh.tensor.all_reduce(worst, "forward", "sampling", dist.ReduceOp.MAX)
         fetched, stored, full, missing, heads = sums.tolist()
@@ -53,8 +57,8 @@ class Transfers:
 
     def note_missing(self, bound: Tensor) -> None:
         """Note the bounds of a step's heads."""
-        self.missing_worst = max(self.missing_worst, float(bound.max()))
-        self._missing_sum += float(bound.double().sum())
+        self.missing_worst = bound.max().clamp(min=self.missing_worst)
+        self._missing_sum = bound.double().sum() + self._missing_sum
         self._heads += bound.numel()
 
 

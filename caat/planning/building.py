@@ -79,14 +79,14 @@ def training(config: BudgetConfig, built: Building, parameters: float | None = N
 def ways(config: BudgetConfig, sites: int, parameters: float) -> list[Way]:
     """Return the ways to train ``parameters`` weights over ``sites``, from the most bytes to the least."""
     sent = 2 * (sites - 1) / sites * parameters
-    encoded = _encoded(config.codec)
     every = f"islands, every {config.every} steps"
-    return [
-        Way("gradients, every step", 1, sent * GRADIENT),
-        Way(f"gradients, {config.codec}, every step", 1, sent * encoded),
-        Way(every, config.every, sent * CHANGE),
-        Way(f"{every}, {config.codec}", config.every, sent * encoded),
-    ]
+    gradients = [Way("gradients, every step", 1, sent * GRADIENT)]
+    islands = [Way(every, config.every, sent * CHANGE)]
+    if config.codec != "none":
+        encoded = _encoded_bytes(config.codec, sites, parameters)
+        gradients.append(Way(f"gradients, {config.codec}, every step", 1, encoded))
+        islands.append(Way(f"{every}, {config.codec}", config.every, encoded))
+    return gradients + islands
 
 
 def wait_seconds(way: Way, sites: int, *, rate: float, delay: float) -> float:
@@ -165,8 +165,11 @@ def design(config: BudgetConfig) -> dict[str, Any]:
     }
 
 
-def _encoded(spec: str) -> float:
-    """Return the bytes of a number in the codec ``spec``, its scales included."""
+def _encoded_bytes(spec: str, sites: int, parameters: float) -> float:
+    """Return the bytes that a site sends for ``parameters`` numbers in the codec ``spec``."""
     from caat.compression.spec import make_codec
 
-    return CHANGE if spec == "none" else make_codec(spec).size(MANY) / MANY
+    codec = make_codec(spec)
+    # Messages that are only summed after they are decoded go to every other site as a whole.
+    times = sites - 1 if codec.way == "gathered" else 2 * (sites - 1) / sites
+    return times * parameters * codec.size(MANY) / MANY

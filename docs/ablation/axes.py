@@ -45,9 +45,8 @@ def run(text: str, out: Path) -> None:
             folder = place(out, point, seed)
             if loss_of(folder) is not None:
                 continue
-            resume = ["resume=auto"] if (folder / "checkpoints").is_dir() else []
             where = [f"data.path={text}", f"run.dir={folder}", f"seed={seed}", f"train.steps={STEPS}"]
-            train([*COMMON, *settings_of(point), *where, *resume])
+            train([*COMMON, *settings_of(point), *where, "resume=auto"])
 
 
 def place(out: Path, point: Point, seed: int) -> Path:

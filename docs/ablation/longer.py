@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 
 from figures import shown
 from training import AT_ONCE, loss_of, run_command, side_by_side, train
@@ -59,7 +60,12 @@ def _branch(folder: Path, length: int, settings: list[str], text: str) -> None:
         how = ["optim.schedule=constant", f"train.steps={start}", f"run.dir={trunk}", "resume=auto"]
         train([*settings, *how], AT_ONCE)
     how = ["optim.schedule=wsd", f"optim.decay_steps={decay}", f"train.steps={length}", f"run.dir={branch}"]
-    resume = "resume=auto" if (branch / "checkpoints").is_dir() else f"resume={last}"
+    resume = f"resume={last}"
+    if any((branch / "checkpoints").glob("step-*")):
+        resume = "resume=auto"
+    elif branch.is_dir():
+        # It was stopped before its first checkpoint.
+        rmtree(branch)
     train([*settings, *how, resume], AT_ONCE)
 
 

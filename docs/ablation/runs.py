@@ -32,6 +32,8 @@ def collect(folders: Iterable[str]) -> None:
         if not status.is_file() or json.loads(status.read_text())["status"] != "finished":
             continue
         config = yaml.safe_load(path.read_text())
+        if not _is_of_the_ablation(config):
+            continue
         records = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
         # The record of the last step, merged with its benchmarks.
         last = {
@@ -65,6 +67,13 @@ def kept() -> dict[int, list[Run]]:
     for run in sorted(json.loads(RUNS.read_text()), key=lambda run: -run["train.steps"]):
         by_length[run["train.steps"]].append(run)
     return dict(by_length)
+
+
+def _is_of_the_ablation(config: dict[str, Any]) -> bool:
+    """Return whether a run differs from others only by SETTINGS: longer.py and axes.py train otherwise."""
+    c, islands = config["train"], config["parallel"].get("islands", 1)
+    exact = config.get("data_sync", {}).get("codec", "none") == "none"
+    return (c["precision"], islands, config["optim"]["schedule"]) == ("fp32", 1, "cosine") and exact
 
 
 def _json(path: Path) -> Any:

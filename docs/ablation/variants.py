@@ -158,9 +158,11 @@ class VariedGPT(GPT):
                     row.weight.detach()[self.shared_channels :] *= self.mesh.shards**0.5
         return self
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, borders: None = None) -> Tensor:
+        assert borders is None, "documents are not kept apart: leave train.documents out"
         embedded = self.embedding(tokens)
-        angles = rotary_angles(torch.arange(tokens.shape[-1]), self.config, embedded.dtype)
+        places = torch.arange(tokens.shape[-1], device=tokens.device)
+        angles = rotary_angles(places, self.config, embedded.dtype)
         x = embedded.expand(self.mesh.shards, *embedded.shape)
         for number, block in enumerate(self.blocks):
             vectors = dict(bias=block.attention.qkv.bias, gammas=[n.weight for n in norms_of([block])[1:-1]])
@@ -194,6 +196,12 @@ def run(name: str, settings: list[str]) -> int:
     window = PATTERNS.get(name, fixed)
     with user_errors():
         config = compose(settings)
+        # caat would start other processes without the variant.
+        alone = config.launch.processes == 1 and config.launch.max_restarts == 0
+        require(
+            alone, "leave launch.processes and launch.max_restarts out: torchrun starts several processes"
+        )
+        require(config.train.documents == "packed", "variants do not keep documents apart: leave it out")
         count = 2 * config.model.layers
         for ratio in config.sync.schedule.values():
             require(

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 import launch.run.build
+from caat.data.marks import IGNORED
 from caat.training.checkpoint.folder import find
+from conf.checks import require
 from eval.open import load_model
 from launch.command.errors import user_errors
 from launch.pretrain import main
@@ -33,6 +35,7 @@ class Student(GPT):
     @staticmethod
     def empty(*arguments, **named) -> GPT:  # type: ignore[override]
         model = GPT.empty(*arguments, **named)
+        assert model.mesh.processes == 1, "every process would have a part of the vocabulary"
         model.__class__ = Student
         return model
 
@@ -41,17 +44,22 @@ class Student(GPT):
             return super().forward(tokens, targets, *more, **named)
         logits = super().forward(tokens, None, *more, **named)
         with torch.no_grad():
-            wanted = self.teacher.to(dtype=logits.dtype)(tokens).float().log_softmax(-1)
+            teacher = self.teacher.to(tokens.device, logits.dtype)
+            wanted = teacher(tokens, None, *more, **named).float().log_softmax(-1)
         ours = logits.float().log_softmax(-1)
         divergence = (wanted.exp() * (wanted - ours).masked_fill(wanted == -torch.inf, 0.0)).sum(-1)
         usual = vocab_parallel_cross_entropy(logits, targets, self.config.vocab_size, self.mesh)
-        return (1 - self.share) * usual + self.share * divergence
+        return (1 - self.share) * usual + self.share * divergence.masked_fill(targets == IGNORED, 0.0)
 
 
 def run(share: float, settings: list[str]) -> int:
     """Train, and return the exit status."""
     with user_errors():
         config = compose(settings)
+        alone = config.launch.processes == 1 and config.launch.max_restarts == 0
+        require(
+            alone, "other processes would train without this: leave launch.processes and max_restarts out"
+        )
         folder = find(config.initialize, "initialize")
     Student.share = share
     build = launch.run.build._mesh

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.model import ModelConfig
+from layers.attention import attend
 from layers.rotary import rotary_angles, rotate
 
 
@@ -28,7 +29,7 @@ class DenseBlock(nn.Module):
         turned = rotate(heads[:, :, : c.heads + c.kv_heads], cos, sin)
         q, k = turned.transpose(1, 2).split([c.heads, c.kv_heads], dim=1)
         v = heads[:, :, c.heads + c.kv_heads :].transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.heads != c.kv_heads)
+        out = attend(q, k, v, None)
         return self.output(out.transpose(1, 2).reshape(batch, length, -1))
 
     def mlp(self, x: Tensor) -> Tensor:

@@ -30,8 +30,10 @@ def wired_hosts(topology: Topology, burst: str) -> Iterator[list[Host]]:
     They are removed on exit. A host has one address, on all of its interfaces; each link of the topology may
     send ``burst`` bytes (in tc's notation) at once. Raises ``ValueError`` if namespaces cannot be created.
     """
-    with namespaces([f"node{i}" for i in topology.graph], instead="give simulate=true") as names:
-        for name in names:
+    with namespaces([f"node{i}" for i in topology.graph], instead="give simulate=true") as created:
+        # A switch without links has no place in the graph, but keeps its number.
+        names = dict(zip(topology.graph, created, strict=True))
+        for name in created:
             ip("netns", "exec", name, "sysctl", "-qw", *(f"net.ipv4.{k}={v}" for k, v in SYSCTLS.items()))
         for a, b in sorted({(min(link), max(link)) for link in topology.graph.edges}):
             ip("link", "add", _interface(b), "mtu", MTU, "netns", names[a], "type", "veth", "peer",
@@ -42,7 +44,7 @@ def wired_hosts(topology: Topology, burst: str) -> Iterator[list[Host]]:
         for a, b in topology.graph.edges:
             rate, delay = f"{topology.rate((a, b)) * 8:.0f}bit", f"{topology.delay((a, b)) * 1e6:.0f}us"
             shape(names[a], _interface(b), rate, delay, burst, queue=QUEUE)
-        for here, name in enumerate(names):
+        for here, name in names.items():
             _add_routes(topology, here, name)
         yield [
             Host(names[node], _interface(next(topology.graph.successors(node))), _address(node))

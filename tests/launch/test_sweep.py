@@ -119,9 +119,7 @@ def test_combinations_are_those_of_hydras_own_sweeper(overrides):
 
 
 def test_an_experiment_that_sweeps_is_not_one_of_several():
-    with pytest.raises(
-        ValueError, match=r"experiment=ablation is a sweep of its own"
-    ):
+    with pytest.raises(ValueError, match=r"experiment=ablation is a sweep of its own"):
         plan_sweep(["experiment=quickstart,ablation"])
     assert len(plan_sweep(["experiment=quickstart,uptrain"]).runs) == 2
 

@@ -15,6 +15,7 @@ from caat.planning.building import (
     training,
     wait_seconds,
 )
+from caat.planning.data_traffic import encoded_bytes
 from caat.planning.scaling import LAWS
 from conf.budget import BudgetConfig
 
@@ -76,7 +77,7 @@ def test_sites_by_hand():
     assert made["step_seconds"] == pytest.approx(600)
     assert made["tokens"] == pytest.approx(20e9)
     assert made["days"] == pytest.approx(6 * 1e9 * 20e9 / 1e13 / 86400)
-    every, _, islands, _ = between_sites(small(), built, made)
+    every, islands = between_sites(small(), built, made)
     # Each of two sites sends all: 2 GB of gradients at 1 GB/s, two delays; 4 GB of changes in 4 steps.
     assert every["wait_seconds"] == pytest.approx(2 + 2)
     assert islands["wait_seconds"] == pytest.approx((4 + 2) / 4)
@@ -106,6 +107,16 @@ def test_a_codec_takes_its_bytes():
     rows = between_sites(config, building(config), training(config, building(config), 1e9))
     exact, coded = (row["bytes_per_step"] for row in rows[2:])
     assert exact / coded == pytest.approx(4 / (1 + 4 / 256), rel=1e-3)
+
+
+def test_a_codec_that_is_gathered_sends_all_to_every_other_site():
+    config = small(codec="topk:0.01", budget=50.0)
+    built = building(config)
+    assert built.sites == 5
+    rows = between_sites(config, built, training(config, built, 2**20))
+    # As the plan of a run counts it; 4 bytes of each value and of each index.
+    wanted = encoded_bytes("topk:0.01", [2**20 // 5] * 5, True, ())
+    assert rows[1]["bytes_per_step"] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_one_site_waits_for_none():

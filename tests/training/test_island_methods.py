@@ -307,6 +307,25 @@ def test_with_one_island(ranks):
         assert all(found.values()), found
 
 
+def at_the_end(settings: IslandsConfig, optim: OptimConfig, stage: int, precision: str) -> tuple:
+    """The weights that the model computes with after the last step, the anchor, and whether it is known."""
+    engine = engine_of(Mesh.create(4, 1, islands=ISLANDS), settings, stage, precision, optim=optim)
+    for step in range(4):
+        engine.step(data(step, engine.mesh.replica), optim.lr)
+        engine.outer_step(step + 1, last=step == 3)
+    weights = torch.cat([p.detach().flatten().clone() for p in engine.model.parameters()])
+    return weights, master(engine).to(weights.dtype), engine.live.islands.together
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+@pytest.mark.parametrize("method", ["eager", "slamb", "dcs3gd"])
+def test_after_the_last_step_all_models_are_the_anchor(ranks, method, stage, precision):
+    settings, optim, _, _ = METHODS[method]
+    found = ranks(2).run(at_the_end, settings, optim, stage, precision)
+    for weights, anchor, together in found:
+        assert together and torch.equal(weights, anchor) and torch.equal(weights, found[0][0])
+
+
 def with_a_bad_gradient(settings: IslandsConfig, optim: OptimConfig) -> tuple:
     """One island skips a step; the other goes on."""
     mesh = Mesh.create(4, 1, islands=ISLANDS)

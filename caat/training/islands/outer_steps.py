@@ -101,10 +101,11 @@ class Islands:
         exchange would be lost.
         """
         self.together = False
-        early, moved = set(self._outer.fragments), False
+        moved = False
         for message in self.messages:
             if message.wait is not None and (last or step == message.started + self.settings.lag):
                 self._apply(message)
+                moved = True
         for message in self.messages:
             if last or self.settings.due(step, message.fragment):
                 self._start(message, step)
@@ -114,9 +115,10 @@ class Islands:
         for message in self.messages:
             if message.wait is not None and (last or self.settings.lag == 0):
                 self._apply(message, last=last)
+                moved = True
         outer, self._outer = self._outer, OuterStep()
         squares, self._squares = self._squares, torch.zeros_like(self._squares)
-        if moved or outer.fragments != early:
+        if moved:
             self._refresh()
         if outer.fragments:
             whole = len(outer.fragments) == self.settings.fragments
