@@ -86,7 +86,11 @@ class BudgetConfig:
         for size in self.parameters:
             require(size > 0, f"parameters: {size} must be above 0")
         require_choice("law", self.law, LAWS)
-        parse_codec(self.codec)
+        require(
+            parse_codec(self.codec).kind != "powersgd",
+            f"codec={self.codec} sends less for larger matrices, and the budget does not know their sizes: "
+            "choose another codec",
+        )
         rate_bytes(self.site_link, "site_link")
         delay_seconds(self.site_delay, "site_delay")
         least = self.rack_cost / self.compute_share

@@ -9,7 +9,7 @@ from typing import Any
 
 # Settings that name a file or folder, in any schema.
 PATHS = {"path", "dir", "folder", "checkpoint", "resume", "initialize", "tokenizer", "tokens", "prompts"}
-PATHS |= {"from", "to", "out", "tasks", "schedule", "topology", "chat_template"}
+PATHS |= {"from", "to", "out", "schedule", "topology", "chat_template"}
 SURROGATE = re.compile("[\ud800-\udfff]")
 # Long values are cut in messages.
 SHOWN = 60

@@ -101,6 +101,12 @@ class PlanConfig(MessageCostConfig):
                 self.tflops is None,
                 f"gemm={self.gemm} and tflops={self.tflops} both say how fast a GPU computes: give one",
             )
+        else:
+            require(
+                self.memory_rate is None,
+                f"memory_rate={self.memory_rate} has no effect without gemm, the share of a GPU's peak that "
+                "products reach: give gemm=0.67, or leave memory_rate out",
+            )
         memory_bytes(self.hardware.memory)
         rate_bytes(self.hardware.link, "link")
         rate_bytes(self.hardware.node_link, "node_link")
@@ -109,7 +115,7 @@ class PlanConfig(MessageCostConfig):
         if self.island_link is not None:
             rate_bytes(self.island_link, "island_link")
         if self.island_delay is not None:
-            delay_seconds(self.island_delay)
+            delay_seconds(self.island_delay, "island_delay")
         for ratio in self.ratios:
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
 

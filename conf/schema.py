@@ -171,6 +171,11 @@ class Config:
             f"{self.train.documents}: it needs two sequences or more, and packed documents",
         )
         self.data_sync.check_stage(self.zero.trained(self.train.precision))
+        require(
+            self.islands.join is None or len(self.sync.schedule) == 1,
+            f"sync.ratio={self.sync.describe_ratio()} changes by an island's own steps, which islands.join "
+            "does not keep in step: give one ratio, or parallel.islands for islands that are one job",
+        )
         last = max(self.sync.schedule)
         require(
             last < self.train.steps,

@@ -55,6 +55,10 @@ class HuggingFaceTokenizer:
     def eos_id(self) -> int:
         return self._eos
 
+    def special_id(self, text: str) -> int | None:
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        return next((number for number, token in added if token.special and token.content == text), None)
+
     def begin_and_end(self) -> tuple[str, str]:
         """Return the tokens :meth:`bos_id` and :meth:`eos_id` by name."""
         tokens = {number: token for token, number in self.tokenizer.get_vocab(with_added_tokens=True).items()}

@@ -47,6 +47,10 @@ class SentencePieceTokenizer(SentencePieceProcessor):
     def _specials(self) -> dict[str, int]:
         return {self.id_to_piece(number): number for number in (self.bos_id(), self.eos_id())}
 
+    def special_id(self, text: str) -> int | None:
+        number = self.piece_to_id(text)
+        return number if self.is_control(number) and self.id_to_piece(number) == text else None
+
 
 def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     """Load a SentencePiece model; raises like :func:`caat.data.tokenizer.load_tokenizer`."""

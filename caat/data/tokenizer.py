@@ -39,6 +39,9 @@ class Tokenizer(Protocol):
 
     def eos_id(self) -> int: ...
 
+    def special_id(self, text: str) -> int | None:
+        """Return the token that is ``text`` and that :meth:`decode` skips; None if there is none."""
+
     def vocab_size(self) -> int:
         """Return the largest token number plus one."""
 

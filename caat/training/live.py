@@ -48,6 +48,8 @@ class LiveState:
         self._model, self._zero = model, zero
         weights = gathered_weights(zero, mesh.data_rank) if stage in (1, 2) and mesh.data_size > 1 else []
         self._layout = f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes}"
+        if mesh.islands.processes > 1:
+            self._layout += f" islands={mesh.islands.processes}"
         # What the messages between replicas keep from step to step.
         self.data_sync = DataSyncState(mesh.data, weights)
         # Set if there are outer steps. The master weights are then those of this island, and the anchor is

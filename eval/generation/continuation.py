@@ -20,6 +20,8 @@ class Continuation:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
+        # Decoding skips special tokens, such as the one that ends a turn: their text would never be found.
+        self._stop_tokens = {tokenizer.special_id(text) for text in stop} - {None}
         self._context = list(prompt[-CONTEXT:])
         self._skip = len(tokenizer.decode(self._context))
         self.tokens: list[int] = []
@@ -37,6 +39,9 @@ class Continuation:
             return ""
         if token == self._tokenizer.eos_id():
             self.ending = "end of text"
+            return self._show(len(self.text))
+        if token in self._stop_tokens:
+            self.ending = "stop"
             return self._show(len(self.text))
         self.tokens.append(token)
         self.text = self._tokenizer.decode(self._context + self.tokens)[self._skip :]

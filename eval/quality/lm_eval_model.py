@@ -208,7 +208,8 @@ def sampling(how: dict[str, Any]) -> SamplingConfig:
     Raises ``ValueError`` for invalid values; errors of lm-eval's own checks pass through.
     """
     known = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
-    until, temperature = [each for each in known["until"] if each is not None], known.get("temperature", 0.0)
+    until = [each for each in known["until"] if each is not None]
+    temperature = known.get("temperature", 1.0 if known.get("do_sample") else 0.0)
     require(
         all(isinstance(text, str) and text for text in until),
         f"until={until} in its generation_kwargs must be non-empty texts",

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 from caat.machine import available_cores, processor
@@ -130,7 +130,9 @@ def _packages() -> Iterator[Finding]:
 def _optional() -> Iterator[Finding]:
     for module, package, purpose, remedy in OPTIONAL:
         if installed(module):
-            yield Finding(package, "good", f"{version(package)}, for {purpose}")
+            names = packages_distributions().get(module, [])
+            number = version(names[0]) if names else "version not known"
+            yield Finding(package, "good", f"{number}, for {purpose}")
         else:
             yield Finding(package, "note", f"missing, for {purpose}", remedy)
 

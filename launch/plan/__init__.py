@@ -57,6 +57,19 @@ def _along(plan: PlanConfig, argv: list[str]) -> list[str]:
     return ["data_sync.schedule=auto", f"data_sync.topology={plan.topology}"]
 
 
+def _notes(plan: PlanConfig, config: Config) -> list[str]:
+    """Return what the times leave out."""
+    notes = []
+    if config.train.precision == "fp32" and plan.tflops is None:
+        notes.append(
+            "the times are those of products in bfloat16: in train.precision=fp32 they take several times as "
+            "long; tflops= says how fast a GPU is"
+        )
+    if config.sync.halves:
+        notes.append("sync.halves=true hides sums that count as waited for at ratio 1 below")
+    return notes
+
+
 def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
     """Return everything that is printed, in bytes and seconds."""
     machine = Machine.of(plan)
@@ -75,6 +88,7 @@ def make_plan(plan: PlanConfig, config: Config) -> dict[str, Any]:
         "shards": config.parallel.tensor,
         "ratio": config.sync.describe_ratio(),
         "precision": c.precision,
+        "notes": _notes(plan, config),
         "wire_dtype": config.sync.wire_dtype,
         "sequence": c.sequence,
         "global_batch": c.global_batch,

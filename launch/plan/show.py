@@ -47,6 +47,8 @@ def show(plan: dict[str, Any]) -> None:
         print(f"between islands: {plan['outer_steps']}; bytes and waits below are means over the steps")
     if plan["joins"]:
         print("The rounds with the islands of islands.join are in the memory below, but not in the times.")
+    for note in plan["notes"]:
+        print(f"note: {note}")
     out.print(_memory(plan))
     out.print(_steps(plan))
     out.print(_layouts(plan))

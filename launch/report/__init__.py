@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from conf.checks import check_path
 from conf.reading.verb import load_verb
@@ -53,6 +56,22 @@ def write_report(
     ``out`` defaults to the only folder given, or to the folder that contains all of them. Raises the same
     ``ValueError`` as :func:`caat.runs.reading.find_runs`, and one if ``out`` is not writable.
     """
+
+    place = Path(out).expanduser() if out else _common(folders)
+    written = [result_file(place / name) for name in ("report.html", "report.md", "report.json")]
+    # The tasks of a job array report on the same runs: whoever writes last must have read last.
+    with FileLock(place / ".report.lock") if place.is_dir() else nullcontext():
+        contents, texts = _contents(folders, title)
+        place.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(written, texts, strict=True):
+            aside = path.with_name(f".{path.name}.tmp")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+    return contents, written
+
+
+def _contents(folders: Sequence[str], title: str | None) -> tuple[Contents, tuple[str, str, str]]:
+    """Return what the runs of ``folders`` show, and as the texts of the three files."""
     from caat.runs.reading import find_runs
     from caat.runs.statistics import scores, table
     from caat.runs.variants import compared, variants
@@ -68,17 +87,8 @@ def write_report(
     title = title or f"{names}: {len(runs)} run{'s' if len(runs) > 1 else ''}"
     contents = Contents(title, rows, scores(groups), same, differing, unfinished, problems)
 
-    place = Path(out).expanduser() if out else _common(folders)
-    texts = {
-        "report.html": html(contents, pictures(groups, rows) if rows else {}),
-        "report.md": markdown(contents),
-        "report.json": json.dumps(as_json(contents), indent=2) + "\n",
-    }
-    written = [result_file(place / name) for name in texts]
-    place.mkdir(parents=True, exist_ok=True)
-    for path, text in zip(written, texts.values(), strict=True):
-        path.write_text(text, encoding="utf-8")
-    return contents, written
+    page = html(contents, pictures(groups, rows) if rows else {})
+    return contents, (page, markdown(contents), json.dumps(as_json(contents), indent=2) + "\n")
 
 
 def _common(folders: Sequence[str]) -> Path:

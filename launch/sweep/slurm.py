@@ -85,7 +85,12 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
         "job-name": folder.name,
         "output": folder / "slurm-%A_%a.log",
     }
-    given = [f"--{name}={value}" for name, value in (options | dict(slurm.options)).items()]
+    given = [
+        # True is an option without a value.
+        f"--{name}" if value == "True" else f"--{name}={value}"
+        for name, value in (options | dict(slurm.options)).items()
+        if value != "False"
+    ]
     printed = _call("sbatch", "--parsable", *given, str(SCRIPTS / "array.sbatch"), str(tasks.resolve()))
     job = printed.strip().split(";")[0]  # "JOB", or "JOB;CLUSTER"
     for task, (run, path) in enumerate(zip(runs, folders, strict=True)):

@@ -50,7 +50,14 @@ def choose_tokenizer(folder: Path) -> Path:
         theirs.bos_id(),
         theirs.eos_id(),
     )
-    return path if same and same_numbers(ours, theirs.tokenizer) else fast
+    return path if same and same_numbers(ours, theirs.tokenizer) and _same_added(ours, theirs) else fast
+
+
+def _same_added(ours: SentencePieceTokenizer, theirs: HuggingFaceTokenizer) -> bool:
+    """Return whether both read added tokens alike. SentencePiece never reads a control piece from text."""
+    added = {token.content for token in theirs.tokenizer.get_added_tokens_decoder().values()}
+    marks = {ours.id_to_piece(number) for number in (ours.bos_id(), ours.eos_id(), ours.unk_id())}
+    return all(ours.encode(text) == theirs.encode(text) for text in sorted(added - marks))
 
 
 def _check_alone(tokenizer: SentencePieceTokenizer, path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from caat.compression import Feedback, make_codec
 from caat.compression.blocks import BLOCK, CHUNK
 from caat.compression.indices.bloom import Bloom
+from caat.compression.indices.index import Raw
 from caat.compression.packing import pack, unpack
 from caat.parallel.mesh import Mesh
 from conf.model import ModelConfig
@@ -177,6 +178,11 @@ def test_a_message_of_which_nothing_is_sent_is_empty(values, index):
     parts = codec.encode(torch.randn(50))
     assert codec.decode(parts, 50).tolist() == [0.0] * 50
     assert all(part.numel() == 0 for part in parts[-2 if values == "poly" else -1 :])
+
+
+def test_raw_indices_number_four_billion_values():
+    indices = torch.tensor([0, 2**31 - 1, 2**31, 2**32 - 1])
+    assert torch.equal(Raw().decode(Raw().encode(indices, 2**32), 2**32), indices)
 
 
 def test_ranks_draw_alike_and_messages_differ():

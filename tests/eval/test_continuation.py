@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from caat.data.tokenizer import load_tokenizer
 from eval.generation.continuation import Continuation
+from tests.data.test_huggingface_tokenizer import write_tokenizer
 from tests.trained import write_checkpoint
 
 
@@ -41,6 +43,19 @@ def test_pieces_add_up_to_the_text(tokenizer, prompt, text):
 def test_text_comes_as_soon_as_it_is_certain(tokenizer):
     _, pieces = run(tokenizer, "The", " brown fox jumped")
     assert pieces[-1] == "" and sum(map(bool, pieces)) > 2
+
+
+def test_the_token_that_ends_a_turn_stops(tmp_path):
+    """Decoding skips it, so that its text would never be found."""
+    path = write_tokenizer(tmp_path)
+    fast = tokenizers.Tokenizer.from_file(str(path))
+    fast.add_special_tokens(["<|turn|>"])
+    fast.save(str(path))
+    tokenizer = load_tokenizer(path)
+    continuation = Continuation(tokenizer, tokenizer.encode("says"), ["<|turn|>", "never"])
+    for token in tokenizer.encode(" words<|turn|> and more"):
+        continuation.add(token)
+    assert (continuation.text, continuation.ending) == (" words", "stop")
 
 
 @pytest.mark.parametrize(

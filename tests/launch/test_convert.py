@@ -11,6 +11,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
 
 from caat.data.sentencepiece_export import as_huggingface
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, train_tokenizer
@@ -230,6 +231,26 @@ def test_the_tokenizer_is_the_one_that_transformers_uses(tmp_path):
 
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # a tiktoken file
     assert choose_tokenizer(folder).name == "tokenizer.json"
+
+
+def test_a_control_piece_that_is_read_from_text_needs_the_tokenizer_json(tmp_path):
+    """As [INST] in Mistral: SentencePiece would spell it out."""
+    folder, turns = tmp_path / "hf", ["[INST]", "[/INST]"]
+    write_llama(folder, tokenizer=False)
+    lines = (f"line {i} says {i * i} words" for i in range(500))
+    model = folder / "tokenizer"
+    SentencePieceTrainer.train(
+        sentence_iterator=lines, model_prefix=str(model), vocab_size=300, model_type="bpe", minloglevel=2,
+        byte_fallback=True, split_digits=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, control_symbols=turns, pad_id=-1,
+    )  # fmt: skip
+    for name, content in as_huggingface(folder / "tokenizer.model").items():
+        (folder / name).write_bytes(content)
+    assert choose_tokenizer(folder).name == "tokenizer.model"
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.add_special_tokens(turns)
+    fast.save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(choose_tokenizer(folder)).encode("[INST]") == [3]
 
 
 def test_equal_vocabularies_with_other_numbers_are_not_the_same_tokenizer(tmp_path):

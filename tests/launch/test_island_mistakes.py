@@ -34,6 +34,11 @@ MISTAKES = {
         2,
         ["islands.fragments=5", "4 blocks"],
     ),
+    "a ratio that changes": (
+        ["islands.join=a:1", "sync.ratio={0:1,5:0.5}"],
+        1,
+        ["changes by an island's own steps", "give one ratio"],
+    ),
     "no address": (["islands.join=garbage"], 1, ["islands.join=garbage is not HOST:PORT", "caat islands"]),
     "joining with several islands": (
         ["islands.join=a:1", "parallel.islands=2"],

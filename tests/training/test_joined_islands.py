@@ -233,6 +233,24 @@ def together(settings: IslandsConfig, coded: IslandsConfig) -> tuple:
     return found, late.rounds, again, island.rounds, island.sent, held, resumes(island)
 
 
+def rounded_at_random(settings: IslandsConfig) -> tuple:
+    """Two islands of two replicas that all hold the same numbers, through a codec that draws."""
+    server, address = lighthouse()
+    island = island_of(0, settings, address, wait_for=2)
+    island.join()
+    island.train(EVERY)
+    found = anchor_of(island)
+    dist.barrier()
+    island.close(server)
+    return island.rounds[-1], found
+
+
+def test_replicas_that_hold_the_same_numbers_round_alike(ranks):
+    by_rank = ranks(4).run(rounded_at_random, replace(SETTINGS, codec="qsgd:4"))
+    assert [rounds for rounds, _ in by_rank] == [by_rank[0][0]] * 4
+    assert all(torch.equal(anchor, by_rank[0][1]) for _, anchor in by_rank)
+
+
 def resumes(island: Island) -> bool:
     """Whether rounds and residuals come back from what a checkpoint keeps."""
     islands = island.islands

@@ -37,10 +37,12 @@ class Raw(IndexCodec):
     """``index=raw``: 4 bytes an index."""
 
     def encode(self, indices: Tensor, n: int) -> Parts:
+        assert n <= 1 << 32, f"4 bytes cannot number {n:,} values: index=bitmap and index=huffman can"
         return (indices.to(torch.int32),)
 
     def decode(self, parts: Parts, n: int) -> Tensor:
-        return parts[0].long()
+        # Indices of 2^31 and more are negative in int32.
+        return parts[0].long() & 0xFFFFFFFF
 
     def size(self, n: int, count: int) -> int:
         return 4 * count

@@ -56,7 +56,11 @@ class JoinedIslands(Islands):
     def __init__(self, *arguments: Any, party: Party, seed: int, **others: Any) -> None:
         super().__init__(*arguments, seed=seed, **others)
         self._party, self._meeting = party, party.meeting
-        self.exchange = Exchange(self.messages, self._meeting, self.settings, seed=seed, name=party.name)
+        # At ZeRO 0 all replicas hold the same numbers.
+        holder = self.mesh.tensor_rank if self._alone else self._meeting.place
+        self.exchange = Exchange(
+            self.messages, self._meeting, self.settings, seed=seed, name=party.name, holder=holder
+        )
         self._thread = ThreadPoolExecutor(1, "caat-round")
         self.flight: Flight | None = None
         # Rounds that made the anchor, and rounds in a row and in all that failed.

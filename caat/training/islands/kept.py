@@ -20,6 +20,9 @@ OWN_WEIGHT, VELOCITY = "island_weight", "velocity"
 class Kept:
     """What is saved and restored of ``messages``, which belong to one of ``islands`` islands."""
 
+    # Tensors of one process that are the same on all of them and in every layout.
+    always: tuple[str, ...] = ()
+
     def __init__(
         self, messages: Sequence[Message], settings: IslandsConfig, islands: int, *, momentum: bool
     ) -> None:
@@ -58,12 +61,15 @@ class Kept:
         Waits for exchanges in flight.
         """
         found: dict[str, Tensor] = {}
+        for message in self._messages:
+            if message.wait is not None:
+                # Until then, the exchange changes what its codec remembers.
+                message.wait()
         for number, message in enumerate(self._messages):
             if message.reduction is not None:
                 named = memories_by_name(message.reduction)
                 found |= {f"islands.{number}.{name}": values for name, values in named.items()}
             if message.wait is not None:
-                message.wait()
                 assert message.change is not None and message.own is not None
                 found[f"islands.{number}.change"] = message.change
                 found[f"islands.{number}.own"] = message.own
@@ -71,6 +77,9 @@ class Kept:
                 if values is not None:
                     found[f"islands.{number}.{name}"] = values
         return found
+
+    def load_always(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore those of :attr:`always`."""
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Restore what :meth:`tensors` returned on this process after ``step``."""

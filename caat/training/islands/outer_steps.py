@@ -196,6 +196,8 @@ class Islands:
         self._outer.fragments.add(message.fragment)
         if last or not self.settings.eager:
             self._take(message)
+        if last:
+            message.origin = None
         message.wait = message.change = message.own = message.mean = None
 
     def _move(self, message: Message, mean: Tensor, own: Tensor, *, alone: bool) -> Tensor:

@@ -40,11 +40,18 @@ class Exchange:
     """
 
     def __init__(
-        self, messages: Sequence[Message], meeting: Meeting, settings: IslandsConfig, *, seed: int, name: str
+        self,
+        messages: Sequence[Message],
+        meeting: Meeting,
+        settings: IslandsConfig,
+        *,
+        seed: int,
+        name: str,
+        holder: int,
     ) -> None:
         self._messages, self._meeting = messages, meeting
-        # Ranks round independently.
-        own = seed + crc32(f"{name} {meeting.place}".encode())
+        # Ranks round independently, but alike where they hold the same numbers.
+        own = seed + crc32(f"{name} {holder}".encode())
         self._codecs = [make_codec(settings.codec, own + number) for number in range(len(messages))]
         self.feedbacks = [
             Feedback(codec)
