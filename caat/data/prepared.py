@@ -116,10 +116,18 @@ def given_tokenizer(config: DataConfig) -> Path | None:
     given = Path(config.tokenizer).expanduser() if config.tokenizer else None
     if not config.mixture:
         return given
+    ends: tuple[int, int] | None = None
     for source in _separate(config).values():
         found = check_source(source)
         if found.kind != "prepared":
             continue
+        index = read_index(found.files[0])
+        ends = ends or (index.bos, index.eos)
+        require(
+            ends == (index.bos, index.eos),
+            f"{source.given} begins and ends documents with the tokens {index.bos} and {index.eos}, and "
+            f"another source of the mixture with {ends[0]} and {ends[1]}: prepare one of them again",
+        )
         theirs = find_tokenizer(found.files[0])
         given = given or theirs
         require(

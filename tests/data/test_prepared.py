@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def test_text_beside_a_prepared_folder_takes_its_tokenizer(mixture):
     tokens = prepare_text(mixed)
     assert tokens.folders["web"] == folder
     assert (tokens.folders["code"] / "tokenizer.model").read_bytes() == tokens.tokenizer.read_bytes()
+
+
+def test_sources_that_end_documents_differently_are_refused(mixture):
+    folders = {
+        name: str(prepare(DataConfig(path=path, vocab_size=400, validation=0.1, dir=mixture.dir)))
+        for name, path in mixture.sources.items()
+    }
+    index = json.loads((Path(folders["code"]) / "index.json").read_text())
+    (Path(folders["code"]) / "index.json").write_text(json.dumps({**index, "eos": 5}))
+    with pytest.raises(ValueError, match="begins and ends documents with the tokens 1 and 2, and another"):
+        find_prepared(replace(mixture, sources=folders))
 
 
 def test_sources_without_a_test_split_are_named(mixture):

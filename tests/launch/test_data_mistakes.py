@@ -22,6 +22,11 @@ MISTAKES = {
     "template without a chat": (["data.chat_template=plain"], 1, ["needs data.format=chat", "leave"]),
     "chat of a text": (["data.format=chat"], 1, ["data.format=chat needs rows", "jsonl or parquet"]),
     "an empty path": (["data.path="], 1, ["data.path is empty: give a path, or leave data.path out"]),
+    "a part of a file": (
+        ["data.path=own.txt", "data.split=test"],
+        1,
+        ["choose a part of a Hugging Face dataset, and data.path=own.txt is not one"],
+    ),
     "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
     "no text to train on": (
         ["data.validation=0.4", "data.test=0.6"],
