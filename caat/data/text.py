@@ -54,10 +54,11 @@ def check_source(config: DataConfig) -> Source:
             f"data.streaming=true reads a Hugging Face dataset, and {config.given} is not one: leave "
             "data.streaming out"
         )
-    if source.kind != "hub" and (config.subset is not None or config.split != "train"):
+    # An option such as data=fineweb_edu brings a subset along, which another path replaces.
+    if source.kind != "hub" and config.split != "train":
         raise ValueError(
-            f"data.subset and data.split choose a part of a Hugging Face dataset, and {config.given} is not "
-            "one: leave them out"
+            f"data.split={config.split} is a part of a Hugging Face dataset, and {config.given} is not one: "
+            "leave data.split out"
         )
     if config.tokenizer is not None:
         tokenizer = Path(config.tokenizer).expanduser()

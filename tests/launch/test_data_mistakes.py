@@ -25,7 +25,7 @@ MISTAKES = {
     "a part of a file": (
         ["data.path=own.txt", "data.split=test"],
         1,
-        ["choose a part of a Hugging Face dataset, and data.path=own.txt is not one"],
+        ["data.split=test is a part of a Hugging Face dataset, and data.path=own.txt is not one"],
     ),
     "held-out share": (["data.validation=1.5"], 1, ["data.validation=1.5", "fraction"]),
     "no text to train on": (
