@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from time import perf_counter
@@ -41,11 +42,16 @@ def main(argv: list[str]) -> None:
         total = sum(index.tokens(split) for index in indexes for split in index.splits)
         print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
     if prepared.mixed:
-        folders = {name: quoted(str(folder)) for name, folder in prepared.folders.items()}
+        folders = {name: _as_value(str(folder)) for name, folder in prepared.folders.items()}
         settings = f"data.mixture={typed(config.data.mixture)}", f"data.sources={typed(folders)}"
         print(f"caat pretrain {shlex.join(settings)}")
     else:
         print(prepared)
+
+
+def _as_value(path: str) -> str:
+    """Return ``path`` as Hydra reads it within a map."""
+    return path if re.fullmatch(r"[A-Za-z0-9_./-]+", path) else quoted(path)
 
 
 def _show(folder: Path) -> None:

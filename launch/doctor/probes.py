@@ -128,9 +128,10 @@ def _packages() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
+    distributions = packages_distributions()
     for module, package, purpose, remedy in OPTIONAL:
         if installed(module):
-            names = packages_distributions().get(module, [])
+            names = distributions.get(module, [])
             number = version(names[0]) if names else "version not known"
             yield Finding(package, "good", f"{number}, for {purpose}")
         else:

@@ -209,12 +209,12 @@ def _load_own(live: LiveState, saved: str, folder: Path, step: int) -> list[str]
             file = Tensors(folder, own_file_name(live).removesuffix(".safetensors"))
             live.load_own({name: file.whole(name) for name in file.names}, step)
         return []
-    if saved and live.islands is not None:
+    if live.islands is not None:
         # Any process's file: what does not depend on the layout is the same in all.
-        stems = sorted(path.stem for path in folder.glob("optimizer.data_sync.*.safetensors"))
-        file = Tensors(folder, stems[0])
-        always = set(live.islands.kept.always) & set(file.names)
-        live.islands.kept.load_always({name: file.whole(name) for name in always})
+        for path in sorted(folder.glob("optimizer.data_sync.*.safetensors"))[:1]:
+            file = Tensors(folder, path.stem)
+            always = set(live.islands.kept.always) & set(file.names)
+            live.islands.kept.load_always({name: file.whole(name) for name in always})
     return [
         f"what messages between replicas and islands keep between steps starts anew: {folder} was saved with "
         f"{saved or 'none of it'}, and this run has {live.own_layout or 'none of it'}"
