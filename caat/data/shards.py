@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from caat.data.marks import marks_of_text
+from caat.data.marks import BEGINS, BLOCK, marks_of_text
 from caat.storage.arrays import map_array
 from caat.storage.checksums import wrong_files
 from caat.storage.records import Size, Whole, parse_record
@@ -241,3 +241,21 @@ def sequence_count(shards: TokenShards, sequence: int) -> int:
             + ("" if shards.split == "train" else f", or raise data.{shards.split}")
         )
     return count
+
+
+def cut_rows(shards: TokenShards, sequence: int) -> tuple[int, int]:
+    """Return the number of rows in ``shards``, and how many are cut where a sequence ends."""
+    rows = cut = last = 0
+    end = sequence * sequence_count(shards, sequence)
+    # A whole number of sequences at a time.
+    block = sequence * max(1, BLOCK // sequence)
+    for first in range(0, len(shards), block):
+        begins = shards.marks(first, min(block, len(shards) - first)) & BEGINS > 0
+        number = rows + begins.cumsum()
+        # A sequence that begins within a row holds the rest of it, or a part if the row is longer.
+        starts = slice(0, max(0, end - first), sequence)
+        within = np.unique(number[starts][~begins[starts]])
+        cut += within.size - (within.size > 0 and within[0] == last)
+        last = int(within[-1]) if within.size else last
+        rows += int(begins.sum())
+    return rows, cut

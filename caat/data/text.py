@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import mimetypes
-import os
 import pickle
 import re
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from caat.data.hub import check_text_column, load_from_hub
 from caat.data.quickstart import quickstart_text
 from caat.data.tokenizer import TOKENIZER_FILES
+from caat.storage.walk import walk
 from conf.data import DataConfig
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def _find(config: DataConfig) -> Source:
     if path.is_dir():
         if is_prepared(path):
             return Source("prepared", path.name, (path,))
-        files = sorted(file for file in _files_below(path) if file.is_file() and not _is_aside(file, path))
+        found = (place / name for place, _, names in walk(path) for name in names)
+        files = sorted(file for file in found if file.is_file() and not _is_aside(file, path))
         return _local(config, path.resolve().name, files)
     if path.is_file():
         if reader_of(path) is None:
@@ -152,18 +153,6 @@ def _find(config: DataConfig) -> Source:
             "Hugging Face dataset as owner/name"
         )
     return Source("hub", config.path.split("/")[-1])
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files below ``folder``, in linked folders too."""
-    seen: set[str] = set()
-    for place, below, files in os.walk(folder, followlinks=True):
-        # A link may lead back to where it lies.
-        if os.path.realpath(place) in seen:
-            below.clear()
-            continue
-        seen.add(os.path.realpath(place))
-        yield from (Path(place, name) for name in files)
 
 
 def _is_aside(file: Path, folder: Path) -> bool:

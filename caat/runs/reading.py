@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from caat.runs.status import Status
 from caat.storage.records import Finite, Positive, Whole, parse_record, read_record
+from caat.storage.walk import walk
 from conf.partition import shared_channels
 from conf.reading.saved import read_config
 from conf.schema import Config
@@ -175,16 +175,11 @@ def by_source(figure: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for folder, below, files in os.walk(top, followlinks=True):
-        # A link may lead back to where it lies.
-        inside = os.path.realpath(folder) in seen
-        seen.add(os.path.realpath(folder))
-        if "config.yaml" in files and not inside:
-            yield Path(folder)
-        if "config.yaml" in files or inside:
+    for folder, below, files in walk(top):
+        if "config.yaml" in files:
             # Do not search inside a run: wandb keeps a config.yaml there too.
             below.clear()
+            yield folder
         below.sort()
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from caat.data.marks import BEGINS, BLOCK
 from caat.data.prepared import Prepared
-from caat.data.shards import TokenShards, read_index, sequence_count
+from caat.data.shards import cut_rows, read_index
 from caat.parallel.mesh import Mesh
 from caat.training.loop import Training
 from conf.data_sync import DataSyncConfig
@@ -112,7 +109,7 @@ def rows_of(config: Config, tokens: Prepared) -> list[str]:
         if shards.marked:
             of = f"of {name} " if name else ""
             index = read_index(shards.folder)
-            rows, cut = _cut(shards, sequence)
+            rows, cut = cut_rows(shards, sequence)
             lines.append(
                 f"the loss {of}is that of {index.counted['train']:,} of {len(shards):,} training tokens "
                 f"(data.format={index.rows}); {cut:,} of {rows:,} rows are cut where "
@@ -121,24 +118,6 @@ def rows_of(config: Config, tokens: Prepared) -> list[str]:
     if lines and config.train.documents == "packed":
         lines.append("rows attend to the rows before them: train.documents=masked keeps them apart")
     return lines
-
-
-def _cut(shards: TokenShards, sequence: int) -> tuple[int, int]:
-    """Return the number of rows in ``shards``, and how many are cut where a sequence ends."""
-    rows = cut = last = 0
-    end = sequence * sequence_count(shards, sequence)
-    # A whole number of sequences at a time.
-    block = sequence * max(1, BLOCK // sequence)
-    for first in range(0, len(shards), block):
-        begins = shards.marks(first, min(block, len(shards) - first)) & BEGINS > 0
-        number = rows + begins.cumsum()
-        # A sequence that begins within a row holds the rest of it, or a part if the row is longer.
-        starts = slice(0, max(0, end - first), sequence)
-        within = np.unique(number[starts][~begins[starts]])
-        cut += within.size - (within.size > 0 and within[0] == last)
-        last = int(within[-1]) if within.size else last
-        rows += int(begins.sum())
-    return rows, cut
 
 
 def uneven_channels(config: Config) -> list[str]:

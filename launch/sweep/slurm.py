@@ -28,7 +28,7 @@ JOB = "slurm_job"
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """Long options of sbatch with their values; ``at_once`` tasks run at a time (None: all)."""
+    """Long options of sbatch, with their values if any; ``at_once`` tasks run at a time (None: all)."""
 
     options: Mapping[str, str]
     at_once: int | None
@@ -49,7 +49,19 @@ class SlurmOptions:
         require(
             nodes.isdecimal() and int(nodes) > 0, f"hydra.launcher.nodes={nodes} is not a number of nodes"
         )
-        return cls({str(key).replace("_", "-"): str(value) for key, value in given.items()}, at_once)
+        options = {
+            str(key).replace("_", "-"): "" if value is True else str(value)
+            for key, value in given.items()
+            if value is not False
+        }
+        return cls(options, at_once)
+
+    def arguments(self, defaults: Mapping[str, object]) -> list[str]:
+        """Return the options, and ``defaults`` in place of those that are not given, as sbatch takes them."""
+        return [
+            f"--{name}={value}" if value else f"--{name}"
+            for name, value in {**defaults, **self.options}.items()
+        ]
 
     @property
     def nodes(self) -> int:
@@ -80,17 +92,12 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
     ]
     tasks.write_text("".join(lines), encoding="utf-8")
     at_once = f"%{slurm.at_once}" if slurm.at_once else ""
-    options = {
+    defaults = {
         "array": f"0-{len(runs) - 1}{at_once}",
         "job-name": folder.name,
         "output": folder / "slurm-%A_%a.log",
     }
-    given = [
-        # True is an option without a value.
-        f"--{name}" if value == "True" else f"--{name}={value}"
-        for name, value in (options | dict(slurm.options)).items()
-        if value != "False"
-    ]
+    given = slurm.arguments(defaults)
     printed = _call("sbatch", "--parsable", *given, str(SCRIPTS / "array.sbatch"), str(tasks.resolve()))
     job = printed.strip().split(";")[0]  # "JOB", or "JOB;CLUSTER"
     for task, (run, path) in enumerate(zip(runs, folders, strict=True)):

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from caat.data import shards as token_shards
 from caat.data.chat import Chats
 from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.marks import BEGINS, COUNTS
 from caat.data.rows import encode_row, renderer
-from caat.data.shards import TokenShards, check_content, read_index, sequence_count
+from caat.data.shards import TokenShards, check_content, cut_rows, read_index, sequence_count
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from conf.data import DataConfig
-from launch.run import opening
 from tests.data.test_corpus import settings
 from tests.data.test_huggingface_tokenizer import SPECIAL, write_tokenizer
 
@@ -242,8 +242,8 @@ def test_rows_that_are_cut_are_counted_in_blocks(tmp_path, monkeypatch, sequence
     starts = slice(0, sequence * sequence_count(shards, sequence), sequence)
     wanted = int(begins.sum()), np.unique(begins.cumsum()[starts][~begins[starts]]).size
     for block in (1, 50, 10**9):
-        monkeypatch.setattr(opening, "BLOCK", block)
-        assert opening._cut(shards, sequence) == wanted
+        monkeypatch.setattr(token_shards, "BLOCK", block)
+        assert cut_rows(shards, sequence) == wanted
 
 
 # Rows that cannot be used, their format, and what the message says after the file and the line.

@@ -311,6 +311,8 @@ def test_units():
         (["waiting=0"], r"waiting=0.0 is outside \(0, 1\)"),
         (["gemm=1.5"], r"gemm=1.5 is outside \(0, 1\]"),
         (["gemm=0.6", "tflops=400"], "gemm=0.6 and tflops=400.0 both say how fast"),
+        (["memory_rate=2e12"], r"memory_rate=2\d+\.0 has no effect without gemm"),
+        (["island_link=1gbit", "island_delay=20"], "island_delay=20 is not a time"),
         (["gemm=0.6", "memory_rate=0"], "memory_rate=0.0 must be above 0"),
         (["gpus=3", "parallel.processes=2"], "3 processes cannot be cut"),
         (["gpu=3"], "gpu=3 is not known: choose from a100, .*h100, .*4090"),

@@ -108,9 +108,8 @@ def test_all_ranks_get_the_same_sum(ranks):
             if codec in SLICED:
                 assert torch.equal(sums[0][step], everywhere(codec)[step]), codec
             if codec in DRAWN:
-                # Every number that was sent lies where the sum of all gradients has it.
-                arrived = sums[0][step].nonzero().squeeze(1)
-                assert len(arrived) <= round(0.2 * sum(SIZES)), codec
+                # All ranks sent the same places.
+                assert sums[0][step].count_nonzero() <= round(0.2 * sum(SIZES)), codec
             if codec in exact:
                 total = sum(gradient(rank, step) for rank in range(REPLICAS))
                 assert torch.allclose(sums[0][step], total, atol=2e-5), codec

@@ -276,6 +276,6 @@ def _bmm_of_strided(left: Tensor, right: Tensor, out: Tensor) -> None:
     if not out.is_cpu:
         torch.bmm(left, right, out=out)
         return
-    # In bfloat16 on a CPU, bmm first copies such an operand, which takes 1 to 7 times as long as the product.
+    # In bfloat16 on a CPU, bmm first copies such an operand: 0.8 to 6 times the time of the product.
     for of_shard in zip(left, right, out, strict=True):
         torch.mm(*of_shard[:2], out=of_shard[2])

@@ -214,7 +214,7 @@ def _load_own(live: LiveState, saved: str, folder: Path, step: int) -> list[str]
         for path in sorted(folder.glob("optimizer.data_sync.*.safetensors"))[:1]:
             file = Tensors(folder, path.stem)
             always = set(live.islands.kept.always) & set(file.names)
-            live.islands.kept.load_always({name: file.whole(name) for name in always})
+            live.islands.kept.load({name: file.whole(name) for name in always}, step)
     return [
         f"what messages between replicas and islands keep between steps starts anew: {folder} was saved with "
         f"{saved or 'none of it'}, and this run has {live.own_layout or 'none of it'}"

@@ -20,7 +20,7 @@ OWN_WEIGHT, VELOCITY = "island_weight", "velocity"
 class Kept:
     """What is saved and restored of ``messages``, which belong to one of ``islands`` islands."""
 
-    # Tensors of one process that are the same on all of them and in every layout.
+    # The names of :meth:`tensors` that are the same on all processes and restored in every layout.
     always: tuple[str, ...] = ()
 
     def __init__(
@@ -77,9 +77,6 @@ class Kept:
                 if values is not None:
                     found[f"islands.{number}.{name}"] = values
         return found
-
-    def load_always(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore those of :attr:`always`."""
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Restore what :meth:`tensors` returned on this process after ``step``."""

@@ -40,6 +40,7 @@ class KeptRounds(Kept):
     A round in flight is not saved: a resumed run asks for a new one.
     """
 
+    # They say how new the anchor is.
     always = (_ROUNDS,)
 
     def __init__(self, islands: Rounds, *, momentum: bool) -> None:
@@ -63,16 +64,11 @@ class KeptRounds(Kept):
                 found |= {f"islands.{number}.residual": values for values in residuals.values()}
         return found
 
-    def load_always(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the number of rounds: it says how new the anchor is."""
-        if _ROUNDS in tensors:
-            self._joined.rounds = int(tensors[_ROUNDS])
-
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Restore what :meth:`tensors` returned on this process."""
-        self.load_always(tensors)
         for name, values in tensors.items():
             if name == _ROUNDS:
+                self._joined.rounds = int(values)
                 continue
             feedback = self._joined.exchange.feedbacks[int(name.split(".")[1])]
             assert feedback is not None

@@ -1,0 +1,61 @@
+"""Eager outer steps, SLAMB and DC-S3GD at their edges: the last step, and a step that an island skips."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from caat.parallel.mesh import Mesh
+from caat.training.islands.kept import OWN_WEIGHT
+from conf.islands import IslandsConfig
+from conf.optim import OptimConfig
+from tests.training.replicas import master
+from tests.training.test_island_methods import ISLANDS, METHODS
+from tests.training.test_islands import LR, data, engine_of
+
+
+def at_the_end(settings: IslandsConfig, optim: OptimConfig, stage: int, precision: str) -> tuple:
+    """The weights that the model computes with after the last step, the anchor, and whether it is known."""
+    engine = engine_of(Mesh.create(4, 1, islands=ISLANDS), settings, stage, precision, optim=optim)
+    for step in range(4):
+        engine.step(data(step, engine.mesh.replica), optim.lr)
+        engine.outer_step(step + 1, last=step == 3)
+    weights = torch.cat([p.detach().flatten().clone() for p in engine.model.parameters()])
+    return weights, master(engine).to(weights.dtype), engine.live.islands.together
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+@pytest.mark.parametrize("method", ["eager", "slamb", "dcs3gd"])
+def test_after_the_last_step_all_models_are_the_anchor(ranks, method, stage, precision):
+    settings, optim, _, _ = METHODS[method]
+    found = ranks(2).run(at_the_end, settings, optim, stage, precision)
+    for weights, anchor, together in found:
+        assert together and torch.equal(weights, anchor) and torch.equal(weights, found[0][0])
+
+
+def with_a_bad_gradient(settings: IslandsConfig, optim: OptimConfig) -> tuple:
+    """One island skips a step; the other goes on."""
+    mesh = Mesh.create(4, 1, islands=ISLANDS)
+    engine = engine_of(mesh, settings, 2, optim=optim)
+    moved, skipped = [], []
+    for step in range(4):
+        before = master(engine, OWN_WEIGHT)
+        bad = engine.model.norm.weight.register_hook(lambda g: g * torch.inf) if step == 2 else None
+        if bad is not None and mesh.island == 1:
+            bad.remove()
+        skipped.append(engine.step(data(step, mesh.replica), LR).skipped)
+        if bad is not None and mesh.island == 0:
+            bad.remove()
+        moved.append(not torch.equal(before, master(engine, OWN_WEIGHT)))
+        engine.outer_step(step + 1, last=step == 3)
+    return mesh.island, moved, skipped, master(engine)
+
+
+@pytest.mark.parametrize("method", ["slamb", "dcs3gd"])
+def test_an_island_that_skips_a_step_leaves_the_others_alone(ranks, method):
+    settings, optim, _, _ = METHODS[method]
+    by_rank = ranks(4).run(with_a_bad_gradient, settings, optim)
+    for island, moved, skipped, weights in by_rank:
+        assert skipped == [False, False, True, False]
+        assert moved == [True, True, island == 1, True]
+        assert torch.isfinite(weights).all() and torch.equal(weights, by_rank[0][3])
