@@ -1,6 +1,10 @@
-"""Eager outer steps, SLAMB and DC-S3GD at their edges: the last step, and a step that an island skips."""
+"""Islands at their edges: the last step, a save in flight, and a step that one of them skips."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 from tests.training.replicas import master
 from tests.training.test_island_methods import ISLANDS, METHODS
-from tests.training.test_islands import LR, data, engine_of
+from tests.training.test_islands import LR, data, engine_of, trained
 
 
 def at_the_end(settings: IslandsConfig, optim: OptimConfig, stage: int, precision: str) -> tuple:
@@ -31,6 +35,32 @@ def test_after_the_last_step_all_models_are_the_anchor(ranks, method, stage, pre
     found = ranks(2).run(at_the_end, settings, optim, stage, precision)
     for weights, anchor, together in found:
         assert together and torch.equal(weights, anchor) and torch.equal(weights, found[0][0])
+
+
+def kept_in_flight(settings: IslandsConfig) -> tuple[dict, dict]:
+    """What a save keeps as soon as an exchange has begun, and once it has ended."""
+    engine = engine_of(Mesh.create(4, 1, islands=ISLANDS), settings)
+    for message in engine.live.islands.messages:
+        if message.reduction is not None:
+            message.reduction.everywhere = partial(slowly, message.reduction.everywhere)
+    trained(engine, range(2))
+    kept = engine.live.islands.kept
+    early = {name: values.clone() for name, values in kept.tensors().items()}
+    engine.live.islands.wait()
+    return early, kept.tensors()
+
+
+def slowly(exchange: Callable, *arguments, **named) -> None:
+    time.sleep(0.3)
+    exchange(*arguments, **named)
+
+
+@pytest.mark.parametrize("codec", ["int8", "powersgd:2"])
+def test_a_save_waits_for_what_an_exchange_in_flight_remembers(ranks, codec):
+    settings = IslandsConfig("average", every=2, delay=1, codec=codec)
+    for early, late in ranks(2).run(kept_in_flight, settings):
+        assert early.keys() == late.keys() and len(early) > 2
+        assert all(torch.equal(early[name], late[name]) for name in early)
 
 
 def with_a_bad_gradient(settings: IslandsConfig, optim: OptimConfig) -> tuple:

@@ -290,8 +290,6 @@ def resumed(folder: Path, stage: int, precision: str, settings: IslandsConfig) -
         (1, "bf16", replace(DILOCO, every=3, delay=2, codec="int8", alpha=0.5)),
         (3, "fp32", replace(DILOCO, every=3, fragments=2, eager=True)),
         (2, "fp32", IslandsConfig("dcs3gd", every=1)),
-        # Saved as soon as the exchange has begun.
-        (0, "fp32", replace(DILOCO, every=2, delay=1, codec="powersgd:2")),
     ],
     ids=str,
 )
