@@ -19,7 +19,7 @@ from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from eval.open import load_model
 from eval.quality.evaluate import evaluate
-from eval.quality.lm_eval_model import CaatCheckpoint, CaatLM
+from eval.quality.lm_eval_model import CaatCheckpoint, CaatLM, sampling
 from eval.quality.tasks import find_tasks
 from tests.eval.tasks import NAMES, write_tasks
 from tests.trained import MODEL, write_checkpoint
@@ -194,6 +194,12 @@ def test_add_bos_is_for_contexts(checkpoints):
     assert lm.tok_encode("Rome")[0] == lm.prefix_token_id
     assert after[0][0] != before[0][0] and after[0][2] == before[0][2]
     assert after[1] == before[1]
+
+
+def test_drawing_has_the_temperature_of_hugging_face():
+    """Its default is 1, and lm-eval adds none if a task asks to draw."""
+    assert sampling({"do_sample": True, "top_p": 0.9, "until": ["x"]}).temperature == 1.0
+    assert sampling({"until": ["x"]}).temperature == 0.0
 
 
 def test_no_room_to_generate(checkpoints):

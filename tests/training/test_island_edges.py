@@ -24,6 +24,8 @@ def at_the_end(settings: IslandsConfig, optim: OptimConfig, stage: int, precisio
     for step in range(4):
         engine.step(data(step, engine.mesh.replica), optim.lr)
         engine.outer_step(step + 1, last=step == 3)
+    # A run that goes on begins at the anchor, not where eager steps had looked ahead.
+    assert all(message.origin is None for message in engine.live.islands.messages)
     weights = torch.cat([p.detach().flatten().clone() for p in engine.model.parameters()])
     return weights, master(engine).to(weights.dtype), engine.live.islands.together
 
