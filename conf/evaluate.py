@@ -52,6 +52,8 @@ class EvaluateConfig:
         """Return the non-default options that make scores incomparable, for the file name; else empty."""
         c, bos = self.cache, self.add_bos or None
         parts: dict[str, object] = {"limit": self.limit, "fewshot": self.num_fewshot, "bos": bos}
+        if self.precision != "fp32":
+            parts["precision"] = self.precision
         if c.place == "host":
             parts |= {"keep": c.keep, "index": c.index, "error": c.error}
         return "".join(f"-{name}-{value}" for name, value in parts.items() if value is not None)

@@ -74,7 +74,8 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
 
 
 def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) -> None:
-    settings = {"limit": config.limit, "num_fewshot": config.num_fewshot, "add_bos": config.add_bos}
+    names = ("limit", "num_fewshot", "add_bos", "precision")
+    settings = {name: getattr(config, name) for name in names}
     cache = {"cache": asdict(config.cache)} if config.cache.place == "host" else {}
     result = {"checkpoint": str(folder), **settings, **cache, "results": results}
     write_json(out, result)

@@ -128,29 +128,50 @@ class HostLayerCache:
         queries = q.unflatten(1, (heads, -1)).squeeze(3)
         kept = min(total, self._settings.keep + FIRST + LAST)
         if kept < total:
-            estimates, bounds = self._index.estimate(queries)
-            if self.mask is not None:
-                estimates = estimates.masked_fill(~self.mask, -torch.inf)
-            rows = self._rows(self._select(estimates, kept), hot)
-            missing = self._missing(queries, rows, estimates + bounds)
-            while kept < total and self._settings.error and float(missing.max()) > self._settings.error:
-                kept = min(total, 2 * kept)
-                rows = self._rows(self._select(estimates, kept), rows)
-                missing = self._missing(queries, rows, estimates + bounds)
+            rows, seen, missing = self._fewer(queries, hot, kept)
+            mask = None if seen is None else seen.repeat_interleave(q.shape[1] // heads, 1)[:, :, None]
         else:
             rows = self._rows(torch.arange(total, device=k.device).expand(*k.shape[:2], -1).contiguous(), hot)
-            missing = torch.zeros_like(queries[..., 0])
+            mask, missing = self.mask, torch.zeros_like(queries[..., 0])
         self._hot = rows
         self._transfers.note_missing(missing)
         self._transfers.full_bytes += 2 * total * k[:, :, 0].nbytes
-        mask = self.mask
-        if mask is not None and kept < total:
-            columns = mask.expand(-1, heads, -1, -1).squeeze(2).gather(2, rows.places)
-            mask = columns.repeat_interleave(q.shape[1] // heads, 1)[:, :, None]
         return attention(q, rows.keys, rows.values, mask)
 
-    def _select(self, estimates: Tensor, kept: int) -> Tensor:
-        """Return the columns [batch, heads, kept] with most estimated mass over the group, ascending."""
+    def _fewer(self, queries: Tensor, hot: Rows, kept: int) -> tuple[Rows, Tensor | None, Tensor]:
+        """Select ``kept`` rows of each KV head of each text, and more where they miss too much.
+
+        Returns the rows, which of them a head attends to [batch, heads, rows] (None: all), and the bounds of
+        the mass that it misses. Rows are as many for all heads, but a head does not see those that only
+        another one needs: a text depends neither on its batch nor on which heads a process holds.
+        """
+        estimates, bounds = self._index.estimate(queries)
+        if self.mask is not None:
+            estimates = estimates.masked_fill(~self.mask, -torch.inf)
+        total, error, upper = estimates.shape[-1], self._settings.error, estimates + bounds
+        each = torch.full(queries.shape[:2], kept, device=queries.device)
+        while True:
+            places, own = self._select(estimates, each, kept)
+            rows = hot = self._rows(places, hot)
+            seen = own if error else None
+            if self.mask is not None:
+                columns = self.mask.expand(-1, queries.shape[1], -1, -1).squeeze(2).gather(2, places)
+                seen = columns if seen is None else columns & seen
+            missing = self._missing(queries, rows, seen, upper)
+            if not error or kept == total:
+                return rows, seen, missing
+            # Not a number counts as too much.
+            more = ~(missing.amax(-1) <= error)
+            if not more.any():
+                return rows, seen, missing
+            kept = min(total, 2 * kept)
+            each = each.masked_fill(more, kept)
+
+    def _select(self, estimates: Tensor, each: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Return the columns [batch, heads, most] with most estimated mass over the group, ascending.
+
+        The second tensor, of the same shape, marks the ``each`` [batch, heads] first ones by mass.
+        """
         total = estimates.shape[-1]
         mass = estimates.softmax(-1).sum(2)
         columns = torch.arange(total, device=mass.device)
@@ -158,16 +179,18 @@ class HostLayerCache:
         always = ((since >= 0) & (since < FIRST)) | (columns >= total - LAST)
         mass = mass.masked_fill(always[:, None], torch.inf)
         mass = mass.masked_fill((since < 0)[:, None], -1.0)
-        return mass.topk(kept, sorted=False).indices.sort(-1).values
+        places = mass.topk(most).indices.sort(-1)
+        return places.values, places.indices < each[..., None]
 
-    def _missing(self, queries: Tensor, rows: Rows, upper: Tensor) -> Tensor:
-        """Return the bound of the mass that ``rows`` leave out, [batch, heads, group]."""
+    def _missing(self, queries: Tensor, rows: Rows, seen: Tensor | None, upper: Tensor) -> Tensor:
+        """Return the bound of the mass that the ``seen`` ``rows`` leave out, [batch, heads, group]."""
         exact = lower_logits(queries, rows.keys)
-        if self.mask is not None:
-            columns = self.mask.expand(-1, exact.shape[1], -1, -1).squeeze(2).gather(2, rows.places)
-            exact = exact.masked_fill(~columns[:, :, None], -torch.inf)
         chosen = rows.places[:, :, None].expand(-1, -1, upper.shape[2], -1)
-        return missing_mass(exact, upper.scatter(-1, chosen, -torch.inf))
+        if seen is None:
+            return missing_mass(exact, upper.scatter(-1, chosen, -torch.inf))
+        exact = exact.masked_fill(~seen[:, :, None], -torch.inf)
+        left = upper.gather(-1, chosen).masked_fill(seen[:, :, None], -torch.inf)
+        return missing_mass(exact, upper.scatter(-1, chosen, left))
 
     def _rows(self, places: Tensor, hot: Rows) -> Rows:
         """Return the rows at ``places``: those in ``hot`` from there, the others from the host."""
@@ -235,7 +258,7 @@ class HostKVCache(KVCache):
     def _views(self, mask: Tensor | None, new: int) -> list[HostLayerCache]:
         for layer in self._layers:
             layer.length, layer.mask = self.length, mask
-        self.transfers.steps += new == 1
+        self.transfers.steps += new == 1 and self.length > 0
         return self._layers
 
 

@@ -50,8 +50,9 @@ class KeyIndex:
                 weight = counted[:, None, :, None].to(keys).expand_as(weight)
             self._mean = (keys * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True)
             spread = ((keys - self._mean).abs() * weight).amax(2, keepdim=True)
-            # A channel that did not vary yet may vary later.
-            self._range = spread.clamp(min=1e-6 * max(1e-30, float(spread.max())))
+            # A channel that did not vary yet may vary later. After one token, none has.
+            widest = spread.amax(-1, keepdim=True)
+            self._range = torch.where(widest > 0, spread.maximum(1e-6 * widest), 1.0)
         scaled = (keys - self._mean) / self._range
         steps = scaled.abs().amax(-1).div_(self._levels).clamp_(min=1e-30)
         codes = (scaled / steps[..., None]).round_().to(torch.int8)

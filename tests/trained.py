@@ -24,18 +24,23 @@ SENTENCES = [f"The {colour} fox of {place} jumped over {n} lazy dogs." for n in 
 
 
 def write_checkpoint(
-    folder: Path, shards: int, ratio: float, seed: int = 0, bytes_are_likely: bool = True
+    folder: Path,
+    shards: int,
+    ratio: float,
+    seed: int = 0,
+    bytes_are_likely: bool = True,
+    model: ModelConfig = MODEL,
 ) -> Path:
     """Write the checkpoint of a run to ``folder`` and return its path."""
     checkpoint = folder / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint.parent / "latest").write_text(f"{checkpoint.name}\n")
-    channels = shared_channels(MODEL.hidden, ratio, shards)
-    architecture = Architecture(MODEL, shards, ratio, channels, shards**0.5)
+    channels = shared_channels(model.hidden, ratio, shards)
+    architecture = Architecture(model, shards, ratio, channels, shards**0.5)
     (checkpoint / "config.json").write_text(json.dumps(architecture.to_json()))
-    weights = {name: value.to(torch.float32) for name, value in random_weights(MODEL, seed).items()}
+    weights = {name: value.to(torch.float32) for name, value in random_weights(model, seed).items()}
     if not bytes_are_likely:
         weights["lm_head.weight"][3 : 3 + 256] = 0
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
-    train_tokenizer(iter(SENTENCES), MODEL.vocab_size, checkpoint / "tokenizer.model")
+    train_tokenizer(iter(SENTENCES), model.vocab_size, checkpoint / "tokenizer.model")
     return checkpoint

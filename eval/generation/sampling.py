@@ -12,6 +12,11 @@ from caat.parallel.mesh import Mesh
 from conf.generate import SamplingConfig
 from layers.loss import mask_padding
 
+NOT_FINITE = (
+    "the model's logits are not finite: its values are too large for this precision. Give precision=fp32 or "
+    "an earlier checkpoint"
+)
+
 
 class Sampler:
     """Samples the next token of every text in a batch.
@@ -37,10 +42,7 @@ class Sampler:
         logits = mask_padding(logits, self._vocab_size, self.mesh)
         values, tokens = largest(logits, self._candidates, self.mesh)
         if not values[:, 0].isfinite().all():
-            raise ValueError(
-                "the model's logits are not finite: its values are too large for this precision. Give "
-                "precision=fp32 or an earlier checkpoint"
-            )
+            raise ValueError(NOT_FINITE)
         if self.settings.temperature == 0:
             return tokens[:, 0]
         kept = nucleus((values / self.settings.temperature).softmax(-1), self.settings.top_p)

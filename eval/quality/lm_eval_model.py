@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from conf.checks import require
 from conf.generate import SamplingConfig
 from eval.generation.batches import AUTOMATIC, Batches
 from eval.generation.generate import Forward, generate
-from eval.generation.sampling import largest
+from eval.generation.sampling import NOT_FINITE, largest
 from eval.open import open_model
 from eval.quality.task_error import TaskError
 from layers.gpt import GPT
@@ -31,6 +32,23 @@ from layers.loss import vocab_parallel_cross_entropy
 
 # The default of lm-eval's own models for tasks that do not set it.
 MAX_NEW_TOKENS = 256
+# The default of Hugging Face's `generate` for drawing.
+TOP_K = 50
+# The generation arguments of a task that are read, and values with which others have no effect.
+READ = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "diversity_penalty": 0.0,
+    "early_stopping": False,
+    "use_cache": True,
+}
 TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64", "auto": "fp32"}
 
 # lm-eval's form of a request: its texts, the tokens of the context, and the tokens of the continuation.
@@ -121,6 +139,8 @@ class CaatLM(TemplateLM):
             return self._score([rows[number] for number in batch], [scored[number] for number in batch])
 
         results = self.batches.run([len(row) - 1 for row in rows], work)
+        # Once all replicas have all results: each saw its own rows, and one alone must not give up.
+        require(all(isfinite(value) for value, _ in results), NOT_FINITE)
         for (texts, *_), result in zip(requests, results, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, result)
@@ -205,9 +225,16 @@ def _grouped(requests: Sequence[Instance]) -> list[tuple[SamplingConfig, list[in
 def sampling(how: dict[str, Any]) -> SamplingConfig:
     """Translate lm-eval's generation arguments, which are those of Hugging Face's `generate`.
 
-    Raises ``ValueError`` for invalid values; errors of lm-eval's own checks pass through.
+    Raises ``ValueError`` for invalid values, and for arguments that would have an effect there and have none
+    here; errors of lm-eval's own checks pass through.
     """
     known = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
+    for name, value in known.items():
+        require(
+            name in READ or value is None or (name in NEUTRAL and value == NEUTRAL[name]),
+            f"its generation_kwargs have {name}={value}, which caat does not support: take it out. "
+            f"Known are {', '.join(READ)}",
+        )
     until = [each for each in known["until"] if each is not None]
     temperature = known.get("temperature", 1.0 if known.get("do_sample") else 0.0)
     require(
@@ -215,7 +242,8 @@ def sampling(how: dict[str, Any]) -> SamplingConfig:
         f"until={until} in its generation_kwargs must be non-empty texts",
     )
     # top_k and top_p have no meaning for greedy decoding.
-    draw = {name: known[name] for name in ("top_k", "top_p") if name in known and temperature > 0}
+    draw = {"top_k": TOP_K, **known} if temperature > 0 else {}
+    draw = {name: draw[name] for name in ("top_k", "top_p") if draw.get(name) is not None}
     return SamplingConfig(
         max_new_tokens=known["max_gen_toks"],
         temperature=temperature,

@@ -13,7 +13,7 @@ from xxhash import xxh3_128
 from caat.data.sentencepiece_export import as_huggingface
 from caat.optim.kinds import WEIGHT
 from caat.storage.durable import write_bytes, write_json
-from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.architecture import MISTRAL, Architecture, read_architecture
 from caat.training.checkpoint.files import stem
 from caat.training.checkpoint.folder import written_aside
 from caat.training.checkpoint.reading import Tensors
@@ -23,9 +23,9 @@ from conf.checks import require
 
 MODELING = Path(__file__).with_name("modeling_caat.py")
 AUTO_MAP = {"AutoConfig": "modeling_caat.CaatConfig", "AutoModelForCausalLM": "modeling_caat.CaatForCausalLM"}
-# Written as the activation. The folder has model_type llama, so that its tokenizer and configuration load
-# without trust_remote_code. This invalid activation prevents a plain Llama, which computes another function,
-# from being built from it.
+# Written as the activation. The folder has model_type llama or mistral, so that its tokenizer and
+# configuration load without trust_remote_code. This invalid activation prevents a plain model, which computes
+# another function, from being built from it.
 NOT_PLAIN = "modeling_caat.py has it: load with trust_remote_code=True"
 BLOCK_BYTES = 2**20
 
@@ -85,7 +85,7 @@ def export_checkpoint(
         else:
             values |= {
                 "architectures": ["CaatForCausalLM"],
-                "model_type": "llama",
+                "model_type": MISTRAL[0] if values["model_type"] == MISTRAL[0] else "llama",
                 "auto_map": AUTO_MAP,
                 "hidden_act": NOT_PLAIN,
             }

@@ -202,6 +202,14 @@ def test_drawing_has_the_temperature_of_hugging_face():
     assert sampling({"until": ["x"]}).temperature == 0.0
 
 
+def test_other_arguments_of_hugging_face_are_refused_unless_they_have_no_effect():
+    assert sampling({"temperature": 0.7, "num_beams": 1, "min_p": None}).top_k == 50
+    assert sampling({"temperature": 0.7, "top_k": 5}).top_k == 5
+    for name, value in (("repetition_penalty", 1.2), ("num_beams", 4), ("min_p", 0.1), ("spelled", 1)):
+        with pytest.raises(ValueError, match=f"its generation_kwargs have {name}={value}, which caat does"):
+            sampling({"until": ["x"], name: value})
+
+
 def test_no_room_to_generate(checkpoints):
     how = {"until": ["\n"], "max_gen_toks": MODEL.sequence}
     with pytest.raises(ValueError, match=r"it generates up to 64 tokens.*lower max_gen_toks"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from xxhash import xxh3_128
 
 from caat.data.tokenizer import find_tokenizer, load_tokenizer
 from caat.parallel.mesh import Mesh
@@ -17,12 +19,13 @@ from caat.supervision.control import Control
 from caat.training.checkpoint import files
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.reading import damage
-from caat.training.checkpoint.state import read_checksums, read_state
+from caat.training.checkpoint.state import read_checksums, read_state, write_checksums
 from eval.open import load_model
 from eval.quality.score import next_token_log_probabilities
 from launch.convert import main
 from layers.huggingface.families import model_config, read_family
 from tests.layers.huggingface.llamas import SIZES, prompt, write_llama
+from tests.trained import MODEL, write_checkpoint
 
 # Scaled for sequences of more than 4 tokens.
 YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 4}
@@ -45,7 +48,7 @@ def convert(*settings: str, capsys=None) -> dict:
 
 def same_scores(folder: Path, theirs, shards: int, atol: float = 1e-5) -> None:
     """The checkpoint's log-probabilities on N shards are those of the Hugging Face model."""
-    tokens = prompt()
+    tokens = prompt() % theirs.config.vocab_size
     with torch.no_grad():
         want = theirs(tokens).logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
     got = next_token_log_probabilities(load_model(folder, Mesh(shards)), tokens)
@@ -136,6 +139,29 @@ def test_below_ratio_one_with_its_own_code(tmp_path, ratio, monkeypatch):
     same_scores(again, model, 4)
     with pytest.raises(ValueError, match=r"parallel.tensor=2, but .* was trained with 4"):
         main([f"from={tmp_path / 'tuned'}", f"to={tmp_path / 'other'}", "parallel.tensor=2"])
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_heads_that_do_not_divide_the_hidden_channels(tmp_path, ratio):
+    """Llama's class refuses them, Mistral's computes the same function."""
+    odd = replace(MODEL, hidden=100, head_dim=8)
+    run = write_checkpoint(tmp_path / "run", 2, ratio, model=odd)
+    write_checksums(run, {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in run.iterdir()})
+    convert(f"from={run}", f"to={tmp_path / 'hf'}")
+    same_tokens(tmp_path / "hf", run)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", trust_remote_code=ratio < 1, dtype=torch.float32
+    )
+    assert type(model).__name__ == ("MistralForCausalLM" if ratio == 1 else "CaatForCausalLM")
+    same_scores(run, model.eval(), 2)
+    if ratio < 1:
+        with pytest.raises(KeyError, match="trust_remote_code=True"):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    shards = ["parallel.tensor=2"] if ratio == 1 else []
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'again'}", *shards)
+    found = read_architecture(tmp_path / "again")
+    assert (found.shards, found.ratio) == (2, ratio)
+    assert replace(found.model, name="") == replace(read_architecture(run).model, name="")
 
 
 def test_a_head_of_its_own_is_kept_whatever_the_flag_says(tmp_path):

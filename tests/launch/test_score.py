@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from xxhash import xxh3_128
 
 from caat.training.checkpoint.state import write_checksums
-from launch import convert, generate, score
+from launch import convert, evaluate, generate, score
+from tests.eval.tasks import write_tasks
 from tests.reference import token_losses
 from tests.trained import MODEL, write_checkpoint
 
@@ -90,7 +91,7 @@ def test_weights_that_are_not_finite_give_nothing(run, tmp_path):
     assert not list(tmp_path.glob("*new*")) and not list(run.glob("run/*.json"))
 
 
-def test_numbers_that_overflow_give_nothing(run):
+def test_numbers_that_overflow_give_nothing(run, tmp_path):
     checkpoint = run / "run" / "checkpoints" / "step-00000001"
     spoil(checkpoint, "model.norm.weight", 3e38)
     with pytest.raises(ValueError, match=r"scores of .* are not finite"):
@@ -100,6 +101,11 @@ def test_numbers_that_overflow_give_nothing(run):
             generate.main(
                 [f"checkpoint={run / 'run'}", "prompt=The", "max_new_tokens=4", f"temperature={temperature}"]
             )
+    tasks = write_tasks(tmp_path / "tasks")
+    (tasks / "tiny_generation.yaml").unlink()
+    with pytest.raises(ValueError, match=r"task \w+ cannot be run: .*logits are not finite"):
+        evaluate.main([f"checkpoint={run / 'run'}", f"tasks={tasks}", "limit=2"])
+    assert not list(run.glob("run/*.json"))
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,55 @@ def test_tokens_are_forgotten():
         assert all(torch.equal(found[0], each) for each in found[1:])
 
 
-def test_the_same_rows_on_any_number_of_processes(ranks):
-    alone = continued(4, 1, torch.float64, HOST)
-    for rank, parts in enumerate(ranks(2).run(continued, 4, 2, torch.float64, HOST)):
+@pytest.mark.parametrize("error", [None, 0.1])
+def test_the_same_rows_on_any_number_of_processes(ranks, error):
+    settings = replace(HOST, error=error)
+    alone = continued(4, 1, torch.float64, settings)
+    for rank, parts in enumerate(ranks(2).run(continued, 4, 2, torch.float64, settings)):
         for whole, part in zip(alone, parts, strict=True):
             expected = whole.chunk(2, -1)[rank]
             torch.testing.assert_close(part, expected, rtol=0, atol=1e-9)
     assert (alone[0] - alone[1]).abs().max() > 1e-6, "24 of 72 rows should make a difference"
+
+
+def attended(
+    keys: torch.Tensor, queries: torch.Tensor, values: torch.Tensor, *, first: int, error: float | None
+):
+    """Outputs of a layer [batch, heads, tokens, d] after ``first`` tokens, and the worst bound."""
+    (batch, heads, tokens, d), transfers = keys.shape, Transfers()
+    memory = HostMemory((batch, heads, tokens, d), torch.float32, torch.device("cpu"))
+    padding = torch.zeros(batch, dtype=torch.long)
+    layer = HostLayerCache(memory, padding, CacheConfig("host", keep=8, error=error), transfers)
+    found = []
+    for length, stop in [(0, first), *((at, at + 1) for at in range(first, tokens))]:
+        layer.length, part = length, slice(length, stop)
+        found.append(layer.attend(queries[:, :, part], keys[:, :, part], values[:, :, part]))
+    return torch.cat(found, 2), float(transfers.missing_worst)
+
+
+def test_a_head_gets_more_rows_only_for_itself():
+    """Neither the other heads of a process nor the other texts of a batch change what a head attends to."""
+    generator = torch.Generator().manual_seed(2)
+    keys, queries, values = torch.randn(3, 2, 2, 150, D, generator=generator)
+    # One head of one text needs hundreds of rows, the others hardly any.
+    queries[:] *= 30
+    queries[0, 1] *= 0.001
+    both, _ = attended(keys, queries, values, first=120, error=0.01)
+    for text in range(2):
+        for head in range(2):
+            own = [each[text : text + 1, head : head + 1] for each in (keys, queries, values)]
+            alone, worst = attended(*own, first=120, error=0.01)
+            torch.testing.assert_close(both[text, head], alone[0, 0], rtol=0, atol=1e-5)
+            assert worst <= 0.01
+
+
+def test_a_first_pass_of_one_token_says_nothing_about_the_range():
+    generator = torch.Generator().manual_seed(3)
+    keys, queries, values = torch.randn(3, 1, 1, 150, D, generator=generator)
+    keys[..., 3] *= 250
+    found, worst = attended(keys, queries, values, first=1, error=0.01)
+    exact = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    assert worst <= 0.01 and (found - exact).norm(dim=-1).max() < 0.1
 
 
 B, H, GROUP, D, TOKENS = 2, 3, 2, 16, 200

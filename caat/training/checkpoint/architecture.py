@@ -19,6 +19,8 @@ CLASSES = {
     (True, False): ("qwen2", "Qwen2ForCausalLM"),
     (False, True): ("qwen3", "Qwen3ForCausalLM"),
 }
+# Computes what a Llama computes. Llama's class refuses heads that do not divide the hidden channels.
+MISTRAL = ("mistral", "MistralForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,18 @@ class Architecture:
     @property
     def transformers_class(self) -> str | None:
         """The class of transformers that computes the same function, if there is one."""
-        found = CLASSES.get((self.model.attention_bias, self.model.qk_norm))
+        found = self._family
         return found[1] if found and self.plain else None
+
+    @property
+    def _family(self) -> tuple[str, str] | None:
+        found = CLASSES.get((self.model.attention_bias, self.model.qk_norm))
+        return MISTRAL if found == CLASSES[False, False] and self.model.hidden % self.model.heads else found
 
     def to_json(self) -> dict[str, Any]:
         """A Hugging Face configuration with our part under ``caat``."""
         c = self.model
-        model_type, name = CLASSES.get((c.attention_bias, c.qk_norm), CLASSES[False, False])
+        model_type, name = self._family or CLASSES[False, False]
         # Qwen2 has no key for its biases, and to the others this one means a bias of attention's output too.
         biases = {} if model_type == "qwen2" else {"attention_bias": False, "mlp_bias": False}
         return {
@@ -67,6 +74,8 @@ class Architecture:
             "initializer_range": c.init_std,
             "hidden_act": "silu",
             **biases,
+            # Mistral's default is a window.
+            **({"sliding_window": None} if model_type == "mistral" else {}),
             "tie_word_embeddings": c.tie_embeddings,
             "bos_token_id": self.bos,
             "eos_token_id": self.eos,
