@@ -91,6 +91,11 @@ class BudgetConfig:
             f"codec={self.codec} sends less for larger matrices, and the budget does not know their sizes: "
             "choose another codec",
         )
+        require(
+            parse_codec(self.codec).kind != "threshold",
+            f"codec={self.codec} sends what the gradients have above it, which the budget does not know: "
+            "choose another codec, such as topk:0.01",
+        )
         rate_bytes(self.site_link, "site_link")
         delay_seconds(self.site_delay, "site_delay")
         least = self.rack_cost / self.compute_share

@@ -65,12 +65,12 @@ def bytes_per_step(config: Config, layout: Layout) -> float:
     return exchange_bytes(config, layout) / config.islands.every + momentum_bytes(config, layout)
 
 
-def island_wait(config: Config, layout: Layout, link: Link, step_seconds: float) -> float:
+def island_wait(config: Config, layout: Layout, link: Link, step_seconds: float, small: int = SMALL) -> float:
     """Return the seconds per step, on average, in which a process only waits for other islands.
 
     ``link`` is one process's part of the link between islands, ``step_seconds`` a step without this wait.
-    An exchange with a lag is hidden by so many steps, and then takes a core's time from them. The small
-    messages of every step cost only their delay and the time of a message.
+    An exchange with a lag is hidden by so many steps, and then takes a core's time from them. The
+    ``small`` messages of every step cost only their delay and the time of a message.
     """
     islands, settings = layout.islands, config.islands
     if islands == 1:
@@ -81,7 +81,7 @@ def island_wait(config: Config, layout: Layout, link: Link, step_seconds: float)
     fragment = exchange_bytes(config, layout) / settings.fragments
     taken = fragment / link.cost.rate + link.cost.seconds if settings.lag else 0.0
     each_round = (exposed + taken) * settings.fragments
-    return each_round / settings.every + momentum + around * SMALL
+    return each_round / settings.every + momentum + around * small
 
 
 def _exchange_seconds(config: Config, layout: Layout, link: Link, around: float) -> tuple[float, float]:

@@ -138,19 +138,20 @@ def check_schedules(config: Config, layout: Layout) -> None:
 def all_layouts(config: Config, world: int) -> Iterator[Layout]:
     """Yield every number of processes and ZeRO stage, with micro-batches of 1 and no recomputation.
 
-    Layouts that the schedules of the settings are not for are left out.
+    Layouts that training refuses with these schedules and codecs are left out.
     """
     islands = config.parallel.islands
     for processes in range(1, config.parallel.tensor + 1):
         if config.parallel.tensor % processes == 0 and world % (processes * islands) == 0:
             for stage in (1, 2, 3) if config.train.precision == "bf16" else (0, 1, 2, 3):
                 layout = Layout(processes, world // (processes * islands), stage, "none", 1, islands)
-                if _has_schedules(config, layout):
+                if _is_possible(config, layout):
                     yield layout
 
 
-def _has_schedules(config: Config, layout: Layout) -> bool:
+def _is_possible(config: Config, layout: Layout) -> bool:
     try:
+        config.data_sync.check_stage(layout.stage)
         check_schedules(config, layout)
     except ValueError:
         return False
@@ -170,7 +171,7 @@ def divides(config: Config, layout: Layout) -> bool:
 
 def _micro_batches(config: Config, layout: Layout) -> Iterator[Layout]:
     """Yield ``layout`` with each power of two that divides a replica's share of the global batch."""
-    size = 1
+    size = 2 if config.sync.halves else 1
     while config.train.global_batch % (size * layout.all_replicas) == 0:
         yield replace(layout, micro_batch=size)
         size *= 2

@@ -105,7 +105,12 @@ def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> S
         replicas=layout.replicas,
         stage=layout.stage,
         precision=c.precision,
-        data_link=inside.data_link(layout.processes),
+        # A network that is given has links of its own: a schedule says which message takes which.
+        data_link=(
+            Link(inside.rate, inside.delay, inside.cost)
+            if config.data_sync.topology
+            else inside.data_link(layout.processes)
+        ),
         data_sync=config.data_sync,
     )
     if kernels:

@@ -1,4 +1,4 @@
-"""Two binary trees, in which no node has children in both (Sanders et al., Parallel Computing 2009)."""
+"""Two binary trees: no node but a root has children in both (Sanders et al., Parallel Computing 2009)."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _bars(axes: Axes, rows: list[dict], title: str) -> None:
 def _step(axes: Axes, network: Topology, places: Places, moves: list[Move]) -> None:
     """Draw the messages of a step along their routes."""
     graph, count = network.graph, network.nodes
-    nodes, switches = range(count), range(count, len(graph))
+    nodes, switches = range(count), [node for node in graph if node >= count]
     size, font = (180, 7) if count <= WITH_CHUNKS else (60, 5) if count <= WITH_NUMBERS else (10, 0)
     nx.draw_networkx_edges(graph, places, ax=axes, edge_color="#dddddd", arrows=False)
     nx.draw_networkx_nodes(graph, places, nodes, size, "white", ax=axes, edgecolors="black", linewidths=0.8)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         for row in rows
     }
     for (mode, ratio), step in steps.items():
-        channels = 0 if mode == "none" else shared_channels(c.hidden, ratio, processes)
+        channels = 0 if mode == "none" or processes == 1 else shared_channels(c.hidden, ratio, processes)
         sent = sync_bytes(c, channels, tokens, wires[mode, ratio])
         report.add(
             mode=mode,

@@ -17,6 +17,7 @@ from caat.planning.parameters import local_parameters
 from caat.planning.times import Machine, accumulation_of, time_of
 from caat.planning.traffic import StepTime, tensor_bytes
 from conf.checks import require
+from conf.codec import parse_codec
 from conf.plan import PlanConfig
 from conf.reading.settings import settings_of
 from conf.reading.verb import load_verb
@@ -65,6 +66,9 @@ def _notes(plan: PlanConfig, config: Config) -> list[str]:
             "the times are those of products in bfloat16: in train.precision=fp32 they take several times as "
             "long; tflops= says how fast a GPU is"
         )
+    given = (config.data_sync.codec, config.data_sync.weights_codec, config.islands.codec)
+    for codec in sorted({each for each in given if parse_codec(each).kind == "threshold"}):
+        notes.append(f"{codec} sends what a message has above it, which is not known: all of it is counted")
     if config.sync.halves:
         notes.append("sync.halves=true hides sums that count as waited for at ratio 1 below")
     return notes

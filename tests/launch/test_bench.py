@@ -163,6 +163,8 @@ def test_predict(tmp_path):
     rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "ratios=[0.5]", "wire_dtype=int8")
     sent = {row["mode"]: row["bytes_forward"] for row in rows}
     of_layers = 2 * 32 * 4096
+    rows = bench(tmp_path, "predict", "model=7b", "parallel.tensor=8", "parallel.processes=1", "ratios=[0.5]")
+    assert {row["bytes_forward"] for row in rows} == {0}
     # Without a model given, the default is a real model on the network of real GPUs.
     default = BenchPredictConfig().hardware
     assert (load_verb(BenchPredictConfig, []).model.name, default.link, default.peak) == (

@@ -24,6 +24,13 @@ def bench(tmp_path, *settings: str) -> dict[str, dict]:
     return {row["mode"]: row for row in rows}
 
 
+def test_a_switch_without_links(tmp_path):
+    network = tmp_path / "network.json"
+    links = [[0, 3], [3, 0], [1, 3], [3, 1]]
+    network.write_text(json.dumps({"nodes": 2, "switches": 2, "links": links}))
+    assert bench(tmp_path, f"topology={network}", "simulate=true", "size=1mb")["ring"]["predicted"] > 0
+
+
 def test_predictions_and_the_file_of_the_fastest(tmp_path, capsys):
     """A ring sends 2 (n - 1) / n of the data over each link; two ways halve that, which is the optimum."""
     file = tmp_path / "new" / "fastest.json"

@@ -47,6 +47,7 @@ def test_one_site_has_no_pictures_of_links(tmp_path):
 
 MISTAKES = {
     "below a rack": (["budget=1e6"], ["budget=1e+06 buys no rack", "at least 4.286e+06"]),
+    "no gradients": (["budget=1e9", "codec=threshold:5"], ["codec=threshold:5", "such as topk:0.01"]),
     "no matrices": (["budget=1e9", "codec=powersgd:4"], ["codec=powersgd:4", "choose another codec"]),
     "nothing": (["budget=0"], ["budget=0", "above 0"]),
     "no number": (["budget=much"], ["budget=much"]),

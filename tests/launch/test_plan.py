@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from conf.gpus import GPUS, peak_of
 from conf.plan import PlanConfig
 from conf.units import memory_bytes
 from launch import plan
-from launch.plan import make_plan
+from launch.plan import _along, make_plan
 from launch.plan.show import show
 from launch.run.compose import compose
 from layers.weights import parameter_count
@@ -256,6 +257,32 @@ def test_what_the_ratio_gains_is_said_of_the_fastest_layouts(capsys):
     assert full["fastest"]["saved"] == 0
     show(full)
     assert "Fastest: " in capsys.readouterr().out
+
+
+def test_only_layouts_that_training_takes_are_compared():
+    """Compressed weights are for two stages, and halves for micro-batches of two or more."""
+    made = make_plan(PlanConfig(nodes=4), compose(["model=7b", "data_sync.weights_codec=int8"]))
+    assert {row["stage"] for row in made["layouts"]} == {1, 2}
+    halves = ["model=7b", "sync.halves=true", "train.micro_batch=2"]
+    made = make_plan(PlanConfig(), compose(halves))
+    found = [row[name] for row in made["layouts"] for name in ("ratio_1", "asked") if row[name]]
+    assert found and min(each["micro_batch"] for each in found) == 2
+
+
+def test_links_of_a_network_between_replicas_are_those_that_were_given():
+    given = PlanConfig(nodes=1, gpus=4, topology="mesh:2x2")
+    waits = []
+    for link in ("10gbit", "20gbit"):
+        settings = ["model=130m", "parallel.tensor=1", *_along(given, [])]
+        machine = Machine.of(replace(given, link=link))
+        config = compose(settings)
+        waits.append(time_of(config, layout_of(config, 4), 1.0, machine).data_exposed)
+    assert waits[0] == pytest.approx(2 * waits[1], rel=0.01)
+
+
+def test_a_codec_whose_size_is_not_known_is_noted():
+    made = make_plan(PlanConfig(gpus=16), compose(["model=130m", "data_sync.codec=threshold:5"]))
+    assert "threshold:5 sends what a message has above it" in made["notes"][0]
 
 
 def test_a_gpu_brings_its_figures_and_what_is_given_takes_their_place():
