@@ -77,7 +77,7 @@ def _import(
         "channels": channels,
         "embeddings": _embeddings(found.model.tie_embeddings, source.flagged_tied),
         "tokenizer": source.tokenizer.name,
-        "begin_and_end": f"{found.bos} and {found.eos}",
+        "begin_and_end": f"{found.bos} and {', '.join(map(str, found.ends))}",
         "parameters": source.bytes // 4,
         "bytes": source.bytes,
     }
@@ -117,7 +117,7 @@ def _export(
         "ratio": found.ratio,
         "tokenizer": ", ".join(trained.tokenizer)
         + ("" if "tokenizer.json" in trained.tokenizer else " alone: transformers has no equivalent"),
-        "begin_and_end": f"{found.bos} and {found.eos}",
+        "begin_and_end": f"{found.bos} and {', '.join(map(str, found.ends))}",
         "bytes": trained.bytes,
     }
     return result, partial(export_checkpoint, trained)

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from caat.parallel.world import is_first_rank
+from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.state import read_state
 from conf.evaluate import EvaluateConfig
 from conf.reading.saved import read_config
@@ -66,6 +67,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, tasks: Tasks, out: Path) -> 
             config.batch,
             add_bos=config.add_bos,
             kv_cache=config.cache,
+            ends=read_architecture(folder).ends,
             watch=lambda done, total: bar.update(line, completed=done, total=total),
         )
         results = evaluate(lm, tasks, config.limit, config.num_fewshot)

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
     if not ran_in_processes(f"{__package__}.generate", argv, config.launch):
-        _generate(config, folder, tokenizer, prompts=prompts, rows=rows, out=out)
+        _generate(config, folder, tokenizer, architecture.ends, prompts=prompts, rows=rows, out=out)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
@@ -98,6 +98,7 @@ def _generate(
     config: GenerateConfig,
     folder: Path,
     tokenizer: Tokenizer,
+    ends: Sequence[int],
     *,
     prompts: Sequence[str],
     rows: Sequence[Sequence[int]],
@@ -125,6 +126,7 @@ def _generate(
                     numbers=range(first, min(first + config.batch, len(rows))),
                     cache=config.cache,
                     transfers=transfers,
+                    ends=ends,
                 )
                 if is_first_rank() and not streaming:
                     for number in range(first, len(texts)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from caat.data.tokenizer import Tokenizer
@@ -16,10 +16,15 @@ Ending = Literal["end of text", "stop", "length"]
 
 
 class Continuation:
-    """The continuation of one prompt up to the end-of-text token or a stop string; ``text`` excludes both."""
+    """The continuation of one prompt up to the end-of-text token or a stop string; ``text`` excludes both.
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    ``ends``: the tokens that end a text, if the model has others than that of its tokenizer.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str], ends: Collection[int] = ()
+    ) -> None:
+        self._tokenizer, self._stop, self._ends = tokenizer, stop, {tokenizer.eos_id(), *ends}
         # Decoding skips special tokens, such as the one that ends a turn: their text would never be found.
         self._stop_tokens = {tokenizer.special_id(text) for text in stop} - {None}
         self._context = list(prompt[-CONTEXT:])
@@ -37,7 +42,7 @@ class Continuation:
         """Add the next token (ignored after the end) and return the text that has become final."""
         if self.ended:
             return ""
-        if token == self._tokenizer.eos_id():
+        if token in self._ends:
             self.ending = "end of text"
             return self._show(len(self.text))
         if token in self._stop_tokens:

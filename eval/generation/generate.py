@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -33,6 +33,7 @@ def generate(
     numbers: Sequence[int] | None = None,
     cache: CacheConfig | None = None,
     transfers: Transfers | None = None,
+    ends: Collection[int] = (),
 ) -> list[Continuation]:
     """Continue all ``prompts``, token ids of any length, as one batch.
 
@@ -40,13 +41,13 @@ def generate(
     a replica must make the same call; all return the same texts. ``forward`` replaces the model if something
     wraps it. ``numbers`` are the prompts' numbers among all prompts: the sampled tokens depend on a prompt's
     number and not on the other prompts in its batch. ``cache``: where keys and values are; ``transfers`` adds
-    up what a cache in host memory moves.
+    up what a cache in host memory moves. ``ends``: tokens that end a text besides the tokenizer's.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     # A model may have more entries than its tokenizer has pieces; those have no text.
     vocab_size = min(model.config.vocab_size, tokenizer.vocab_size())
     sampler = Sampler(settings, vocab_size, model.mesh, numbers)
-    texts = [Continuation(tokenizer, prompt, settings.stop) for prompt in prompts]
+    texts = [Continuation(tokenizer, prompt, settings.stop, ends) for prompt in prompts]
     make, weight = cache_of(cache or CacheConfig(), transfers), model.norm.weight
     new_cache = partial(make, model.config, model.mesh, dtype=weight.dtype)
     device, count = weight.device, settings.max_new_tokens

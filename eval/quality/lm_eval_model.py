@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -18,6 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from caat.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from caat.parallel.data_axis import DataAxis
 from caat.supervision.device import PRECISIONS
+from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find
 from conf.cache import CacheConfig
 from conf.checks import require
@@ -74,7 +75,7 @@ class CaatLM(TemplateLM):
     begin-of-text token, which lm-eval's Hugging Face model omits unless the tokenizer adds it. ``forward``
     replaces the model if something wraps it; ``watch`` as in :class:`~eval.generation.batches.Batches`.
     ``share``: each replica takes its share of the rows; otherwise all replicas compute all rows. ``kv_cache``
-    is that of tasks that generate.
+    is that of tasks that generate, and ``ends`` are the tokens that end a text besides the tokenizer's.
     """
 
     def __init__(
@@ -88,10 +89,11 @@ class CaatLM(TemplateLM):
         watch: Callable[[int, int], None] = lambda done, total: None,
         share: bool = True,
         kv_cache: CacheConfig | None = None,
+        ends: Collection[int] = (),
     ) -> None:
         super().__init__()
         self.model, self.tokens, self.add_bos = model, tokenizer, add_bos
-        self.forward, self._kv_cache = forward or model, kv_cache
+        self.forward, self._kv_cache, self._ends = forward or model, kv_cache, ends
         self._device = model.norm.weight.device
         mesh = model.mesh if share else replace(model.mesh, data_rank=0, data=DataAxis())
         # If rows are not shared (ZeRO 3), replicas gather weights from each other in every pass.
@@ -202,6 +204,7 @@ class CaatLM(TemplateLM):
                     forward=self.forward,
                     numbers=of_all,
                     cache=self._kv_cache,
+                    ends=self._ends,
                 )
                 return [each.text for each in made]
 
@@ -286,4 +289,4 @@ class CaatCheckpoint(CaatLM):
         batch = int(batch_size) if str(batch_size).isdigit() else 0
         # lm-eval passes cuda:0 by default, even without a GPU, and leaves the choice to the model.
         model = open_model(folder, "cpu" if device == "cpu" else "auto", asked)
-        super().__init__(model, tokenizer, batch, add_bos=add_bos)
+        super().__init__(model, tokenizer, batch, add_bos=add_bos, ends=read_architecture(folder).ends)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from caat.storage.records import Positive, Size, parse_record
+from caat.storage.records import Positive, Size, Whole, parse_record, read_record
 from caat.training.checkpoint.rope import RopeKeys
 from conf.checks import require
 from conf.model import ModelConfig, head_dim_setting
@@ -100,6 +100,23 @@ def read_config(folder: Path) -> bytes:
             f"{path} cannot be read ({error.strerror}): give the folder of a Hugging Face model or a "
             "checkpoint of caat"
         ) from None
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The tokens that end a text, in config.json or generation_config.json."""
+
+    eos_token_id: Whole | tuple[Whole, ...] | None = None
+
+
+def read_ends(folder: Path) -> list[int]:
+    """Return the tokens at which `generate` of `transformers` ends a text, ascending."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            ends = read_record(folder / name, Ends).eos_token_id
+            found.update(ends if isinstance(ends, tuple) else () if ends is None else (ends,))
+    return sorted(found)
 
 
 def read_kind(folder: Path) -> Kind:

@@ -24,7 +24,7 @@ from conf.model import ModelConfig
 from conf.partition import shared_channels
 from conf.sync import SyncConfig
 from layers.channel_order import reordered
-from layers.huggingface.families import model_config, read_config, read_family, read_kind
+from layers.huggingface.families import model_config, read_config, read_ends, read_family, read_kind
 from layers.huggingface.tokenizers import choose_tokenizer
 from layers.weights import gpt_weights
 
@@ -86,7 +86,9 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         f"{path} has {tokenizer.vocab_size():,} pieces, but the model has only vocab_size="
         f"{model.vocab_size}: it belongs to another model, replace it by this model's tokenizer",
     )
-    architecture = replace(architecture, model=model, bos=tokenizer.bos_id(), eos=tokenizer.eos_id())
+    eos = tokenizer.eos_id()
+    more = tuple(end for end in read_ends(folder) if end != eos and end < tokenizer.vocab_size())
+    architecture = replace(architecture, model=model, bos=tokenizer.bos_id(), eos=eos, more_ends=more)
     return Source(folder, architecture, flagged, path, tensors)
 
 

@@ -45,6 +45,15 @@ def test_text_comes_as_soon_as_it_is_certain(tokenizer):
     assert pieces[-1] == "" and sum(map(bool, pieces)) > 2
 
 
+def test_a_model_may_end_a_text_with_several_tokens(tokenizer):
+    other = tokenizer.encode("fox")[-1]
+    for end in (other, tokenizer.eos_id()):
+        continuation = Continuation(tokenizer, tokenizer.encode("The"), [], ends=[other])
+        for token in [*tokenizer.encode("brown"), end, *tokenizer.encode("dogs")]:
+            continuation.add(token)
+        assert (continuation.text, continuation.ending) == (" brown", "end of text")
+
+
 def test_the_token_that_ends_a_turn_stops(tmp_path):
     """Decoding skips it, so that its text would never be found."""
     path = write_tokenizer(tmp_path)

@@ -78,13 +78,17 @@ def test_there_and_back(tmp_path, capsys, monkeypatch, shards, changes):
     assert (len(list(ours.glob("model-*.safetensors"))) > 1) == (shards == 2)
     found = read_architecture(ours)
     assert (found.shards, found.ratio, found.bos, found.eos) == (shards, 1.0, 0, 1)
+    # Llama's default; the tokenizer's is the first.
+    assert found.ends == (1, 2)
     same_scores(ours, theirs, shards)
     assert set(read_checksums(ours)) == {path.name for path in ours.iterdir()} - {"state.json"}
 
     convert(f"from={ours}", f"to={back}")
     again = transformers.AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32)
     assert type(again) is transformers.LlamaForCausalLM
-    assert "caat" not in json.loads((back / "config.json").read_text())
+    config = json.loads((back / "config.json").read_text())
+    assert "caat" not in config and config["eos_token_id"] == [1, 2]
+    assert again.generation_config.eos_token_id == [1, 2]
     want = {name: value for name, value in theirs.state_dict().items()}
     for name, value in again.state_dict().items():
         assert torch.equal(value, want[name]), name

@@ -85,7 +85,7 @@ def test_the_tokenizer_is_the_one_that_transformers_uses(tmp_path):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|im_end|>"}))
     result = convert(f"from={folder}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
-    assert (result["tokenizer"], result["begin_and_end"]) == ("tokenizer.json", "1 and 300")
+    assert (result["tokenizer"], result["begin_and_end"]) == ("tokenizer.json", "1 and 300, 2")
     assert load_tokenizer(find_tokenizer(tmp_path / "ours")).encode("<|im_start|>") == [301]
 
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # a tiktoken file

@@ -35,6 +35,13 @@ class Architecture:
     # The tokens that begin and end a document.
     bos: int = 1
     eos: int = 2
+    # Other tokens that end a text which the model generates: an imported model may have several.
+    more_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text, that of documents first."""
+        return (self.eos, *self.more_ends)
 
     @property
     def plain(self) -> bool:
@@ -78,7 +85,7 @@ class Architecture:
             **({"sliding_window": None} if model_type == "mistral" else {}),
             "tie_word_embeddings": c.tie_embeddings,
             "bos_token_id": self.bos,
-            "eos_token_id": self.eos,
+            "eos_token_id": list(self.ends) if self.more_ends else self.eos,
             "dtype": "float32",
             "caat": {
                 "shards": self.shards,
@@ -134,14 +141,10 @@ class Architecture:
             f"{path} has shared_channels={cut.shared_channels}, but ratio={cut.ratio} of "
             f"{model.hidden} channels over {cut.shards} shards are {channels}: it was changed by hand",
         )
+        ends = values.eos_token_id if isinstance(values.eos_token_id, tuple) else (values.eos_token_id,)
+        require(bool(ends), f"{path} has eos_token_id=[]: a document needs a token that ends it")
         return Architecture(
-            model,
-            cut.shards,
-            ratio,
-            channels,
-            cut.private_scale,
-            values.bos_token_id,
-            values.eos_token_id,
+            model, cut.shards, ratio, channels, cut.private_scale, values.bos_token_id, ends[0], ends[1:]
         )
 
 
@@ -175,7 +178,7 @@ class _Llama(RopeKeys):
     initializer_range: Positive
     tie_word_embeddings: bool = False
     bos_token_id: Whole
-    eos_token_id: Whole
+    eos_token_id: Whole | tuple[Whole, ...]
     caat: _Cut | None = None
 
 
