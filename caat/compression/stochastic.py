@@ -39,8 +39,9 @@ class Stochastic(BlockCodec):
             torch.linalg.vector_norm(scratch, self.norm, 1, keepdim=True, out=scale)
         # Rounding in the division must not lift a number above the last level.
         scratch.div_(scale.clamp_min(SMALLEST)).clamp_max_(1.0).mul_(self.levels)
-        levels = scratch.add_(self.counter.uniform_like(rows)).floor_().copysign_(rows)
-        packed.copy_(pack(levels, self.bits))
+        levels = scratch.add_(self.counter.uniform_like(rows)).floor_()
+        # So may rounding in the sum.
+        packed.copy_(pack(levels.clamp_max_(self.levels).copysign_(rows), self.bits))
 
     def decode_rows(self, parts: Parts, out: Tensor) -> None:
         scale, packed = parts

@@ -78,11 +78,27 @@ def _times(
         return way_seconds(gradients, link), sum(way_seconds(way, link) for way in weights)
     sent = sent_bytes(held, replicas, stage, precision, 1, sync=sync)
     _, whole = owned_slices(held, replicas, stage, precision)
-    # An all-reduce goes around the ring twice.
-    again = (replicas - 1) * link.delay if whole else 0.0
+    messages, rounds = _in_turn(sync.codec, whole)
+    again = (rounds - 1) * (replicas - 1) * link.delay + (messages - 1) * link.cost.seconds
     passes = GatheredWeights.of(held, replicas, precision).in_passes(1) if stage == 3 else 0
     weights_bytes = sent.weights - passes * (replicas - 1) // replicas
     return (
         gather_seconds(sent.gradients, replicas, link) + again,
         gather_seconds(weights_bytes, replicas, link),
     )
+
+
+def _in_turn(codec: str, whole: bool) -> tuple[int, int]:
+    """Return how many messages of gradients wait for each other, and how often they go around the ring.
+
+    ``whole``: all ranks need all sums.
+    """
+    from caat.compression.codec import Linear
+    from caat.compression.spec import make_codec
+
+    made = make_codec(codec)
+    if isinstance(made, Linear) and made.way == "linear":
+        # PowerSGD's second factor is computed from the sum of the first. All-reduces go around twice.
+        messages = len(made.summed_sizes(1))
+        return messages, 2 * messages
+    return 1, 2 if whole and made.way != "gathered" else 1

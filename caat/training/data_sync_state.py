@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ class DataSyncState:
             else:
                 restore_memory(zero.gradients, name, values)
         zero.weights.hold([own for _, own in self._weights])
+
+    @contextmanager
+    def exact_weights(self) -> Iterator[None]:
+        """Gather weights exactly for a while, then give the model back those that it had. Collective.
+
+        A gather of changes would round whatever the model computes with meanwhile, and the way back.
+        """
+        zero = self._axis.zero
+        if zero is None or zero.weights.exact:
+            yield
+            return
+        zero.weights.exact = True
+        try:
+            yield
+        finally:
+            zero.weights.exact = False
+            with torch.no_grad():
+                for (flat, own), held in zip(self._weights, zero.weights.held, strict=True):
+                    self._gather(flat, own, held)
 
     def _gather(self, flat: Tensor, own: Tensor, values: Tensor) -> None:
         """Give all replicas the weights that they held, of which ``values`` are this one's."""

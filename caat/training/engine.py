@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -226,11 +226,18 @@ class Engine:
         """
         self._engine.eval()
         try:
-            anchor = self.live.islands.at_anchor() if self.live.islands else nullcontext()
-            with anchor, self.mesh.data.during("forward"):
+            with self._at_anchor(), self.mesh.data.during("forward"):
                 yield self._engine
         finally:
             self._engine.train()
+
+    @contextmanager
+    def _at_anchor(self) -> Iterator[None]:
+        if self.live.islands is None or self.live.islands.together:
+            yield
+            return
+        with self.live.data_sync.exact_weights(), self.live.islands.at_anchor():
+            yield
 
     def set_ratio(self, ratio: float) -> None:
         """Synchronise this fraction of the channels from the next step or evaluation on."""

@@ -17,6 +17,7 @@ from caat.planning.layouts import Layout
 from caat.planning.parameters import local_parameters
 from caat.planning.prediction import Link, predict
 from conf.bench import BenchDataConfig, BenchIslandsConfig, BenchStackConfig, ReplicaStepsConfig
+from conf.codec import parse_codec
 from conf.data_sync import DataSyncConfig
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
@@ -74,10 +75,13 @@ def with_prediction(rows: Sequence[dict], config: BenchStackConfig, link: Link) 
 
 
 def with_data_prediction(rows: Sequence[dict], config: BenchDataConfig, link: Link) -> Iterator[dict]:
-    """Yield the rows of replicas with the step time that the formula predicts for ours; None for peers."""
+    """Yield the rows of replicas with the step time that the formula predicts for ours; None for peers.
+
+    It does not know how many numbers a ``threshold`` sends either.
+    """
     alone = next(row["step_ms"] for row in rows if row["mode"] == NOTHING) / 1e3
     for row in rows:
-        if row["mode"] in config.codecs:
+        if row["mode"] in config.codecs and parse_codec(row["mode"]).kind != "threshold":
             sync = config.data_sync(row["mode"])
             yield row | {"predicted_ms": (alone + _wait(config, sync, link)) * 1e3}
         else:

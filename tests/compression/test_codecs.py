@@ -12,6 +12,7 @@ from caat.compression.blocks import BLOCK, CHUNK
 from caat.compression.indices.bloom import Bloom
 from caat.compression.indices.index import Raw
 from caat.compression.packing import pack, unpack
+from caat.compression.randomness import Counter
 from caat.parallel.mesh import Mesh
 from conf.model import ModelConfig
 from layers import GPT
@@ -71,6 +72,24 @@ def test_what_is_not_finite_is_never_hidden(spec, value):
         flat = message(5000)
         flat[place] = value
         assert not passed(spec, flat).isfinite().all(), place
+
+
+@pytest.mark.parametrize("spec", ["tern", "qsgd:127", "qsgd:4"])
+def test_the_largest_draw_does_not_lift_a_number_above_the_last_level(spec, monkeypatch):
+    """The largest random number below 1 added to the last level is the next one, in float32."""
+    most = 1 - 2.0**-24
+    monkeypatch.setattr(Counter, "uniform_like", lambda self, values: torch.full_like(values, most))
+    flat = torch.zeros(300)
+    flat[0], flat[256] = 1.0, -1.0
+    torch.testing.assert_close(passed(spec, flat), flat)
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0])
+def test_the_mean_size_of_huffman_codes(share):
+    flat = torch.randn(400_000, generator=torch.Generator().manual_seed(4))
+    codec = make_codec(f"topk:{share},index=huffman")
+    index, values = codec.encode(flat)
+    assert index.nbytes == pytest.approx(codec.size(len(flat)) - values.nbytes, rel=0.04, abs=50)
 
 
 def test_natural_makes_no_finite_number_infinite():

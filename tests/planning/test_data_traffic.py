@@ -178,6 +178,27 @@ def test_rings_by_hand():
     assert gather_seconds(0, 4, link) == 0
 
 
+@pytest.mark.parametrize(
+    ("codec", "stage", "messages", "rounds"),
+    [
+        ("none", 0, 1, 2),
+        ("none", 1, 1, 1),
+        ("int8", 0, 1, 2),
+        ("topk:0.1", 0, 1, 1),
+        ("topk:0.1", 1, 1, 1),
+        ("randomk:0.1", 1, 1, 2),
+        ("powersgd:2", 0, 2, 4),
+        ("powersgd:2", 1, 2, 4),
+    ],
+)
+def test_messages_that_wait_for_each_other(codec, stage, messages, rounds):
+    """Only the delay of gradients and the cost of their messages is left on a link without a limit."""
+    link, where = Link(1e30, 1.0, MessageCost(1000.0)), {"forward": 0.0, "backward": 0.0, "layers": 1}
+    wait = data_wait([Parameter(5000)], 4, stage, "fp32", 1, link=link, sync=DataSyncConfig(codec), **where)
+    of_weights = 1000 + 3 if stage == 1 else 0
+    assert wait == pytest.approx(messages * 1000 + rounds * 3 + of_weights, abs=1e-6)
+
+
 def test_along_a_schedule_the_wait_is_simulated():
     """Plan and simulator agree: the schedule that a run takes, at the rate and delay of the plan."""
     network, held = topology("mesh:2x3", 1e8, 1e-3), [Parameter(3_000_000), Parameter(5000, norm=True)]

@@ -11,6 +11,7 @@ import torch
 
 from caat.parallel.mesh import Mesh
 from caat.training.islands.kept import OWN_WEIGHT
+from conf.data_sync import DataSyncConfig
 from conf.islands import IslandsConfig
 from conf.optim import OptimConfig
 from tests.training.replicas import master
@@ -37,6 +38,31 @@ def test_after_the_last_step_all_models_are_the_anchor(ranks, method, stage, pre
     found = ranks(2).run(at_the_end, settings, optim, stage, precision)
     for weights, anchor, together in found:
         assert together and torch.equal(weights, anchor) and torch.equal(weights, found[0][0])
+
+
+def validated(at: set[int]) -> tuple[torch.Tensor, bool]:
+    """The weights of a run that gathers changes in int4, and whether it validates at its anchor."""
+    data_sync = DataSyncConfig(weights_codec="int4")
+    mesh = Mesh.create(4, 1, islands=ISLANDS, data_sync=data_sync)
+    engine, exact = engine_of(mesh, IslandsConfig("average", every=3), 1), True
+    for step in range(5):
+        engine.step(data(step, engine.mesh.replica), LR)
+        engine.outer_step(step + 1)
+        if step in at:
+            with engine.evaluating():
+                named = {name: p.detach().flatten() for name, p in engine.model.named_parameters()}
+                for message in engine.live.islands.messages:
+                    for name, part in zip(message.weights, message.split(message.anchor), strict=True):
+                        start = engine.live.places()[name].start
+                        exact &= torch.equal(named[name][start : start + len(part)], part)
+    return torch.cat([p.detach().flatten() for p in engine.model.parameters()]), exact
+
+
+def test_validation_is_at_the_anchor_and_leaves_rounded_weights_as_they_were(ranks):
+    """Weights travel as changes in int4: moving to the anchor and back would round twice."""
+    without, often = ranks(4).run(validated, set()), ranks(4).run(validated, {0, 1, 3})
+    for (weights, _), (same, exact) in zip(without, often, strict=True):
+        assert exact and torch.equal(weights, same)
 
 
 def kept_in_flight(settings: IslandsConfig) -> tuple[dict, dict]:

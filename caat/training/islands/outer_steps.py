@@ -261,9 +261,6 @@ class Islands:
     @contextmanager
     def at_anchor(self) -> Iterator[None]:
         """Give the model the anchor's weights for a while. Collective."""
-        if self.together:
-            yield
-            return
         own = [message.own_weights() for message in self.messages]
         self.restart()
         try:
