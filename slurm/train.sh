@@ -10,6 +10,8 @@ set -euo pipefail
 : "${HEAD:=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 run=$1
 shift
+# Files of the current folder, such as a launch.py, must not take the place of caat's.
+export PYTHONSAFEPATH=1
 
 if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
     meeting=(--standalone)

@@ -12,6 +12,8 @@ from functools import cache
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Set by torchrun alone; other launchers set PLACE.
 OF_TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+# The number of processes that mpirun, PMI and srun start, without a rank for torch.
+OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def launched() -> bool:
@@ -89,10 +91,17 @@ def variables(rank: int, size: int, address: str, port: int) -> dict[str, str]:
 def check_launcher() -> None:
     """Raise ``ValueError`` if RANK is set and the other variables are incomplete or invalid.
 
-    Without RANK they are leftovers in the shell, and are unset. Checked only once per process, because the
+    Without RANK they are leftovers in the shell, and are unset; but another launcher may have started this as
+    one of several processes, which know nothing of each other. Checked only once per process, because the
     process itself may set the variables later for libraries.
     """
     if "RANK" not in os.environ:
+        for name in OTHER_LAUNCHERS:
+            if (given := os.environ.get(name, "1")) != "1":
+                raise ValueError(
+                    f"{name}={given}: this is one of {given} processes, but without RANK each would train by "
+                    "itself. Give launch.processes=N, or start torchrun once on each node, as slurm/train.sh"
+                )
         for name in (*PLACE, *OF_TORCHRUN):
             os.environ.pop(name, None)
         return

@@ -10,7 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from caat.runs.status import Status
-from caat.storage.records import Finite, Positive, Whole, parse_record, read_record
+from caat.storage.records import Finite, Positive, Size, Whole, parse_record, read_record
 from caat.storage.walk import walk
 from conf.partition import shared_channels
 from conf.reading.saved import read_config
@@ -20,6 +20,8 @@ from conf.schema import Config
 WARM_UP = 2
 # Prefix of benchmark scores in the metrics: eval/<task>/<metric>.
 SCORE = "eval/"
+# Prefixes of other figures whose names follow the run; null means not finite.
+NUMBERS = ("validation_loss/", "test_loss/", "epochs/", "tensor_parallel_", "data_parallel_", "islands_")
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ class Line:
 class Record(Line):
     """The fields of a training line that reports use; null means not finite or not known."""
 
+    step: Size
     loss: Finite | None
     step_seconds: Positive
     tokens_per_second: Positive
@@ -272,7 +275,10 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
             if number > len(whole):
                 break
             raise
-        if wrong := [key for key in filter(_is_score, record) if type(record[key]) not in (int, float)]:
-            raise ValueError(f"{name} has {wrong[0]}={record[wrong[0]]!r:.60}, which must be a number")
+        for key, value in record.items():
+            if not (_is_score(key) or key.startswith(NUMBERS)) or type(value) in (int, float):
+                continue
+            if value is not None or _is_score(key):
+                raise ValueError(f"{name} has {key}={value!r:.60}, which must be a number")
         records.append(record)
     return records

@@ -23,7 +23,10 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
     other settings (``${...}``) is left to Hydra. The values of a sweep, separated by commas, are quoted one
     by one.
     """
-    key, _, value = text.partition("=")
+    given, _, value = text.partition("=")
+    key = given.lstrip("+")
+    if key == "hydra.sweep.dir" or key.startswith("hydra.launcher."):
+        return f"{given}={_of_hydra(value)}"
     if key not in settings:
         return text
     setting = settings[key]
@@ -41,12 +44,17 @@ def as_typed(text: str, settings: Mapping[str, Setting], parser: OverridesParser
     try:
         override = parser.parse_overrides([text])[0]
     except HydraException:
-        return f"{key}={written}"
+        return f"{given}={written}"
     found = override.value()
     several = isinstance(found, ChoiceSweep) and all(isinstance(each, str) for each in found.list)
     if several or found == wanted:
         return text
-    return f"{key}={written}"
+    return f"{given}={written}"
+
+
+def _of_hydra(value: str) -> str:
+    """Return a text of Hydra's own settings, in quotes if it would drop the "_" of a number or refuse "~"."""
+    return quoted(value) if re.fullmatch(r"[-+]?\d[\d_.]*|~.*", value) and not value.isdecimal() else value
 
 
 def quoted(value: str) -> str:

@@ -92,9 +92,15 @@ def worker_environment(processes: int) -> dict[str, str]:
         "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in _handled_signals()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
     }
-    return {name: os.environ.get(name, value) for name, value in default.items()} | {
-        # Workers must import the same modules as this process: "-m" alone would look for launch and conf in
-        # the current folder first.
+    return {name: os.environ.get(name, value) for name, value in default.items()} | import_environment()
+
+
+def import_environment() -> dict[str, str]:
+    """Return the variables with which another Python imports the same modules as this one.
+
+    ``python -m`` alone would look for launch and conf in the current folder first.
+    """
+    return {
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path)),
     }

@@ -65,7 +65,8 @@ def write_report(
         place.mkdir(parents=True, exist_ok=True)
         for path, text in zip(written, texts, strict=True):
             aside = path.with_name(f".{path.name}.tmp")
-            aside.write_text(text, encoding="utf-8")
+            # Names of folders may not be UTF-8.
+            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
             aside.replace(path)
     return contents, written
 

@@ -147,7 +147,9 @@ def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str], fi
     _scatter(axes, rows, labels, [sent for sent, _ in points])
     sent, losses = zip(*front(points), strict=True)
     axes.step(sent, losses, where="post", color=INK, lw=0.8, ls=":", zorder=0)
-    axes.set_xscale("log")
+    # A run in one process sends nothing, which a logarithmic axis cannot show.
+    least = min(value for value, _ in points if value)
+    axes.set_xscale("symlog", linthresh=least, linscale=0.3) if min(sent) == 0 else axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
     to = "to replicas" if field == "data_bytes_per_step" else "to shards, replicas and islands"
     axes.set(xlabel=f"MiB per step that a process sends {to}", ylabel="validation loss (nats per token)")

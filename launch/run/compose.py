@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.checks import require
+from conf.checks import check_path, require
 from conf.reading.build import build, put
 from conf.reading.explain import SETTINGS, explain, is_hydras
 from conf.reading.from_file import FromFile, read_settings, set_by, settings_file, take_file
@@ -79,6 +79,13 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
         f"{found.path} runs a command after each save, {typed(list(config.checkpoint.after))}: give "
         "checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
     )
+    require(
+        found.path is None or not config.islands.join or "islands.join" in given,
+        f"{found.path} exchanges weights with the islands at {config.islands.join}: give islands.join=... on "
+        "the command line to do so, or islands.join=null",
+    )
+    for task in config.eval.tasks:
+        check_path(str(task), "eval.tasks")
     folders = [task for task in config.eval.tasks if Path(task).expanduser().is_dir()]
     require(
         found.path is None or not folders or "eval.tasks" in given,

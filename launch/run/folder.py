@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -170,10 +171,15 @@ def _given_folder(name: str) -> Path:
     return folder
 
 
+def in_a_name(text: str) -> str:
+    """Return ``text`` as a part of a folder's name, without separators such as "/", "=" and ","."""
+    return re.sub(r"[^\w.+-]+", "-", text)
+
+
 def _new_folder(config: Config) -> Path:
     ratios = "-".join(f"{ratio:g}" for ratio in config.sync.schedule.values())
     stem = (
-        f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.model.name}-n{config.parallel.tensor}"
+        f"{datetime.now():%Y-%m-%d-%H%M%S}-{in_a_name(config.model.name)}-n{config.parallel.tensor}"
         f"-r{ratios}-s{config.seed}"
     )
     for number in count(1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,12 +12,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from caat.runs.status import read_status
-from conf.checks import first_line, require
+from conf.checks import check_path, first_line, require
 from conf.deployment import DEPLOYMENT
 from conf.reading.explain import is_hydras
 from conf.reading.from_file import take_file
 from conf.reading.overrides import hydra_config, initialise, parse_overrides
 from launch.run.compose import compose
+from launch.run.folder import in_a_name
 from launch.run.validate import check_device, validate
 from launch.sweep.combinations import combinations
 from launch.sweep.run import Run
@@ -27,6 +27,8 @@ from launch.sweep.slurm import SlurmOptions
 # Prefixes of settings that are not part of a sweep's name: they do not change its runs.
 NOT_NAMED = (*DEPLOYMENT, "hydra")
 QUOTES = "\"'"
+# Bytes of a run's folder name; a file system takes 255.
+LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,18 @@ def _params(experiment: Sequence[str]) -> list[str]:
 def _folder(shared: DictConfig, fixed: Sequence[str], model: str) -> Path:
     """Return ``hydra.sweep.dir``, else a name from what all runs share, so that values can be added later."""
     if shared.hydra.sweep.dir:
+        check_path(str(shared.hydra.sweep.dir), "hydra.sweep.dir")
         return Path(shared.hydra.sweep.dir).expanduser()
     named = sorted(text for text in fixed if not text.lstrip("+").startswith(NOT_NAMED))
     digest = sha256("\n".join(named).encode()).hexdigest()[:8]
-    return Path("outputs", "sweeps", f"{model}-{digest}")
+    return Path("outputs", "sweeps", f"{in_a_name(model)}-{digest}")
 
 
 def _name(combination: Sequence[str], varying: set[str]) -> str:
     """Return a name from what varies, such as ``seed-1_sync.ratio-0.5``, without "=", "," or "/"."""
     given = sorted(text.lstrip("+").partition("=")[::2] for text in combination)
     parts = [f"{key}-{value.strip(QUOTES)}" for key, value in given if key in varying]
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    name = in_a_name("_".join(parts))
+    if len(name.encode()) <= LONGEST:
+        return name
+    return f"{name[: LONGEST // 4]}-{sha256(name.encode()).hexdigest()[:8]}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import launch
 from conf.checks import require
+from launch.command.processes import import_environment
 from launch.run.folder import open_run_folder
 from launch.sweep.outcomes import Outcome
 from launch.sweep.run import Run
@@ -107,7 +108,7 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
 
 def _call(*command: str) -> str:
     # sbatch passes its environment to the job, which must use the same installation of caat.
-    environment = {**os.environ, "SCRIPTS": str(SCRIPTS), "PYTHON": sys.executable}
+    environment = {**os.environ, **import_environment(), "SCRIPTS": str(SCRIPTS), "PYTHON": sys.executable}
     try:
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:

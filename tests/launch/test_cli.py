@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from caat.parallel.world import check_launcher
 from launch import cli
 from launch.command import errors
 from launch.run.compose import compose
@@ -148,6 +149,14 @@ def test_a_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
         pass
     assert end.value.code == 2
     assert capsys.readouterr().err == "caat: error: the current folder was deleted: cd to another one\n"
+
+
+def test_processes_of_another_launcher_do_not_train_alone(monkeypatch):
+    """By mpirun or srun, each would be a run of its own."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="OMPI_COMM_WORLD_SIZE=4: this is one of 4 processes"):
+        check_launcher.__wrapped__()
 
 
 def test_other_ranks_let_rank_0_speak_first(monkeypatch, capsys):

@@ -115,6 +115,16 @@ def test_a_file_loads_no_task_files(here):
         assert compose([*given, "eval.tasks=[paper]"]).eval.tasks == ["paper"]
 
 
+def test_a_file_joins_no_islands(here):
+    (here / "got").mkdir()
+    own = ["islands.join=other.example:29510", "islands.method=average", "islands.every=5"]
+    save_config(compose([*own, "run.dir=got"]), here / "got" / "config.yaml")
+    for given in (["config=got"], ["run.dir=got", "resume=auto"]):
+        with pytest.raises(ValueError, match=r"exchanges weights with the islands at other.example:29510"):
+            compose(given)
+        assert compose([*given, own[0]]).islands.join == "other.example:29510"
+
+
 def test_a_file_starts_no_program(here):
     (here / "got").mkdir()
     save_config(compose(["checkpoint.after=[cp,%p,copy]", "run.dir=got"]), here / "got" / "config.yaml")

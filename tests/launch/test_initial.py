@@ -75,6 +75,8 @@ def at_half(here: Path, **values) -> None:
 
 REFUSED = {
     "nowhere": (["initialize=nowhere"], "initialize=nowhere is not a folder"),
+    "no user": (["initialize=~nosuchuser/x"], "initialize=~nosuchuser/x: there is no such user"),
+    "a long name": ([f"initialize={'x' * 300}"], "initialize=x.* is too long"),
     "not a checkpoint": (["initialize=hf"], r"config.json has no caat"),
     "another model": (
         ["model=tiny"],

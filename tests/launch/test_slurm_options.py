@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
+from launch.run.compose import compose
 from launch.sweep.plan import plan_sweep
+
+
+def test_options_are_taken_as_they_were_typed(monkeypatch):
+    """Hydra reads 2024_01 as a number, and refuses a folder that begins with "~"."""
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
+    options = ["hydra.launcher.account=2024_01", "hydra.launcher.nodes=2", "hydra.sweep.dir=~/2024_01"]
+    plan = plan_sweep(["seed=1,2", "hydra/launcher=slurm", "parallel.processes=2", *options])
+    assert plan.slurm is not None and plan.slurm.nodes == 2
+    assert "--account=2024_01" in plan.slurm.arguments({})
+    assert plan.folder == Path("~/2024_01").expanduser()
+    assert compose(["++run.dir=2024_01"]).run.dir == "2024_01"
 
 
 def test_a_flag_has_no_value(monkeypatch):

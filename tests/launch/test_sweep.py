@@ -135,6 +135,16 @@ def test_one_run_of_an_experiment_that_sweeps_is_said_to_be_one(capsys):
         assert "a sweep" not in capsys.readouterr().err
 
 
+def test_long_values_have_short_names():
+    long = "p" * 300
+    runs = plan_sweep([f"tracker.project={long},{long}q", "seed=1,2"]).runs
+    assert len({run.name for run in runs}) == 4 and max(len(run.name) for run in runs) < 200
+    with pytest.raises(ValueError, match=r"hydra.sweep.dir=.* is too long"):
+        plan_sweep([f"hydra.sweep.dir={long}", "seed=1,2"])
+    away = plan_sweep(["model.name=x/../../away", "seed=1,2"]).folder
+    assert away.parent == Path("outputs/sweeps")
+
+
 def test_the_folder_follows_from_what_the_runs_share():
     def place(*overrides: str) -> Path:
         return plan_sweep(overrides).folder

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from caat.runs.reading import find_runs
 from caat.runs.statistics import table
 from caat.runs.variants import variants
 from launch import report
-from launch.report.pictures import front, pictures
+from launch.report.pictures import _front, front, pictures
 from launch.run.compose import compose
 from tests.runs.folders import write_run, write_sweep
 from tests.runs.test_statistics import T_1
@@ -212,6 +214,23 @@ def test_islands_are_compared_by_all_bytes(tmp_path):
     assert rows[True]["total_bytes_per_step"] == tensor + 24 + 1000
     assert "against all bytes" in " ".join(pictures(compared, list(rows.values())))
     report.main([str(tmp_path)])
+
+
+def test_a_run_that_sends_nothing_is_on_the_axis_of_bytes():
+    rows = [
+        {"sent": sent, "validation_loss": loss, "validation_loss_spread": 0.0, "seeds": [1, 2]}
+        for sent, loss in ((0, 3.0), (2**20, 3.2), (2**22, 3.1))
+    ]
+    axes = Figure().subplots()
+    _front(axes, rows, ["none", "few", "many"], "sent")
+    assert axes.get_xscale() == "symlog" and axes.get_xlim()[0] < 0
+    assert len({axes.transData.transform((x, 3.0))[0] for x in (0, 1, 4)}) == 3
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path):
+    write_run(tmp_path / os.fsdecode(b"caf\xe9") / "run", compose([]), [8.0, 7.0])
+    report.main([str(tmp_path)])
+    assert "7.0000" in (tmp_path / "report.md").read_text()
 
 
 def test_islands_are_compared_with_one_world(tmp_path):

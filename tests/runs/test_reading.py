@@ -85,6 +85,18 @@ def test_a_damaged_run_is_a_line_of_the_report(line, why, tmp_path):
     assert [run.folder.name for run in runs] == ["good"] and why in problem.reason
 
 
+@pytest.mark.parametrize("change", [{"step": 0}, {"validation_loss/web": "abc"}, {"epochs/web": [1]}])
+def test_figures_of_another_type_are_a_line_of_the_report(change, tmp_path):
+    write_run(tmp_path / "whole", compose(["seed=1"]), [8.0, 7.0])
+    write_run(tmp_path / "damaged", compose(["seed=2"]), [8.0, 7.0])
+    path = tmp_path / "damaged" / "metrics.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | change), *others]) + "\n")
+    runs, problems = find_runs([str(tmp_path)])
+    assert [run.folder.name for run in runs] == ["whole"]
+    assert next(iter(change)) in problems[0].reason
+
+
 @pytest.mark.parametrize("status", ["null", "3", "[]", '{"status": 3}'])
 def test_a_damaged_status_is_a_line_of_the_report(status, tmp_path):
     write_run(tmp_path / "good", compose([]), [8.0, 7.0])

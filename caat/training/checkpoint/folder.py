@@ -10,7 +10,7 @@ from pathlib import Path
 
 from caat.storage.durable import sync_folder, write_bytes
 from caat.training.checkpoint.state import read_state
-from conf.checks import require
+from conf.checks import check_path, require
 
 NAME = re.compile(r"step-(\d{8,})")
 LATEST = "latest"
@@ -57,6 +57,7 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
 
     Raises ``ValueError``, naming the ``setting``, if there is none.
     """
+    check_path(str(path), setting)
     start = Path(path).expanduser()
     require(start.is_dir(), f"{setting}={path} is not a folder: give a run folder or a checkpoint in it")
     if (start / "config.json").is_file():
