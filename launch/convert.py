@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -115,12 +115,20 @@ def _export(
         "became": f"a Hugging Face folder, {how}",
         "shards": found.shards,
         "ratio": found.ratio,
-        "tokenizer": ", ".join(trained.tokenizer)
-        + ("" if "tokenizer.json" in trained.tokenizer else " alone: transformers has no equivalent"),
+        "tokenizer": ", ".join(trained.tokenizer) + _how_to_load(trained.tokenizer, how),
         "begin_and_end": f"{found.bos} and {', '.join(map(str, found.ends))}",
         "bytes": trained.bytes,
     }
     return result, partial(export_checkpoint, trained)
+
+
+def _how_to_load(tokenizer: Collection[str], model: str) -> str:
+    if "tokenizer.json" not in tokenizer:
+        return " alone: transformers has no equivalent"
+    if model == "Qwen2ForCausalLM" and "tokenizer.model" in tokenizer:
+        # For this model, AutoTokenizer replaces the rules of any tokenizer by Qwen2's.
+        return ": load it with transformers.PreTrainedTokenizerFast, not with AutoTokenizer"
+    return ""
 
 
 def _check_target(to: Path, given: str) -> None:

@@ -144,12 +144,17 @@ def tokenize(config: DataConfig, out: Path) -> None:
         "eos": tokenizer.eos_id(),
         **totals,
         **(_about_rows(config) | {"counted": counted} if config.marked else {}),
-        **{split: sorted(files, key=lambda entry: entry["file"]) for split, files in splits.items()},
+        **{split: sorted(files, key=_by_number) for split, files in splits.items()},
         "xxh3_128": dict(sorted(checksums.items())),
     }
     write_json(out / "index.json", index)
     shutil.rmtree(scratch, ignore_errors=True)
     sync_folder(out)
+
+
+def _by_number(entry: dict[str, Any]) -> tuple[int, str]:
+    """Return what sorts files by their numbers, of which those from 100,000 on have more digits."""
+    return len(entry["file"]), entry["file"]
 
 
 def _encode(config: DataConfig, out: Path, scratch: Path) -> Iterator[Piece]:

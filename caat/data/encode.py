@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
@@ -203,13 +204,26 @@ def _encode_in_processes(job: Job, pieces: dict[int, range], workers: int, show:
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+                for future in done:
+                    yield _result(future)
                 # Read without the lock: a worker that was killed may still hold it.
                 show(*totals.get_obj())
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _result(future: Future[Piece]) -> Piece:
+    try:
+        return future.result()
+    except ValueError as error:
+        # It was raised in the worker: what is left of its traceback says nothing.
+        raise ValueError(str(error)) from None
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that tokenises was killed, often because memory ran out: give a smaller data.workers"
+        ) from None
 
 
 # State of a worker process, created by `_start_worker` and shared by all its pieces.

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from caat.storage.records import read_record
 
+# Where slurm/train.sh keeps the status of an earlier start.
+SET_ASIDE = "status.json.before"
+
 
 def write_status(folder: Path, status: str, why: str = "") -> None:
     """Write the state of a run: ``starting``, ``running``, ``stopped`` (and saved), ``finished``, ``failed``.
@@ -41,6 +44,12 @@ def read_status(folder: Path) -> str:
     return _read(folder).status
 
 
+def read_earlier_status(folder: Path) -> str:
+    """Return :func:`read_status`, or that of an earlier start, which a batch script sets aside."""
+    before = folder / SET_ASIDE
+    return _read(folder, SET_ASIDE).status if before.is_file() else read_status(folder)
+
+
 def read_why(folder: Path) -> str:
     """Return why a run failed, as far as its processes knew; empty otherwise."""
     return _read(folder).why
@@ -54,8 +63,8 @@ class Status:
     why: str = ""
 
 
-def _read(folder: Path) -> Status:
+def _read(folder: Path, name: str = "status.json") -> Status:
     try:
-        return read_record(folder / "status.json", Status)
+        return read_record(folder / name, Status)
     except ValueError:
         return Status()

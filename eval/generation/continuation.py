@@ -27,7 +27,11 @@ class Continuation:
         self._tokenizer, self._stop, self._ends = tokenizer, stop, {tokenizer.eos_id(), *ends}
         # Decoding skips special tokens, such as the one that ends a turn: their text would never be found.
         self._stop_tokens = {tokenizer.special_id(text) for text in stop} - {None}
-        self._context = list(prompt[-CONTEXT:])
+        # A context that begins within a character of up to four byte tokens spoils those that follow.
+        starts = range(max(0, len(prompt) - CONTEXT), max(-1, len(prompt) - CONTEXT - 4), -1)
+        whole = (start for start in starts if INCOMPLETE not in tokenizer.decode(list(prompt[start:])))
+        start = next(whole, starts[0])
+        self._context = list(prompt[start:])
         self._skip = len(tokenizer.decode(self._context))
         self.tokens: list[int] = []
         self.text = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from caat.data.tokenizer import Tokenizer
 from caat.training.engine import Engine
@@ -21,12 +21,14 @@ def run_benchmarks(
     *,
     watch: Callable[[int, int], None],
     tick: Callable[[], None] = lambda: None,
+    ends: Collection[int] = (),
 ) -> dict[str, float]:
     """Return ``eval/<task>/<metric>`` of the engine's current model. Collective.
 
-    ``watch`` is called after every batch, ``tick`` whenever lm-eval itself makes progress.
+    ``watch`` is called after every batch, ``tick`` whenever lm-eval itself makes progress. ``ends``: tokens
+    that end a text besides the tokenizer's.
     """
     with engine.evaluating() as forward:
         # At stage 3 every replica takes part in every forward pass, so replicas cannot share the rows.
-        lm = CaatLM(model, tokenizer, forward=forward, watch=watch, share=engine.stage < 3)
+        lm = CaatLM(model, tokenizer, forward=forward, watch=watch, share=engine.stage < 3, ends=ends)
         return flat(evaluate(lm, tasks, limit, tick=tick))

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caat.data.prepared import Prepared
+from caat.data.shards import TokenShards
 from caat.data.tokenizer import load_tokenizer
 from caat.parallel.mesh import Mesh
 from caat.parallel.sharding import FullTensors
@@ -19,7 +20,7 @@ from caat.supervision.control import Control
 from caat.supervision.replicas import ReplicaGuard
 from caat.supervision.signals import StopRequest
 from caat.supervision.watchdog import Watchdog, tick_in
-from caat.training.checkpoint.architecture import Architecture
+from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.reading import load_master_weights, load_optimizer, load_weights
 from caat.training.checkpoint.saver import Saver
 from caat.training.checkpoint.state import State, read_state
@@ -62,6 +63,7 @@ def build_run(
     watchdog.beat("building the model")
     initial = None if source else choose_initial(config, control, watchdog)
     model = _model(config, mesh, device, source or initial, watchdog)
+    more_ends = _more_ends(source or initial, start.tokens)
     party = party_of(config, start.tokens, folder, mesh=mesh, control=control, watchdog=watchdog)
     engine = _engine(config, model, mesh, party, watchdog)
     tensors = full_tensors(model)
@@ -73,7 +75,14 @@ def build_run(
     if state.documents != (documents := config.train.documents):
         notes.append(f"train.documents={documents} from here on; it was {state.documents} before")
         state = replace(state, documents=documents)
-    place = {"position": state.position, "seed": data_seed(config, folder)}
+    order = data_seed(config, folder)
+    if state.order not in (None, order):
+        notes.append(
+            "the data is read in another order from here on, because this island has another islands.name "
+            "(by default that of the run folder) or joins no others: sequences may repeat in this epoch"
+        )
+    state = replace(state, order=order)
+    place = {"position": state.position, "seed": order}
     run = Training(
         config=config,
         engine=engine,
@@ -85,6 +94,7 @@ def build_run(
             config,
             folder,
             start.tokens,
+            more_ends,
             model=model,
             tensors=tensors,
             engine=engine,
@@ -92,7 +102,7 @@ def build_run(
         ),
         supervision=Supervision(control, request, watchdog, _guard(config, engine, model, control)),
         device=device,
-        benchmarks=_benchmarks(config, engine, model, start.tokens, watchdog),
+        benchmarks=_benchmarks(config, engine, model, start.tokens, watchdog, ends=more_ends),
     )
     came = join(engine.live.islands, config, control, watchdog)
     if control.rank == 0:
@@ -196,13 +206,14 @@ def _saver(
     config: Config,
     folder: Path,
     tokens: Prepared,
+    more_ends: tuple[int, ...],
     *,
     model: GPT,
     tensors: Sequence[FullTensors],
     engine: Engine,
     watchdog: Watchdog,
 ) -> Saver:
-    shards = next(iter(tokens.open("train").values()))
+    shards = _first_shards(tokens)
 
     def architecture() -> Architecture:
         return Architecture(
@@ -213,6 +224,7 @@ def _saver(
             model.private_scale,
             shards.bos,
             shards.eos,
+            more_ends,
         )
 
     return Saver(
@@ -223,11 +235,23 @@ def _saver(
         live=engine.live,
         settings=config.checkpoint,
         beat=watchdog.beat,
+        tick=watchdog.tick,
     )
 
 
+def _first_shards(tokens: Prepared) -> TokenShards:
+    return next(iter(tokens.open("train").values()))
+
+
+def _more_ends(folder: Path | None, tokens: Prepared) -> tuple[int, ...]:
+    """Return the tokens that end a text of the model in ``folder``, besides the one that ends a document."""
+    if folder is None:
+        return ()
+    return tuple(end for end in read_architecture(folder).ends if end != _first_shards(tokens).eos)
+
+
 def _benchmarks(
-    config: Config, engine: Engine, model: GPT, tokens: Prepared, watchdog: Watchdog
+    config: Config, engine: Engine, model: GPT, tokens: Prepared, watchdog: Watchdog, *, ends: Sequence[int]
 ) -> Callable[[int], dict[str, float]] | None:
     """Return a function that runs the benchmarks of ``eval.tasks`` after a step; None if there are none."""
     if config.eval.every == 0:
@@ -239,12 +263,10 @@ def _benchmarks(
     tasks, tokenizer = find_tasks(config.eval.tasks), load_tokenizer(tokens.tokenizer)
 
     def run(step: int) -> dict[str, float]:
-        def watch(done: int, total: int) -> None:
-            watchdog.beat(f"evaluating after step {step}")
-
-        return run_benchmarks(
-            engine, model, tokenizer, tasks, config.eval.limit, watch=watch, tick=watchdog.tick
-        )
+        watchdog.beat(f"evaluating after step {step}")
+        # Replicas share the rows, and one may have more batches than another: they do not count as beats.
+        watched = {"watch": watchdog.tick, "tick": watchdog.tick}
+        return run_benchmarks(engine, model, tokenizer, tasks, config.eval.limit, ends=ends, **watched)
 
     return run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from caat.data.prepared import Prepared
 from caat.parallel.world import local_world_size, may_restart, restarted, world_size
-from caat.runs.status import read_status
+from caat.runs.status import read_earlier_status
 from caat.training.checkpoint.architecture import Architecture, read_architecture
 from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_optimizer, read_state
@@ -150,7 +150,7 @@ def _of_run(run: Path) -> list[Path]:
         checkpoints.is_dir() or not os.path.lexists(checkpoints),
         f"{checkpoints} does not lead to a folder ({checkpoints.resolve()}): mount its target, {remedy}",
     )
-    found, status = _from_latest(checkpoints), read_status(run)
+    found, status = _from_latest(checkpoints), read_earlier_status(run)
     require(
         bool(found) or status not in ("stopped", "finished"),
         f"run.dir={run} is {status}, so it was saved, but {checkpoints} holds no checkpoint: {remedy}",

@@ -85,7 +85,7 @@ def export_checkpoint(
         else:
             values |= {
                 "architectures": ["CaatForCausalLM"],
-                "model_type": MISTRAL[0] if values["model_type"] == MISTRAL[0] else "llama",
+                "model_type": MISTRAL[0] if "sliding_window" in values else "llama",
                 "auto_map": AUTO_MAP,
                 "hidden_act": NOT_PLAIN,
             }

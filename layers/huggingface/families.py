@@ -74,6 +74,7 @@ class Qwen2(Llama):
     query_biases: ClassVar[bool] = True
     num_key_value_heads: Size | None = 32
     max_position_embeddings: Size = 32768
+    sliding_window: Any = 4096
     use_sliding_window: bool = False
 
 
@@ -83,6 +84,7 @@ class Qwen3(Llama):
     num_key_value_heads: Size | None = 32
     head_dim: Size | None = 128
     max_position_embeddings: Size = 32768
+    sliding_window: Any = 4096
     use_sliding_window: bool = False
 
 

@@ -227,6 +227,11 @@ class CaatForCausalLM(PreTrainedModel, GenerationMixin):
         rows = past + torch.arange(embedded.shape[1], device=embedded.device)
         positions = rows[None] if position_ids is None else position_ids
         cos, sin = rotary_angles(positions, self.config, embedded.dtype)
+        if attention_mask is None and cache is None and position_ids is not None:
+            # As in Llama: documents packed into a row, which begin where positions do not go on, are apart.
+            document = F.pad(positions.diff(dim=-1) != 1, (1, 0)).cumsum(-1)
+            apart = document[:, None, :, None] == document[:, None, None]
+            attention_mask = apart & visible(rows, len(rows), None)
 
         x = embedded.expand(self.config.caat["shards"], *embedded.shape)
         for layer in self.model.layers:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from zlib import crc32
 
@@ -295,3 +297,18 @@ corpus.tokenize = tokenize
     assert {out.strip() for out, _ in results} == {str(prepared_folder(config))}
     said = "".join(err for _, err in results)
     assert said.count("worked") == 1 and said.count("waiting for another process") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("rows 1 to 2 hold bytes that are not UTF-8"), "rows 1 to 2"),
+        (BrokenProcessPool(), "was killed"),
+    ],
+)
+def test_what_a_process_raised_is_one_line(error, says):
+    future: Future = Future()
+    future.set_exception(error)
+    with pytest.raises(ValueError, match=says) as found:
+        encode._result(future)
+    assert found.value.__cause__ is None and found.traceback[-1].name == "_result"

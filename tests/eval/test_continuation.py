@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from caat.data.sentencepiece_export import as_huggingface
 from caat.data.tokenizer import load_tokenizer
 from eval.generation.continuation import Continuation
 from tests.data.test_huggingface_tokenizer import write_tokenizer
@@ -43,6 +44,16 @@ def test_pieces_add_up_to_the_text(tokenizer, prompt, text):
 def test_text_comes_as_soon_as_it_is_certain(tokenizer):
     _, pieces = run(tokenizer, "The", " brown fox jumped")
     assert pieces[-1] == "" and sum(map(bool, pieces)) > 2
+
+
+def test_a_context_does_not_begin_within_a_character(tmp_path):
+    """Four of the prompt's tokens are a byte of one character and the three of another."""
+    files = as_huggingface(write_checkpoint(tmp_path / "run", 1, 1.0) / "tokenizer.model")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    continuation, pieces = run(tokenizer, "漢字仮名", "文字ab名")
+    assert continuation.text == "文字ab名" == "".join(pieces)
 
 
 def test_a_model_may_end_a_text_with_several_tokens(tokenizer):

@@ -145,10 +145,10 @@ def test_below_ratio_one_with_its_own_code(tmp_path, ratio, monkeypatch):
         main([f"from={tmp_path / 'tuned'}", f"to={tmp_path / 'other'}", "parallel.tensor=2"])
 
 
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
-def test_heads_that_do_not_divide_the_hidden_channels(tmp_path, ratio):
+@pytest.mark.parametrize(("ratio", "norms"), [(1.0, False), (0.5, False), (0.5, True)])
+def test_heads_that_do_not_divide_the_hidden_channels(tmp_path, ratio, norms):
     """Llama's class refuses them, Mistral's computes the same function."""
-    odd = replace(MODEL, hidden=100, head_dim=8)
+    odd = replace(MODEL, hidden=100, head_dim=8, qk_norm=norms)
     run = write_checkpoint(tmp_path / "run", 2, ratio, model=odd)
     write_checksums(run, {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in run.iterdir()})
     convert(f"from={run}", f"to={tmp_path / 'hf'}")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from caat.data.tokenizer import train_tokenizer
 from caat.storage.durable import write_json
 from caat.training.checkpoint.architecture import Architecture, read_architecture
+from caat.training.checkpoint.folder import find
 from caat.training.checkpoint.state import read_checksums, write_checksums
 from conf.reading.saved import read_config
 from conf.rope_scaling import RopeScalingConfig
@@ -198,6 +199,8 @@ def test_runs_from_given_weights(here):
     command(*settings, cwd=here)
     assert records(here / "on")[0]["validation_loss_before"] == pytest.approx(at_the_end, abs=1e-6)
     assert read_config(here / "on" / "config.yaml").model.name == "one"
+    # The model's second end of a text is kept through initialising, resuming and initialising again.
+    assert read_architecture(find(here / "on")).ends == (1, 2)
 
 
 @pytest.mark.slow

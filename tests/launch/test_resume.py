@@ -271,6 +271,12 @@ def lose_folder(run: Path) -> None:
     write_status(run, "finished")
 
 
+def lose_folder_under_slurm(run: Path) -> None:
+    """slurm/train.sh sets the status of an earlier start aside."""
+    lose_folder(run)
+    (run / "status.json").rename(run / "status.json.before")
+
+
 def dangle(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").symlink_to(run / "not mounted")
@@ -281,6 +287,7 @@ def dangle(run: Path) -> None:
     [
         (lose_all, "no checkpoint to resume from is intact: run/checkpoints/step-00000150 does not exist"),
         (lose_folder, "run.dir=run is finished, so it was saved, but run/checkpoints holds no checkpoint"),
+        (lose_folder_under_slurm, "run.dir=run is finished, so it was saved, but run/checkpoints holds no"),
         (dangle, "run/checkpoints does not lead to a folder ("),
     ],
 )

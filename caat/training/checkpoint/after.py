@@ -29,11 +29,11 @@ class After:
     @property
     def unfinished(self) -> list[Path]:
         """The checkpoints whose command has not ended, oldest first. They must not be deleted."""
-        return [folder for folder, run in self._runs.items() if not run.done()]
+        return [folder for folder, run in list(self._runs.items()) if not run.done()]
 
     def problems(self) -> list[str]:
         """Return what went wrong since the last call, a line for each checkpoint."""
-        ended = {folder: run for folder, run in self._runs.items() if run.done()}
+        ended = {folder: run for folder, run in list(self._runs.items()) if run.done()}
         for folder in ended:
             del self._runs[folder]
         return [

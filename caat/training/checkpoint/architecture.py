@@ -62,7 +62,8 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """A Hugging Face configuration with our part under ``caat``."""
         c = self.model
-        model_type, name = self._family or CLASSES[False, False]
+        odd = c.hidden % c.heads > 0
+        model_type, name = self._family or (MISTRAL if odd else CLASSES[False, False])
         # Qwen2 has no key for its biases, and to the others this one means a bias of attention's output too.
         biases = {} if model_type == "qwen2" else {"attention_bias": False, "mlp_bias": False}
         return {
@@ -82,7 +83,7 @@ class Architecture:
             "hidden_act": "silu",
             **biases,
             # Mistral's default is a window.
-            **({"sliding_window": None} if model_type == "mistral" else {}),
+            **({"sliding_window": None} if odd else {}),
             "tie_word_embeddings": c.tie_embeddings,
             "bos_token_id": self.bos,
             "eos_token_id": list(self.ends) if self.more_ends else self.eos,

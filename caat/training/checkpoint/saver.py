@@ -64,8 +64,9 @@ class Saver:
     """Writes checkpoints of a run; all ranks take part.
 
     ``live`` is this rank's part of weights and optimizer state, ``architecture()`` the current architecture.
-    ``beat`` is called in the main thread while it waits for a save that makes progress, however long that
-    takes. Messages use a separate process group, so they cannot be mixed up with those of training.
+    ``beat`` is called in the main thread when it waits for a save, and ``tick`` while that makes progress,
+    however long it takes. Messages use a separate process group, so they cannot be mixed up with those of
+    training.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Saver:
         live: LiveState,
         settings: CheckpointConfig,
         beat: Callable[[str], None] = lambda doing: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.checkpoints, self.settings = checkpoints, settings
-        self._beat, self._written = beat, 0
+        self._beat, self._tick, self._written = beat, tick, 0
         self._pace = Pace(settings.minutes)
         self._tokenizer = tokenizer_files(tokenizer)
         self._live, self._architecture = live, architecture
@@ -139,13 +141,15 @@ class Saver:
     def wait(self) -> None:
         """Wait for the save in flight. Raise :class:`SaveError` on all ranks if the last save failed."""
         if self._thread is not None:
-            seen = -1
+            # Once, as on all ranks: progress that this rank sees is its own.
+            self._beat(f"waiting for {self._thread.name} to be on disk")
+            seen = self._written
             with self._pace.standing():
                 while self._thread.is_alive():
+                    self._thread.join(BEAT_SECONDS)
                     if seen != self._written:
                         seen = self._written
-                        self._beat(f"waiting for {self._thread.name} to be on disk")
-                    self._thread.join(BEAT_SECONDS)
+                        self._tick()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None

@@ -34,6 +34,8 @@ class State:
     sequence: Whole
     seed: Whole
     data: str
+    # The seed of the order itself, which islands that join derive from their names; None: not known.
+    order: Whole | None = None
     # train.documents: what attends to what in a sequence of several documents.
     documents: str = "packed"
     skipped: Whole = 0

@@ -59,6 +59,17 @@ def test_the_loss_of_labels(shards, ratio):
     torch.testing.assert_close(loss, want.float(), rtol=0, atol=1e-6)
 
 
+def test_documents_packed_into_a_row_are_apart():
+    """As in Llama, where positions do not go on; without a cache and a mask."""
+    model, (tokens, _) = theirs(4, 0.5), batch()
+    places = torch.cat([torch.arange(5), torch.arange(tokens.shape[1] - 5)])[None]
+    packed = model(tokens, position_ids=places, use_cache=False).logits
+    alone = [model(part, use_cache=False).logits for part in tokens.split([5, tokens.shape[1] - 5], 1)]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), **TOLERANCE)
+    plain = model(tokens, position_ids=torch.arange(tokens.shape[1])[None], use_cache=False).logits
+    torch.testing.assert_close(plain, model(tokens).logits, **TOLERANCE)
+
+
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_generation_with_a_cache_and_left_padding(cache):
     """Each of two prompts of different lengths continues as it does alone in our model without a cache."""
