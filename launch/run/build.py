@@ -71,17 +71,8 @@ def build_run(
     if initial is not None:
         load_master_weights(engine.live, tensors, initial, watchdog.tick)
     restored, notes = _restore(engine, tensors, source, watchdog)
-    state = restored or _first_state(config, start.text)
-    if state.documents != (documents := config.train.documents):
-        notes.append(f"train.documents={documents} from here on; it was {state.documents} before")
-        state = replace(state, documents=documents)
     order = data_seed(config, folder)
-    if state.order not in (None, order):
-        notes.append(
-            "the data is read in another order from here on, because this island has another islands.name "
-            "(by default that of the run folder) or joins no others: sequences may repeat in this epoch"
-        )
-    state = replace(state, order=order)
+    state, changes = _as_now(restored or _first_state(config, start.text), config, order)
     place = {"position": state.position, "seed": order}
     run = Training(
         config=config,
@@ -107,7 +98,7 @@ def build_run(
     came = join(engine.live.islands, config, control, watchdog)
     if control.rank == 0:
         run.output = _output(config, folder, start.tokens, state, device)
-        about = [*rows_of(config, start.tokens), *notes]
+        about = [*rows_of(config, start.tokens), *notes, *changes]
         introduce(run, folder, start.tokens, source=source, initial=initial, notes=about)
         for note in came:
             run.say(note)
@@ -175,6 +166,19 @@ def _restore(
     notes = load_optimizer(engine.live, tensors, source, watchdog.tick, step=state.step)
     set_random_state(state.random)
     return state, notes
+
+
+def _as_now(state: State, config: Config, order: int) -> tuple[State, list[str]]:
+    """Return ``state`` with how this run reads the data, in the ``order`` of this seed; and what changes."""
+    notes, documents = [], config.train.documents
+    if state.documents != documents:
+        notes.append(f"train.documents={documents} from here on; it was {state.documents} before")
+    if state.order not in (None, order):
+        notes.append(
+            "the data is read in another order from here on, because this island has another islands.name "
+            "(by default that of the run folder) or joins no others: sequences may repeat in this epoch"
+        )
+    return replace(state, documents=documents, order=order), notes
 
 
 def _first_state(config: Config, text: str) -> State:

@@ -17,6 +17,7 @@ from caat.parallel.lighthouse_page import Seen, read_page
 from conf.lighthouse import LighthouseConfig, split_address
 from launch import islands
 from launch.run import joining
+from launch.run.build import _as_now, _first_state
 from launch.run.compose import compose
 
 needs_torchft = pytest.mark.skipif(find_spec("torchft") is None, reason="needs torchft: caat[islands]")
@@ -116,6 +117,16 @@ def test_islands_read_in_another_order(tmp_path):
     assert len(seeds) == 2 and joining.data_seed(config, tmp_path / "x") in seeds
     assert joining.data_seed(compose([]), tmp_path) == 1
     assert joining.island_name(compose(["islands.join=a:1"]), tmp_path / "a b=c") == "a-b-c"
+
+
+def test_another_order_is_said_when_it_is_resumed(tmp_path):
+    """The position in the data counts in the order of the island's name; older states do not know theirs."""
+    config = compose(["islands.join=a:1"])
+    paris, berlin = (joining.data_seed(config, tmp_path / name) for name in ("paris", "berlin"))
+    saved, notes = _as_now(_first_state(config, "text"), config, paris)
+    assert saved.order == paris and notes == []
+    assert _as_now(saved, config, paris)[1] == []
+    assert "another order from here on" in _as_now(saved, config, berlin)[1][0]
 
 
 @pytest.mark.parametrize("text", ["login1", "login1:", ":29510", "a:b", "a:0", "a:70000", "http://a:1", ""])
