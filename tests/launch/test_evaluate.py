@@ -121,7 +121,7 @@ def test_replicas_of_several_processes_give_the_same(run, tasks):
         command += [f"launch.processes={processes}", "precision=fp64"]
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        results.append(json.loads((run / "evaluation.json").read_text())["results"])
+        results.append(json.loads((run / "evaluation-precision-fp64.json").read_text())["results"])
     for task, metrics in results[0].items():
         assert results[1][task] == pytest.approx(metrics, rel=1e-9)
         assert results[2][task] == pytest.approx(metrics, rel=1e-9)
