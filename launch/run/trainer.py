@@ -15,7 +15,7 @@ from caat.supervision.replicas import DriftError
 from caat.supervision.signals import StoppedBySignal, StopRequest
 from caat.supervision.watchdog import Watchdog
 from caat.training.checkpoint.saver import SaveError
-from caat.training.estimate import forecast, product_rate
+from caat.training.estimate import forecast, precision_note, product_rate
 from caat.training.loop import NonFiniteError, train
 from caat.training.output import Output
 from conf.schema import Config
@@ -64,6 +64,8 @@ def train_run(
     # Empty after other errors: the worker records those, because another rank may know the cause.
     status, why = "", ""
     try:
+        if run.output and (note := precision_note(device, c.precision)):
+            run.say(note)
         run.say(expected)
         request.training = True
         record = train(run)

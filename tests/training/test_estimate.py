@@ -43,3 +43,18 @@ def test_the_rate_is_that_of_products(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     rate = estimate.product_rate(torch.device("cpu"), "fp32")
     assert rate == pytest.approx(2 * estimate.SIDE["cpu"] ** 3 / 0.01)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "rates", "says"),
+    [
+        ("cpu", "bf16", {"fp32": 70e9, "bf16": 1e9}, "70 times as fast in float32 as in bfloat16"),
+        ("cpu", "bf16", {"fp32": 70e9, "bf16": 140e9}, ""),
+        ("cpu", "fp32", {}, ""),
+        ("cuda", "bf16", {}, ""),
+    ],
+)
+def test_cpus_that_emulate_bfloat16_are_named(monkeypatch, device, precision, rates, says):
+    monkeypatch.setattr(estimate, "product_rate", lambda device, precision: rates[precision])
+    note = estimate.precision_note(torch.device(device), precision)
+    assert says in note if says else not note
