@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     folder, architecture = find_trained(config.checkpoint, config.launch)
     prompts = read_prompts(config)
     tokenizer = tokenizer_of(folder, architecture)
-    rows = [[tokenizer.bos_id(), *tokenizer.encode(prompt)] for prompt in prompts]
+    rows = [_encode(prompt, tokenizer) for prompt in prompts]
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
     if not ran_in_processes(f"{__package__}.generate", argv, config.launch):
@@ -75,6 +75,12 @@ def _prompt(line: bytes, name: str) -> str:
         raise ValueError(
             f'{error}: write a JSON string in quotes, such as "Once upon a time", with \\n for a new line'
         ) from None
+
+
+def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of ``prompt``, which may spell out begin and end tokens, as texts of chats do."""
+    tokens, _ = tokenizer.encode_places(prompt)
+    return tokens if tokens[:1] == [tokenizer.bos_id()] else [tokenizer.bos_id(), *tokens]
 
 
 def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], architecture: Architecture) -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from time import perf_counter
 
-from caat.data.prepared import find_prepared, prepare_text
+from caat.data.prepared import Prepared, is_prepared, planned_folders, prepare_text
 from caat.data.shards import read_index
 from conf.reading.as_typed import quoted
 from conf.reading.settings import typed
@@ -25,20 +25,21 @@ def main(argv: list[str]) -> None:
     """
     config = load_verb(TokenizeConfig, argv)
     out = Path(config.out).expanduser() if config.out else None
-    fresh = not out.exists() if out else find_prepared(config.data) is None
+    planned = planned_folders(config.data, out)
+    before = {name: folder for name, folder in planned.items() if is_prepared(folder)}
     started = perf_counter()
     prepared = prepare_text(config.data, out)
     seconds = perf_counter() - started
-    if not fresh:
-        check_tokens(prepared)
+    check_tokens(Prepared(before))
     for name, folder in prepared.folders.items():
         if prepared.mixed:
             print(f"{name}:")
         _show(folder)
-    if not fresh:
+    made = [folder for name, folder in prepared.folders.items() if name not in before]
+    if not made:
         print("tokens/s           prepared before, nothing to do")
     else:
-        indexes = map(read_index, prepared.folders.values())
+        indexes = map(read_index, made)
         total = sum(index.tokens(split) for index in indexes for split in index.splits)
         print(f"tokens/s           {total / seconds:,.0f} (reading and training the tokenizer included)")
     if prepared.mixed:

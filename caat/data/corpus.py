@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from caat.data import quickstart
 from caat.data.chat import find_template
 from caat.data.encode import Job, Piece, choose_workers, encode_pieces
-from caat.data.huggingface_tokenizer import NAMED_IN
+from caat.data.huggingface_tokenizer import NAMED_IN, write_template
 from caat.data.progress import TokenizeProgress
 from caat.data.rows import from_text
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
@@ -47,11 +47,16 @@ def prepared_folder(config: DataConfig) -> Path:
     """
     source = check_source(config)
     if source.kind == "prepared":
-        found = read_index(source.files[0]).rows
+        index = read_index(source.files[0])
         require(
-            config.format in (None, found),
-            f"data.format={config.format}, but {config.given} was prepared with {found}: leave "
+            config.format in (None, index.rows),
+            f"data.format={config.format}, but {config.given} was prepared with {index.rows}: leave "
             "data.format out, or give the rows themselves",
+        )
+        require(
+            config.chat_template is None or _about_rows(config)["template"] == index.template,
+            f"data.chat_template={config.chat_template}, but {config.given} was prepared with another "
+            "template: leave data.chat_template out, or give the rows themselves",
         )
         return source.files[0]
     stem = re.sub(r"[^\w.-]+", "-", source.stem).strip("-.") or "text"
@@ -187,7 +192,10 @@ def _write_tokenizer(config: DataConfig, documents: Dataset, bounds: Bounds, out
     else:
         for name, content in tokenizer_files(Path(config.tokenizer).expanduser()).items():
             write_bytes(out / name, content)
-    return find_tokenizer(out)
+    model = find_tokenizer(out)
+    if config.chat_template is not None:
+        write_template(model, find_template(config))
+    return model
 
 
 def _make(config: DataConfig, folder: Path) -> None:

@@ -121,8 +121,26 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
     settings["bos_token"], settings["eos_token"] = tokenizer.begin_and_end()
     return {
         "tokenizer.json": path.read_bytes(),
-        SETTINGS: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode(),
+        SETTINGS: _as_json(settings).encode(),
     }
+
+
+def _as_json(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_template(path: Path, template: str | None) -> None:
+    """Make ``template``, or none, the chat template next to the tokenizer ``path``."""
+    path.with_name(TEMPLATE).unlink(missing_ok=True)
+    if path.suffix != ".json":
+        if template is not None:
+            path.with_name(TEMPLATE).write_text(template, encoding="utf-8")
+        return
+    settings = read_settings(path.with_name(SETTINGS))
+    settings.pop("chat_template", None)
+    if template is not None:
+        settings["chat_template"] = template
+    path.with_name(SETTINGS).write_text(_as_json(settings), encoding="utf-8")
 
 
 def read_template(path: Path) -> str | None:

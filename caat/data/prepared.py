@@ -13,7 +13,7 @@ from caat.data.joint_tokenizer import joint_tokenizer, train_joint_tokenizer
 from caat.data.mixing import endless_order, shares_of
 from caat.data.shards import TokenShards, read_index, sequence_count
 from caat.data.text import check_source
-from caat.data.tokenizer import find_tokenizer
+from caat.data.tokenizer import difference, find_tokenizer
 from conf.checks import require
 from conf.data import DataConfig
 
@@ -44,8 +44,9 @@ class Prepared:
 
     @property
     def tokenizer(self) -> Path:
-        """The main file of the tokenizer, which is the same in all folders."""
-        return find_tokenizer(next(iter(self.folders.values())))
+        """The main file of the tokenizer, which is the same in all folders; a chat template is next to it."""
+        chats = [folder for folder in self.folders.values() if read_index(folder).rows == "chat"]
+        return find_tokenizer([*chats, *self.folders.values()][0])
 
     @property
     def untested(self) -> list[str]:
@@ -79,13 +80,27 @@ def find_prepared(config: DataConfig) -> Prepared | None:
 
     Raises ``ValueError`` like `check_source`, and for sources that are prepared with different tokenizers.
     """
-    sources = _sources(config)
-    if sources is None:
-        return None
-    folders = {name: prepared_folder(source) for name, source in sources.items()}
-    if not all((folder / "index.json").is_file() for folder in folders.values()):
+    folders = planned_folders(config)
+    if not folders or not all(map(is_prepared, folders.values())):
         return None
     return Prepared(folders, config.mixture)
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / "index.json").is_file()
+
+
+def planned_folders(config: DataConfig, out: Path | None = None) -> dict[str, Path]:
+    """Return the folders of :func:`prepare_text`, also of what does not exist yet.
+
+    Empty if their names depend on a tokenizer that is not trained yet.
+    """
+    if out and not config.mixture:
+        return {"": out}
+    return {
+        name: _place(source, out, name) or prepared_folder(source)
+        for name, source in (_sources(config) or {}).items()
+    }
 
 
 def prepare_text(config: DataConfig, out: Path | None = None) -> Prepared:
@@ -101,11 +116,12 @@ def prepare_text(config: DataConfig, out: Path | None = None) -> Prepared:
         train_joint_tokenizer(_separate(config))
         sources = _sources(config)
         assert sources is not None
-    folders = {}
-    for name, source in sources.items():
-        place = out / name if out and check_source(source).kind != "prepared" else None
-        folders[name] = prepare(source, place)
+    folders = {name: prepare(source, _place(source, out, name)) for name, source in sources.items()}
     return Prepared(folders, config.mixture)
+
+
+def _place(source: DataConfig, out: Path | None, name: str) -> Path | None:
+    return out / name if out and check_source(source).kind != "prepared" else None
 
 
 def given_tokenizer(config: DataConfig) -> Path | None:
@@ -116,24 +132,17 @@ def given_tokenizer(config: DataConfig) -> Path | None:
     given = Path(config.tokenizer).expanduser() if config.tokenizer else None
     if not config.mixture:
         return given
-    ends: tuple[int, int] | None = None
     for source in _separate(config).values():
         found = check_source(source)
         if found.kind != "prepared":
             continue
-        index = read_index(found.files[0])
-        ends = ends or (index.bos, index.eos)
-        require(
-            ends == (index.bos, index.eos),
-            f"{source.given} begins and ends documents with the tokens {index.bos} and {index.eos}, and "
-            f"another source of the mixture with {ends[0]} and {ends[1]}: prepare one of them again",
-        )
         theirs = find_tokenizer(found.files[0])
         given = given or theirs
+        other = difference(theirs, given)
         require(
-            given.read_bytes() == theirs.read_bytes(),
-            f"{source.given} was prepared with another tokenizer than {given}, and a mixture has one: "
-            f"prepare it again from its text, with data.tokenizer={given}",
+            not other,
+            f"{source.given} was prepared with another tokenizer than {given}, and a mixture has one "
+            f"({other}): prepare it again from its text, with data.tokenizer={given}",
         )
     return given
 

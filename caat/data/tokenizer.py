@@ -117,6 +117,28 @@ def find_tokenizer(folder: Path) -> Path:
     raise ValueError(f"{folder} holds no tokenizer: put its {' or '.join(TOKENIZER_FILES)} there")
 
 
+def difference(one: Path, other: Path) -> str:
+    """Say how the tokens of the tokenizer file ``one`` differ from those of ``other``; empty if they do not.
+
+    A SentencePiece model names the tokens that begin and end a document; files next to a tokenizer.json do.
+    Raises ``ValueError`` like :func:`load_tokenizer`.
+    """
+    if one.read_bytes() != other.read_bytes():
+        return f"its file is not the same as {other}"
+    if one.suffix != ".json":
+        return ""
+    (ours, theirs) = (_begin_and_end(load_tokenizer(path)) for path in (one, other))
+    if ours != theirs:
+        return (
+            f"it begins and ends documents with {' and '.join(ours)}, and {other} with {' and '.join(theirs)}"
+        )
+    return ""
+
+
+def _begin_and_end(tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.id_to_piece(number) for number in (tokenizer.bos_id(), tokenizer.eos_id())]
+
+
 def tokenizer_files(path: Path) -> dict[str, bytes]:
     """Return the files that make up the tokenizer in ``path``, as contents by file name.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from caat.data.marks import BLOCK, COUNTS
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer
 from caat.data.shards import TokenShards, read_index, read_unigram, sequence_count
-from caat.data.tokenizer import find_tokenizer, load_tokenizer
+from caat.data.tokenizer import difference, find_tokenizer, load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
 from conf.reading.settings import typed
@@ -66,12 +66,11 @@ def _check_folder(config: Config, folder: Path) -> None:
     _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
     given, used = config.data.tokenizer, find_tokenizer(folder)
     # initialize= takes over the checkpoint's tokenizer, and check_initial compares it with the text's.
+    other = difference(used, Path(given).expanduser()) if given and config.initialize is None else ""
     require(
-        given is None
-        or config.initialize is not None
-        or Path(given).expanduser().read_bytes() == used.read_bytes(),
-        f"data.tokenizer={given}, but {folder} was prepared with another one, {used}: leave data.tokenizer "
-        "out, or give the text itself as data.path",
+        not other,
+        f"data.tokenizer={given}, but {folder} was prepared with another one, {used} ({other}): leave "
+        "data.tokenizer out, or give the text itself as data.path",
     )
     sequence = config.train.sequence
     for split in index.splits:

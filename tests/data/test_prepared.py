@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from caat.data.corpus import data_fingerprint, prepare
+from caat.data.huggingface_tokenizer import read_template
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer, prepare_text
 from caat.data.shards import read_index
 from caat.data.tokenizer import load_tokenizer
 from conf.data import DataConfig
 from tests.data.conftest import write_documents
+from tests.data.test_huggingface_tokenizer import SPECIAL, write_tokenizer
+from tests.data.test_rows import BLOCKS, write_rows
 
 
 @pytest.fixture
@@ -75,15 +78,33 @@ def test_text_beside_a_prepared_folder_takes_its_tokenizer(mixture):
     assert (tokens.folders["code"] / "tokenizer.model").read_bytes() == tokens.tokenizer.read_bytes()
 
 
-def test_sources_that_end_documents_differently_are_refused(mixture):
-    folders = {
-        name: str(prepare(DataConfig(path=path, vocab_size=400, validation=0.1, dir=mixture.dir)))
-        for name, path in mixture.sources.items()
-    }
-    index = json.loads((Path(folders["code"]) / "index.json").read_text())
-    (Path(folders["code"]) / "index.json").write_text(json.dumps({**index, "eos": 5}))
-    with pytest.raises(ValueError, match="begins and ends documents with the tokens 1 and 2, and another"):
+def test_sources_that_end_documents_differently_are_refused(tmp_path, mixture):
+    """Equal tokenizer.json files; the files next to them name the end token."""
+    folders = {}
+    for name, path in mixture.sources.items():
+        tokenizer = write_tokenizer(tmp_path / f"tokenizer-{name}")
+        if name == "code":
+            begin, _ = SPECIAL
+            names = {"bos_token": begin, "eos_token": begin}
+            (tokenizer.parent / "tokenizer_config.json").write_text(json.dumps(names))
+        how = DataConfig(path=path, tokenizer=str(tokenizer), validation=0.1, dir=mixture.dir)
+        folders[name] = str(prepare(how))
+    says = (
+        r"another tokenizer .*it begins and ends documents with <.begin.> and <.end.>, and .*code.*<.begin.>"
+    )
+    with pytest.raises(ValueError, match=says):
         find_prepared(replace(mixture, sources=folders))
+
+
+def test_the_template_of_a_mixture_is_that_of_its_chats(tmp_path, mixture):
+    rows = write_rows(tmp_path / "rows.jsonl", 300, "chat")
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    (tokenizer.parent / "chat_template.jinja").write_text(BLOCKS)
+    how = {"format": "chat", "tokenizer": str(tokenizer), "validation": 0.1, "dir": mixture.dir}
+    chats = prepare(DataConfig(path=str(rows), chat_template="plain", **how))
+    tokens = prepare_text(replace(mixture, sources={**mixture.sources, "web": str(chats)}))
+    assert tokens.tokenizer.parent == chats and read_template(tokens.tokenizer) is None
+    assert read_template(tokens.folders["code"] / "tokenizer.json") is None
 
 
 def test_sources_without_a_test_split_are_named(mixture):

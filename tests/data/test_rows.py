@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from caat.data import shards as token_shards
 from caat.data.chat import Chats
 from caat.data.corpus import data_fingerprint, prepare, prepared_folder
+from caat.data.huggingface_tokenizer import read_template
 from caat.data.marks import BEGINS, COUNTS
 from caat.data.rows import encode_row, renderer
 from caat.data.shards import TokenShards, check_content, cut_rows, read_index, sequence_count
@@ -139,6 +141,28 @@ def test_a_template_stays_with_a_sentencepiece_model(tmp_path):
         DataConfig(format="chat", tokenizer=str(tmp_path / "kept" / "tokenizer.model")), {"messages": TALK}
     )
     assert text.startswith("<system>Be brief.") and [run.strip() for run in runs] == WORDS
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "sentencepiece", "trained"])
+def test_prepared_chats_keep_the_given_template(tmp_path, kind):
+    """Also in place of one next to the tokenizer; a prepared folder is not used with another one."""
+    rows, given = write_rows(tmp_path / "rows.jsonl", 300, "chat"), tmp_path / "mine.jinja"
+    given.write_text(BLOCKS)
+    how = settings(rows, format="chat", vocab_size=VOCABULARY)
+    if kind != "trained":
+        how = replace(how, tokenizer=str(make_tokenizer(tmp_path / "tokenizer", kind)))
+        (tmp_path / "tokenizer" / "chat_template.jinja").write_text(ROUNDS)
+    for template, kept in ((str(given), BLOCKS), ("plain", None)):
+        folder = prepare(replace(how, chat_template=template))
+        assert read_template(find_tokenizer(folder)) == kept
+        assert check_content(folder)
+        again = DataConfig(path=str(folder), format="chat", chat_template=template)
+        assert prepared_folder(again) == folder
+        other = "plain" if kept else str(given)
+        with pytest.raises(
+            ValueError, match=r"was prepared with another template: leave data\.chat_template"
+        ):
+            prepared_folder(replace(again, chat_template=other))
 
 
 def test_a_template_needs_transformers(monkeypatch):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from caat.data.tokenizer import load_tokenizer
 from launch import generate
 from tests.trained import MODEL, write_checkpoint
 
@@ -34,6 +35,18 @@ def test_one_prompt_is_streamed(run, capsys):
     assert printed.startswith("The brown fox" + text["text"])
     assert len(text["tokens"]) == 8 and text["ending"] == "length"
     assert printed.splitlines()[-1] == str(run / "generations.json")
+
+
+def test_a_prompt_may_spell_out_its_begin_and_end_tokens(run, capsys):
+    """As chats do: the begin token is not doubled, and an end token is one."""
+    made = []
+    for prompt in ("The brown fox", "<s>The brown fox", "<s>The</s>brown fox"):
+        generate.main([f"checkpoint={run}", f"prompt={prompt}", "max_new_tokens=8", "precision=fp64"])
+        made.append(result(capsys)[1]["results"][0]["tokens"])
+    assert made[0] == made[1]
+    tokenizer = load_tokenizer(next(run.rglob("tokenizer.model")))
+    tokens = generate._encode("<s>The</s>brown fox", tokenizer)
+    assert [tokens.count(number) for number in (tokenizer.bos_id(), tokenizer.eos_id())] == [1, 1]
 
 
 def test_several_prompts(run, tmp_path, capsys):
