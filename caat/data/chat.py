@@ -69,19 +69,35 @@ class Chats:
             text, ranges = self._apply(messages, return_assistant_tokens_mask=True)
             return Rendered(text.rstrip(), [(first, last) for first, last in ranges if last > first])
         text, _ = self._apply(messages)
-        ranges = []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before, _ = self._apply(messages[:number], add_generation_prompt=True)
-                through = self._apply(messages[: number + 1])[0].rstrip()
-                require(
-                    text.startswith(before) and text.startswith(through) and len(through) > len(before),
-                    f"the chat template changes earlier text when message {number + 2} follows, so that the "
-                    "assistant's words cannot be found: give data.chat_template=plain, or a template that "
-                    "encloses them in {% generation %} and {% endgeneration %}",
-                )
-                ranges.append((len(before), len(through)))
+        ranges = [
+            self._range(messages, number, text)
+            for number, message in enumerate(messages)
+            if message["role"] == "assistant"
+        ]
         return Rendered(text.rstrip(), ranges)
+
+    def _range(self, messages: Sequence[Message], number: int, text: str) -> tuple[int, int]:
+        """Return the characters of ``text`` that are message ``number`` and the end of its turn."""
+        remedy = (
+            ", so that the assistant's words cannot be found: give data.chat_template=plain, or a template "
+            "that encloses them in {% generation %} and {% endgeneration %}"
+        )
+        through = self._apply(messages[: number + 1])[0].rstrip()
+        require(
+            text.startswith(through),
+            f"the chat template changes earlier text when message {number + 2} follows{remedy}",
+        )
+        if number == 0:
+            # Nothing comes before, and many templates render no empty conversation.
+            before, words, _ = through.partition(messages[0]["content"].strip())
+            require(bool(words), f"the chat template changes the words of message 1{remedy}")
+        else:
+            before, _ = self._apply(messages[:number], add_generation_prompt=True)
+            require(
+                text.startswith(before) and len(through) > len(before),
+                f"the chat template does not begin message {number + 1} like its generation prompt{remedy}",
+            )
+        return len(before), len(through)
 
     def _plain(self, messages: Sequence[Message]) -> Rendered:
         text, ranges = "", []

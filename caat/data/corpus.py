@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from caat.data import quickstart
 from caat.data.chat import find_template
 from caat.data.encode import Job, Piece, choose_workers, encode_pieces
-from caat.data.huggingface_tokenizer import NAMED_IN, write_template
+from caat.data.huggingface_tokenizer import NAMED_IN, named_token, read_settings, write_template
 from caat.data.progress import TokenizeProgress
 from caat.data.rows import from_text
 from caat.data.shards import FORMAT, SPLITS, VERSION, file_name, read_index, token_dtype
@@ -210,10 +210,12 @@ def _make(config: DataConfig, folder: Path) -> None:
         if not (full := no_room(error)):
             raise
         text = sum(file.stat().st_size for file in check_source(config).files)
+        # The size of a dataset of Hugging Face is not known, and compressed files do not say theirs.
+        of = f"{size_text(text)} of text" if text else "text"
         raise ValueError(
-            f"{folder} could not be written ({full.strerror}): preparing {size_text(text)} of text needs "
-            f"about twice as much, and {size_text(free_bytes(folder) or 0)} are free. Free space, or choose "
-            "another folder with data.dir=... (out=... for caat tokenize)"
+            f"{folder} could not be written ({full.strerror}): preparing {of} needs about twice as much "
+            f"(more if it is compressed), and {size_text(free_bytes(folder) or 0)} are free. Free space, or "
+            "choose another folder with data.dir=... (out=... for caat tokenize)"
         ) from error
 
 
@@ -283,10 +285,14 @@ def _about_rows(config: DataConfig) -> dict[str, str | None]:
 
 
 def _tokenizer_key(path: Path) -> list:
+    """Return what the tokens depend on: a copy of the tokenizer, such as in a checkpoint, is the same."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if path.suffix != ".json":
-        return _identity(path)
-    # The tokens that begin and end a document are named in other files.
-    return [_identity(file) for file in (path, *map(path.with_name, NAMED_IN)) if file.is_file()]
+        return [digest]
+    # The tokens that begin and end a document are named in other files, in the last one by number.
+    numbers = read_settings(path.with_name(NAMED_IN[-1]))
+    names = {name: named_token(path, name)[1] for name in ("bos", "eos")}
+    return [digest, *(token or numbers.get(f"{name}_token_id") for name, token in names.items())]
 
 
 def _identity(file: Path) -> list[str | int]:

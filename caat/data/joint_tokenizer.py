@@ -23,7 +23,9 @@ def joint_tokenizer(sources: Mapping[str, DataConfig]) -> Path:
 
 
 def train_joint_tokenizer(sources: Mapping[str, DataConfig]) -> None:
-    """Train the tokenizer of :func:`joint_tokenizer` unless it exists: on as much text of every source.
+    """Train the tokenizer of :func:`joint_tokenizer` unless it exists.
+
+    Every source gives its text, up to the same limit; a larger one gives every n-th document.
 
     Any number of processes may call this at once.
     """

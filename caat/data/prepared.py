@@ -10,7 +10,7 @@ from pathlib import Path
 
 from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.joint_tokenizer import joint_tokenizer, train_joint_tokenizer
-from caat.data.mixing import endless_order, shares_of
+from caat.data.mixing import shares_of
 from caat.data.shards import TokenShards, read_index, sequence_count
 from caat.data.text import check_source
 from caat.data.tokenizer import difference, find_tokenizer
@@ -57,11 +57,10 @@ class Prepared:
         """Return a split of each source. Raises ``ValueError`` like :class:`TokenShards`."""
         return {name: TokenShards(folder, split) for name, folder in self.folders.items()}
 
-    def epochs(self, sequence: int, batch: int, position: int) -> dict[str, float]:
-        """Return how often the first ``position`` sequences in the order of training read each source."""
+    def epochs(self, sequence: int, position: int) -> dict[str, float]:
+        """Return how often ``position`` sequences read each source, within one sequence of a source."""
         lengths = {name: sequence_count(shards, sequence) for name, shards in self.open("train").items()}
-        taken = endless_order(lengths, self.shares, batch, seed=0).taken(position)
-        return {name: taken[name] / length for name, length in lengths.items()}
+        return {name: float(self.shares[name] * position / length) for name, length in lengths.items()}
 
     def fingerprint(self, *, checksums: bool = True) -> str:
         """Return a hash of the tokens and the mixture, whatever their location: `data_fingerprint`."""

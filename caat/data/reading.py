@@ -72,7 +72,7 @@ def _undecodable(path: Path) -> str:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return f"{path}: line {number} {_not_utf8(error)}"
+                return f"{path}: line {number} {not_utf8(error)}"
     raise AssertionError(f"{path} was not valid UTF-8 before and is now")
 
 
@@ -136,7 +136,7 @@ def _texts(rows: Iterable[tuple[str, Any]], field: str) -> pa.Array:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{where} {_not_utf8(error)}") from None
+            raise ValueError(f"{where} {not_utf8(error)}") from None
         texts.append(text)
     return pa.array(texts, pa.string())
 
@@ -182,7 +182,7 @@ def _valid(column: pa.Array, path: Path, first: int) -> pa.Array:
             try:
                 (value.as_py() or b"").decode()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: row {row} {_not_utf8(error)}") from None
+                raise ValueError(f"{path}: row {row} {not_utf8(error)}") from None
         raise
 
 
@@ -200,7 +200,7 @@ def _not_text(where: str, field: str, kind: str) -> str:
     )
 
 
-def _not_utf8(error: UnicodeError) -> str:
+def not_utf8(error: UnicodeError) -> str:
     assert isinstance(error, UnicodeDecodeError | UnicodeEncodeError)
     what = error.object[error.start]
     code = what if isinstance(what, int) else ord(what)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +23,10 @@ from caat.storage.records import Size, Whole, parse_record
 
 FORMAT = "caat-tokens"
 VERSION = 1
-# Files of a split that are mapped at once: each takes a file descriptor, and a process often has only 1024.
+# Token files that a process maps at once: each takes a file descriptor, and a process often has only 1024.
 MOST_MAPPED = 256
+# Numbers the open splits of this process.
+OPENED = count()
 SPLITS = ("train", "validation", "test")
 
 
@@ -165,7 +168,7 @@ class TokenShards:
         self._starts = [0, *accumulate(each.tokens for each in index.files(split))]
         # Whether some tokens do not count as targets.
         self.marked = index.rows != "text"
-        self._maps: dict[Path, np.ndarray] = {}
+        self._opened = next(OPENED)
         for path, first, last in zip(self._files, self._starts, self._starts[1:], strict=False):
             self._check_size(path, (last - first) * self.dtype.itemsize, "tokens")
             if self.marked:
@@ -205,16 +208,10 @@ class TokenShards:
         at = start
         while at < stop:
             first, last = self._starts[number], min(self._starts[number + 1], stop)
-            out[at - start : last - start] = self._map(files[number], dtype)[at - first : last - first]
+            out[at - start : last - start] = _mapped(self._opened, files[number], dtype)[
+                at - first : last - first
+            ]
             at, number = last, number + 1
-
-    def _map(self, path: Path, dtype: np.dtype) -> np.ndarray:
-        mapped = self._maps.get(path)
-        if mapped is None:
-            if len(self._maps) == MOST_MAPPED:
-                del self._maps[next(iter(self._maps))]
-            mapped = self._maps[path] = np.memmap(path, dtype=dtype, mode="r")
-        return mapped
 
     def _check_size(self, path: Path, expected: int, what: str) -> None:
         try:
@@ -229,6 +226,12 @@ class TokenShards:
             f"{path} should hold {expected:,} bytes of {what} (found: {found}). "
             f"Remove the folder {self.folder} and prepare it again"
         )
+
+
+@lru_cache(MOST_MAPPED)
+def _mapped(opened: int, path: Path, dtype: np.dtype) -> np.ndarray:
+    """Map a file of the split with the number ``opened``: another one of this process may be a newer file."""
+    return np.memmap(path, dtype=dtype, mode="r")
 
 
 def sequence_count(shards: TokenShards, sequence: int) -> int:

@@ -42,7 +42,8 @@ def bounds_of(texts: Iterable[str], validation: float, test: float = 0.0) -> Bou
     if len(values) < splits:
         raise ValueError(
             f"the text has {['no document', 'only one document', 'only two documents'][len(values)]}, but "
-            f"training{', validation and test' if test else ' and validation'} need one each: give more "
+            f"training{', validation and test' if test else ' and validation'} need one each, and equal ones "
+            "count once: give more "
             "text, or split it (blank lines in a text file, else rows)"
         )
     ordered = sorted(values)

@@ -199,7 +199,9 @@ def _from_files(config: DataConfig, source: Source, cache: Path) -> Dataset:
     quiet = not sys.stderr.isatty()
     tracked = track(files, "reading", console=Console(stderr=True), transient=True, disable=quiet)
     if config.marked:
-        return stored((to_text(read_rows(kind, file), config) for file in tracked), cache)
+        return stored(
+            (to_text(read_rows(kind, file, config.columns.values()), config) for file in tracked), cache
+        )
     return stored((read_documents(kind, file, field) for file in tracked), cache)
 
 

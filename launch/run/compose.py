@@ -20,7 +20,7 @@ from conf.reading.from_file import FromFile, read_settings, set_by, settings_fil
 from conf.reading.overrides import hydra_config, initialise, parse_overrides
 from conf.reading.settings import typed
 from conf.schema import Config
-from launch.run.initial import adopt
+from launch.run.initial import adopt, keep_tokenizer
 from launch.run.warmup import shorten_warmup
 
 
@@ -55,6 +55,8 @@ def compose(overrides: Sequence[str]) -> Config:
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
     _take_over(config, found, set_by(parsed))
+    if found.path and not given and "data.tokenizer" not in keys:
+        keep_tokenizer(config, found.path.parent)
     adopt(config, keys | set(found.options) | set(found.settings))
     built = build(config, Config, overrides)
     own = keys if "train.steps" in keys else keys | set(found.settings)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from caat.data.prepared import Prepared
 from caat.data.tokenizer import difference
 from caat.training.checkpoint.architecture import read_architecture
-from caat.training.checkpoint.folder import find
+from caat.training.checkpoint.folder import find, whole_checkpoints
 from caat.training.checkpoint.tokenizer import checked_tokenizer
 from conf.checks import require
 from conf.model import ModelConfig
@@ -50,6 +50,13 @@ def adopt(config: DictConfig, given: Collection[str]) -> None:
                 config.model[name] = value
     if config.data.tokenizer is None:
         config.data.tokenizer = str(checked_tokenizer(checkpoint))
+
+
+def keep_tokenizer(config: DictConfig, run: Path) -> None:
+    """Take the tokenizer from the newest checkpoint of ``run``, which continues, if its own file is gone."""
+    given, checkpoints = config.data.tokenizer, whole_checkpoints(run / "checkpoints")
+    if given is not None and not Path(given).expanduser().is_file() and checkpoints:
+        config.data.tokenizer = str(checked_tokenizer(checkpoints[0]))
 
 
 def check_initial(config: Config, tokens: Prepared | None = None) -> None:

@@ -50,7 +50,7 @@ def _opening(run: Training, folder: Path, text: Prepared) -> str:
     config, engine, mesh, c = run.config, run.engine, run.engine.mesh, run.config.train
     sizes = {name: len(shards) for name, shards in text.open("train").items()}
     tokens = sum(sizes.values())
-    passes = text.epochs(c.sequence, c.global_batch, c.steps * c.global_batch)
+    passes = text.epochs(c.sequence, c.steps * c.global_batch)
     whole = "" if text.mixed else f" ({passes['']:,.2f} passes)"
     lines = [
         f"{config.model.name}: {parameter_count(config.model) / 1e6:.1f} M parameters, "

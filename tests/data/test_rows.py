@@ -17,6 +17,7 @@ from caat.data.chat import Chats
 from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.huggingface_tokenizer import read_template
 from caat.data.marks import BEGINS, COUNTS
+from caat.data.row_files import read_rows
 from caat.data.rows import encode_row, renderer
 from caat.data.shards import TokenShards, check_content, cut_rows, read_index, sequence_count
 from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
@@ -300,7 +301,12 @@ TEMPLATES = {
     "fails": ("{{ raise_exception('roles must alternate') }}", "fails .TemplateError: roles must alternate"),
     "is none": ("{% for %}", "the chat template fails .TemplateSyntaxError"),
     "says nothing": ("{% generation %}{% endgeneration %}", "writes no word of the assistant's"),
-    "changes": ("{{ messages | length }}{{ messages[-1].content }}", "changes earlier text when message"),
+    "changes": ("{{ messages | length }}{{ messages[-1].content }}", "changes earlier text when message 3"),
+    "begins otherwise": (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant><think>{% endif %}",
+        "does not begin message 2 like its generation prompt",
+    ),
 }
 
 
@@ -309,9 +315,41 @@ def test_templates_that_cannot_be_used(tmp_path, case):
     text, message = TEMPLATES[case]
     template = tmp_path / "mine.jinja"
     template.write_text(text)
-    path = write_rows(tmp_path / "rows.jsonl", 3, "chat")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": TALK[-4:] if "3" in message else TALK[-2:]}))
+    path = tmp_path / "rows.jsonl"
     with pytest.raises(ValueError, match=f"rows.jsonl: line 1: .*{message}"):
         prepare(settings(path, format="chat", chat_template=str(template)))
+
+
+def test_the_assistant_may_begin(tmp_path):
+    """Also with a template that reads the first message, as Qwen2.5's does."""
+    reading = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + BLOCKS
+    (tmp_path / "chat_template.jinja").write_text(reading)
+    config = DataConfig(format="chat", tokenizer=str(write_tokenizer(tmp_path)))
+    talk = [{"role": "assistant", "content": "Hello."}, *TALK[1:]]
+    text, runs = counted(config, {"messages": talk})
+    assert text.startswith("<assistant>Hello.") and [run.strip() for run in runs] == ["Hello.", *WORDS]
+
+
+def test_other_columns_of_parquet_may_hold_anything(tmp_path):
+    """A row that is not UTF-8 is named; one in a column that is not read does not matter."""
+    good = pa.array(["What?", "And now?", "So?"] * 200)
+    buffers = pa.array([b"yes", b"\xff no", b"all"] * 200, pa.binary()).buffers()
+    bad = pa.Array.from_buffers(pa.string(), 600, buffers)
+    columns = {"prompt": good, "completion": bad, "more": good}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet: row 2 holds the byte FF, which is not valid UTF-8"):
+        prepare(settings(tmp_path / "rows.parquet", format="prompt", vocab_size=VOCABULARY))
+    columns = {"prompt": good, "completion": good, "more": bad}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    found = [row for _, row in read_rows("parquet", tmp_path / "rows.parquet", ["prompt", "completion"])]
+    assert found[1] == {"prompt": "And now?", "completion": "And now?"}
+
+
+def test_blank_lines_before_a_json_array(tmp_path):
+    (tmp_path / "rows.json").write_text("\n \n" + json.dumps([{"a": 1}, {"a": 2}]))
+    found = list(read_rows("json", tmp_path / "rows.json", ["a"]))
+    assert [row["a"] for _, row in found] == [1, 2] and found[1][0].endswith(": entry 2")
 
 
 def test_sources_that_hold_no_rows(tmp_path):

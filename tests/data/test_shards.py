@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,14 @@ def test_reads_across_borders(tmp_path, vocab_size):
 
 
 def test_more_files_than_a_process_may_open(tmp_path):
-    tokens = write_shards(tmp_path / "shards", [2] * 600)
-    shards = TokenShards(tmp_path / "shards", "train")
-    for start in (0, 700, 1, 1199):
-        np.testing.assert_array_equal(shards.read(start, 1200 - start), tokens[start:])
+    """The limit is one for all sources and splits, and a folder that is prepared again is read anew."""
+    for vocab_size in (50_000, 60_000):
+        for source in ("web", "code"):
+            shutil.rmtree(tmp_path / source, ignore_errors=True)
+            tokens = write_shards(tmp_path / source, [2] * 300, vocab_size)
+            shards = TokenShards(tmp_path / source, "train")
+            for start in (0, 400, 1, 599):
+                np.testing.assert_array_equal(shards.read(start, 600 - start), tokens[start:])
     targets = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
     assert 0 < sum(str(tmp_path) in target for target in targets) <= MOST_MAPPED
 

@@ -123,7 +123,7 @@ def test_text_that_finds_no_room(disk, tmp_path, monkeypatch):
 
     monkeypatch.setattr(corpus, "tokenize", tokenize)
     says = r"data/own-\w+ could not be written \(No space left on device\)"
-    says += r".*0\.1 MB of text .* twice as much, and 0\.1 MB are free.*data\.dir"
+    says += r".*0\.1 MB of text .* twice as much .*, and 0\.1 MB are free.*data\.dir"
     with pytest.raises(ValueError, match=says):
         corpus.prepare(DataConfig(path="own.txt", dir="data"))
     assert not list((tmp_path / "data").glob(".own*partial"))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,8 +143,8 @@ def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
     validate(compose([*RUN, "sync.private_scale=1.5"]), 1)
 
 
-def command(*settings: str, cwd: Path, status: int = 0) -> str:
-    argv = [sys.executable, "-m", "launch.pretrain", *RUN, *settings]
+def command(*settings: str, cwd: Path, status: int = 0, run: Sequence[str] = RUN) -> str:
+    argv = [sys.executable, "-m", "launch.pretrain", *run, *settings]
     result = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert result.returncode == status, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -201,6 +202,13 @@ def test_runs_from_given_weights(here):
     assert read_config(here / "on" / "config.yaml").model.name == "one"
     # The model's second end of a text is kept through initialising, resuming and initialising again.
     assert read_architecture(find(here / "on")).ends == (1, 2)
+
+    # It continues from its own files when the run that it began from is gone.
+    (here / "one").rename(here / "elsewhere")
+    prepared = sorted((here / "data").iterdir())
+    command("run.dir=on", "resume=auto", "train.steps=8", cwd=here, run=())
+    assert len(losses(here / "on")) == 8
+    assert sorted((here / "data").iterdir()) == prepared, "the text is not tokenised again"
 
 
 @pytest.mark.slow
