@@ -117,8 +117,10 @@ class SLAMB(LAMB):
         turns = {weight: each for weight, each in self._turns.items() if each is not None}
         new = {weight: each == self._now % self._cycle for weight, each in turns.items()}
         norms = self.norms([weight for weight, _ in held], new)
-        ratios = trust_ratio(norms[:, 0], norms[:, 1]), trust_ratio(norms[:, 2], norms[:, 3])
-        steps = self._steps(*ratios)
+        ratio, old = trust_ratio(norms[:, 0], norms[:, 1]), trust_ratio(norms[:, 2], norms[:, 3])
+        # A matrix of fewer numbers than turns has none in some.
+        none_due = (norms[:, :2] == 0).all(1)
+        steps = self._steps(torch.where(none_due, old, ratio), old)
         for weight, group in held:
             for piece in self.pieces.get(weight, ()):
                 step = steps[piece.matrix][cut(turns[weight], piece).long()]
@@ -144,6 +146,6 @@ def draw_turns(shape: Sequence[int], dim: int, shards: Sequence[int], seed: str,
         n = part.numel()
         generator = torch.Generator().manual_seed(Random(f"{seed} {shard}").getrandbits(63))
         turn = torch.empty(n, dtype=torch.int16)
-        turn[torch.randperm(n, generator=generator)] = (torch.arange(n) // -(-n // cycle)).short()
+        turn[torch.randperm(n, generator=generator)] = (torch.arange(n) * cycle // n).short()
         part.copy_(turn.view(part.shape))
     return turns.flatten()

@@ -76,8 +76,8 @@ def summarise(config: Config, mesh: Mesh, record: dict, base: Mapping[str, float
         / sum(r["step_seconds"] for r in records),
         "tensor_parallel_bytes_per_step": sent,
         "tensor_parallel_bytes_per_step_full_synchronisation": full,
-        "data_parallel_bytes_per_step": _data_parallel(record, "bytes"),
-        "data_parallel_calls_per_step": _data_parallel(record, "calls"),
+        "data_parallel_bytes_per_step": _data_parallel(records, "bytes"),
+        "data_parallel_calls_per_step": _data_parallel(records, "calls"),
         **_islands(records),
         "bytes_saved": 1 - sum(sent.values()) / sum(full.values()) if any(full.values()) else 0.0,
         "run": str(folder),
@@ -113,9 +113,12 @@ def _tests(summary: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{loss_text(loss)} nats per token" for name, loss in found.items()}
 
 
-def _data_parallel(record: Mapping[str, int], what: str) -> dict[str, int]:
-    """``bytes`` or ``calls`` of the step by purpose."""
-    return {purpose: record[f"data_parallel_{what}_{purpose}"] for purpose in PURPOSES}
+def _data_parallel(records: Sequence[Mapping[str, int]], what: str) -> dict[str, int]:
+    """Return the mean ``bytes`` or ``calls`` of a step by purpose. Steps with islands send weights twice."""
+    return {
+        purpose: round(fmean(each[f"data_parallel_{what}_{purpose}"] for each in records))
+        for purpose in PURPOSES
+    }
 
 
 def _islands(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -151,9 +154,10 @@ def _mean_bytes(config: Config, mesh: Mesh, records: Sequence[Mapping]) -> tuple
 def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
     """Return the bytes that full synchronisation would send in a step that ``sent`` these at ``ratio``.
 
-    Full synchronisation sends full messages inside the layers, and all activations in their own type.
+    Full synchronisation sends full messages inside the layers, and all activations in their own type. A run
+    may have been on one process for a while, which sends nothing.
     """
-    if mesh.processes == 1:
+    if not any(sent.values()):
         return dict(sent)
     c, model = config.train, config.model
     tokens = c.global_batch // mesh.replicas * c.sequence
@@ -175,7 +179,7 @@ def _print(summary: dict, mesh: Mesh) -> None:
     }
     if summary["skipped_steps"]:
         rows["skipped steps"] = f"{summary['skipped_steps']} (loss or gradient not finite)"
-    if mesh.processes == 1:
+    if not any(summary["tensor_parallel_bytes_per_step"].values()):
         rows["tensor-parallel traffic"] = "none: all shards are in this process"
     else:
         ours = summary["tensor_parallel_bytes_per_step"]

@@ -18,7 +18,7 @@ from conf.reading.verb import load_verb
 from conf.schema import Config
 from launch.command.errors import only_warned
 from launch.run import summary
-from launch.run.summary import baselines, summarise
+from launch.run.summary import baselines, full_sync_bytes, summarise
 from tests.data.conftest import write_shards
 
 
@@ -83,6 +83,27 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
         use = next(line for line in said.out.splitlines() if line.startswith("use it"))
         verb, *settings = shlex.split(use.removeprefix("use it"))[1:]
         assert verb == "generate" and load_verb(GenerateConfig, settings).checkpoint == str(tmp_path)
+
+
+def test_bytes_are_means_over_steps_that_may_have_had_other_processes(tmp_path):
+    """Before it was resumed on two processes, the run was on one, which sends nothing."""
+    step = {"tokens": 48, "loss": 1.0, "validation_loss": 1.5, "ratio": 0.5, "skipped_steps": 0}
+    step |= {"tokens_per_second": 8.0, "step_seconds": 2.0, "data_wait_seconds": 1.0}
+    step |= {f"data_parallel_{what}_{purpose}": 0 for what in ("bytes", "calls") for purpose in PURPOSES}
+    config, mesh = Config(), Mesh(8, 2)
+    records = []
+    for number, sent in enumerate((0, 0, 1000)):
+        more = {"step": number, "data_parallel_bytes_weights": 30 * number}
+        records.append(
+            step | more | {f"tensor_parallel_bytes_{way}": sent for way in ("forward", "backward")}
+        )
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    found = summarise(config, mesh, records[-1], {"uniform": 3.0, "unigram": 2.0}, tmp_path)
+    full = full_sync_bytes(config, mesh, 0.5, {"forward": 1000, "backward": 1000})
+    named = found["tensor_parallel_bytes_per_step_full_synchronisation"]
+    assert named == {way: round(size / 3) for way, size in full.items()}
+    assert found["bytes_saved"] == pytest.approx(1 - 2000 / sum(full.values()), rel=1e-3)
+    assert found["data_parallel_bytes_per_step"]["weights"] == 30
 
 
 def test_what_comes_on_top_of_training_is_a_warning(capsys):

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from caat.parallel.mesh import Mesh
 from caat.training.islands.kept import OWN_WEIGHT
@@ -38,6 +39,29 @@ def test_after_the_last_step_all_models_are_the_anchor(ranks, method, stage, pre
     found = ranks(2).run(at_the_end, settings, optim, stage, precision)
     for weights, anchor, together in found:
         assert together and torch.equal(weights, anchor) and torch.equal(weights, found[0][0])
+
+
+def late_end() -> bool:
+    """Whether the anchor moves by the exchange in flight alone if the last step comes before its end."""
+    settings = IslandsConfig("diloco", every=3, delay=2, lr=0.7, momentum=0.9)
+    engine = engine_of(Mesh.create(4, 1, islands=ISLANDS), settings, 1)
+    trained(engine, range(3))
+    islands = engine.live.islands
+    islands.wait()
+    expected = []
+    for message in islands.messages:
+        mean = message.own.clone()
+        dist.all_reduce(mean)
+        expected.append(message.anchor - 0.7 * (1 + 0.9) * mean / ISLANDS)
+    engine.step(data(3, engine.mesh.replica), LR)
+    outer = engine.outer_step(4, last=True)
+    pairs = zip(islands.messages, expected, strict=True)
+    return outer.norm > 0 and islands.together and all(torch.allclose(m.anchor, e) for m, e in pairs)
+
+
+def test_an_exchange_in_flight_is_the_last_one(ranks):
+    """Another one would have no changes, and move the anchor by momentum alone."""
+    assert ranks(2).run(late_end) == [True, True]
 
 
 def validated(at: set[int]) -> tuple[torch.Tensor, bool]:

@@ -302,6 +302,12 @@ def alone() -> dict[str, bool]:
     return found
 
 
+def test_every_turn_has_as_many_numbers():
+    for cycle in (10, 300, 500):
+        counts = draw_turns((64, 128), 0, range(1), "3 mlp", cycle).bincount(minlength=cycle)
+        assert len(counts) == cycle and counts.max() - counts.min() <= 1
+
+
 def test_with_one_island(ranks):
     for found in ranks(2).run(alone):
         assert all(found.values()), found

@@ -88,12 +88,14 @@ class JoinedIslands(Islands):
         After the ``last`` step there is a round at once. If it fails, the anchor takes this island's changes.
         """
         outer, delay = OuterStep(), self.settings.delay
-        self.together = False
+        self.together = at_anchor = False
         self._meeting.moved()
         self._left -= 1
         if self.flight is not None and (last or step >= self.flight.started + delay):
             self._end(outer)
-        if self.flight is None and (last or self._left <= 0):
+            # The weights have just moved to the anchor: there is nothing to exchange.
+            at_anchor = bool(outer.fragments) and self.settings.alpha == 0
+        if self.flight is None and (last or self._left <= 0) and not (last and at_anchor):
             self._begin(step, weight=1)
         if self.flight is not None and (last or delay == 0):
             self._end(outer, last=last)

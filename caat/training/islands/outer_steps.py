@@ -98,15 +98,20 @@ class Islands:
         """Apply the exchanges that are due after ``step``, and start new ones. Collective.
 
         After the ``last`` step everything is exchanged at once: what an island learned since the last
-        exchange would be lost.
+        exchange would be lost. Weights that have just moved to the anchor have learned nothing since then,
+        and an exchange of zeros would move the anchor by momentum alone.
         """
         self.together = False
-        moved = False
+        moved, at_anchor = False, set()
         for message in self.messages:
             if message.wait is not None and (last or step == message.started + self.settings.lag):
                 self._apply(message)
                 moved = True
+                if self.settings.alpha == 0 and not self.settings.eager:
+                    at_anchor.add(message.fragment)
         for message in self.messages:
+            if last and message.fragment in at_anchor:
+                continue
             if last or self.settings.due(step, message.fragment):
                 self._start(message, step)
                 if self.settings.eager:
@@ -191,7 +196,7 @@ class Islands:
         """Move the anchor, and the weights towards it, when the exchange has arrived."""
         mean, own = self._arrived(message), message.own
         assert own is not None
-        alone = self.mesh.islands.processes == 1 and not self.settings.eager
+        alone = self.mesh.islands.processes == 1 and self.settings.lag == 0
         self._squares += self._move(message, mean, own, alone=alone)
         self._outer.fragments.add(message.fragment)
         if last or not self.settings.eager:
