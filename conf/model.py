@@ -144,21 +144,21 @@ class ModelConfig:
         """Channels of all key heads, which are as many as those of all value heads."""
         return self.kv_heads * self.head_size
 
-    def check_shards(self, shards: int) -> None:
-        """Raise ``ValueError`` unless the model can be split into ``shards`` tensor-parallel shards."""
-        require(shards >= 1, f"parallel.tensor={shards} must be at least 1")
+    def check_shards(self, shards: int, setting: str = "parallel.tensor") -> None:
+        """Raise ``ValueError``, naming the ``setting``, unless the model can be split into ``shards``."""
+        require(shards >= 1, f"{setting}={shards} must be at least 1")
         for name in ("heads", "kv_heads", "ffn"):
             value = getattr(self, name)
             require(
                 value % shards == 0,
-                f"model.{name}={value} is not divisible by parallel.tensor={shards}: "
-                f"choose a parallel.tensor that divides it (or change model.{name})",
+                f"model.{name}={value} is not divisible by {setting}={shards}: "
+                f"choose a {setting} that divides it (or change model.{name})",
             )
         if self.padded_vocab_size is not None:
             require(
                 self.padded_vocab_size % shards == 0,
                 f"model.padded_vocab_size={self.padded_vocab_size} is not divisible by "
-                f"parallel.tensor={shards}: leave it out to use the next multiple",
+                f"{setting}={shards}: leave it out to use the next multiple",
             )
 
     def padded_vocab(self, shards: int) -> int:

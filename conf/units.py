@@ -29,6 +29,7 @@ def memory_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(mb|gb|tb)", text)
     require(match is not None, f"memory={text} is not a size: write 80gb or 512mb")
     assert match is not None
+    require(float(match[1]) > 0, f"memory={text} must be above 0")
     return int(float(match[1]) * {"mb": 2**20, "gb": 2**30, "tb": 2**40}[match[2]])
 
 

@@ -114,6 +114,10 @@ def between_sites(config: BudgetConfig, built: Building, made: dict[str, float])
         waits = wait_seconds(way, built.sites, rate=rate_bytes(config.site_link), delay=delay)
         needed = rate_needed(way, built.sites, allowed=allowed, delay=delay)
         share = waits / (waits + step)
+        require(
+            share < 1,
+            "the sites wait all the time for each other: give a smaller budget or a faster site_link",
+        )
         rows.append(
             asdict(way)
             | {

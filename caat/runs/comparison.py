@@ -45,13 +45,15 @@ def _without(
 ) -> list[Variant]:
     """Return the ``plain`` variants with which a variant that is not plain is compared.
 
-    They agree with ``variant`` in the ratio and in all other settings of what is trained, those with the
-    ``prefixes`` aside, and share a seed with it. Among them, those with the fewest differences in where and
-    how they were trained are chosen.
+    They agree with ``variant`` in the ratio of every step and in all other settings of what is trained,
+    those with the ``prefixes`` aside, and share a seed with it. Among them, those with the fewest differences
+    in where and how they were trained are chosen.
     """
 
     def trained(v: Variant) -> tuple:
-        return v.ratio, *(pair for pair in _trained(v) if not pair[0].startswith(prefixes))
+        return v.runs[0].config.sync.schedule, *(
+            pair for pair in _trained(v) if not pair[0].startswith(prefixes)
+        )
 
     found = [v for v in among if plain(v) and trained(v) == trained(variant) and v.seeds & variant.seeds]
     if plain(variant) or not found:

@@ -22,21 +22,22 @@ PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat
 
 
 def choose_device(
-    requested: str, local_rank: int, local_processes: int, backend: str = "auto"
+    requested: str, local_rank: int, local_processes: int, backend: str = "auto", prefix: str = "launch."
 ) -> torch.device:
     """Return the device to compute on; ``auto`` means CUDA if each process of this node gets its own GPU.
 
     Otherwise ``auto`` means the CPU. With the ``gloo`` backend processes may share GPUs. Raises
-    ``ValueError`` if ``cuda`` or ``nccl`` is requested and there are too few GPUs.
+    ``ValueError``, with the ``prefix`` of the settings, if ``cuda`` or ``nccl`` is requested and there are
+    too few GPUs.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     enough = gpus >= (1 if backend == "gloo" else local_processes)
     if not enough and (requested == "cuda" or backend == "nccl"):
-        asked = "launch.device=cuda" if requested == "cuda" else "launch.backend=nccl"
-        share = ", set launch.backend=gloo to let them share" if gpus else ""
+        asked = f"{prefix}device=cuda" if requested == "cuda" else f"{prefix}backend=nccl"
+        share = f", set {prefix}backend=gloo to let them share" if gpus else ""
         raise ValueError(
             f"{asked} needs a GPU for each of {local_processes} processes, but this node has {gpus}: "
-            f"start fewer processes{share}, or set launch.device=cpu"
+            f"start fewer processes{share}, or set {prefix}device=cpu"
         )
     if requested == "cpu" or not enough:
         if requested == "auto" and gpus and local_rank == 0:

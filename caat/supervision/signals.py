@@ -1,4 +1,4 @@
-"""Stop signals: SIGTERM, SIGUSR1 and Ctrl-C end the run after the current step."""
+"""Stop signals: SIGTERM, SIGUSR1, SIGHUP and Ctrl-C end the run after the current step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from types import FrameType
 from caat.parallel.world import launched_by_torchrun
 from caat.supervision.exit_status import INTERRUPTED
 
-# Slurm sends SIGUSR1 before the time limit (with --signal) and SIGTERM on preemption.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Slurm sends SIGUSR1 before the time limit (with --signal) and SIGTERM on preemption; SIGHUP comes when a
+# terminal or its connection closes.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class StopRequest:
@@ -35,6 +36,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._note) for number in heard}
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._wakeup = signal.set_wakeup_fd(self._pipe[1])
@@ -52,6 +54,11 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.number = number
+        for terminal in self._terminals:
+            if not os.isatty(terminal):
+                # It is closed: what is printed while the run is saved would fail.
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), terminal)
 
     def _listen(self) -> None:
         """Handle signals when they arrive, even while the main thread is busy."""

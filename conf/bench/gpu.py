@@ -54,8 +54,11 @@ class BenchGpuConfig:
         require(bool(self.parts), f"parts=[] is empty: give one or more of {', '.join(PARTS)}")
         for part in self.parts:
             require_choice("parts", part, PARTS)
-            needed = NEEDS.get(part)
-            require(
-                needed is None or needed in self.parts,
-                f"parts: {part} needs {needed}: give parts=[{needed},{part}]",
-            )
+        whole = set(self.parts)
+        while missing := {NEEDS[part] for part in whole if part in NEEDS} - whole:
+            whole |= missing
+        require(
+            whole == set(self.parts),
+            f"parts=[{','.join(self.parts)}] need others: give "
+            f"parts=[{','.join(part for part in PARTS if part in whole)}]",
+        )

@@ -96,7 +96,7 @@ class BenchCheckpointConfig(ShapeConfig):
             self.shards % self.processes == 0,
             f"processes={self.processes} does not divide shards={self.shards}: choose a divisor",
         )
-        self.model(self.vocab_size).check_shards(self.shards)
+        self.model(self.vocab_size).check_shards(self.shards, "shards")
 
 
 @dataclass
@@ -146,7 +146,7 @@ class BenchKernelsConfig:
         require_positive(micro_batch=self.micro_batch, shards=self.shards)
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require(0.0 <= self.ratio <= 1.0, f"ratio={self.ratio} is outside [0, 1]")
-        self.model.check_shards(self.shards)
+        self.model.check_shards(self.shards, "shards")
 
 
 @dataclass

@@ -53,7 +53,7 @@ class BenchStackConfig(ShapeConfig):
             require(0.0 <= ratio <= 1.0, f"ratios: {ratio} is outside [0, 1]")
         for dtype in self.wire_dtypes:
             require_choice("wire_dtypes", dtype, tuple(WIRE_FORMATS))
-        self.shape.check_shards(self.processes)
+        self.shape.check_shards(self.processes, "processes")
 
     @property
     def shape(self) -> ModelConfig:

@@ -25,7 +25,7 @@ VARIANTS = {
 
 def training_step(config: BenchShardsConfig, variant: int) -> Callable[[], None]:
     """Return a step of the variant: forward, backward, AdamW."""
-    device = choose_device(config.device, 0, 1)
+    device = choose_device(config.device, 0, 1, prefix="")
     dtype = PRECISIONS[config.precision]
     shape = config.model(config.vocab_size)
     name, cut = list(VARIANTS.items())[variant]

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             "error": Column("error"),
         },
     )
-    device = choose_device(config.device, 0, 1)
+    device = choose_device(config.device, 0, 1, prefix="")
     if config.checkpoint is None:
         message, what = gradient_like(config.numbers).to(device), "random numbers with heavy tails"
     else:

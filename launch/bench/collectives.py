@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         f"All-reduce of {config.size} on {config.topology} at {config.rate}"
         f"{', predicted' if config.simulate else ''}: optimum {optimum:.3g} s, speed-up over gloo's own",
         partial(plot_collectives, network=network, schedule=schedule, name=best["mode"]),
-        list(_notes(report.rows, best, config, new)),
+        list(_notes(report.rows, best, config, new, network.nodes)),
     )
 
 
@@ -88,7 +88,9 @@ def _time(row: dict) -> float:
     return row["seconds"] or row["predicted"]
 
 
-def _notes(rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None) -> Iterator[str]:
+def _notes(
+    rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None, nodes: int
+) -> Iterator[str]:
     slower = "" if best["speed_up"] >= 1 else ", slower than gloo's own"
     yield f"Fastest schedule: {best['mode']}, {_time(best):.3g} s, {best['share']:.0%} of the optimum{slower}"
     if any(row["share"] > PASSED for row in rows):
@@ -100,4 +102,5 @@ def _notes(rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Pa
     how = f"data_sync.schedule=auto data_sync.topology={config.topology}"
     if new is not None or best["mode"] == config.schedule:
         how = f"data_sync.schedule={config.schedule}"
-    yield f"To train along it: caat pretrain {how}"
+    processes = f"launch.processes={nodes} parallel.processes=1"
+    yield f"To train along it with as many replicas: caat pretrain {processes} {how}"

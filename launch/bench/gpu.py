@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     out = result_file(config.out or f"outputs/bench-gpu-{datetime.now():%Y%m%d-%H%M%S}.json")
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    machine = _machine(choose_device(config.device, 0, 1))
+    machine = _machine(choose_device(config.device, 0, 1, prefix=""))
     outcomes = []
     for outcome in _run(parts_of(config, folder), folder, time.monotonic() + 60 * config.minutes):
         outcomes.append(outcome)

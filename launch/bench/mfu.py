@@ -26,8 +26,8 @@ WARM_UP = 3
 def main(argv: list[str]) -> None:
     config = load_verb(BenchMfuConfig, argv)
     for shards in config.shards:
-        config.model.check_shards(shards)
-    device = choose_device(config.device, 0, 1)
+        config.model.check_shards(shards, "shards")
+    device = choose_device(config.device, 0, 1, prefix="")
     peak = peak_tflops(device, config.peak_tflops)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     of_peak = f", peak {peak:g} TFLOP/s" if peak else ""

@@ -44,7 +44,7 @@ def main(kind: str, schema: str, settings: Path, out: Path) -> None:
     config = build(values, made)
     # Hosts of their own, in namespaces, have no backend to choose.
     backend = getattr(config, "backend", "auto")
-    device = choose_device(config.device, local_rank(), config.processes, backend)
+    device = choose_device(config.device, local_rank(), config.processes, backend, prefix="")
     if device.type == "cpu":
         keep_large_buffers()
     start_process_group(device, backend=backend)

@@ -55,10 +55,15 @@ def measure_here(sizes: Sequence[int]) -> dict:
         )
         try:
             lines = torchrun.communicate(timeout=TIMEOUT_SECONDS)[1].strip().splitlines()
-        except BaseException:
+        except BaseException as error:
             # terminate(), not kill(): torchrun has to end its workers.
             torchrun.terminate()
             torchrun.communicate()
+            require(
+                not isinstance(error, subprocess.TimeoutExpired),
+                f"two processes took more than {TIMEOUT_SECONDS} s for a few messages: try again when this "
+                "machine is idle, or give link=false",
+            )
             raise
         why = lines[-1] if lines else f"status {torchrun.returncode}"
         require(torchrun.returncode == 0, f"two processes could not communicate ({why})")

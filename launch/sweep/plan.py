@@ -101,14 +101,14 @@ def _check(last: Mapping[str, Override], varying: set[str], runs: int) -> None:
 def swept_by_experiment(overrides: Sequence[str]) -> list[str]:
     """Return an experiment's ``hydra.sweeper.params`` as overrides. Call within :func:`initialise`."""
     given = [text for text in overrides if text.startswith("experiment=")]
-    if not given or "," not in given[-1]:
+    override = parse_overrides(given[-1:])[0] if given else None
+    if override is None or not override.is_sweep_override():
         return _params(given)
-    for name in given[-1].removeprefix("experiment=").split(","):
-        params = _params([f"experiment={name.strip()}"])
+    for name in override.sweep_string_iterator():
+        params = _params([f"experiment={name}"])
         require(
             not params,
-            f"experiment={name.strip()} is a sweep of its own ({' '.join(params)}): give one -m for each "
-            "experiment",
+            f"experiment={name} is a sweep of its own ({' '.join(params)}): give one -m for each experiment",
         )
     return []
 

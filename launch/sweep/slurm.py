@@ -45,11 +45,13 @@ class SlurmOptions:
         if shutil.which("sbatch") is None:
             raise ValueError("hydra/launcher=slurm needs sbatch, which is missing: use a host that has it")
         given = {key: value for key, value in hydra.launcher.items() if value is not None}
+        for name, what in (("nodes", "nodes"), ("at_once", "tasks")):
+            number = str(given.get(name, 1))
+            require(
+                number.isdecimal() and int(number) > 0,
+                f"hydra.launcher.{name}={number} is not a number of {what}: give 1 or more, or leave it out",
+            )
         at_once = given.pop("at_once", None)
-        nodes = str(given.get("nodes", "1"))
-        require(
-            nodes.isdecimal() and int(nodes) > 0, f"hydra.launcher.nodes={nodes} is not a number of nodes"
-        )
         options = {
             str(key).replace("_", "-"): "" if value is True else str(value)
             for key, value in given.items()

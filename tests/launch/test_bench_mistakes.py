@@ -35,7 +35,7 @@ MISTAKES = {
     "gpu": [
         (["parts=[]"], "parts=[] is empty: give one or more of doctor"),
         (["parts=[codec]"], "parts=codec is not known"),
-        (["parts=[generate]"], "parts: generate needs train-half"),
+        (["parts=[generate]"], "need others: give parts=[tokenize,train-half,generate]"),
         (["minutes=0"], "minutes=0.0 must be above 0"),
         (["device=auto"], "device=auto is not known: choose one of cpu, cuda"),
     ],

@@ -59,6 +59,7 @@ MISTAKES = {
         ["site_megawatts=0.1 does not supply"],
     ),
     "a rack of a star": (["budget=1e9", "rack_kilowatts=1e305"], ["rack_kilowatts=1e+305"]),
+    "years of waiting": (["budget=1e25"], ["wait all the time", "smaller budget"]),
     "more than a float": (["budget=1e300"], ["beyond 1e308", "smaller budget"]),
     "racks for nothing": (["budget=1e9", "rack_cost=1e-300"], ["beyond 1e308"]),
     "a model beyond a float": (["budget=1e9", "parameters=[1e300]"], ["beyond 1e308"]),

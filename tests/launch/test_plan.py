@@ -329,6 +329,7 @@ def test_units():
     ("settings", "says"),
     [
         (["memory=lots"], "memory=lots is not a size"),
+        (["memory=0gb"], "memory=0gb must be above 0"),
         (["link=fast"], "link=fast is not a rate"),
         (["link=0gbit"], "link=0gbit must be above 0"),
         (["node_link=fast"], "node_link=fast is not a rate"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from launch.run.compose import compose
 from launch.sweep.plan import plan_sweep
 
@@ -28,3 +30,10 @@ def test_a_flag_has_no_value(monkeypatch):
     given = plan.slurm.arguments({"job-name": "sweep"})
     assert {"--exclusive", "--mem-per-cpu=2G", "--job-name=sweep"} <= set(given)
     assert not any("hold" in each for each in given)
+
+
+@pytest.mark.parametrize("option", ["nodes=0", "nodes=two", "at_once=0", "at_once=two", "at_once=-1"])
+def test_numbers_are_checked_before_a_folder_is_written(monkeypatch, option):
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
+    with pytest.raises(ValueError, match=rf"hydra\.launcher\.{option} is not a number of"):
+        plan_sweep(["seed=1,2", "hydra/launcher=slurm", f"hydra.launcher.{option}"])

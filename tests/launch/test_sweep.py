@@ -122,6 +122,7 @@ def test_an_experiment_that_sweeps_is_not_one_of_several():
     with pytest.raises(ValueError, match=r"experiment=ablation is a sweep of its own"):
         plan_sweep(["experiment=quickstart,ablation"])
     assert len(plan_sweep(["experiment=quickstart,uptrain"]).runs) == 2
+    assert len(plan_sweep(["experiment=choice(quickstart,uptrain)"]).runs) == 2
 
 
 def test_one_run_of_an_experiment_that_sweeps_is_said_to_be_one(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -252,3 +253,18 @@ def test_islands_are_compared_with_one_world(tmp_path):
     assert by[2, "none"]["difference_to_no_islands_interval"] == pytest.approx(T_1 * 0.1, abs=1e-12)
     assert by[2, "int8"]["difference_to_no_codec"] == pytest.approx(0.3, abs=1e-12)
     assert "minus that without islands" in " ".join(pictures(compared, rows))
+
+
+def test_codecs_are_compared_at_the_ratio_of_every_step(tmp_path):
+    """Runs that only end at the same ratio have trained something else."""
+    schedule = "sync.ratio={0:1,2:0.5}"
+    runs = {"constant": (["sync.ratio=0.5"], 3.0), "schedule": ([schedule], 2.0)}
+    runs["codec"] = ([schedule, "data_sync.codec=int8"], 2.1)
+    for name, (settings, loss) in runs.items():
+        config = compose([*settings, "launch.processes=2", "train.steps=4"])
+        write_run(tmp_path / name, config, [8.0, 7.0, 6.0, loss])
+    found = {row["validation_loss"]: row for row in table(variants(find_runs([str(tmp_path)])[0]))}
+    assert found[2.1]["difference_to_no_codec"] == pytest.approx(0.1, abs=1e-12)
+    shutil.rmtree(tmp_path / "schedule")
+    found = {row["validation_loss"]: row for row in table(variants(find_runs([str(tmp_path)])[0]))}
+    assert found[2.1]["difference_to_no_codec"] is None

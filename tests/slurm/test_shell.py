@@ -28,7 +28,13 @@ def test_all_scripts_are_there():
 
 
 def train(
-    folder: Path, script: str, *arguments: str, status: str | None, ended: int, before: str | None = None
+    folder: Path,
+    script: str,
+    *arguments: str,
+    status: str | None,
+    ended: int,
+    before: str | None = None,
+    restarts: int = 0,
 ) -> subprocess.CompletedProcess:
     """The script with a ``srun`` that trains nothing: it leaves ``status`` and ends with ``ended``."""
     run = folder / "run"
@@ -38,7 +44,7 @@ def train(
         (run / "status.json").write_text(json.dumps({"status": before}))
     (folder / "ended.json").write_text(json.dumps({"status": status}))
     leave = f'cp "{folder}/ended.json" "{run}/status.json"; ' if status else ""
-    leave += f"echo threads $OMP_NUM_THREADS; exit {ended}"
+    leave += f'echo "$@"; echo threads $OMP_NUM_THREADS; exit {ended}'
     for name, does in (("srun", leave), ("scontrol", 'echo scontrol "$@"')):
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
         (folder / "bin" / name).chmod(0o755)
@@ -46,6 +52,7 @@ def train(
         **{name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
         **{"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SCRIPTS": str(SCRIPTS), "RUN": str(run)},
         **{"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "HEAD": "here"},
+        "SLURM_RESTART_COUNT": str(restarts),
         **{"PROCESSES": "2", "SLURM_CPUS_PER_TASK": "9", "SLURM_SUBMIT_DIR": str(folder)},
     }
     command = ["bash", str(SCRIPTS / script), *arguments]
@@ -67,6 +74,14 @@ def test_what_a_job_makes_of_how_its_run_ended(tmp_path, status, ended, code, re
     assert done.returncode == code, done.stderr
     assert ("scontrol requeue 7" in done.stdout) == requeued
     assert "threads 4" in done.stdout
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_requeued_job_continues_in_its_own_folder(tmp_path, restarts):
+    settings = ["model=tiny", "resume=outputs/first", "seed=2"]
+    done = train(tmp_path, "pretrain.sbatch", *settings, status="stopped", ended=1, restarts=restarts)
+    given = f"resume=auto model=tiny {'' if restarts else 'resume=outputs/first '}seed=2"
+    assert f"run.dir='{tmp_path / 'run'}' {given}" in done.stdout
 
 
 @pytest.mark.parametrize("before", ["finished", "stopped"])

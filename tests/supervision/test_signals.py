@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from caat.supervision.signals import StopRequest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_stop_signal_is_a_request(number):
     # A shell starts jobs in the background with SIGINT ignored, and what is ignored stays so.
     before = signal.signal(number, signal.default_int_handler)
@@ -69,3 +70,27 @@ with StopRequest() as request:
     assert process.returncode == 130, printed
     assert f"recorded: {says}" in printed and f"caat: {says}" in printed
     assert ("Ctrl-C: finishing this step, then saving" in printed) == training
+
+
+def test_a_terminal_that_closes_stops_the_run_and_not_its_save(tmp_path):
+    """The kernel sends SIGHUP, and writing to the terminal fails from then on."""
+    code = f"""
+import fcntl, pathlib, signal, termios
+from caat.supervision.signals import StopRequest
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+with StopRequest() as request:
+    request.training = True
+    print("ready", flush=True)
+    while not request.number:
+        signal.pause()
+    print("saving", flush=True)
+    pathlib.Path({str(tmp_path / "saved")!r}).write_text(signal.Signals(request.number).name)
+"""
+    ours, theirs = pty.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, **streams)
+    os.close(theirs)
+    assert os.read(ours, 5) == b"ready"
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
