@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -14,6 +15,12 @@ from caat.training.checkpoint.folder import find
 from conf.checks import require
 from conf.convert import ConvertConfig
 from conf.reading.verb import load_verb
+
+# How transformers' tokenizer of Qwen2 splits a text.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -122,13 +129,20 @@ def _export(
     return result, partial(export_checkpoint, trained)
 
 
-def _how_to_load(tokenizer: Collection[str], model: str) -> str:
+def _how_to_load(tokenizer: Mapping[str, bytes], model: str) -> str:
     if "tokenizer.json" not in tokenizer:
         return " alone: transformers has no equivalent"
-    if model == "Qwen2ForCausalLM" and "tokenizer.model" in tokenizer:
+    if model == "Qwen2ForCausalLM" and not _has_qwen2s_rules(tokenizer["tokenizer.json"]):
         # For this model, AutoTokenizer replaces the rules of any tokenizer by Qwen2's.
         return ": load it with transformers.PreTrainedTokenizerFast, not with AutoTokenizer"
     return ""
+
+
+def _has_qwen2s_rules(tokenizer: bytes) -> bool:
+    rules = json.loads(tokenizer)
+    steps = (rules.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    patterns = [step["pattern"].get("Regex") for step in steps if isinstance(step.get("pattern"), dict)]
+    return (rules.get("normalizer") or {}).get("type") == "NFC" and patterns == [QWEN2_PATTERN]
 
 
 def _check_target(to: Path, given: str) -> None:

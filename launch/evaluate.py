@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from eval.quality.tasks import find_tasks
 
     tasks = find_tasks([each.strip() for each in config.tasks.strip("[]").split(",") if each.strip()])
-    tasks.check(architecture.model.sequence)
+    tasks.check(architecture.model.sequence, config.num_fewshot)
     out = result_path(folder, config.out, f"evaluation{config.filename_suffix}.json")
     if not ran_in_processes(f"{__package__}.evaluate", argv, config.launch):
         _evaluate(config, folder, tasks, out)

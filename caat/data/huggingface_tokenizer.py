@@ -113,7 +113,8 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
     """Return tokenizer.json and the settings file that `transformers` reads, which names begin and end."""
     tokenizer = HuggingFaceTokenizer(path)
     # This class uses tokenizer.json unchanged; LlamaTokenizer would override its rules.
-    settings = {**read_settings(path.with_name(SETTINGS)), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {**_special_tokens(path), **read_settings(path.with_name(SETTINGS))}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if (template := read_template(path)) is not None:
         settings["chat_template"] = template
     # Third-party code, which `transformers` would ask the user to run.
@@ -122,6 +123,15 @@ def huggingface_files(path: Path) -> dict[str, bytes]:
     return {
         "tokenizer.json": path.read_bytes(),
         SETTINGS: _as_json(settings).encode(),
+    }
+
+
+def _special_tokens(path: Path) -> dict[str, str]:
+    """Return the special tokens, such as that for padding, that only a file of its own may name."""
+    found = read_settings(path.with_name(NAMED_IN[1])).items()
+    tokens = {name: each.get("content") if isinstance(each, dict) else each for name, each in found}
+    return {
+        name: token for name, token in tokens.items() if name.endswith("_token") and isinstance(token, str)
     }
 
 

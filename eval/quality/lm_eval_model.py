@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from layers.loss import vocab_parallel_cross_entropy
 MAX_NEW_TOKENS = 256
 # The default of Hugging Face's `generate` for drawing.
 TOP_K = 50
+NUMBERS: dict[str, type] = {"max_gen_toks": int, "temperature": Real, "top_k": int, "top_p": Real}
 # The generation arguments of a task that are read, and values with which others have no effect.
 READ = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 NEUTRAL: dict[str, Any] = {
@@ -238,8 +240,16 @@ def sampling(how: dict[str, Any]) -> SamplingConfig:
             f"its generation_kwargs have {name}={value}, which caat does not support: take it out. "
             f"Known are {', '.join(READ)}",
         )
+    for name, kind in NUMBERS.items():
+        value = known.get(name)
+        require(
+            value is None or (isinstance(value, kind) and not isinstance(value, bool)),
+            f"its generation_kwargs have {name}={value!r}: give a {'whole ' * (kind is int)}number",
+        )
     until = [each for each in known["until"] if each is not None]
-    temperature = known.get("temperature", 1.0 if known.get("do_sample") else 0.0)
+    temperature = known.get("temperature")
+    if temperature is None:
+        temperature = 1.0 if known.get("do_sample") else 0.0
     require(
         all(isinstance(text, str) and text for text in until),
         f"until={until} in its generation_kwargs must be non-empty texts",

@@ -26,10 +26,10 @@ class Tasks:
     names: list[str]
     manager: TaskManager
 
-    def check(self, context: int) -> None:
+    def check(self, context: int, num_fewshot: int | None = None) -> None:
         """Raise ``ValueError`` if a task's data is unavailable or a model of this ``context`` cannot run it.
 
-        Downloads are cached.
+        Also if lm-eval would ignore ``num_fewshot``. Downloads are cached.
         """
         for name in self.names:
             try:
@@ -37,12 +37,13 @@ class Tasks:
             except Exception as error:
                 # Any error: from the network, the file system, a library or the task file.
                 raise TaskError(
-                    f"task {name} cannot be loaded ({first_line(error)}): its data comes from the Hugging "
-                    "Face hub, or from the data_files of its task file"
+                    f"task {name} cannot be loaded ({first_line(error)}): correct its task file, or provide "
+                    "its data, which comes from the Hugging Face hub or from the data_files of that file"
                 ) from error
             for task, its in loaded.items():
                 with naming(task):
                     _check_kind(its)
+                    _check_examples(its, num_fewshot)
                     if its.OUTPUT_TYPE == "generate_until":
                         _check_generation(its.config.generation_kwargs or {}, context)
 
@@ -79,6 +80,12 @@ def find_tasks(given: Sequence[str]) -> Tasks:
 def _check_kind(task: Any) -> None:
     require(not getattr(task, "UNSAFE_CODE", False), "it runs programs that the model writes")
     require(not getattr(task, "MULTIMODAL", False), "it gives images or audio to the model")
+
+
+def _check_examples(task: Any, given: int | None) -> None:
+    remedy = f"so that lm-eval ignores num_fewshot={given} for it: leave num_fewshot out, or the task"
+    require(not given or task.OUTPUT_TYPE != "loglikelihood_rolling", f"it measures whole texts, {remedy}")
+    require(not given or task.config.num_fewshot != 0, f"its file has num_fewshot: 0, {remedy}")
 
 
 def _check_generation(arguments: dict[str, Any], context: int) -> None:

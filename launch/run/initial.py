@@ -66,8 +66,10 @@ def check_initial(config: Config, tokens: Prepared | None = None) -> None:
     checkpoint = initial_checkpoint(config.initialize)
     found = read_architecture(checkpoint)
     where = f"initialize={config.initialize}"
-    # A run may extend the context of the weights, but leaving their scaling out is a mistake.
-    rescaled = config.model.rope_scaling.kind != "none"
+    # A run may extend the context of the weights by a scaling of its own. Leaving theirs out is a mistake,
+    # and so is another length with the same dynamic scaling, which begins there.
+    scaling = config.model.rope_scaling
+    rescaled = scaling.kind != "none" and scaling != found.model.rope_scaling
     check_model(config, found, where, "leave the model out to take it from there", scaling=not rescaled)
     if not found.plain:
         check_private(config, found, where)

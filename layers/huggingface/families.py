@@ -55,8 +55,8 @@ class Llama(RopeKeys):
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     sliding_window: Any = None
-    # False: sliding_window has no effect.
-    use_sliding_window: bool = True
+    # False: sliding_window has no effect. A key of Qwen's models only.
+    use_sliding_window: ClassVar[bool] = True
     quantization_config: Any = None
 
 
@@ -75,7 +75,7 @@ class Qwen2(Llama):
     num_key_value_heads: Size | None = 32
     max_position_embeddings: Size = 32768
     sliding_window: Any = 4096
-    use_sliding_window: bool = False
+    use_sliding_window: bool = False  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Qwen3(Llama):
     head_dim: Size | None = 128
     max_position_embeddings: Size = 32768
     sliding_window: Any = 4096
-    use_sliding_window: bool = False
+    use_sliding_window: bool = False  # type: ignore[misc]
 
 
 # By model_type.

@@ -85,6 +85,10 @@ WRONG = {
     "list for a mapping": (lambda f: edit(f, rope_scaling=[1]), r"rope_scaling=\[1\], which must be"),
     "half a number": (lambda f: edit(f, max_position_embeddings=64.5), "max_position_embeddings=64.5, which"),
     "text for yes or no": (lambda f: edit(f, tie_word_embeddings="no"), 'tie_word_embeddings="no", which'),
+    "a window of a family without the switch": (
+        lambda f: edit(f, model_type="mistral", use_sliding_window=False, sliding_window=8),
+        "sliding_window=8 limits how far tokens attend",
+    ),
     "a window": (lambda f: edit(f, sliding_window=8), "sliding_window=8 limits how far tokens attend"),
     "Mistral's usual window": (
         lambda f: edit(f, model_type="mistral"),

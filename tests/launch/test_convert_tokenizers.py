@@ -15,7 +15,7 @@ from caat.data.tokenizer import find_tokenizer, load_tokenizer, train_tokenizer
 from launch.convert import main
 from layers.huggingface.tokenizers import choose_tokenizer
 from tests.launch.test_convert import convert, same_tokens
-from tests.layers.huggingface.llamas import write_llama
+from tests.layers.huggingface.llamas import write_family, write_llama
 
 
 def test_a_sentencepiece_tokenizer_gives_the_same_tokens(tmp_path):
@@ -167,3 +167,33 @@ def test_a_class_with_rules_of_its_own_does_not_change_the_numbers(tmp_path):
     ours = load_tokenizer(find_tokenizer(tmp_path / "ours"))
     for text in ("line 3 says", " two  spaces\n\nx", "<s>line </s>"):
         assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+
+
+def test_qwen2_with_rules_of_another_tokenizer_says_how_to_load_it(tmp_path, capsys):
+    """AutoTokenizer would take Qwen2's own rules."""
+    write_family(tmp_path / "hf", "Qwen2")
+    how = ": load it with transformers.PreTrainedTokenizerFast, not with AutoTokenizer"
+    for rules in ("gpt2", "qwen2"):
+        if rules == "qwen2":
+            theirs = transformers.Qwen2Tokenizer().backend_tokenizer
+            content = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+            for part in ("normalizer", "pre_tokenizer"):
+                content[part] = json.loads(theirs.to_str())[part]
+            (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(content))
+        convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / rules}", "parallel.tensor=2")
+        capsys.readouterr()
+        convert(f"from={tmp_path / rules}", f"to={tmp_path / rules}-back")
+        assert (how in capsys.readouterr().out) == (rules == "gpt2")
+        auto = transformers.AutoTokenizer.from_pretrained(f"{tmp_path / rules}-back")
+        ours, text = load_tokenizer(find_tokenizer(tmp_path / rules)), "document 123 says  words"
+        assert (auto.encode(text) == ours.encode(text)) == (rules == "qwen2")
+
+
+def test_tokens_that_only_the_map_of_special_tokens_names_are_kept(tmp_path):
+    write_llama(tmp_path / "hf")
+    names = {"pad_token": {"content": "<|end|>", "lstrip": False}, "unk_token": "<|begin|>"}
+    (tmp_path / "hf" / "special_tokens_map.json").write_text(json.dumps(names))
+    convert(f"from={tmp_path / 'hf'}", f"to={tmp_path / 'ours'}", "parallel.tensor=2")
+    convert(f"from={tmp_path / 'ours'}", f"to={tmp_path / 'back'}")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert (theirs.pad_token, theirs.unk_token) == ("<|end|>", "<|begin|>")

@@ -208,6 +208,9 @@ def changed(tasks, folder, name: str, **settings):
         ({"do_sample": True, "temperature": 0.7, "top_k": -1}, "top_k=-1 must not be negative"),
         ({"max_gen_toks": "many"}, "many"),
         ({"max_gen_toks": 0}, "max_new_tokens=0 must be above 0"),
+        ({"do_sample": True, "temperature": 0.7, "top_k": "x"}, "top_k='x': give a whole number"),
+        ({"do_sample": True, "temperature": 0.7, "top_k": 2.5}, "top_k=2.5: give a whole number"),
+        ({"do_sample": True, "temperature": 0.7, "top_p": "x"}, "top_p='x': give a number"),
     ],
 )
 def test_a_task_that_cannot_generate_is_named_at_once(run, tasks, tmp_path, monkeypatch, arguments, says):
@@ -215,6 +218,23 @@ def test_a_task_that_cannot_generate_is_named_at_once(run, tasks, tmp_path, monk
     folder = changed(tasks, tmp_path / "changed", "tiny_generation", generation_kwargs=arguments)
     with pytest.raises(ValueError, match=f"task tiny_generation cannot be run: .*{says}"):
         evaluate.main([f"checkpoint={run}", f"tasks={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        (
+            "tiny_choice",
+            {"num_fewshot": 0},
+            "its file has num_fewshot: 0, so that lm-eval ignores num_fewshot=2",
+        ),
+        ("tiny_perplexity", {}, "it measures whole texts, so that lm-eval ignores num_fewshot=2"),
+    ],
+)
+def test_examples_that_lm_eval_would_leave_out_are_refused(run, tasks, tmp_path, name, settings, says):
+    folder = changed(tasks, tmp_path / "changed", name, **settings)
+    with pytest.raises(ValueError, match=f"task {name} cannot be run: {says} for it"):
+        evaluate.main([f"checkpoint={run}", f"tasks={folder}", "num_fewshot=2"])
 
 
 FAILS = """

@@ -125,6 +125,11 @@ def test_the_context_may_be_extended(here):
     validate(config, 1)
     with pytest.raises(ValueError, match=r"rope_scaling.kind=none, but initialize=llama holds .* with yarn"):
         validate(compose([*RUN, "model.rope_scaling.kind=none"]), 1)
+    # Dynamic scaling begins at the length of the model, so another length is another function.
+    at_half(here, model=replace(found.model, rope_scaling=RopeScalingConfig("dynamic", 4.0)))
+    validate(compose(RUN), 1)
+    with pytest.raises(ValueError, match=r"model.sequence=128, but initialize=llama holds a model with 64"):
+        validate(compose([*RUN, "model.sequence=128"]), 1)
 
 
 def test_with_private_channels_n_is_fixed_and_the_ratio_is_not(here):
