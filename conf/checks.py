@@ -81,6 +81,11 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, f"{name}={value} is not known: choose one of {', '.join(choices)}")
 
 
+def named_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

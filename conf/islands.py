@@ -13,7 +13,7 @@ from conf.lighthouse import split_address
 from conf.schedule import SCHEDULE_HELP, TOPOLOGY_HELP, ScheduleSpec
 
 METHODS = ("auto", "none", "average", "diloco", "slamb", "dcs3gd")
-# The settings that only some methods have, with the names of those. auto is diloco as far as it exchanges.
+# Settings that apply only to some methods, by name. auto counts as diloco.
 ONLY = {
     "lr": ("auto", "diloco"),
     "momentum": ("auto", "diloco"),
@@ -22,7 +22,7 @@ ONLY = {
     "beta3": ("slamb",),
     "lambda0": ("dcs3gd",),
 }
-# Those of a run that is an island by itself, and the methods that it can use.
+# Settings that need islands.join, and the methods that go with it.
 JOINING, JOINABLE = ("name", "wait_for", "timeout"), ("auto", "average", "diloco")
 # Codecs that the ranks must encode together: a round that fails would leave them different.
 TOGETHER = ("powersgd", "randomk")

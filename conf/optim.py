@@ -8,7 +8,7 @@ from conf.checks import require, require_choice, require_positive
 from conf.field import default_of, setting
 
 OPTIMIZERS = ("adamw", "lamb", "sgd")
-# The settings that only some optimizers have, with the names of those.
+# Settings that apply only to some optimizers, by name.
 ONLY = {"betas": ("adamw", "lamb"), "eps": ("adamw", "lamb"), "momentum": ("sgd",)}
 
 

@@ -84,7 +84,7 @@ class HostLayerCache:
     def __init__(self, memory: Memory, padding: Tensor, settings: CacheConfig, transfers: Transfers) -> None:
         self._memory, self._index = memory, KeyIndex(memory.shape, settings.index, padding.device)
         self._settings, self._padding, self._transfers = settings, padding, transfers
-        # What the last step used: mostly what the next one needs.
+        # The rows that the last step used; the next one needs mostly the same.
         self._hot: Rows | None = None
         # Set for each pass.
         self.length = 0

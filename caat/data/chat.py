@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from caat.data.huggingface_tokenizer import SETTINGS, read_settings, read_template
 from caat.data.tokenizer import END, START, load_tokenizer
-from conf.checks import require
+from conf.checks import named_line, require
 from conf.data import DataConfig
 
 # The template that needs none: a line for each message, `Role: content`, and the assistant's ended by </s>.
@@ -119,9 +119,9 @@ class Chats:
                 [list(messages)], chat_template=self.template, **options, **self._specials
             )
         except Exception as error:  # a template may fail in any way
-            reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")
             raise ValueError(
-                f"the chat template fails ({reason}): correct the messages, or give data.chat_template=plain"
+                f"the chat template fails ({named_line(error)}): correct the messages, or give "
+                "data.chat_template=plain"
             ) from None
         return texts[0], ranges[0] if ranges else []
 

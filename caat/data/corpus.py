@@ -158,7 +158,7 @@ def tokenize(config: DataConfig, out: Path) -> None:
 
 
 def _by_number(entry: dict[str, Any]) -> tuple[int, str]:
-    """Return what sorts files by their numbers, of which those from 100,000 on have more digits."""
+    """Sort by piece number: shorter names first, because numbers from 100,000 on have more digits."""
     return len(entry["file"]), entry["file"]
 
 

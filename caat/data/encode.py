@@ -218,7 +218,7 @@ def _result(future: Future[Piece]) -> Piece:
     try:
         return future.result()
     except ValueError as error:
-        # It was raised in the worker: what is left of its traceback says nothing.
+        # Raised in a worker process, whose traceback is lost.
         raise ValueError(str(error)) from None
     except BrokenProcessPool:
         raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from conf.checks import named_line
 from conf.data import DataConfig
 
 # Timeout in seconds for asking the Hugging Face hub about a dataset.
@@ -84,4 +85,4 @@ def cause(error: BaseException) -> str:
     """Return the first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")
+    return named_line(error)

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
 
+from conf.checks import named_line
+
 BLOCK_BYTES = 16 << 20
 ROWS = 1024
 BLANK_LINE = re.compile(r"^[^\S\n]+$", re.MULTILINE)
@@ -35,7 +37,7 @@ def read_documents(kind: str, path: Path, field: str) -> Iterator[pa.Array]:
         yield from reader(path, field)
     except WHAT_IT_FAILS_WITH as error:
         raise ValueError(
-            f"{path} could not be read as {kind} ({first_line(error)}): check that the file is complete and "
+            f"{path} could not be read as {kind} ({named_line(error)}): check that the file is complete and "
             "that its extension matches its content"
         ) from error
 
@@ -60,10 +62,16 @@ def _paragraphs(path: Path, _: str) -> Iterator[pa.Array]:
             while block := file.read(BLOCK_BYTES):
                 block += file.readline()
                 *whole, rest = (rest + BLANK_LINE.sub("", block)).split("\n\n")
-                yield pa.array([paragraph for paragraph in whole if paragraph], pa.string())
+                yield _stripped(whole)
     except UnicodeDecodeError:
         raise ValueError(_undecodable(path)) from None
-    yield pa.array([rest] if rest else [], pa.string())
+    yield _stripped([rest])
+
+
+def _stripped(paragraphs: list[str]) -> pa.Array:
+    """Return the paragraphs without the line ends around them, which depend on their neighbours."""
+    stripped = (paragraph.strip("\n") for paragraph in paragraphs)
+    return pa.array([paragraph for paragraph in stripped if paragraph], pa.string())
 
 
 def _undecodable(path: Path) -> str:
@@ -118,7 +126,7 @@ def load_json(data: bytes, where: str) -> Any:
         return json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} could not be read as json ({first_line(error)}): write one JSON object with "
+            f"{where} could not be read as json ({named_line(error)}): write one JSON object with "
             "its text per line"
         ) from None
 
@@ -208,8 +216,3 @@ def not_utf8(error: UnicodeError) -> str:
         code -= 0xDC00  # a byte that "surrogateescape" stored as a surrogate
     name = f"the byte {code:02X}" if code < 256 else f"a lone surrogate, \\u{code:04x}"
     return f"holds {name}, which is not valid UTF-8: fix or remove it, or save the file as UTF-8"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". ")

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from caat.data.chat import Rendered
-from caat.data.reading import ROWS, WHAT_IT_FAILS_WITH, first_line, load_json, not_utf8, open_file
+from caat.data.reading import ROWS, WHAT_IT_FAILS_WITH, load_json, not_utf8, open_file
 from caat.data.rows import Render, renderer
-from conf.checks import require
+from conf.checks import named_line, require
 from conf.data import DataConfig
 
 
@@ -38,7 +38,7 @@ def read_rows(kind: str, path: Path, columns: Collection[str]) -> Iterator[tuple
         yield from _parquet_rows(path, columns) if kind == "parquet" else _json_rows(path)
     except WHAT_IT_FAILS_WITH as error:
         raise ValueError(
-            f"{path} could not be read as {kind} ({first_line(error)}): check that the file is complete and "
+            f"{path} could not be read as {kind} ({named_line(error)}): check that the file is complete and "
             "that its extension matches its content"
         ) from error
 

@@ -88,7 +88,7 @@ class LAMB(Optimizer):
 
     @cached_property
     def pieces(self) -> dict[Tensor, list[Piece]]:
-        """What each weight in ``param_groups`` holds of which matrices; padding is in no piece."""
+        """The pieces of matrices in each weight of ``param_groups``; padding belongs to none."""
         found: dict[Tensor, list[Piece]] = {}
         for name, ranges in self._matrices.ranges.items():
             place = self.places[name]

@@ -133,7 +133,7 @@ def between_sites(config: BudgetConfig, built: Building, made: dict[str, float])
 
 
 def cost_of_waiting(config: BudgetConfig, waits: float, step: float) -> float:
-    """Return the dollars of the racks that wait, if ``waits`` seconds follow each ``step`` of so many."""
+    """Return the dollars of the racks that wait ``waits`` seconds after each step of ``step`` seconds."""
     return config.budget * config.compute_share * waits / (waits + step)
 
 

@@ -109,7 +109,7 @@ def _reduced_bytes(
 def _gathered_bytes(
     rows: Sequence[int], replicas: int, itemsize: int, codec: str, schedules: Schedules | None
 ) -> int:
-    """Return what the first replica sends in gathers, each of so many numbers of every replica."""
+    """Return the bytes that the first replica sends in gathers of so many numbers of every replica."""
     rows, itemsize = _encoded(rows, itemsize, codec)
     if schedules is None:
         return (replicas - 1) * itemsize * sum(rows)
@@ -154,7 +154,7 @@ class Kept(NamedTuple):
     """Numbers that messages of a process keep between steps."""
 
     residuals: int = 0
-    # Of gathered weights, in the type of the weights.
+    # Numbers of the gathered weights, in the type of the weights.
     weights: int = 0
 
 

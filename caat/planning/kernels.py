@@ -60,7 +60,7 @@ class Kernels:
         return _flops(p) * p.tokens / p.processes / self.pass_seconds(p, moved)
 
     def optimizer_seconds(self, numbers: int, element_size: int, optim: OptimConfig) -> float:
-        """Return the seconds of the optimizer's step for so many weights of a process.
+        """Return the seconds of the optimizer's step for ``numbers`` weights of a process.
 
         The gradient is read for its norm, read and written to clip it, and read by the step, in float32. The
         step reads and writes master weights and state, and writes the weights.

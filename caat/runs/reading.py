@@ -58,32 +58,32 @@ class Run:
 
     @property
     def bytes_per_step(self) -> int | None:
-        """Tensor-parallel bytes that the first process passes to collectives, forward and backward.
-
-        These and the following are means over the steps: a schedule changes the ratio.
-        """
+        """Mean tensor-parallel bytes of a step that the first process passes to collectives, both ways."""
         if not self.records:
             return None
         return self._mean("tensor_parallel_bytes_")
 
     @property
     def data_bytes_per_step(self) -> int | None:
-        """Size of the first process's data-parallel messages; None for one replica, or if not recorded."""
+        """Mean bytes of a step that the first process sends to replicas; None for one replica."""
         return self._data_parallel("bytes")
 
     @property
     def data_calls_per_step(self) -> int | None:
-        """Number of these messages."""
+        """Mean number of data-parallel messages in a step."""
         return self._data_parallel("calls")
 
     @property
     def island_bytes_per_step(self) -> int | None:
-        """Bytes that the first process sends to other islands; None without any."""
+        """Mean bytes of a step that the first process sends to other islands; None without any."""
         return self._mean("islands_bytes_") or None
 
     @property
     def total_bytes_per_step(self) -> int | None:
-        """The bytes of all three axes: shards of a replica, replicas of an island, islands."""
+        """The bytes of all three axes: shards of a replica, replicas of an island, islands.
+
+        Those between shards are sizes of messages: a ring of P processes sends 2 (P - 1) / P times as many.
+        """
         if self.bytes_per_step is None:
             return None
         return self.bytes_per_step + (self.data_bytes_per_step or 0) + (self.island_bytes_per_step or 0)

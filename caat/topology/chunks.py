@@ -1,4 +1,4 @@
-"""Where the chunks of a schedule lie in a buffer, whose they are, and what a node sends of them."""
+"""Where a schedule's chunks lie in a buffer, which node owns each, and what each node sends."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from caat.data.reading import first_line
 from caat.parallel.world import is_first_rank, local_rank, local_world_size, restarted, world_size
 from caat.runs.status import read_status, write_status
 from caat.supervision.allocator import keep_large_buffers
 from caat.supervision.device import choose_device, side_store, start_process_group, stop_process_group
 from caat.supervision.signals import StoppedBySignal, StopRequest
 from caat.supervision.watchdog import Watchdog
+from conf.checks import named_line
 from conf.schema import Config
 from launch.command.errors import STOPPED
 from launch.run.folder import leave_finished, open_run_folder
@@ -127,7 +127,7 @@ def _fail(error: Exception, watchdog: Watchdog) -> None:
         return
     if _lost_connection(error):
         # Usually not the cause: the rank at the other end is gone, and may have reported why.
-        why = f"rank {dist.get_rank()} lost the connection to another rank ({first_line(error)})"
+        why = f"rank {dist.get_rank()} lost the connection to another rank ({named_line(error)})"
         if watchdog.claim_failure("lost the connection to another rank", LOST_CONNECTION_SECONDS):
             if "by peer" not in str(error):
                 # It may be the cause after all: messages of different sizes, or no memory for NCCL.

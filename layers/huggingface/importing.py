@@ -40,7 +40,7 @@ class Source:
 
     folder: Path
     architecture: Architecture
-    # Whether config.json ties the embeddings. The model does not if the files hold another head all the same.
+    # Whether config.json ties the embeddings. The model is untied if the files still hold another head.
     flagged_tied: bool
     tokenizer: Path
     tensors: Tensors

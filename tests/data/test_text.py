@@ -40,6 +40,14 @@ def test_text_files_give_paragraphs(tmp_path):
     assert texts(tmp_path, tmp_path / "a [1].txt") == ["one\ntwo", "three", "four"]
 
 
+def test_a_paragraph_is_the_same_wherever_it_stands(tmp_path):
+    """Its split depends on its text: line ends around it would move it."""
+    (tmp_path / "last.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "three.txt").write_text("one\n\n\ntwo\n\n\n\n\nthree\n\n")
+    assert texts(tmp_path, tmp_path / "last.txt") == ["one", "two"]
+    assert texts(tmp_path, tmp_path / "three.txt") == ["one", "two", "three"]
+
+
 def test_linked_folders_are_read_too(tmp_path):
     for name in ("corpus", "elsewhere"):
         (tmp_path / name).mkdir()

@@ -52,7 +52,7 @@ class Gaps(IndexCodec):
         bytes_ = count * (1 - others) * others**gap
         bytes_[LONG] = long = count * others**LONG
         for place in range(4):
-            # What a long gap is longer by is geometric again, and so is each of its bytes.
+            # The excess of a long gap is again geometrically distributed, and so is each of its bytes.
             less = others ** (256.0**place)
             bytes_ += long * less**gap / (less**gap).sum()
         # The end of the stream is a symbol, too.

@@ -64,7 +64,7 @@ class Architecture:
         c = self.model
         odd = c.hidden % c.heads > 0
         model_type, name = self._family or (MISTRAL if odd else CLASSES[False, False])
-        # Qwen2 has no key for its biases, and to the others this one means a bias of attention's output too.
+        # Qwen2 has no key for its biases; in the others, attention_bias adds one to attention's output too.
         biases = {} if model_type == "qwen2" else {"attention_bias": False, "mlp_bias": False}
         return {
             "architectures": [name],

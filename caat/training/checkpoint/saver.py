@@ -141,7 +141,7 @@ class Saver:
     def wait(self) -> None:
         """Wait for the save in flight. Raise :class:`SaveError` on all ranks if the last save failed."""
         if self._thread is not None:
-            # Once, as on all ranks: progress that this rank sees is its own.
+            # One beat, as on every rank: all must beat equally often, but each sees only its own progress.
             self._beat(f"waiting for {self._thread.name} to be on disk")
             seen = self._written
             with self._pace.standing():

@@ -40,7 +40,7 @@ class KeptRounds(Kept):
     A round in flight is not saved: a resumed run asks for a new one.
     """
 
-    # They say how new the anchor is.
+    # The number of rounds tells how recent the anchor is.
     always = (_ROUNDS,)
 
     def __init__(self, islands: Rounds, *, momentum: bool) -> None:
