@@ -210,7 +210,7 @@ def _make(config: DataConfig, folder: Path) -> None:
         if not (full := no_room(error)):
             raise
         text = sum(file.stat().st_size for file in check_source(config).files)
-        # The size of a dataset of Hugging Face is not known, and compressed files do not say theirs.
+        # The size of a Hugging Face dataset is not known.
         of = f"{size_text(text)} of text" if text else "text"
         raise ValueError(
             f"{folder} could not be written ({full.strerror}): preparing {of} needs about twice as much "

@@ -43,8 +43,7 @@ def bounds_of(texts: Iterable[str], validation: float, test: float = 0.0) -> Bou
         raise ValueError(
             f"the text has {['no document', 'only one document', 'only two documents'][len(values)]}, but "
             f"training{', validation and test' if test else ' and validation'} need one each, and equal ones "
-            "count once: give more "
-            "text, or split it (blank lines in a text file, else rows)"
+            "count once: give more text, or split it (blank lines in a text file, else rows)"
         )
     ordered = sorted(values)
     first = _moved(ordered, bounds.validation, 1, len(ordered) - splits + 1)

@@ -120,14 +120,14 @@ def find_tokenizer(folder: Path) -> Path:
 def difference(one: Path, other: Path) -> str:
     """Say how the tokens of the tokenizer file ``one`` differ from those of ``other``; empty if they do not.
 
-    A SentencePiece model names the tokens that begin and end a document; files next to a tokenizer.json do.
-    Raises ``ValueError`` like :func:`load_tokenizer`.
+    A SentencePiece model names the tokens that begin and end a document. For a tokenizer.json, files next to
+    it do. Raises ``ValueError`` like :func:`load_tokenizer`.
     """
     if one.read_bytes() != other.read_bytes():
         return f"its file is not the same as {other}"
     if one.suffix != ".json":
         return ""
-    (ours, theirs) = (_begin_and_end(load_tokenizer(path)) for path in (one, other))
+    ours, theirs = (_begin_and_end(load_tokenizer(path)) for path in (one, other))
     if ours != theirs:
         return (
             f"it begins and ends documents with {' and '.join(ours)}, and {other} with {' and '.join(theirs)}"

@@ -51,9 +51,8 @@ def _without(
     """
 
     def trained(v: Variant) -> tuple:
-        return v.runs[0].config.sync.schedule, *(
-            pair for pair in _trained(v) if not pair[0].startswith(prefixes)
-        )
+        others = [pair for pair in _trained(v) if not pair[0].startswith(prefixes)]
+        return v.runs[0].config.sync.schedule, others
 
     found = [v for v in among if plain(v) and trained(v) == trained(variant) and v.seeds & variant.seeds]
     if plain(variant) or not found:
