@@ -31,7 +31,9 @@ def initialise() -> AbstractContextManager[None]:
 
 def hydra_config(overrides: Sequence[str], **how: Any) -> DictConfig:
     """Compose ``overrides`` with Hydra, including the options of ``--config-dir``."""
-    return hydra_compose("config", overrides=[*search_path(), *overrides], **how)
+    # Hydra refuses its own default, which means no experiment.
+    given = [text for text in overrides if text != "experiment=null"]
+    return hydra_compose("config", overrides=[*search_path(), *given], **how)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:

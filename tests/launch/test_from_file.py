@@ -57,6 +57,9 @@ def test_an_option_on_the_command_line_overrules_what_the_file_sets(here):
         assert (found.model, found.train) == (option.model, option.train)
         assert found.sync.private_scale == 2
     assert compose(["mine.yaml", "sync=full"]).train.steps == 7
+    write(here / "quick.yaml", "experiment: quickstart\n")
+    assert compose(["quick.yaml"]) == compose(["experiment=quickstart"])
+    assert compose(["quick.yaml", "experiment=null"]) == compose(["experiment=null"]) == compose([])
 
 
 def test_a_runs_own_file_given_back_is_a_new_run_like_it(here):
