@@ -37,7 +37,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
         for state in self.state.values():
             state["step"].fill_(steps)
 
-    def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         if not state:
             # Initialise like AdamW's first step. The fused implementation keeps its counter on the GPU.

@@ -10,23 +10,15 @@ from conf.optim import OptimConfig
 
 @dataclass(frozen=True)
 class StateKind:
-    """One kind of float32 state, by its name in checkpoints."""
+    """One kind of float32 state in the shape of the weights, by its name in checkpoints.
+
+    There is one copy, or one for each ``island``; ZeRO partitions it over the replicas.
+    """
 
     name: str
-    # True: one copy for all replicas, which ZeRO partitions over them. False: each replica has its own copy.
-    shared: bool = True
-    # True: the shape of the weight. False: flat tensors with names and sizes that the optimizer chooses.
-    shaped: bool = True
-    # True: each island has its own copy, which ZeRO partitions over the replicas of the island.
     island: bool = False
 
-    def __post_init__(self) -> None:
-        assert self.shaped or not self.shared, f"{self.name}: ZeRO cuts only what has the shape of a weight"
-
-    def copies(self, replicas: int, islands: int = 1) -> int:
-        """Return the number of copies in a run with ``replicas`` replicas on all its ``islands`` together."""
-        if not self.shared:
-            return replicas
+    def copies(self, islands: int) -> int:
         return islands if self.island else 1
 
 
@@ -48,6 +40,6 @@ def kinds_of(optim: OptimConfig) -> tuple[StateKind, ...]:
     return () if optim.name == "sgd" and optim.momentum == 0 else DECLARED[optim.name]
 
 
-def saved_numbers(kinds: Sequence[StateKind], replicas: int = 1) -> int:
+def saved_numbers(kinds: Sequence[StateKind]) -> int:
     """Return how many numbers a checkpoint holds per weight, the weight itself included."""
-    return 1 + sum(1 if kind.shared else replicas for kind in kinds if kind.shaped)
+    return 1 + len(kinds)

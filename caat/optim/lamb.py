@@ -80,7 +80,7 @@ class LAMB(Optimizer):
                 update = cut(weight.grad, piece)
                 cut(weight, piece).addcmul_(update, ratios[piece.matrix], value=-group["lr"])
 
-    def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         if not state:
             state.update({kind.name: torch.zeros_like(weight) for kind in self.kinds})
@@ -103,7 +103,7 @@ class LAMB(Optimizer):
 
     def _update_moments(self, weight: Tensor, group: dict) -> None:
         assert weight.grad is not None
-        state = self.shared_state(weight)
+        state = self.state_of(weight)
         first, second = group["betas"]
         state["exp_avg"].lerp_(weight.grad, 1 - first)
         state["exp_avg_sq"].mul_(second).addcmul_(weight.grad, weight.grad, value=1 - second)
@@ -111,7 +111,7 @@ class LAMB(Optimizer):
     def _replace_gradient(self, weight: Tensor, group: dict) -> None:
         """Replace the gradient, which DeepSpeed no longer needs, by u."""
         assert weight.grad is not None
-        state, step = self.shared_state(weight), self.step_of(weight)
+        state, step = self.state_of(weight), self.step_of(weight)
         first, second = group["betas"]
         tensors = weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]
         for w, g, m, v in zip(*(each.view(-1).split(CHUNK) for each in tensors), strict=True):

@@ -17,7 +17,7 @@ from caat.optim.places import Place
 class Optimizer(torch.optim.Optimizer):
     """A mixin for torch's optimizers: ``class AdamW(Optimizer, torch.optim.AdamW)``.
 
-    DeepSpeed puts its flat ranges of the weights into ``param_groups``; :meth:`shared_state` returns their
+    DeepSpeed puts its flat ranges of the weights into ``param_groups``; :meth:`state_of` returns their
     state. A group is ``replicated`` if all tensor-parallel processes of a replica hold its weights.
     """
 
@@ -118,17 +118,9 @@ class Optimizer(torch.optim.Optimizer):
         self._resumed_steps = self.ended = steps
         self._taken.clear()
 
-    def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return the live shared kinds of ``weight``, each in its shape; create them if necessary.
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return the live kinds of ``weight``, each in its shape; create them if necessary.
 
         ``weight`` is an entry of ``param_groups``: a parameter, or a flat range of several parameters.
-        """
-        raise NotImplementedError
-
-    def replica_state(self, kind: str) -> dict[str, Tensor]:
-        """Return this process's live state of a kind of which each replica has its own copy.
-
-        Kinds in the shape of the weights: by parameter, in its shape on this process before ZeRO. Other
-        kinds: flat tensors by names that the optimizer chooses, the same on all processes.
         """
         raise NotImplementedError

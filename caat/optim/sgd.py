@@ -25,7 +25,7 @@ class SGD(Optimizer, torch.optim.SGD):
         )
         self.kinds = kinds_of(optim)
 
-    def shared_state(self, weight: Tensor) -> dict[str, Tensor]:
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         for kind in self.kinds:
             # torch's first step copies the gradient instead, which equals adding it to zeros.

@@ -98,7 +98,7 @@ class SLAMB(LAMB):
             momenta, due = [], []
             for weight, turns in self._turns.items():
                 if (turns is None) == replicated:
-                    momentum = self.shared_state(weight)["exp_avg"].view(-1)
+                    momentum = self.state_of(weight)["exp_avg"].view(-1)
                     momenta.append(momentum)
                     due.append(slice(None) if turns is None else turns == self._now % self._cycle)
             parts = [momentum[each] for momentum, each in zip(momenta, due, strict=True)]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from caat.data.loader import HeldOut
 from caat.data.marks import IGNORED
 from caat.optim.make import make_optimizer
-from caat.optim.optimizer import Optimizer
 from caat.parallel.mesh import Mesh
 from caat.parallel.sharding import sharded_parameters
 from caat.planning.zero import BUCKET
@@ -60,7 +59,6 @@ class Engine:
         stage: int,
         precision: str,
         accumulation: int,
-        optimizer: Optimizer | None = None,
         islands: IslandsConfig | None = None,
         party: Party | None = None,
         seed: int = 0,
@@ -73,7 +71,7 @@ class Engine:
             # would silently miss most of the model.
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         method = islands.resolved(mesh.islands.processes) if islands is not None else "none"
-        self._optimizer = optimizer or make_optimizer(model, optim, mesh, islands, seed=seed)
+        self._optimizer = make_optimizer(model, optim, mesh, islands, seed=seed)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,

@@ -73,21 +73,16 @@ class LiveState:
     def fragments(self) -> dict[tuple[str, str], Fragment]:
         """Return this process's fragments by parameter and kind; a fragment has size 0 if it holds nothing.
 
-        Shared kinds: replicas hold disjoint ranges at stages 1 to 3, and everything at stage 0. Other kinds:
-        the complete parameter of this process or, if not in its shape, tensors that the optimizer names.
+        Replicas hold disjoint ranges at stages 1 to 3, and everything at stage 0.
         """
         found = {}
         for name, place in self.places().items():
-            values = self._shared(place)
+            values = self._values(place)
             if self.islands is not None:
                 values[OWN_WEIGHT] = values[WEIGHT.name]
                 values |= self.islands.kept.shared_numbers(name)
             for kind, numbers in values.items():
                 found[name, kind] = Fragment(place.start, numbers)
-        for each in self.kinds:
-            if not each.shared:
-                own = self.optimizer.replica_state(each.name)
-                found |= {(name, each.name): Fragment(0, values.view(-1)) for name, values in own.items()}
         return found
 
     def master_weights(self) -> dict[str, Tensor]:
@@ -127,10 +122,10 @@ class LiveState:
         if self.islands is not None:
             self.islands.kept.load(outer, step)
 
-    def _shared(self, place: Place) -> dict[str, Tensor]:
+    def _values(self, place: Place) -> dict[str, Tensor]:
         if place.weight is None:
-            return {kind.name: torch.empty(0) for kind in (WEIGHT, *self.optimizer.kinds) if kind.shared}
-        values = {WEIGHT.name: place.weight.detach(), **self.optimizer.shared_state(place.weight)}
+            return {kind.name: torch.empty(0) for kind in (WEIGHT, *self.optimizer.kinds)}
+        values = {WEIGHT.name: place.weight.detach(), **self.optimizer.state_of(place.weight)}
         return {kind: value.view(-1).narrow(0, place.offset, place.size) for kind, value in values.items()}
 
 

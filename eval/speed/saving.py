@@ -47,7 +47,7 @@ class SavingBenchmark:
         text = torch.randint(self.shape.vocab_size, (config.batch, config.sequence + 1))
         self.batch = [(text[:, :-1], text[:, 1:])]
         self.parameters = parameter_count(self.shape)
-        numbers = saved_numbers(self.engine.live.optimizer.kinds, self.mesh.data_size)
+        numbers = saved_numbers(self.engine.live.optimizer.kinds)
         self.bytes = checkpoint_bytes(self.shape, numbers)
         (folder / "tokenizer.model").touch()
         self.step = 0

@@ -106,11 +106,7 @@ class Exchange:
         found: dict[tuple[int, int], Piece] = {}
         content, processes = turn.file.content, self.mesh.processes
         on_island = processes * self.mesh.data_size
-        ranks = [
-            rank
-            for rank in range(self.control.world)
-            if content.replica in (None, rank // processes) and content.island in (None, rank // on_island)
-        ]
+        ranks = [rank for rank in range(self.control.world) if content.island in (None, rank // on_island)]
         for rank in sorted(ranks, key=lambda rank: self._distance(rank, turn)):
             start, size = self._ranges[rank][turn.tensors.parameter, content.kind]
             tensor_rank = 0 if turn.tensors.sharding is None else rank % processes

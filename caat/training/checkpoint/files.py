@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from xxhash import xxh3_128
 
-from caat.optim.kinds import WEIGHT, StateKind
+from caat.optim.kinds import WEIGHT
 from caat.parallel.sharding import FullTensors, Sharding
 from caat.storage.durable import write_json
 from caat.training.live import LiveState
@@ -30,17 +30,16 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Content:
-    """All tensors of one kind; ``replica`` or ``island`` is set if each of these has its own copy."""
+    """All tensors of one kind, or of the copy of it that an ``island`` has."""
 
     kind: str
     tensors: Sequence[FullTensors]
-    replica: int | None = None
     island: int | None = None
 
     @property
     def stem(self) -> str:
         """The file's name without ``.safetensors``. All kinds use the same tensor names inside."""
-        return stem(self.kind, self.replica, self.island)
+        return stem(self.kind, self.island)
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,10 @@ def _runs(tensors: Sequence[FullTensors], world: int) -> list[list[FullTensors]]
     return [run for run in runs if run]
 
 
-def stem(kind: str, replica: int | None = None, island: int | None = None) -> str:
+def stem(kind: str, island: int | None = None) -> str:
     if kind == WEIGHT.name:
         return "model"
-    copies = (("replica", replica), ("island", island))
-    return ".".join([f"optimizer.{kind}", *(f"{of}-{number}" for of, number in copies if number is not None)])
+    return f"optimizer.{kind}" if island is None else f"optimizer.{kind}.island-{island}"
 
 
 def own_file_name(live: LiveState) -> str:
@@ -114,21 +112,6 @@ def write_indices(folder: Path, files: Sequence[File]) -> dict[str, str]:
             index = {"metadata": {"total_size": total}, "weight_map": where}
             checksums[index_name(stem)] = write_json(folder / index_name(stem), index)
     return checksums
-
-
-def own_tensors(kind: StateKind, live: LiveState) -> list[FullTensors]:
-    """Return the tensors of a kind that is not in the shape of the weights; processes hold equal parts."""
-    processes = live.mesh.processes
-    sizes = {name: held.size for (name, each), held in live.fragments().items() if each == kind.name}
-    return [
-        FullTensors(
-            name,
-            (name,),
-            ((processes * size,),),
-            Sharding(0, (processes * size,), processes),
-        )
-        for name, size in sizes.items()
-    ]
 
 
 class TensorFile:

@@ -16,7 +16,7 @@ from caat.parallel.sharding import FullTensors, Sliceable
 from caat.storage.checksums import Tick, wrong_files
 from caat.storage.records import read_record
 from caat.supervision.control import Control
-from caat.training.checkpoint.files import index_name, own_file_name, own_tensors, stem
+from caat.training.checkpoint.files import index_name, own_file_name, stem
 from caat.training.checkpoint.state import read_checksums, read_optimizer
 from caat.training.islands.kept import OWN_WEIGHT
 from caat.training.live import LiveState
@@ -51,11 +51,6 @@ class Tensors:
     @property
     def names(self) -> list[str]:
         return list(self._where)
-
-    def fits(self, tensors: Sequence[FullTensors]) -> bool:
-        """Return whether the files hold exactly these tensors, in these shapes."""
-        wanted = [pair for each in tensors for pair in zip(each.names, each.shapes, strict=True)]
-        return dict(wanted) == {name: self._shape(name) for name in self._where}
 
     def dtype(self, name: str) -> str:
         """Return the type by its name in safetensors: F32, BF16, ..."""
@@ -163,8 +158,8 @@ def load_optimizer(
     """Fill this rank's part of the optimizer state after ``step``, and set the number of its steps.
 
     ``tick`` is called for every parameter. Returns notes for the user on state that could not be resumed:
-    kinds that only the checkpoint or only this run has, and kinds of which each replica or island has its own
-    copy, if their number has changed. Raises ``ValueError`` for the state of another optimizer.
+    kinds that only the checkpoint or only this run has, and kinds of which each island has its own copy, if
+    their number has changed. Raises ``ValueError`` for the state of another optimizer.
     """
     saved, optimizer = read_optimizer(folder), live.optimizer
     require(
@@ -185,11 +180,9 @@ def load_optimizer(
             notes.append(f"the optimizer's {kind.name} starts from {start}: {problem}")
             continue
         # Each island loads its own copy. If there are fewer copies than islands, some load the same one.
-        island = live.mesh.island % found if kind.shared and found > 1 else None
-        replica = None if kind.shared else live.mesh.replica
-        file = Tensors(folder, stem(kind.name, replica, island))
-        _load(live, kind, file, tensors if kind.shaped else own_tensors(kind, live), tick)
-        if kind.shared and found != (wanted := kind.copies(live.mesh.replicas, live.mesh.islands.processes)):
+        file = Tensors(folder, stem(kind.name, live.mesh.island % found if found > 1 else None))
+        _load(live, kind, file, tensors, tick)
+        if found != (wanted := kind.copies(live.mesh.islands.processes)):
             notes.append(
                 f"the optimizer's {kind.name} was saved by {found} island{'s' * (found > 1)}, and this run "
                 f"has {wanted}: islands take the saved copies in turn"
@@ -223,15 +216,11 @@ def _load_own(live: LiveState, saved: str, folder: Path, step: int) -> list[str]
 
 def _misfit(kind: StateKind, copies: int, live: LiveState, folder: Path) -> str:
     """Why this run cannot resume this kind, of which the checkpoint has ``copies``; empty if it can."""
-    replicas, islands = live.mesh.replicas, live.mesh.islands.processes
+    islands = live.mesh.islands.processes
     if copies == 0:
         return f"{folder} does not hold it"
     if kind.name == OWN_WEIGHT and copies != islands:
         return f"each island has its own, {folder} was saved by {copies} and this run has {islands}"
-    if not kind.shared and copies != replicas:
-        return f"each replica keeps its own, {folder} was saved by {copies} and this run has {replicas}"
-    if not kind.shaped and not Tensors(folder, stem(kind.name, 0)).fits(own_tensors(kind, live)):
-        return f"{folder} was saved by a run with another layout"
     return ""
 
 
@@ -239,15 +228,14 @@ def _load(
     live: LiveState, kind: StateKind, file: Tensors, tensors: Sequence[FullTensors], tick: Tick
 ) -> None:
     fragments, mesh = live.fragments(), live.mesh
-    which = mesh.local_shards if kind.shaped else [mesh.tensor_rank]
     for each in tensors:
         tick()
         fragment, shape = fragments[each.parameter, kind.name], each.local_shape(mesh.processes)
         if fragment.size == 0:
             continue
         if fragment.size == prod(shape):
-            each.fill(fragment.numbers.view(shape), which, file.slices)
+            each.fill(fragment.numbers.view(shape), mesh.local_shards, file.slices)
             continue
         whole = torch.empty(shape)
-        each.fill(whole, which, file.slices)
+        each.fill(whole, mesh.local_shards, file.slices)
         fragment.numbers.copy_(whole.view(-1).narrow(0, fragment.start, fragment.size))

@@ -28,7 +28,6 @@ from caat.training.checkpoint.files import (
     Content,
     TensorFile,
     own_file_name,
-    own_tensors,
     plan_files,
     whole_tensor,
     write_indices,
@@ -288,22 +287,14 @@ class Saver:
 
 
 def _contents(kind: StateKind, live: LiveState, tensors: Sequence[FullTensors]) -> list[Content]:
-    """Return the contents to save of a kind: one for all, or one for each replica or island."""
-    islands = live.mesh.islands.processes
-    if kind.shared and kind.island and islands > 1:
-        return [Content(kind.name, tensors, island=island) for island in range(islands)]
-    if kind.shared:
-        return [Content(kind.name, tensors)]
-    if not kind.shaped:
-        tensors = own_tensors(kind, live)
-    return [Content(kind.name, tensors, replica) for replica in range(live.mesh.replicas)]
+    """Return the contents to save of a kind: one for all, or one for each island."""
+    copies = kind.copies(live.mesh.islands.processes)
+    return [Content(kind.name, tensors, island if copies > 1 else None) for island in range(copies)]
 
 
 def _describe(live: LiveState) -> SavedOptimizer:
     kinds = tuple(
-        SavedKind(
-            kind.name, kind.shared, kind.shaped, kind.copies(live.mesh.replicas, live.mesh.islands.processes)
-        )
+        SavedKind(kind.name, kind.copies(live.mesh.islands.processes))
         for kind in live.kinds
         if kind != WEIGHT
     )

@@ -48,12 +48,9 @@ class State:
 
 @dataclass(frozen=True)
 class SavedKind:
-    """A :class:`~caat.optim.kinds.StateKind` in a checkpoint; ``copies`` is 1, or the number of replicas
-    or islands of which each has its own."""
+    """A :class:`~caat.optim.kinds.StateKind` in a checkpoint; ``copies`` is 1, or the number of islands."""
 
     name: str
-    shared: bool
-    shaped: bool
     copies: Size
 
 
@@ -175,7 +172,7 @@ def _read(folder: Path) -> tuple[bytes, dict[str, str]]:
 def _optimizer(content: bytes, path: Path) -> SavedOptimizer:
     if parse_record(content, _Checksums, path).format > 1:
         return parse_record(content, _Format2, path).optimizer
-    kinds = tuple(SavedKind(name, shared=True, shaped=True, copies=1) for name in FORMAT_1_KINDS)
+    kinds = tuple(SavedKind(name, copies=1) for name in FORMAT_1_KINDS)
     return SavedOptimizer("adamw", parse_record(content, _Format1, path).adam_steps, kinds)
 
 
