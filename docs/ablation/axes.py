@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from figures import shown
-from training import loss_of, run_command, train
+from training import loss_of, precision, run_command, train
 
 from caat.runs.variants import Sample
 
@@ -24,7 +24,7 @@ Point = tuple[float, str, int]
 BASE: Point = (1.0, "none", 1)
 STEPS = 2000
 COMMON = (
-    *("experiment=ablation", "train.precision=bf16", "train.compile=true", "train.eval_every=0"),
+    *("experiment=ablation", "train.compile=true", "train.eval_every=0"),
     *("launch.processes=4", "parallel.processes=2", "zero.stage=1", "train.micro_batch=4"),
 )
 
@@ -46,7 +46,7 @@ def run(text: str, out: Path) -> None:
             if loss_of(folder) is not None:
                 continue
             where = [f"data.path={text}", f"run.dir={folder}", f"seed={seed}", f"train.steps={STEPS}"]
-            train([*COMMON, *settings_of(point), *where, "resume=auto"])
+            train([*COMMON, f"train.precision={precision()}", *settings_of(point), *where, "resume=auto"])
 
 
 def place(out: Path, point: Point, seed: int) -> Path:

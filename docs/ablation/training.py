@@ -14,6 +14,14 @@ from pathlib import Path
 AT_ONCE = 2
 
 
+def precision() -> str:
+    """Return the type to train in. CPUs without AVX-512 emulate bfloat16, far slower than float32."""
+    import torch
+
+    fast = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "bf16" if fast else "fp32"
+
+
 def train(settings: list[str], at_once: int = 1) -> None:
     """Run `caat pretrain` with ``settings``, on its share of the cores if several train ``at_once``."""
     environment = dict(os.environ)
