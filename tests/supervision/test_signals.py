@@ -78,6 +78,7 @@ def test_a_terminal_that_closes_stops_the_run_and_not_its_save(tmp_path):
 import fcntl, pathlib, signal, termios
 from caat.supervision.signals import StopRequest
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with StopRequest() as request:
     request.training = True
     print("ready", flush=True)
