@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,6 @@ from caat.training.checkpoint.folder import find
 from conf.checks import require
 from conf.convert import ConvertConfig
 from conf.reading.verb import load_verb
-
-# How transformers' tokenizer of Qwen2 splits a text.
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 
 
 def main(argv: list[str]) -> None:
@@ -130,19 +123,13 @@ def _export(
 
 
 def _how_to_load(tokenizer: Mapping[str, bytes], model: str) -> str:
+    from layers.huggingface.qwen2_tokenizer import has_rules_of_qwen2
+
     if "tokenizer.json" not in tokenizer:
         return " alone: transformers has no equivalent"
-    if model == "Qwen2ForCausalLM" and not _has_qwen2s_rules(tokenizer["tokenizer.json"]):
-        # For this model, AutoTokenizer replaces the rules of any tokenizer by Qwen2's.
+    if model == "Qwen2ForCausalLM" and not has_rules_of_qwen2(tokenizer["tokenizer.json"]):
         return ": load it with transformers.PreTrainedTokenizerFast, not with AutoTokenizer"
     return ""
-
-
-def _has_qwen2s_rules(tokenizer: bytes) -> bool:
-    rules = json.loads(tokenizer)
-    steps = (rules.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    patterns = [step["pattern"].get("Regex") for step in steps if isinstance(step.get("pattern"), dict)]
-    return (rules.get("normalizer") or {}).get("type") == "NFC" and patterns == [QWEN2_PATTERN]
 
 
 def _check_target(to: Path, given: str) -> None:

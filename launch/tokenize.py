@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from time import perf_counter
 
-from caat.data.prepared import Prepared, is_prepared, planned_folders, prepare_text
+from caat.data.prepared import Prepared, planned_folders, prepare_text
 from caat.data.shards import read_index
+from caat.data.text import is_prepared
 from conf.reading.as_typed import quoted
 from conf.reading.settings import typed
 from conf.reading.verb import load_verb

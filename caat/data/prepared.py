@@ -12,8 +12,8 @@ from caat.data.corpus import data_fingerprint, prepare, prepared_folder
 from caat.data.joint_tokenizer import joint_tokenizer, train_joint_tokenizer
 from caat.data.mixing import shares_of
 from caat.data.shards import TokenShards, read_index, sequence_count
-from caat.data.text import check_source
-from caat.data.tokenizer import difference, find_tokenizer
+from caat.data.text import check_source, is_prepared
+from caat.data.tokenizer import find_tokenizer, tokenizer_difference
 from conf.checks import require
 from conf.data import DataConfig
 
@@ -85,10 +85,6 @@ def find_prepared(config: DataConfig) -> Prepared | None:
     return Prepared(folders, config.mixture)
 
 
-def is_prepared(folder: Path) -> bool:
-    return (folder / "index.json").is_file()
-
-
 def planned_folders(config: DataConfig, out: Path | None = None) -> dict[str, Path]:
     """Return the folders of :func:`prepare_text`, also of what does not exist yet.
 
@@ -137,7 +133,7 @@ def given_tokenizer(config: DataConfig) -> Path | None:
             continue
         theirs = find_tokenizer(found.files[0])
         given = given or theirs
-        other = difference(theirs, given)
+        other = tokenizer_difference(theirs, given)
         require(
             not other,
             f"{source.given} was prepared with another tokenizer than {given}, and a mixture has one "

@@ -117,7 +117,7 @@ def find_tokenizer(folder: Path) -> Path:
     raise ValueError(f"{folder} holds no tokenizer: put its {' or '.join(TOKENIZER_FILES)} there")
 
 
-def difference(one: Path, other: Path) -> str:
+def tokenizer_difference(one: Path, other: Path) -> str:
     """Say how the tokens of the tokenizer file ``one`` differ from those of ``other``; empty if they do not.
 
     A SentencePiece model names the tokens that begin and end a document. For a tokenizer.json, files next to

@@ -38,14 +38,14 @@ def forecast(step_seconds: float, steps: int) -> str:
     )
 
 
-def precision_note(device: torch.device, precision: str) -> str:
-    """Return a note if ``device`` computes faster in float32 than in ``precision``, else an empty string.
+def precision_note(device: torch.device, precision: str, rate: float) -> str:
+    """Return a note if a CPU is faster in float32 than at ``rate``, its `product_rate` in ``precision``.
 
-    CPUs without instructions for bfloat16 emulate them, and one matrix product takes up to 70 times as long.
+    CPUs without instructions for bfloat16 emulate them. Otherwise the note is empty.
     """
     if device.type != "cpu" or precision != "bf16":
         return ""
-    factor = product_rate(device, "fp32") / product_rate(device, precision)
+    factor = product_rate(device, "fp32") / rate
     if factor < 1.5:
         return ""
     return (

@@ -80,7 +80,7 @@ class LiveState:
             values = self._values(place)
             if self.islands is not None:
                 values[OWN_WEIGHT] = values[WEIGHT.name]
-                values |= self.islands.kept.shared_numbers(name)
+                values |= self.islands.kept.numbers_of(name)
             for kind, numbers in values.items():
                 found[name, kind] = Fragment(place.start, numbers)
         return found

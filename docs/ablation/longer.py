@@ -6,7 +6,7 @@
 Each variant and seed is a trunk at a constant learning rate. A branch leaves it at 0.8 of every length and
 decays the learning rate to its end (wsd), so that one trunk serves all lengths. All variants reach a length
 before the next one begins. In bfloat16 and compiled, a step takes 0.45 of its time in float32 on a CPU
-with AVX-512; on one without, the runs are in float32.
+with instructions for bfloat16; on one without, the runs are in float32.
 """
 
 from __future__ import annotations

@@ -151,8 +151,10 @@ def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str], fi
     least = min(value for value, _ in points if value)
     axes.set_xscale("symlog", linthresh=least, linscale=0.3) if min(sent) == 0 else axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
-    to = "to replicas" if field == "data_bytes_per_step" else "to shards, replicas and islands"
-    axes.set(xlabel=f"MiB per step that a process sends {to}", ylabel="validation loss (nats per token)")
+    what = "sent to replicas"
+    if field == "total_bytes_per_step":
+        what = "messages between shards, sent to replicas and islands"
+    axes.set(xlabel=f"MiB per step and process: {what}", ylabel="validation loss (nats per token)")
     _legend(axes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from caat.data.prepared import Prepared
-from caat.data.tokenizer import difference
+from caat.data.tokenizer import tokenizer_difference
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.folder import find, whole_checkpoints
 from caat.training.checkpoint.tokenizer import checked_tokenizer
@@ -75,7 +75,7 @@ def check_initial(config: Config, tokens: Prepared | None = None) -> None:
         check_private(config, found, where)
     theirs = checked_tokenizer(checkpoint)
     ours = tokens.tokenizer if tokens else Path(config.data.tokenizer or theirs).expanduser()
-    other = difference(ours, theirs)
+    other = tokenizer_difference(ours, theirs)
     require(
         not other,
         f"{ours} differs from {theirs}, the tokenizer that the weights were trained with ({other}): leave "

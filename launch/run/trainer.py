@@ -57,14 +57,15 @@ def train_run(
     run = build_run(config, start, folder, device=device, control=control, request=request, watchdog=watchdog)
     # The final figures need these, and by then the text may be gone.
     base = baselines(start.tokens, c.sequence, c.eval_sequences)
-    expected = forecast(_step_seconds(config, device, control), c.steps - run.state.step)
+    rate = product_rate(device, c.precision)
+    expected = forecast(_step_seconds(config, rate, control), c.steps - run.state.step)
     if run.output:
         write_status(folder, "running")
     summary: dict = {}
     # Empty after other errors: the worker records those, because another rank may know the cause.
     status, why = "", ""
     try:
-        if run.output and (note := precision_note(device, c.precision)):
+        if run.output and (note := precision_note(device, c.precision, rate)):
             run.say(note)
         run.say(expected)
         request.training = True
@@ -95,12 +96,12 @@ def train_run(
             _close(run.output, config, summary, folder)
 
 
-def _step_seconds(config: Config, device: torch.device, control: Control) -> float:
-    """Estimate the seconds of a step from the rate of matrix products on the slowest rank. Collective."""
+def _step_seconds(config: Config, rate: float, control: Control) -> float:
+    """Estimate the seconds of a step on the slowest rank; ``rate``: this one's FLOP/s. Collective."""
     c = config.train
     work = flops_per_token(config.model, c.sequence) * c.global_batch * c.sequence / dist.get_world_size()
     # Control exchanges whole numbers.
-    return control.maximum(round(1e6 * work / product_rate(device, c.precision)))[0] / 1e6
+    return control.maximum(round(1e6 * work / rate))[0] / 1e6
 
 
 def _close(output: Output, config: Config, summary: dict, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from caat.data.marks import BLOCK, COUNTS
 from caat.data.prepared import Prepared, find_prepared, given_tokenizer
 from caat.data.shards import TokenShards, read_index, read_unigram, sequence_count
-from caat.data.tokenizer import difference, find_tokenizer, load_tokenizer
+from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_difference
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
 from conf.reading.settings import typed
@@ -66,7 +66,9 @@ def _check_folder(config: Config, folder: Path) -> None:
     _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
     given, used = config.data.tokenizer, find_tokenizer(folder)
     # initialize= takes over the checkpoint's tokenizer, and check_initial compares it with the text's.
-    other = difference(used, Path(given).expanduser()) if given and config.initialize is None else ""
+    other = (
+        tokenizer_difference(used, Path(given).expanduser()) if given and config.initialize is None else ""
+    )
     require(
         not other,
         f"data.tokenizer={given}, but {folder} was prepared with another one, {used} ({other}): leave "

@@ -28,7 +28,7 @@ class Kept:
     ) -> None:
         self._messages, self._settings, self._islands, self._momentum = messages, settings, islands, momentum
 
-    def shared_numbers(self, name: str) -> dict[str, Tensor]:
+    def numbers_of(self, name: str) -> dict[str, Tensor]:
         """Return live views of a parameter's anchor, and of its velocity if there is one, by kind."""
         for message in self._messages:
             if name in message.weights:
