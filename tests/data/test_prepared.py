@@ -15,8 +15,9 @@ from caat.data.shards import read_index
 from caat.data.tokenizer import load_tokenizer
 from conf.data import DataConfig
 from tests.data.conftest import write_documents
+from tests.data.test_chats import BLOCKS
 from tests.data.test_huggingface_tokenizer import SPECIAL, write_tokenizer
-from tests.data.test_rows import BLOCKS, write_rows
+from tests.data.test_rows import write_rows
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from caat.data.order import Permutation, mix
 from caat.data.shards import TokenShards, read_index
 from conf.reading.saved import read_config
 from launch.convert import main as convert
-from tests.data.test_rows import BLOCKS, write_rows
+from tests.data.test_chats import BLOCKS
+from tests.data.test_rows import write_rows
 from tests.layers.huggingface.llamas import write_llama
 
 SEQUENCE, BATCH, SEED = 32, 4, 7
