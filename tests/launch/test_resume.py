@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +13,8 @@ import pytest
 
 from caat.data.corpus import data_fingerprint
 from caat.data.prepared import Prepared
-from caat.runs.status import read_status, write_status
-from caat.storage.durable import write_json
-from caat.training.checkpoint.architecture import Architecture
-from caat.training.checkpoint.folder import point_latest_at, publish
-from caat.training.checkpoint.state import SavedOptimizer, State, write_state
-from conf.reading.saved import save_config
+from caat.training.checkpoint.folder import point_latest_at
+from caat.training.checkpoint.state import write_state
 from conf.schema import Config
 from launch.pretrain import main as pretrain
 from launch.run.compose import compose
@@ -33,38 +27,15 @@ from launch.run.resume import (
     continues,
 )
 from launch.run.validate import validate
+from tests.launch.saved_run import ADAMW, AT_200, add_checkpoint, saved_run, steps
 
 ROOT = Path(__file__).parents[2]
-AT_200 = State(step=200, tokens=4096, position=64, sequence=256, seed=1, data="")
-ADAMW = SavedOptimizer("adamw", 200, ())
-
-
-def add_checkpoint(run: Path, step: int, *settings: str) -> Path:
-    """Write a checkpoint like those of `model=tiny`, without tensors."""
-    config = compose([*settings, "resume=never"])
-    shards, ratio = config.parallel.tensor, config.sync.ratio
-    aside = run / "checkpoints" / f"step-{step:08}.tmp"
-    aside.mkdir(parents=True)
-    architecture = Architecture(config.model, shards, ratio, int(ratio * 256), 1.0)
-    checksums = {"config.json": write_json(aside / "config.json", architecture.to_json())}
-    write_state(aside, replace(AT_200, step=step), ADAMW, checksums)
-    folder = run / "checkpoints" / f"step-{step:08}"
-    publish(aside, folder)
-    (run / "config.yaml").touch()
-    return folder
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "run"
-    for step in (50, 100, 150):
-        add_checkpoint(folder, step)
-    return folder
-
-
-def steps(paths: list[Path]) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in paths]
+    return saved_run(tmp_path / "run")
 
 
 def test_what_is_tried_and_in_which_order(run):
@@ -214,103 +185,6 @@ def test_a_schedule_must_have_come_to_the_ratio_of_the_checkpoint(run):
 def test_at_ratio_one_n_may_change(run):
     add_checkpoint(Path("full"), 20, "sync.ratio=1")
     assert check_resume(compose(["resume=full", "sync.ratio=1", "parallel.tensor=2"])) is not None
-
-
-def test_damaged_json_is_passed_over_or_refused(run):
-    (run / "checkpoints/step-00000150/state.json").write_text("{}")
-    state = check_resume(compose(["resume=run"]))
-    assert state is not None and state.step == 100
-    with pytest.raises(ValueError, match=r"step-00000150.*on_damage=stop"):
-        check_resume(compose(["resume=run", "checkpoint.on_damage=stop"]))
-    for step in (50, 100):
-        (run / f"checkpoints/step-{step:08}/config.json").write_text("{")
-    with pytest.raises(ValueError, match="no checkpoint to resume from is intact"):
-        check_resume(compose(["resume=run"]))
-
-
-@pytest.mark.parametrize(
-    "text", ["[]", "null", "3", '"x"', "[" * 10**5, '{"xxh3_128": [], "state_xxh3_128": ""}']
-)
-def test_a_state_of_another_shape_is_passed_over(run, text):
-    (run / "checkpoints/step-00000150/state.json").write_text(text)
-    state = check_resume(compose(["resume=run"]))
-    assert state is not None and state.step == 100
-
-
-def test_a_configuration_with_one_digit_changed_is_passed_over(run):
-    """The configuration is valid, but it is not that of the trained model."""
-    path = run / "checkpoints/step-00000150/config.json"
-    text = path.read_text()
-    path.write_text(text.replace('"rope_theta": 10000.0', '"rope_theta": 10001.0'))
-    assert path.read_text() != text
-    state = check_resume(compose(["resume=run"]))
-    assert state is not None and state.step == 100
-    with pytest.raises(
-        ValueError, match=r"config.json is damaged: .* the checksum in state.json.*on_damage=stop"
-    ):
-        check_resume(compose(["resume=run", "checkpoint.on_damage=stop"]))
-
-
-def test_a_latest_that_is_gone_is_passed_over_or_refused(run):
-    shutil.rmtree(run / "checkpoints/step-00000150")
-    for settings in (["run.dir=run", "resume=auto"], ["resume=run"]):
-        assert steps(checkpoints_to_try(compose(settings))) == [150, 100, 50]
-        state = check_resume(compose(settings))
-        assert state is not None and state.step == 100
-        with pytest.raises(ValueError, match=r"step-00000150 does not exist \(checkpoint.on_damage=stop\)"):
-            check_resume(compose([*settings, "checkpoint.on_damage=stop"]))
-
-
-def lose_all(run: Path) -> None:
-    for folder in (run / "checkpoints").glob("step-*"):
-        shutil.rmtree(folder)
-
-
-def lose_folder(run: Path) -> None:
-    shutil.rmtree(run / "checkpoints")
-    write_status(run, "finished")
-
-
-def lose_folder_under_slurm(run: Path) -> None:
-    """slurm/train.sh sets the status of an earlier start aside."""
-    lose_folder(run)
-    (run / "status.json").rename(run / "status.json.before")
-
-
-def dangle(run: Path) -> None:
-    shutil.rmtree(run / "checkpoints")
-    (run / "checkpoints").symlink_to(run / "not mounted")
-
-
-@pytest.mark.parametrize(
-    ("lose", "says"),
-    [
-        (lose_all, "no checkpoint to resume from is intact: run/checkpoints/step-00000150 does not exist"),
-        (lose_folder, "run.dir=run is finished, so it was saved, but run/checkpoints holds no checkpoint"),
-        (lose_folder_under_slurm, "run.dir=run is finished, so it was saved, but run/checkpoints holds no"),
-        (dangle, "run/checkpoints does not lead to a folder ("),
-    ],
-)
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run, lose, says):
-    lose(run)
-    with pytest.raises(ValueError, match=re.escape(says) + ".*[Rr]estore"):
-        validate(compose(["run.dir=run", "resume=auto"]), 1)
-
-
-def test_a_queued_run_whose_checkpoints_are_gone_keeps_its_status(run, capsys):
-    save_config(compose(["run.dir=run", "resume=auto"]), Path("config.yaml"))
-    Path("config.yaml").rename(run / "config.yaml")
-    lose_folder(run)
-    with pytest.raises(SystemExit, match="2"):
-        pretrain(["--queued-run", "run"])
-    assert "so it was saved" in capsys.readouterr().err
-    assert read_status(run) == "finished"
-
-
-def test_a_run_that_never_saved_begins_again(run):
-    shutil.rmtree(run / "checkpoints")
-    write_status(run, "failed")
-    assert check_resume(compose(["run.dir=run", "resume=auto"])) is None
 
 
 def test_other_data_is_refused(run):
