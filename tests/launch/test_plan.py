@@ -1,4 +1,4 @@
-"""`caat plan`: its figures are consistent, and mistakes are reported immediately."""
+"""`caat plan`: its figures are consistent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from caat.planning.layouts import layout_of
 from caat.planning.times import Machine, seconds_of, time_of
 from conf.gpus import GPUS, peak_of
 from conf.plan import PlanConfig
-from conf.units import memory_bytes
 from launch import plan
 from launch.plan import _along, make_plan
 from launch.plan.show import show
@@ -67,25 +66,6 @@ def test_a_network_between_replicas(tmp_path):
         waits[len(network)] = made["steps"][0]["data_exposed_seconds"]
     assert {row["replicas"] for row in made["layouts"]} == {16}
     assert waits[1] == pytest.approx(waits[0] / 4, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["topology=torus:8x8"], ["torus:8x8 is for 64 replicas, but there are 2"]),
-        (["topology=torus"], ["topology=torus"]),
-        (
-            ["topology=mesh:1x2", "data_sync.topology=ring:2"],
-            ["is short for", "or data_sync.topology=ring:2"],
-        ),
-        (["topology=mesh:1x2", "data_sync.codec=int8"], ["data_sync.codec=int8 does not go with"]),
-    ],
-)
-def test_mistakes_about_a_network(argv, says, tmp_path):
-    with pytest.raises(ValueError) as mistake:
-        plan.main(["model=7b", "nodes=2", *argv, f"out={tmp_path / 'plan.json'}"])
-    assert all(text in str(mistake.value) for text in says), mistake.value
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_schedule_is_planned_with_all_its_ratios():
@@ -319,35 +299,3 @@ def test_a_gpu_brings_its_figures_and_what_is_given_takes_their_place():
 )
 def test_the_peak_of_a_device_by_its_own_name(device, peak):
     assert peak_of(device) == peak
-
-
-def test_units():
-    assert memory_bytes("80gb") == 80 * 2**30 and memory_bytes("512mb") == 2**29
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        (["memory=lots"], "memory=lots is not a size"),
-        (["memory=0gb"], "memory=0gb must be above 0"),
-        (["link=fast"], "link=fast is not a rate"),
-        (["link=0gbit"], "link=0gbit must be above 0"),
-        (["node_link=fast"], "node_link=fast is not a rate"),
-        (["spare=1"], "spare=1.0 is outside"),
-        (["ratios=[2.0]"], "ratios: 2.0 is outside"),
-        (["gpus=0"], "gpus=0 must be above 0"),
-        (["waiting=0"], r"waiting=0.0 is outside \(0, 1\)"),
-        (["gemm=1.5"], r"gemm=1.5 is outside \(0, 1\]"),
-        (["gemm=0.6", "tflops=400"], "gemm=0.6 and tflops=400.0 both say how fast"),
-        (["memory_rate=2e12"], r"memory_rate=2\d+\.0 has no effect without gemm"),
-        (["island_link=1gbit", "island_delay=20"], "island_delay=20 is not a time"),
-        (["gemm=0.6", "memory_rate=0"], "memory_rate=0.0 must be above 0"),
-        (["gpus=3", "parallel.processes=2"], "3 processes cannot be cut"),
-        (["gpu=3"], "gpu=3 is not known: choose from a100, .*h100, .*4090"),
-        (["gpus_=3"], "there is no setting gpus_"),
-        (["model=9b"], "there is no model 9b"),
-    ],
-)
-def test_mistakes(settings, says):
-    with pytest.raises(ValueError, match=says):
-        plan.main(settings)
