@@ -114,7 +114,7 @@ def _tests(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _data_parallel(records: Sequence[Mapping[str, int]], what: str) -> dict[str, int]:
-    """Return the mean ``bytes`` or ``calls`` of a step by purpose. Steps with islands send weights twice."""
+    """Return the mean ``bytes`` or ``calls`` of a step by purpose: exchanges of islands add to some."""
     return {
         purpose: round(fmean(each[f"data_parallel_{what}_{purpose}"] for each in records))
         for purpose in PURPOSES
