@@ -113,3 +113,15 @@ def test_functions_are_short_and_take_few_arguments_by_position():
             if lines > LINES or (several and names[0] != "ctx" and path.name != FOREIGN):
                 wrong.append(f"{module(path)}.{node.name}: {lines} lines, {len(names)} arguments")
     assert wrong == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_deepspeed_is_imported_late(package):
+    """It takes its device from the environment when it is imported, and caat sets that before it starts."""
+    early = [
+        module(path)
+        for path in sources(package)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "deepspeed" in ast.unparse(node).split(".")[0]
+    ]
+    assert early == []

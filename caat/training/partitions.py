@@ -6,7 +6,6 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from caat.compression.codec import Shapes
@@ -125,7 +124,7 @@ def refresh_weights(zero: Any, stage: int) -> None:
     if stage == 3:
         # Small parameters, which DeepSpeed gathers once for all passes. Before the first pass they must stay
         # partitioned: DeepSpeed notes which modules use another one's parameters when these are missing.
-        gathered = [p for p in zero.persistent_parameters if p.ds_status == ZeroParamStatus.AVAILABLE]
+        gathered = [p for p in zero.persistent_parameters if p.ds_status.name == "AVAILABLE"]
         zero._partition_all_parameters()
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
