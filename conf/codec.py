@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ NUMBERED: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "powersgd": ("a whole rank of 1 or more", lambda x: x.is_integer() and x >= 1),
     "topk": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "randomk": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
-    "threshold": ("a magnitude of 0 or more", lambda x: x >= 0),
+    "threshold": ("a magnitude from 0 to 3e38", lambda x: 0 <= x <= 3e38),
 }
 SPARSE = ("topk", "randomk", "threshold")
 INDICES = ("raw", "bitmap", "huffman")
@@ -55,15 +56,18 @@ def parse_codec(spec: str) -> CodecSpec:
 
 def _number(spec: str, kind: str, text: str) -> float:
     rule, right = NUMBERED[kind]
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _plain(text)
     require(
         math.isfinite(value) and right(value),
         f"codec {spec}: {kind}:{text} must be {rule}, as in {kind}:1",
     )
     return value
+
+
+def _plain(text: str) -> float:
+    """Return the number; nan for what `float` would also take, such as white space, 1_0 or other digits."""
+    is_plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE)
+    return float(text) if is_plain else math.nan
 
 
 def _options(spec: str, options: list[str]) -> dict[str, str]:
@@ -91,12 +95,9 @@ def _index(spec: str, text: str) -> tuple[str, float]:
             f"codec {spec}: index={text} is not known: choose from {', '.join(INDICES)}, bloom:E",
         )
         return text, 0.0
-    try:
-        rate = float(number)
-    except ValueError:
-        rate = math.nan
+    rate = _plain(number)
     require(
-        0 < rate < 1,
-        f"codec {spec}: index={text} needs a share of false positives between 0 and 1, as in bloom:0.01",
+        1e-9 <= rate < 1,
+        f"codec {spec}: index={text} needs a share of false positives from 1e-9 to 1, as in bloom:0.01",
     )
     return kind, rate

@@ -137,6 +137,12 @@ def _check_target(to: Path, given: str) -> None:
         not to.exists() or (to.is_dir() and not any(to.iterdir())),
         f"to={given} exists and is not an empty folder: give a new one",
     )
+    # The finished folder takes the place of an empty one, which these are not free for.
+    require(not to.is_mount(), f"to={given} is a mount point: give a folder in it")
+    require(
+        not to.exists() or not to.samefile(Path.cwd()),
+        f"to={given} is the folder that you are in: give another one",
+    )
 
 
 def _check_room(place: Path, given: str, size: int) -> None:

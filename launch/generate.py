@@ -44,6 +44,10 @@ def main(argv: list[str]) -> None:
     rows = [_encode(prompt, tokenizer) for prompt in prompts]
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
+    require(
+        config.prompts is None or not out.exists() or not out.samefile(Path(config.prompts).expanduser()),
+        f"out={config.out} would overwrite prompts={config.prompts}: give another name",
+    )
     if not ran_in_processes(f"{__package__}.generate", argv, config.launch):
         _generate(config, folder, tokenizer, architecture.ends, prompts=prompts, rows=rows, out=out)
 
@@ -123,7 +127,7 @@ def _generate(
             if streaming:
                 print(prompts[0], end="", flush=True)
             for first in range(0, len(rows), config.batch):
-                texts += generate(
+                generate(
                     model,
                     rows[first : first + config.batch],
                     tokenizer,
@@ -133,6 +137,7 @@ def _generate(
                     cache=config.cache,
                     transfers=transfers,
                     ends=ends,
+                    texts=texts,
                 )
                 if is_first_rank() and not streaming:
                     for number in range(first, len(texts)):

@@ -17,7 +17,10 @@ SMALLEST = 1e-38
 
 
 class Integers(BlockCodec):
-    """4 + 256 · bits / 8 bytes per block. A block with nan or inf gets that scale, and decodes to nan."""
+    """4 + 256 · bits / 8 bytes per block. A block with nan or inf gets that scale, and decodes to nan.
+
+    A block whose scale would be below 1e-38, near the smallest float32, decodes to less than it should.
+    """
 
     def __init__(self, bits: int) -> None:
         self.bits, self.top = bits, 2 ** (bits - 1) - 1

@@ -28,7 +28,7 @@ class Counter:
     def generator(self, number: int, device: torch.device) -> torch.Generator:
         """Return the generator of the draw ``number``."""
         generator = torch.Generator(device)
-        # Odd 64-bit multipliers keep the states of neighbouring seeds and counts apart.
+        # Odd multipliers keep neighbouring seeds and counts apart. On a CPU torch takes 32 bits of the seed.
         mixed = self.seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9
         generator.manual_seed((mixed ^ (mixed >> 31)) & MASK)
         return generator

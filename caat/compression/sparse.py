@@ -35,7 +35,7 @@ class Selector(ABC):
 class TopK(Selector):
     """``topk:K``: the share K of largest magnitude (Aji and Heafield 2017, arXiv 1704.05021).
 
-    |g - C(g)|^2 <= (1 - K) |g|^2.
+    |g - C(g)|^2 <= (1 - k / n) |g|^2 for the k of n numbers that are sent: k = round(K n), at least 1.
     """
 
     def __init__(self, share: float) -> None:
@@ -71,7 +71,7 @@ class Threshold(Selector):
 class RandomK(Selector):
     """``randomk:K``: a random share K, without replacement (Stich et al. 2018, arXiv 1809.07599).
 
-    E|g - C(g)|^2 = (1 - K) |g|^2.
+    E|g - C(g)|^2 = (1 - k / n) |g|^2 for the k of n numbers that are sent: k = round(K n), at least 1.
     """
 
     def __init__(self, share: float, counter: Counter) -> None:

@@ -21,7 +21,11 @@ from caat.compression.randomness import Counter
 
 
 class Stochastic(BlockCodec):
-    """``levels`` S per sign, packed into 2, 4 or 8 bits, and one scale per 256 numbers."""
+    """``levels`` S per sign, packed into 2, 4 or 8 bits, and one scale per 256 numbers.
+
+    The mean is the message as long as float32 can hold the scale: the largest magnitude must be above 1e-38,
+    and for an L2 norm the numbers between about 1e-19 and 1e18, as their squares are added in float32.
+    """
 
     biased = False
 

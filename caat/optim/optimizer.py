@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from inspect import unwrap
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ class Optimizer(torch.optim.Optimizer):
     kinds: tuple[StateKind, ...]
     # Set by the engine: where DeepSpeed has put each parameter, by name.
     places: Mapping[str, Place]
+    # Set by the engine: numbers of these places that only pad the vocabulary. No gradient may move them.
+    padding: Mapping[str, Sequence[slice]] = MappingProxyType({})
     # Set by the engine to skip a step with a non-finite loss: DeepSpeed itself checks only gradients.
     skip = False
     # Set by the engine: how often DeepSpeed calls `step` in a training step, each time with other groups.
@@ -89,6 +92,12 @@ class Optimizer(torch.optim.Optimizer):
         self.param_groups = now
 
     def _compensate_and_update(self) -> None:
+        for name, ranges in self.padding.items():
+            place = self.places[name]
+            if place.weight is not None and place.weight.grad is not None:
+                gradient = place.weight.grad.view(-1).narrow(0, place.offset, place.size)
+                for padding in ranges:
+                    gradient[padding] = 0
         if self.compensate is not None:
             self.compensate()
         self.update()

@@ -20,6 +20,7 @@ from caat.planning.zero import BUCKET
 from caat.training.islands.joined import JoinedIslands, Party
 from caat.training.islands.outer_steps import Islands, OuterStep
 from caat.training.live import LiveState
+from caat.training.padding import padding_of
 from caat.training.partitions import message_shapes, optimizer_calls, refresh_weights, zero_owners
 from caat.training.zero import Mpu, import_deepspeed
 from conf.islands import IslandsConfig
@@ -99,6 +100,7 @@ class Engine:
             rounded=precision == "bf16",
         )
         self._optimizer.places = self.live.places()
+        self._optimizer.padding = padding_of(model, self._optimizer.places)
         if method in ("slamb", "dcs3gd"):
             self._optimizer.calls = optimizer_calls(self._engine.optimizer, self.stage)
         if islands is not None and method != "none":
@@ -116,6 +118,7 @@ class Engine:
             self.mesh,
             settings,
             sharded={name for name, p in self.model.named_parameters() if _is_sharded(p)},
+            padding=self._optimizer.padding,
             fragment_of=lambda name: settings.fragment_of(block_of(name), blocks),
             refresh=lambda: refresh_weights(self._engine.optimizer, self.stage),
             alone=self.stage == 0,

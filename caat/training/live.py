@@ -47,7 +47,11 @@ class LiveState:
         self.optimizer, self.mesh, self.rounded = optimizer, mesh, rounded
         self._model, self._zero = model, zero
         weights = gathered_weights(zero, mesh.data_rank) if stage in (1, 2) and mesh.data_size > 1 else []
-        self._layout = f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes}"
+        # Fused weights are stacked by shard, so other shards put the same numbers into another order.
+        self._layout = (
+            f"stage={stage} bf16={rounded} replicas={mesh.data_size} processes={mesh.processes} "
+            f"shards={mesh.shards} vocabulary={model.config.padded_vocab(mesh.shards)}"  # type: ignore[union-attr, operator]
+        )
         if mesh.islands.processes > 1:
             self._layout += f" islands={mesh.islands.processes}"
         # What the messages between replicas keep from step to step.

@@ -43,8 +43,9 @@ class BenchCacheConfig(ShapedLinkConfig, ShapeConfig):
         )
         require_choice("index", self.index, ("int4", "int8"))
         require(bool(self.keeps), "keeps=[] is empty: give one or more numbers of rows, such as [128,512]")
-        for keep in self.keeps:
+        for number, keep in enumerate(self.keeps):
             require(keep > 0, f"keeps: {keep} is not above 0")
+            require(keep not in self.keeps[:number], f"keeps: {keep} is given twice")
         require(self.sparq >= 0, f"sparq={self.sparq} is negative: give a number of components, or 0")
         require(
             (self.checkpoint is None) == (self.text is None),

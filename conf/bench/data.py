@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.bench.link import ShapedLinkConfig
-from conf.bench.single import with_options
+from conf.bench.single import codecs_of
 from conf.checks import require, require_choice, require_positive
-from conf.codec import parse_codec
 from conf.data_sync import WEIGHTS_CODECS, DataSyncConfig
 from conf.field import setting
 from conf.model import ModelConfig
@@ -70,11 +69,7 @@ class BenchDataConfig(ReplicaStepsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(rounds=self.rounds)
-        require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [none,int8]")
-        self.codecs = with_options(self.codecs)
-        for number, codec in enumerate(self.codecs):
-            parse_codec(codec)
-            require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
+        self.codecs = codecs_of(self.codecs)
         require_choice("weights_codec", self.weights_codec, ("auto", *WEIGHTS_CODECS))
 
     def data_sync(self, codec: str) -> DataSyncConfig:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conf.bench.data import ReplicaStepsConfig
-from conf.bench.single import with_options
+from conf.bench.single import codecs_of
 from conf.checks import require, require_positive
-from conf.codec import parse_codec
 from conf.field import setting
 
 
@@ -38,8 +37,4 @@ class BenchIslandsConfig(ReplicaStepsConfig):
             0 < self.island_delay < self.every,
             f"island_delay={self.island_delay} is outside (0, every={self.every})",
         )
-        require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [none,int8]")
-        self.codecs = with_options(self.codecs)
-        for number, codec in enumerate(self.codecs):
-            parse_codec(codec)
-            require(codec not in self.codecs[:number], f"codecs: {codec} is given twice")
+        self.codecs = codecs_of(self.codecs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from conf.checks import require, require_choice, require_positive
+from conf.codec import parse_codec
 from conf.field import setting
 from conf.model import ModelConfig
 
@@ -191,16 +192,22 @@ class BenchCodecsConfig:
     def __post_init__(self) -> None:
         require_positive(numbers=self.numbers, rounds=self.rounds)
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
-        require(bool(self.codecs), "codecs=[] is empty: give one or more codecs, such as [int8,sign]")
-        self.codecs = with_options(self.codecs)
+        self.codecs = codecs_of(self.codecs)
 
 
-def with_options(items: Sequence[str]) -> list[str]:
-    """Return the codecs in a list of codecs and options: the commas of the list also separate options."""
+def codecs_of(items: Sequence[str]) -> list[str]:
+    """Return the codecs in a list of codecs and options: the commas of the list also separate options.
+
+    Raises ``ValueError`` if there are none, or if one is unknown or given twice.
+    """
+    require(bool(items), "codecs=[] is empty: give one or more codecs, such as [none,int8]")
     codecs: list[str] = []
     for item in items:
         if codecs and re.match(r"\w+=", item):
             codecs[-1] += f",{item}"
         else:
             codecs.append(item)
+    for number, codec in enumerate(codecs):
+        parse_codec(codec)
+        require(codec not in codecs[:number], f"codecs: {codec} is given twice")
     return codecs

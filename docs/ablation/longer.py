@@ -3,6 +3,8 @@
     python docs/ablation/longer.py run prose/prose.jsonl outputs/longer   # resumable; hours on two cores
     python docs/ablation/longer.py figures outputs/longer                 # a table and docs/images/longer.png
 
+longer.json keeps the losses of the runs that have ended, also those of other machines: `figures` adds to it.
+
 Each variant and seed is a trunk at a constant learning rate. A branch leaves it at 0.8 of every length and
 decays the learning rate to its end (wsd), so that one trunk serves all lengths. All variants reach a length
 before the next one begins. In bfloat16 and compiled, a step takes 0.45 of its time in float32 on a CPU
@@ -16,11 +18,12 @@ from pathlib import Path
 from shutil import rmtree
 
 from figures import shown
-from training import AT_ONCE, loss_of, precision, run_command, side_by_side, train
+from training import AT_ONCE, collect, loss_of, precision, run_command, side_by_side, train
 
 from caat.runs.variants import Sample
 
-# Steps of 2,048 tokens: 1, 2, 4, 8 and 14 M tokens.
+TOKENS = 2048
+# In steps: 1, 2, 4, 8 and 14 M tokens.
 LENGTHS = (488, 977, 1953, 3906, 6836)
 DECAY = 0.2
 VARIANTS = {
@@ -29,6 +32,7 @@ VARIANTS = {
     "ratio 0.5, int8": ((1,), ["sync.ratio=0.5", "sync.wire_dtype=int8", "launch.processes=2"]),
     "ratio 0.25": ((1,), ["sync.ratio=0.25"]),
 }
+RECORD = Path(__file__).with_suffix(".json")
 IMAGE = Path(__file__).parents[1] / "images" / "longer.png"
 
 
@@ -36,7 +40,7 @@ def run(text: str, out: Path) -> None:
     """Train what is missing in ``out``, shortest lengths first."""
     for length in LENGTHS:
         side_by_side(
-            partial(_branch, _place(out, name, seed), length, [*settings, f"seed={seed}"], text)
+            partial(_branch, out / _trunk(name, seed), length, [*settings, f"seed={seed}"], text)
             for name, (seeds, settings) in VARIANTS.items()
             for seed in seeds
         )
@@ -70,39 +74,76 @@ def _branch(folder: Path, length: int, settings: list[str], text: str) -> None:
     train([*settings, *how, resume], AT_ONCE)
 
 
-def _place(out: Path, variant: str, seed: int) -> Path:
-    return out / f"{variant.replace(',', '').replace(' ', '-')}-seed-{seed}"
+def _trunk(variant: str, seed: int) -> str:
+    return f"{variant.replace(',', '').replace(' ', '-')}-seed-{seed}"
 
 
-def _losses(out: Path, name: str, length: int, seeds: tuple[int, ...]) -> dict[int, float]:
-    found = {seed: loss_of(_place(out, name, seed) / f"branch-{length}") for seed in seeds}
-    return {seed: loss for seed, loss in found.items() if loss is not None}
+def _ended(variant: str, seed: int, length: int) -> str:
+    return f"{_trunk(variant, seed)}/branch-{length}"
+
+
+def differences(losses: dict[str, float], variant: str, length: int) -> dict[int, float]:
+    """Return the loss of a variant minus that of ratio 1, by seed."""
+    found = {}
+    for seed in VARIANTS[variant][0]:
+        loss, base = (losses.get(_ended(name, seed, length)) for name in (variant, "ratio 1"))
+        if loss is not None and base is not None:
+            found[seed] = loss - base
+    return found
+
+
+def table(losses: dict[str, float]) -> str:
+    """Return a Markdown table: the loss of ratio 1, and what the other variants add to it, by length."""
+    others = [name for name in VARIANTS if name != "ratio 1"]
+    lines = [f"| tokens | ratio 1 | {' | '.join(f'{name} minus ratio 1' for name in others)} |"]
+    lines.append("|---" * (2 + len(others)) + "|")
+    for length in LENGTHS:
+        base = [losses.get(_ended("ratio 1", seed, length)) for seed in VARIANTS["ratio 1"][0]]
+        known = [loss for loss in base if loss is not None]
+        if not known:
+            continue
+        cells = [f"{length * TOKENS / 1e6:.0f} M", f"{Sample(tuple(known)).mean:.4f}"]
+        for name in others:
+            found = differences(losses, name, length)
+            cells.append(f"{_shown(found)} ({_count(found)})" if found else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(found: dict[int, float]) -> str:
+    return shown(Sample(tuple(found.values())))
+
+
+def _count(found: dict[int, float]) -> str:
+    return f"{len(found)} seed{'s' * (len(found) > 1)}"
 
 
 def figures(out: Path) -> None:
-    """Print the losses and the differences to ratio 1, seed by seed, and draw them."""
+    """Print the differences to ratio 1, and draw them with those of each seed."""
     from matplotlib.figure import Figure
 
+    runs = [
+        _ended(name, seed, length)
+        for name, (seeds, _) in VARIANTS.items()
+        for seed in seeds
+        for length in LENGTHS
+    ]
+    losses = collect(out, RECORD, runs)
+    print(table(losses))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="#888888", lw=1)
-    for name, (seeds, _) in VARIANTS.items():
-        points = []
-        for length in LENGTHS:
-            losses = _losses(out, name, length, seeds)
-            base = _losses(out, "ratio 1", length, tuple(losses))
-            if not base:
-                continue
-            delta = Sample(tuple(losses[seed] - base[seed] for seed in base))
-            by_seed = ", ".join(
-                f"{seed}: {losses[seed]:.4f} ({losses[seed] - base[seed]:+.4f})" for seed in base
-            )
-            print(f"{name:<16} {length * 2048 / 1e6:5.1f} M tokens  {by_seed}  mean {shown(delta)}")
-            points.append((length * 2048 / 1e6, delta))
-            axes.plot([points[-1][0]] * len(delta.values), delta.values, "_", color="#888888", ms=8)
-        if points and name != "ratio 1":
-            axes.plot([x for x, _ in points], [delta.mean for _, delta in points], "o-", label=name)
+    for name in VARIANTS:
+        by_length = {length * TOKENS / 1e6: differences(losses, name, length) for length in LENGTHS}
+        points = {x: Sample(tuple(found.values())) for x, found in by_length.items() if found}
+        if name == "ratio 1" or not points:
+            continue
+        means = [sample.mean for sample in points.values()]
+        (line,) = axes.plot([*points], means, "o-", label=name)
+        for x, sample in points.items():
+            axes.plot([x] * len(sample.values), sample.values, "_", color=line.get_color(), ms=9)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks := [round(length * TOKENS / 1e6) for length in LENGTHS], map(str, ticks))
     axes.set(
         xlabel="trained tokens (millions)", ylabel="validation loss minus that of ratio 1\n(nats per token)"
     )

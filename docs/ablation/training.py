@@ -48,6 +48,18 @@ def loss_of(folder: Path) -> float | None:
     return json.loads(summary.read_text())["validation_loss"] if summary.is_file() else None
 
 
+def collect(out: Path, record: Path, runs: Iterable[str]) -> dict[str, float]:
+    """Add the validation loss of each of ``runs``, folders below ``out``, to ``record``; return all in it.
+
+    A run takes hours: the file keeps the figures of runs whose folders, on other machines, are gone.
+    """
+    losses: dict[str, float] = json.loads(record.read_text()) if record.is_file() else {}
+    found = {run: loss_of(out / run) for run in runs}
+    losses |= {run: loss for run, loss in found.items() if loss is not None}
+    record.write_text(json.dumps(losses, indent=1, sort_keys=True) + "\n")
+    return losses
+
+
 def run_command(run: Callable[[str, Path], None], figures: Callable[[Path], None]) -> None:
     """Do what the command line says: `run TEXT FOLDER` or `figures FOLDER`."""
     match sys.argv[1:]:

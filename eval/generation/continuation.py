@@ -35,6 +35,8 @@ class Continuation:
         self._skip = len(tokenizer.decode(self._context))
         self.tokens: list[int] = []
         self.text = ""
+        # The text up to the last whole character.
+        self._whole = ""
         self.ending: Ending | None = None
         self._shown = 0
 
@@ -54,6 +56,11 @@ class Continuation:
             return self._show(len(self.text))
         self.tokens.append(token)
         self.text = self._tokenizer.decode(self._context + self.tokens)[self._skip :]
+        whole = self.text.rstrip(INCOMPLETE)
+        if whole != self.text and not whole.startswith(self._whole):
+            # Some tokenizers then decode the whole characters of a run of bytes like the last, which is not.
+            self.text, whole = self._whole + INCOMPLETE, self._whole
+        self._whole = whole
         found = [place for stop in self._stop if (place := self.text.find(stop)) >= 0]
         if found:
             self.text, self.ending = self.text[: min(found)], "stop"
@@ -69,14 +76,13 @@ class Continuation:
 
     def _certain(self) -> int:
         """Return the length of text that no later token changes: no partial character or stop string."""
-        whole = len(self.text.rstrip(INCOMPLETE))
         begun = [
             length
             for stop in self._stop
             for length in range(1, len(stop))
-            if self.text.endswith(stop[:length])
+            if self._whole.endswith(stop[:length])
         ]
-        return min(whole, len(self.text) - max(begun, default=0))
+        return len(self._whole) - max(begun, default=0)
 
     def _show(self, until: int) -> str:
         start, self._shown = self._shown, max(self._shown, until)

@@ -34,6 +34,7 @@ def generate(
     cache: CacheConfig | None = None,
     transfers: Transfers | None = None,
     ends: Collection[int] = (),
+    texts: list[Continuation] | None = None,
 ) -> list[Continuation]:
     """Continue all ``prompts``, token ids of any length, as one batch.
 
@@ -41,27 +42,30 @@ def generate(
     a replica must make the same call; all return the same texts. ``forward`` replaces the model if something
     wraps it. ``numbers`` are the prompts' numbers among all prompts: the sampled tokens depend on a prompt's
     number and not on the other prompts in its batch. ``cache``: where keys and values are; ``transfers`` adds
-    up what a cache in host memory moves. ``ends``: tokens that end a text besides the tokenizer's.
+    up what a cache in host memory moves. ``ends``: tokens that end a text besides the tokenizer's. ``texts``
+    gets the continuations before their first token: after an interrupt, they hold what was generated.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     # A model may have more entries than its tokenizer has pieces; those have no text.
     vocab_size = min(model.config.vocab_size, tokenizer.vocab_size())
     sampler = Sampler(settings, vocab_size, model.mesh, numbers)
-    texts = [Continuation(tokenizer, prompt, settings.stop, ends) for prompt in prompts]
+    made = [Continuation(tokenizer, prompt, settings.stop, ends) for prompt in prompts]
+    if texts is not None:
+        texts += made
     make, weight = cache_of(cache or CacheConfig(), transfers), model.norm.weight
     new_cache = partial(make, model.config, model.mesh, dtype=weight.dtype)
     device, count = weight.device, settings.max_new_tokens
     tokens = _next_tokens(forward or model, prompts, count, sampler, new_cache, device=device)
     for chosen in tokens:
-        for number, (text, token) in enumerate(zip(texts, chosen.tolist(), strict=True)):
+        for number, (text, token) in enumerate(zip(made, chosen.tolist(), strict=True)):
             if piece := text.add(token):
                 show(number, piece)
-        if all(text.ended for text in texts):
+        if all(text.ended for text in made):
             break
-    for number, text in enumerate(texts):
+    for number, text in enumerate(made):
         if piece := text.finish():
             show(number, piece)
-    return texts
+    return made
 
 
 def _next_tokens(

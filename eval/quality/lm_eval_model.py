@@ -121,6 +121,9 @@ class CaatLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         try:
+            for number, request in enumerate(requests):
+                if not request.args[1]:
+                    raise Unscorable(number, 0, self.max_length)
             return super().loglikelihood(requests, disable_tqdm)
         except Unscorable as error:
             raise TaskError(f"task {requests[error.request].task_name} {error}") from error

@@ -60,6 +60,7 @@ def find_tasks(given: Sequence[str]) -> Tasks:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    given = [str(Path(each).expanduser()) for each in given]
     folders = [each for each in given if _is_folder(each)]
     named = [
         name for each in given if each not in folders for name in (PAPER if each == "paper" else (each,))

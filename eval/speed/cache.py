@@ -152,7 +152,7 @@ def text_tokens(config: BenchCacheConfig) -> list[int]:
     assert config.checkpoint is not None and config.text is not None
     tokenizer = load_tokenizer(find_tokenizer(Path(config.checkpoint)))
     try:
-        tokens = tokenizer.encode(Path(config.text).read_text(encoding="utf-8"))
+        tokens = tokenizer.encode(Path(config.text).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"text={config.text} cannot be read as UTF-8 text: {error}") from error
     needed = config.batch * config.capacity

@@ -54,6 +54,8 @@ def _errors(config: BenchDataConfig) -> dict[str, float]:
     """Return the relative error of one encoded gradient, by codec; exact ones have none."""
     model = model_of(config, Mesh(1))
     gradient, shapes = gradient_of(model, batches_of(config))
+    # What a replica sends is its part of the mean over micro-batches and replicas: `threshold` compares it.
+    gradient /= config.accumulation * config.replicas
     codecs = {name: make_codec(name) for name in config.codecs if name != "none"}
     for codec in codecs.values():
         codec.shapes = shapes

@@ -33,6 +33,11 @@ def main(argv: list[str]) -> None:
         folder = find(config.checkpoint)
         name, config = config.checkpoint, replace(config, checkpoint=str(folder))
         shape = read_architecture(folder).model
+        require(
+            config.sequence <= shape.sequence,
+            f"sequence={config.sequence:,} is longer than the model's context of {shape.sequence:,}: its "
+            "errors would be those of positions that it has never seen",
+        )
         text_tokens(config)
     require(
         config.sparq <= shape.head_size,

@@ -39,6 +39,10 @@ def _refused(there: Path) -> str | None:
 
 
 def write_json(path: Path, result: Any, indent: int | None = 2) -> None:
+    """Write ``result`` to ``path``, whose folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=indent, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    # Never half a file, nor half of an older one.
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.replace(path)

@@ -90,6 +90,11 @@ def run_of(folder: Path) -> Path | None:
 def result_path(folder: Path, out: str | None, name: str) -> Path:
     """Return ``out``, or the path of ``name`` in the run folder of checkpoint ``folder``, else in ``folder``.
 
-    Raises ``ValueError`` if it cannot be written.
+    Raises ``ValueError`` if it cannot be written, or if ``out`` is a file of the checkpoint.
     """
-    return result_file(out or (run_of(folder) or folder) / name)
+    path = result_file(out or (run_of(folder) or folder) / name)
+    require(
+        path.name == name or not path.exists() or not path.parent.samefile(folder),
+        f"out={out} is a file of the checkpoint: give another name",
+    )
+    return path

@@ -76,7 +76,7 @@ def check_source(folder: Path, shards: int | None, ratio: float | None) -> Sourc
         architecture = Architecture(model, shards, ratio, channels, SyncConfig().scale(shards))
     model, tensors = architecture.model, _open(folder)
     flagged = model.tie_embeddings
-    if flagged and not _head_is_embedding(tensors, model):
+    if flagged and not _head_is_embedding(folder, tensors, model):
         model = replace(model, tie_embeddings=False)
     _check_tensors(folder, tensors, model)
     path = choose_tokenizer(folder)
@@ -161,13 +161,22 @@ def _check_tensors(folder: Path, tensors: Tensors, model: ModelConfig) -> None:
     )
     for name, shape in wanted.items():
         tensors.check(name, shape)
-        kind = tensors.dtype(name)
-        require(kind in FLOATS, f"{folder}: {name} is {kind}, and only {', '.join(FLOATS)} are read")
+        _check_type(folder, tensors, name)
 
 
-def _head_is_embedding(tensors: Tensors, model: ModelConfig) -> bool:
+def _check_type(folder: Path, tensors: Tensors, name: str) -> None:
+    kind = tensors.dtype(name)
+    require(kind in FLOATS, f"{folder}: {name} is {kind}, and only {', '.join(FLOATS)} are read")
+
+
+def _head_is_embedding(folder: Path, tensors: Tensors, model: ModelConfig) -> bool:
+    if HEAD not in tensors.names:
+        return True
     shape = (model.vocab_size, model.hidden)
-    return HEAD not in tensors.names or torch.equal(tensors(HEAD, shape), tensors(EMBEDDING, shape))
+    for name in (HEAD, EMBEDDING):
+        tensors.check(name, shape)
+        _check_type(folder, tensors, name)
+    return torch.equal(tensors(HEAD, shape), tensors(EMBEDDING, shape))
 
 
 def _full_tensors(model: ModelConfig) -> list[FullTensors]:

@@ -86,6 +86,7 @@ def test_the_token_that_ends_a_turn_stops(tmp_path):
         (" brown fox jumped", ["jumped", "x j"], " brown fo"),  # the first in the text
         (" brown\n\nfox", ["\n\n"], " brown"),
         (" 日本語", ["本"], " 日"),
+        (" fé", ["fé"], " "),  # the last character takes several tokens
         (" brown", ["brown!"], " brown"),  # only begun
     ],
 )
@@ -114,3 +115,15 @@ def test_half_a_character_is_shown_at_the_end_only(tokenizer):
     continuation = Continuation(tokenizer, tokenizer.encode("The"), [])
     assert "\ufffd" not in "".join(continuation.add(token) for token in begin)
     assert "\ufffd" in continuation.finish()
+
+
+def test_half_a_character_does_not_spoil_the_whole_ones_before_it(tmp_path):
+    """The decoder of tokenizer.json replaces the bytes of a run all together if the last are no character."""
+    files = as_huggingface(write_checkpoint(tmp_path / "run", 1, 1.0) / "tokenizer.model")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    prompt = tokenizer.encode("The fox")
+    continuation = Continuation(tokenizer, prompt, [])
+    shown = "".join(map(continuation.add, tokenizer.encode("The fox 日本語")[len(prompt) : -1]))
+    assert shown == " 日本" and shown + continuation.finish() == continuation.text == " 日本\ufffd"

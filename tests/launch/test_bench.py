@@ -116,13 +116,17 @@ def test_cache(tmp_path):
     (tmp_path / "text.txt").write_text(
         "A cache is not a store of what was seen, but of keys and values. " * 40
     )
-    where = [f"checkpoint={folder}", f"text={tmp_path / 'text.txt'}", "sequence=100", "rate=20mbit"]
+    where = [f"checkpoint={folder}", f"text={tmp_path / 'text.txt'}", "sequence=50", "rate=20mbit"]
     rows = bench(tmp_path, "cache", *where, "rounds=2", "keeps=[4,200]", "sparq=8")
     assert [row["mode"] for row in rows[:4]] == ["device", "full fetch", "host, keep 4", "host, keep 200"]
     assert rows[1]["token_ms"] >= 8e3 * (rows[1]["bytes"] - 2 * 128e3) / 20e6
     assert rows[3]["error"] == 0 < rows[2]["error"] and len(rows) == 6
-    with pytest.raises(ValueError, match="tokens, but 1 x 4,010 are needed: give a longer text"):
-        main(["cache", *where, "sequence=4000", f"out={tmp_path / 'x.json'}"])
+    for wrong, says in (
+        ("batch=900", "900 x 54 are needed"),
+        ("sequence=65", "longer than the model's context"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            main(["cache", *where, "rounds=2", wrong, f"out={tmp_path / 'x.json'}"])
 
 
 @pytest.mark.slow

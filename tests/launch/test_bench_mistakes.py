@@ -79,6 +79,7 @@ MISTAKES = {
     "cache": [
         (["keeps=[]"], "keeps=[] is empty: give one or more numbers of rows"),
         (["keeps=[0]"], "keeps: 0 is not above 0"),
+        (["keeps=[4,4]"], "keeps: 4 is given twice"),
         (["index=int2"], "index=int2 is not known: choose one of int4, int8"),
         (["sparq=65"], "sparq=65 is above the 64 components of a head"),
         (["rate=1gbit,2gbit"], "rate=1gbit,2gbit: this benchmark measures one rate at a time"),

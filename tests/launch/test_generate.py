@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from caat.data.tokenizer import load_tokenizer
+from caat.training.checkpoint.folder import find
 from launch import generate
 from tests.trained import MODEL, write_checkpoint
 
@@ -95,6 +96,21 @@ def test_what_was_made_is_kept_when_the_rest_is_not(run, tmp_path, monkeypatch):
     assert shown[-1] == f"[2] Rome{found[-1]['text']}\n"
 
 
+def test_what_was_streamed_is_kept_too(run, tmp_path, monkeypatch):
+    shown = []
+
+    def interrupted(text="", **_):
+        shown.append(text)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.print", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate.main([f"checkpoint={run}", "max_new_tokens=30", PROMPT, f"out={tmp_path / 'out.json'}"])
+    (found,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert found["ending"] is None and found["text"].startswith("".join(shown[1:])) and found["tokens"]
+
+
 @pytest.mark.slow
 def test_any_number_of_processes_and_torchrun(run, tmp_path):
     arguments = [f"checkpoint={run}", "prompt=The", "max_new_tokens=8", "temperature=1", "precision=fp64"]
@@ -117,6 +133,7 @@ def test_any_number_of_processes_and_torchrun(run, tmp_path):
 
 
 PROMPT = "prompt=The"
+GOOD = ["prompts=good.jsonl", "max_new_tokens=4"]
 MISTAKES = {
     "neither prompt": ([], ["give either prompt="]),
     "both prompts": ([PROMPT, "prompts=x"], ["give either prompt="]),
@@ -136,6 +153,8 @@ MISTAKES = {
     "processes": ([PROMPT, "launch.processes=3"], ["3 processes do not divide", "4 shards"]),
     "checkpoint": ([PROMPT, "checkpoint=nowhere"], ["checkpoint=nowhere is not a folder"]),
     "precision": ([PROMPT, "precision=fp8"], ["precision=fp8 is not known"]),
+    "own prompts": ([*GOOD, "out=good.jsonl"], ["would overwrite prompts=good.jsonl"]),
+    "own checkpoint": ([*GOOD, "out=checkpoint/config.json"], ["is a file of the checkpoint"]),
 }  # fmt: skip
 
 
@@ -145,6 +164,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(name, run, tmp_path, monk
     monkeypatch.setattr(generate, "on_mesh", lambda *_: 1 / 0)
     (tmp_path / "plain.txt").write_text("The fox\n")
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "good.jsonl").write_text('"The"\n')
+    (tmp_path / "checkpoint").symlink_to(find(run))
     (tmp_path / "number.jsonl").write_text('"The"\n5\n')
     (tmp_path / "surrogate.jsonl").write_text('"hello"\r\n""\r\n"\\ud83d"\r\n')
     (tmp_path / "latin.jsonl").write_bytes(b'"The"\n"caf\xe9"\n')

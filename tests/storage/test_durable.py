@@ -54,6 +54,19 @@ def lost_of_a_save(folder: Path) -> list[str]:
         return disk.lost(folder / "checkpoints")
 
 
+def test_two_that_write_to_one_folder(tmp_path):
+    with (
+        written_aside(tmp_path / "model") as aside,
+        pytest.raises(ValueError, match="another process writes to"),
+        written_aside(tmp_path / "model"),
+    ):
+        pass
+    assert not aside.exists()
+    with written_aside(tmp_path / "model") as aside:
+        (aside / "file").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]
+
+
 def test_a_save(ranks, tmp_path):
     assert ranks(1).run(lost_of_a_save, tmp_path) == [[]]
 

@@ -12,6 +12,7 @@ from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.reading import load_weights
 from caat.training.engine import Engine
 from conf.data_sync import DataSyncConfig
+from conf.model import ModelConfig
 from conf.optim import OptimConfig
 from layers.full_tensors import full_tensors
 from layers.gpt import GPT
@@ -19,22 +20,30 @@ from tests.models import SMALL, batch
 from tests.reference import random_weights
 
 STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
-# Without padding of the vocabulary, which is not saved: `sign` and `powersgd` decode to numbers other than 0
-# there, which the model ignores.
+# Without padding of the vocabulary: plain models that these are compared with have none.
 EVEN = replace(SMALL, vocab_size=64)
 ACCUMULATION, LR = 2, 3e-3
 OPTIM = OptimConfig(lr=LR, clip=0.3, weight_decay=0.1, eps=1e-3)
 
 
-def engine_of(mesh: Mesh, stage: int, precision: str, folder: Path | None = None) -> Engine:
+def engine_of(
+    mesh: Mesh,
+    stage: int,
+    precision: str,
+    folder: Path | None = None,
+    *,
+    config: ModelConfig = EVEN,
+    ratio: float = 0.5,
+    optim: OptimConfig = OPTIM,
+) -> Engine:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    weights = random_weights(EVEN)
-    model = GPT.empty(EVEN, mesh, 0.5, dtype=dtype)
+    weights = random_weights(config)
+    model = GPT.empty(config, mesh, ratio, dtype=dtype)
     if folder is None:
         model.fill(lambda name, _: weights[name])
     else:
         load_weights(model, full_tensors(model), mesh.local_shards, folder)
-    return Engine(model, mesh, OPTIM, stage=stage, precision=precision, accumulation=ACCUMULATION)
+    return Engine(model, mesh, optim, stage=stage, precision=precision, accumulation=ACCUMULATION)
 
 
 def micro_batches(mesh: Mesh, step: int):
@@ -68,6 +77,8 @@ def alike(engine: Engine) -> bool:
     return all(torch.equal(losses, each) for each in every)
 
 
-def mesh_of(processes: int, codec: str = "none", weights: str = "none", feedback: bool = True) -> Mesh:
+def mesh_of(
+    processes: int, codec: str = "none", weights: str = "none", feedback: bool = True, shards: int = 2
+) -> Mesh:
     settings = DataSyncConfig(codec=codec, feedback=feedback, weights_codec=weights)
-    return Mesh.create(2, processes, data_sync=settings, seed=5)
+    return Mesh.create(shards, processes, data_sync=settings, seed=5)

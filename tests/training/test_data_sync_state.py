@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,26 +14,32 @@ import torch.distributed as dist
 from caat.training.checkpoint.reading import load_master_weights, load_optimizer
 from caat.training.engine import Engine
 from layers.full_tensors import full_tensors
-from tests.training.replicas import LR, engine_of, master, mesh_of, micro_batches
+from tests.models import SMALL
+from tests.training.replicas import LR, OPTIM, engine_of, master, mesh_of, micro_batches
 from tests.training.test_checkpoint import saver, state
 
 
-def resumed(folder: Path, stage: int, precision: str, codec: str, weights: str) -> tuple[bool, list, list]:
+def resumed(
+    folder: Path, stage: int, precision: str, codec: str, weights: str, **model
+) -> tuple[bool, list, list]:
     """Whether a resumed run continues bit for bit; notes of a run with the same and with other settings."""
     mesh = mesh_of(1, codec, weights)
-    engine = engine_of(mesh, stage, precision)
+    engine = engine_of(mesh, stage, precision, **model)
     for step in range(2):
         mesh.data.start_step(step)
         engine.step(micro_batches(mesh, step), LR)
-    saver(folder, engine, 0.5).save(state(2))
+    saver(folder, engine, model.get("ratio", 0.5)).save(state(2))
     wanted = [engine_step(engine, step) for step in (2, 3)]
     path = folder / "checkpoints" / "step-00000002"
     while not path.exists():
         time.sleep(0.01)
     dist.barrier()
     outcomes = []
-    for again in (mesh_of(1, codec, weights), mesh_of(1)):
-        engine = engine_of(again, stage, precision, path)
+    others = [mesh_of(1)]
+    if model.get("ratio") == 1:
+        others.append(mesh_of(1, codec, weights, shards=4))
+    for again in (mesh_of(1, codec, weights), *others):
+        engine = engine_of(again, stage, precision, path, **model)
         load_master_weights(engine.live, full_tensors(engine.model), path)
         notes = load_optimizer(engine.live, full_tensors(engine.model), path)
         outcomes.append((notes, [engine_step(engine, step) for step in (2, 3)]))
@@ -59,6 +67,18 @@ def test_what_codecs_keep_is_resumed_bit_for_bit(ranks, tmp_path, stage, precisi
     assert same and notes == []
     for (note,) in others:
         assert "starts anew" in note and f"codec={codec}" in note
+
+
+@pytest.mark.parametrize(
+    ("codec", "weights", "optimizer"), [("sign", "int8", "adamw"), ("sign", "none", "lamb")]
+)
+def test_a_padded_vocabulary_and_other_shards(ranks, tmp_path, codec, weights, optimizer):
+    """`sign` decodes zeros to other numbers; other shards hold the weights in another order."""
+    model = {"config": SMALL, "ratio": 1.0, "optim": replace(OPTIM, name=optimizer, eps=1e-8)}
+    same, notes, others = ranks(2).run(partial(resumed, **model), tmp_path, 1, "fp32", codec, weights)[0]
+    assert same and notes == [] and len(others) == 2
+    for (note,) in others:
+        assert "starts anew" in note and "shards=2 vocabulary=62" in note
 
 
 def skipped(codec: str) -> tuple[bool, bool, bool]:

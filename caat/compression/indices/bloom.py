@@ -53,7 +53,7 @@ class Bloom(IndexCodec):
                 # Each bit rules out about half of the remaining indices.
                 indices = indices[bits[_place(indices, number, len(bits))]]
             found.append(indices)
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=bits.device)
 
     def size(self, n: int, count: int) -> int:
         return LINE // 8 * max(1, round(count * _bits(self.rate, self.hashes) / LINE))

@@ -1,7 +1,7 @@
 """``values=poly``: a polynomial through the sorted values of each run of 256 (Fit-Poly, DeepReduce 2021).
 
 Sorted values lie on a smooth curve, which a polynomial of degree 5 in the rank fits by least squares; one
-byte per value holds its rank. Exact for runs of up to 6 values.
+byte per value holds its rank. Runs of up to 6 values are exact up to the rounding of the largest.
 """
 
 from __future__ import annotations

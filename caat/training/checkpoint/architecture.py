@@ -108,7 +108,8 @@ class Architecture:
         values = parse_record(content, _Llama, path)
         require(
             values.caat is not None and values.base is not None,
-            f"{path} has no {'caat' if values.caat is None else 'rope_theta'}: is it a caat checkpoint?",
+            f"{path} has no {'caat' if values.caat is None else 'rope_theta'}: is it a caat checkpoint? "
+            "`caat convert from=... to=...` makes one of a Hugging Face model",
         )
         assert values.caat is not None and values.base is not None
         cut = values.caat

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from caat.storage.durable import sync_folder, write_bytes
 from caat.training.checkpoint.state import read_state
 from conf.checks import check_path, require
@@ -71,19 +73,29 @@ def find(path: str | Path, setting: str = "checkpoint") -> Path:
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill, then rename it to the new or empty ``folder``; remove it on error."""
+    """Yield a temporary folder to fill, then rename it to the new or empty ``folder``; remove it on error.
+
+    Raises ``ValueError`` if another process writes to ``folder`` now.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # A hidden name, which no folder of the user has: leftovers of a killed conversion are removed.
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    # Hidden names, which no folder of the user has: leftovers of a killed conversion are removed.
+    aside, lock = folder.with_name(f".{folder.name}.tmp"), FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another process writes to {folder}: wait for it, or choose another folder"
+        ) from None
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         yield aside
         sync_folder(aside)
         aside.rename(folder)
-    except BaseException:
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
     sync_folder(folder.parent)
 
 

@@ -29,6 +29,8 @@ class Message:
     replicated: bool
     # The shapes of the parameters if they are held whole; (): they are ranges.
     shapes: Shapes
+    # The numbers that only pad the vocabulary.
+    padding: Sequence[slice]
     anchor: Tensor
     velocity: Tensor | None
     # None: there is one island.
@@ -67,14 +69,16 @@ def messages_of(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     sharded: set[str],
+    padding: Mapping[str, Sequence[slice]],
     fragments: int,
     fragment_of: Callable[[str], int],
     momentum: bool,
 ) -> list[Message]:
     """Return the messages of all ``weights``, whose whole parameters have ``shapes``.
 
-    Each fragment has one of the ``sharded`` parameters and one of the others. Under ZeRO a rank may hold no
-    number of a message, but all ranks have the same messages.
+    ``padding``: which numbers of ``weights`` only pad the vocabulary. Each fragment has one of the
+    ``sharded`` parameters and one of the others. Under ZeRO a rank may hold no number of a message, but all
+    ranks have the same messages.
     """
     device = next((weight.device for weight in weights.values() if weight.numel()), torch.device("cpu"))
     messages = []
@@ -90,5 +94,14 @@ def messages_of(
             velocity = torch.zeros_like(anchor) if momentum else None
             whole = all(weight.numel() == prod(shapes[name]) for name, weight in own.items())
             known = [shapes[name] for name in own] if whole else ()
-            messages.append(Message(fragment, own, replicated, known, anchor, velocity))
+            messages.append(Message(fragment, own, replicated, known, _moved(padding, own), anchor, velocity))
     return messages
+
+
+def _moved(padding: Mapping[str, Sequence[slice]], weights: Mapping[str, Tensor]) -> list[slice]:
+    """Return the ``padding`` of each of the ``weights`` where it is when they lie one after the other."""
+    found, at = [], 0
+    for name, weight in weights.items():
+        found += [slice(at + each.start, at + each.stop) for each in padding.get(name, ())]
+        at += weight.numel()
+    return found

@@ -12,7 +12,7 @@ exchange runs in groups of its own while the islands train on: in a thread on CP
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,8 +53,9 @@ class Islands:
     ``weights`` are live views of the master weights that this rank holds, by parameter, and ``shapes`` the
     shapes of the whole parameters of this process. ``sharded``: the parameters that are cut over
     tensor-parallel processes; the others must stay the same on all of these, so they are exchanged without a
-    codec. ``refresh()`` takes changed master weights into the model, and is collective over the island.
-    ``alone``: ZeRO does not partition, so every replica holds all numbers.
+    codec. ``padding``: numbers of ``weights`` that must stay zero. ``refresh()`` takes changed master weights
+    into the model, and is collective over the island. ``alone``: ZeRO does not partition, so every replica
+    holds all numbers.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Islands:
         settings: IslandsConfig,
         *,
         sharded: set[str],
+        padding: Mapping[str, Sequence[slice]],
         fragment_of: Callable[[str], int],
         refresh: Callable[[], None],
         alone: bool,
@@ -83,6 +85,7 @@ class Islands:
             weights,
             shapes,
             sharded=sharded,
+            padding=padding,
             fragments=settings.fragments,
             fragment_of=fragment_of,
             momentum=self._momentum > 0,
@@ -211,6 +214,9 @@ class Islands:
         ``alone``: there is one island, whose weights are still those of its change. Returns the squares of
         the anchor's movement and of the distance from the mean that this rank adds.
         """
+        for padding in message.padding:
+            # A codec may have decoded its zeros to other numbers.
+            mean[padding] = 0
         before = message.anchor.clone()
         if alone and (self._lr, self._momentum) == (1.0, 0.0):
             # a - (a - w) may differ from w in the last bit.
