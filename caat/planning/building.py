@@ -55,8 +55,10 @@ def building(config: BudgetConfig) -> Building:
     gpus = racks * config.rack_gpus
     power = racks * config.rack_kilowatts / 1e3
     total = [power * pue for pue in config.pue]
+    # A rack is at one site.
+    of_a_site = int(config.site_megawatts / (config.rack_kilowatts / 1e3 * config.pue[1]))
     sustained = gpus * config.hardware.peak * 1e12 * config.utilisation
-    return Building(racks, gpus, power, total, ceil(total[1] / config.site_megawatts), sustained)
+    return Building(racks, gpus, power, total, ceil(racks / of_a_site), sustained)
 
 
 def training(config: BudgetConfig, built: Building, parameters: float | None = None) -> dict[str, float]:
@@ -116,7 +118,8 @@ def between_sites(config: BudgetConfig, built: Building, made: dict[str, float])
         share = waits / (waits + step)
         require(
             share < 1,
-            "the sites wait all the time for each other: give a smaller budget or a faster site_link",
+            f"the sites wait all the time for each other, as a step takes {step:.3g} s: give a smaller "
+            "budget, more batch_tokens, a faster site_link or a smaller site_delay",
         )
         rows.append(
             asdict(way)

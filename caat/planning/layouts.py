@@ -165,13 +165,17 @@ def largest_that_fits(config: Config, layout: Layout, limit: int) -> Layout | No
 
 
 def divides(config: Config, layout: Layout) -> bool:
-    """Return whether the global batch divides equally among the replicas."""
-    return config.train.global_batch % layout.all_replicas == 0
+    """Return whether the global batch divides equally among the replicas, or among halves of theirs."""
+    return config.train.global_batch % (_least_micro_batch(config) * layout.all_replicas) == 0
+
+
+def _least_micro_batch(config: Config) -> int:
+    return 2 if config.sync.halves else 1
 
 
 def _micro_batches(config: Config, layout: Layout) -> Iterator[Layout]:
     """Yield ``layout`` with each power of two that divides a replica's share of the global batch."""
-    size = 2 if config.sync.halves else 1
+    size = _least_micro_batch(config)
     while config.train.global_batch % (size * layout.all_replicas) == 0:
         yield replace(layout, micro_batch=size)
         size *= 2

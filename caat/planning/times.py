@@ -105,10 +105,10 @@ def time_of(config: Config, layout: Layout, ratio: float, machine: Machine) -> S
         replicas=layout.replicas,
         stage=layout.stage,
         precision=c.precision,
-        # A network that is given has links of its own: a schedule says which message takes which.
+        # A network or a schedule that is given says which link a message takes.
         data_link=(
             Link(inside.rate, inside.delay, inside.cost)
-            if config.data_sync.topology
+            if config.data_sync.route
             else inside.data_link(layout.processes)
         ),
         data_sync=config.data_sync,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -128,18 +129,25 @@ class Problem:
     reason: str
 
 
+def require_folders(folders: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless all ``folders`` exist."""
+    for name in folders:
+        if not Path(name).expanduser().is_dir():
+            raise ValueError(f"{name} is not a folder: give run folders, or folders that contain them")
+
+
 def find_runs(folders: list[str]) -> tuple[list[Run], list[Problem]]:
     """Find every run in or below ``folders``, each path once, and those that cannot be read.
 
     Raises ``ValueError`` if one of ``folders`` does not exist or no run can be read.
     """
     places: dict[Path, None] = {}
+    problems: list[Problem] = []
+    require_folders(folders)
     for name in folders:
         top = Path(name).expanduser()
-        if not top.is_dir():
-            raise ValueError(f"{name} is not a folder: give run folders, or folders that contain them")
-        places |= dict.fromkeys(_run_folders(top.resolve()))
-    runs, problems = [], []
+        places |= dict.fromkeys(_run_folders(top.resolve(), problems))
+    runs = []
     for place in places:
         try:
             runs.append(_read(place))
@@ -176,8 +184,13 @@ def by_source(figure: str, record: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(start): value for name, value in record.items() if name.startswith(start)}
 
 
-def _run_folders(top: Path) -> Iterator[Path]:
-    for folder, below, files in walk(top):
+def _run_folders(top: Path, problems: list[Problem]) -> Iterator[Path]:
+    """Yield the folders of runs; add those that cannot be searched to ``problems``."""
+
+    def failed(error: OSError) -> None:
+        problems.append(Problem(Path(error.filename), f"cannot be searched ({error.strerror})"))
+
+    for folder, below, files in walk(top, failed):
         if "config.yaml" in files:
             # Do not search inside a run: wandb keeps a config.yaml there too.
             below.clear()
@@ -267,6 +280,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = [*whole, torn] if torn else whole
     records = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         name = f"metrics.jsonl, line {number},"
         try:
             record = parse_record(line, dict[str, Any], name)
@@ -280,5 +295,6 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
                 continue
             if value is not None or _is_score(key):
                 raise ValueError(f"{name} has {key}={value!r:.60}, which must be a number")
-        records.append(record)
+        # A benchmark may give inf or nan, which has no mean over the seeds.
+        records.append({k: v for k, v in record.items() if not (_is_score(k) and not isfinite(v))})
     return records

@@ -63,6 +63,7 @@ def table(among: Sequence[Variant]) -> list[dict[str, Any]]:
                 "ratio": variant.ratio,
                 "settings": dict(variant.settings),
                 "seeds": sorted(variant.seeds),
+                "seeds_diverged": list(variant.diverged),
                 "validation_loss": loss.mean,
                 "validation_loss_spread": loss.spread,
                 "test_loss": tested and tested.mean,

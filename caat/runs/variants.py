@@ -47,6 +47,8 @@ class Variant:
 
     settings: Mapping[str, Any]
     runs: Sequence[Run]
+    # The seeds of runs that finished with a validation loss that is not finite.
+    diverged: Sequence[int] = ()
 
     @property
     def ratio(self) -> float:
@@ -113,20 +115,31 @@ def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]
     return same, {name: found for name, found in values.items() if len(found) > 1}
 
 
-def variants(runs: Iterable[Run]) -> list[Variant]:
+def variants(runs: Sequence[Run]) -> list[Variant]:
     """Group the finished runs into variants, sorted by their other settings and then by falling ratio."""
     finished = [run for run in runs if run.finished and run.validation_loss is not None]
     differing = [name for name in compared(finished)[1] if name != SEED]
-    groups: dict[tuple, list[Run]] = defaultdict(list)
-    for run in finished:
-        all_settings = settings(run.config)
-        groups[tuple((name, str(all_settings[name])) for name in differing)].append(run)
+    groups, lost = _by_settings(finished, differing), _by_settings(diverged(runs), differing)
     found = []
-    for members in groups.values():
+    for key, members in groups.items():
         all_settings = settings(members[0].config)
         members.sort(key=lambda run: run.config.seed)
-        found.append(Variant({name: all_settings[name] for name in differing}, members))
+        seeds = sorted(run.config.seed for run in lost.get(key, ()))
+        found.append(Variant({name: all_settings[name] for name in differing}, members, seeds))
     return sorted(found, key=_sort_key)
+
+
+def diverged(runs: Iterable[Run]) -> list[Run]:
+    """Return the finished runs whose validation loss is not finite."""
+    return [run for run in runs if run.finished and run.validation_loss is None]
+
+
+def _by_settings(runs: Iterable[Run], names: Sequence[str]) -> dict[tuple, list[Run]]:
+    groups: dict[tuple, list[Run]] = defaultdict(list)
+    for run in runs:
+        all_settings = settings(run.config)
+        groups[tuple((name, str(all_settings[name])) for name in names)].append(run)
+    return groups
 
 
 def _sort_key(variant: Variant) -> tuple:

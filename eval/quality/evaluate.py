@@ -80,7 +80,7 @@ def _metrics(values: dict[str, Any]) -> dict[str, float]:
     found = {}
     for name, value in values.items():
         metric, comma, by = name.partition(",")
-        if comma and isinstance(value, Real) and not np.isnan(float(value)):
+        if comma and isinstance(value, Real) and np.isfinite(float(value)):
             of = metric.removesuffix("_stderr")
             filtered = of if by == "none" else f"{of},{by}"
             found[filtered + metric[len(of) :]] = float(value)

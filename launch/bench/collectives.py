@@ -7,7 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from caat.topology.bound import least_seconds
+from caat.topology.choose import best_schedule
+from caat.topology.graph import Topology
+from caat.topology.read import topology
 from caat.topology.schedule_file import write_schedule
+from caat.topology.settings import DELAY, RATE
 from conf.bench import BenchCollectivesConfig
 from conf.checks import require
 from conf.reading.verb import load_verb
@@ -65,7 +69,7 @@ def main(argv: list[str]) -> None:
         f"All-reduce of {config.size} on {config.topology} at {config.rate}"
         f"{', predicted' if config.simulate else ''}: optimum {optimum:.3g} s, speed-up over gloo's own",
         partial(plot_collectives, network=network, schedule=schedule, name=best["mode"]),
-        list(_notes(report.rows, best, config, new, network.nodes)),
+        list(_notes(report.rows, best, config, new, network)),
     )
 
 
@@ -89,7 +93,7 @@ def _time(row: dict) -> float:
 
 
 def _notes(
-    rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None, nodes: int
+    rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None, network: Topology
 ) -> Iterator[str]:
     slower = "" if best["speed_up"] >= 1 else ", slower than gloo's own"
     yield f"Fastest schedule: {best['mode']}, {_time(best):.3g} s, {best['share']:.0%} of the optimum{slower}"
@@ -99,8 +103,13 @@ def _notes(
         )
     if new is not None:
         yield f"Its schedule is in {new}"
-    how = f"data_sync.schedule=auto data_sync.topology={config.topology}"
     if new is not None or best["mode"] == config.schedule:
         how = f"data_sync.schedule={config.schedule}"
-    processes = f"launch.processes={nodes} parallel.processes=1"
+    else:
+        auto = best_schedule(topology(config.topology, RATE, DELAY), "all-reduce", 4 * config.numbers).method
+        how = f"data_sync.schedule=auto data_sync.topology={config.topology}"
+        if auto != best["mode"]:
+            yield f"{how} takes {auto}, the fastest of all methods at its own rate and delay of the links"
+            how = "data_sync.schedule=FILE, which this command writes with schedule=FILE"
+    processes = f"launch.processes={network.nodes} parallel.processes=1"
     yield f"To train along it with as many replicas: caat pretrain {processes} {how}"

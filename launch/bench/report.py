@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from caat.machine import available_cores, processor
+from conf.checks import require
 from launch.command.console import console
 from launch.command.results import result_file, write_json
 
@@ -37,6 +38,11 @@ class Report:
         """
         self.name, self.columns = name, columns
         self.out = result_file(out or f"outputs/bench-{name}-{datetime.now():%Y%m%d-%H%M%S}.json")
+        # The plot has the same name with this ending.
+        require(
+            self.out.suffix != ".png",
+            f"out={self.out} is the path of the JSON: give a name that ends in .json",
+        )
         self.rows: list[dict] = []
 
     def add(self, **figures: str | float | None) -> None:

@@ -84,7 +84,7 @@ def _ways(config: BudgetConfig, result: dict[str, Any]) -> Table:
         f"Training {_short(result['parameters'])} parameters over {result['sites']} sites; link of a site "
         f"{config.site_link}, {config.site_delay}"
     )
-    needed = f"link for {config.waiting:.0%} waiting"
+    needed = f"link for {100 * config.waiting:g}% waiting"
     table = _table(title, "between sites", "sent TB a step", "waits s a step", "waiting", "M dollars", needed)
     for row in result["between_sites"]:
         rate = row["link_needed_bits_per_second"]

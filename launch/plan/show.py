@@ -76,7 +76,7 @@ def _steps(plan: dict[str, Any]) -> Table:
     if plan["outer_steps"]:
         sent["islands GiB"], spent["islands wait"] = "island_bytes", "island_exposed_seconds"
     spent["step s"] = "step_seconds"
-    needed = [f"link for {plan['waiting']:.0%}"] if plan["outer_steps"] else []
+    needed = [f"link for {100 * plan['waiting']:g}%"] if plan["outer_steps"] else []
     table = _table(title, "ratio", *sent, *spent, *needed, "tokens/s", "MFU", "days")
     for row in plan["steps"]:
         table.add_row(

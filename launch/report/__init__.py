@@ -56,7 +56,9 @@ def write_report(
     ``out`` defaults to the only folder given, or to the folder that contains all of them. Raises the same
     ``ValueError`` as :func:`caat.runs.reading.find_runs`, and one if ``out`` is not writable.
     """
+    from caat.runs.reading import require_folders
 
+    require_folders(folders)
     place = Path(out).expanduser() if out else _common(folders)
     written = [result_file(place / name) for name in ("report.html", "report.md", "report.json")]
     # The tasks of a job array report on the same runs: whoever writes last must have read last.

@@ -49,7 +49,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     several = len(bases) > 1
     columns = {
         "variant": [row["label"] for row in rows],
-        "seeds": [_seeds(row["seeds"]) for row in rows],
+        "seeds": [_seeds(row["seeds"]) + _diverged(row["seeds_diverged"]) for row in rows],
         "validation loss": [
             _with(row, "validation_loss", "validation_loss_spread", "{:.4f}") for row in rows
         ],
@@ -181,7 +181,10 @@ def _cell(text: str) -> str:
 
 def _markdown_table(titles: Sequence[str], texts: Sequence[Sequence[str]]) -> list[str]:
     lines = [titles, ["---"] * len(titles), *texts]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    ]
 
 
 def _unfinished(contents: Contents) -> list[list[str]]:
@@ -206,6 +209,10 @@ def _seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return f"one: {seeds[0]}"
     return ", ".join(map(str, seeds)) if len(seeds) <= 4 else f"{len(seeds)} seeds"
+
+
+def _diverged(seeds: Sequence[int]) -> str:
+    return f"; {', '.join(map(str, seeds))} diverged" if seeds else ""
 
 
 def _seconds(row: Mapping[str, Any]) -> str:

@@ -52,6 +52,19 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
         varying = {key for key, override in last.items() if override.is_sweep_override()}
         given = combinations(parsed)
         _check(last, varying, len(given))
+    names = [_name(combination, varying) for combination in given]
+    require(len(set(names)) == len(names), "a value is given twice, or two values give the same folder name")
+    # Mistakes in the settings of a run are found here.
+    configs = [
+        compose([*file, *(text for text in combination if text != "resume=auto" and not is_hydras(text))])
+        for combination in given
+    ]
+    for number, config in enumerate(configs):
+        require(
+            config not in configs[:number],
+            f"{names[number]} and {names[configs.index(config)]} are the same run: leave one out",
+        )
+    with initialise():
         try:
             shared = hydra_config([str(override.input_line) for override in fixed], return_hydra_config=True)
         except HydraException as error:
@@ -60,12 +73,6 @@ def plan_sweep(overrides: Sequence[str]) -> Sweep:
                 "hydra.launcher.nodes=2, or +hydra.launcher.NAME=VALUE for other options of sbatch"
             ) from error
     slurm = SlurmOptions.of(shared.hydra)
-    names = [_name(combination, varying) for combination in given]
-    require(len(set(names)) == len(names), "a value is given twice, or two values give the same folder name")
-    configs = [
-        compose([*file, *(text for text in combination if text != "resume=auto" and not is_hydras(text))])
-        for combination in given
-    ]
     model = "models" if varying & {"model", "model.name"} else configs[0].model.name
     folder = _folder(shared, [*file, *(str(override.input_line) for override in fixed)], model)
     runs = []

@@ -45,8 +45,16 @@ def test_predictions_and_the_file_of_the_fastest(tmp_path, capsys):
         assert row["share"] == pytest.approx(row["optimum"] / row["predicted"])
     assert read_schedule(file) == make_schedule(unit("mesh:2x3"), "two-way-ring")
     printed = capsys.readouterr().out
+    assert f"caat pretrain launch.processes=6 parallel.processes=1 data_sync.schedule={file}" in printed
     assert "Fastest schedule: two-way-ring, 2.67 s, 100% of the optimum" in printed
     assert printed.splitlines()[-1] == str(tmp_path / "result.json")
+
+    # `auto` chooses among all methods, not only the one that was measured.
+    bench(tmp_path, "topology=torus:4x4", "method=ring", "size=4mb", "simulate=true")
+    printed = capsys.readouterr().out
+    assert "topology=torus:4x4 takes 2d-ring" in printed and "data_sync.schedule=FILE" in printed
+    bench(tmp_path, "topology=torus:4x4", "size=4mb", "simulate=true")
+    assert "data_sync.schedule=auto data_sync.topology=torus:4x4\n" in capsys.readouterr().out
 
     before = file.read_bytes()
     again = bench(tmp_path, *where, "method=multitree", "pieces=1")

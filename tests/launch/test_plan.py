@@ -10,6 +10,9 @@ import pytest
 from caat.planning.costs import flops_per_token
 from caat.planning.layouts import layout_of
 from caat.planning.times import Machine, seconds_of, time_of
+from caat.topology.methods import make_schedule
+from caat.topology.read import topology
+from caat.topology.schedule_file import write_schedule
 from conf.gpus import GPUS, peak_of
 from conf.plan import PlanConfig
 from launch import plan
@@ -247,17 +250,25 @@ def test_only_layouts_that_training_takes_are_compared():
     made = make_plan(PlanConfig(), compose(halves))
     found = [row[name] for row in made["layouts"] for name in ("ratio_1", "asked") if row[name]]
     assert found and min(each["micro_batch"] for each in found) == 2
+    # One sequence for each replica has no halves: no question of memory.
+    small = ["model=130m", "sync.halves=true", "train.micro_batch=2", "train.global_batch=16"]
+    made = make_plan(PlanConfig(nodes=1, gpus=16), compose(small))
+    assert {row["none"] for row in made["layouts"] if row["replicas"] == 16} == {None}
 
 
-def test_links_of_a_network_between_replicas_are_those_that_were_given():
-    given = PlanConfig(nodes=1, gpus=4, topology="mesh:2x2")
-    waits = []
-    for link in ("10gbit", "20gbit"):
-        settings = ["model=130m", "parallel.tensor=1", *_along(given, [])]
-        machine = Machine.of(replace(given, link=link))
-        config = compose(settings)
-        waits.append(time_of(config, layout_of(config, 4), 1.0, machine).data_exposed)
-    assert waits[0] == pytest.approx(2 * waits[1], rel=0.01)
+def test_links_of_a_network_between_replicas_are_those_that_were_given(tmp_path):
+    """Also of a schedule in a file, which is sent over the links that it names."""
+    given = PlanConfig(nodes=1, gpus=4, topology="ring:4")
+    schedule = tmp_path / "schedule.json"
+    write_schedule(make_schedule(topology("ring:4", 1.0), "two-way-ring"), schedule)
+    waits = {}
+    for way in (_along(given, []), [f"data_sync.schedule={schedule}"]):
+        for link in ("10gbit", "20gbit"):
+            machine = Machine.of(replace(given, link=link))
+            config = compose(["model=130m", "parallel.tensor=1", *way])
+            waits[way[0], link] = time_of(config, layout_of(config, 4), 1.0, machine).data_exposed
+    slow, fast, *others = waits.values()
+    assert slow == pytest.approx(2 * fast, rel=0.01) and others == pytest.approx([slow, fast], rel=0.01)
 
 
 def test_a_codec_whose_size_is_not_known_is_noted():

@@ -32,6 +32,8 @@ def test_a_hundred_billion_dollars():
     # The largest power station of the USA that runs all year, Palo Verde, has 3.9 GW.
     assert building(replace(DEFAULT, site_megawatts=3_900)).sites == 2
     assert [row["parameters"] for row in design(DEFAULT)["models"]] == [50e12, 100e12]
+    # A rack of 0.2 MW is not split between sites of 0.3 MW.
+    assert building(replace(DEFAULT, site_megawatts=0.3)).sites == built.racks
 
 
 @pytest.mark.parametrize("name", LAWS)

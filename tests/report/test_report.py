@@ -181,10 +181,12 @@ def test_codecs_are_compared_by_loss_and_bytes(tmp_path):
         (["."], "there is no readable run in ."),
         (["--all"], "--all is not an option"),
         ([".", "size=3"], "there is no setting size"),
+        (["a-file"], "a-file is not a folder: give run folders"),
     ],
 )
 def test_mistakes(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
     with pytest.raises(ValueError, match=says):
         report.main(arguments)
 
@@ -193,6 +195,36 @@ def test_runs_that_have_not_finished_are_a_report_too(tmp_path, capsys):
     write_run(tmp_path / "one", compose([]), [], status="starting")
     report.main([str(tmp_path)])
     assert "No run has finished yet" in (tmp_path / "report.html").read_text()
+
+
+def test_a_seed_that_diverged_is_shown_beside_the_others(tmp_path):
+    for seed, ratio, losses in ((1, 0.5, [4.0, 3.0]), (2, 0.5, [4.0, None]), (1, 1, [4.0, 2.5])):
+        place = tmp_path / f"{ratio}-{seed}"
+        write_run(place, compose([f"seed={seed}", f"sync.ratio={ratio}"]), [each or 9.0 for each in losses])
+        if None in losses:
+            metrics = (
+                (place / "metrics.jsonl")
+                .read_text()
+                .replace('"validation_loss": 9.0', "")
+                .replace(", }", "}")
+            )
+            (place / "metrics.jsonl").write_text(metrics.replace('"validation_loss": 4.0', '"a": 0'))
+    rows = table(variants(find_runs([str(tmp_path)])[0]))
+    assert [(row["ratio"], row["seeds"], row["seeds_diverged"]) for row in rows] == [
+        (1, [1], []),
+        (0.5, [1], [2]),
+    ]
+    report.main([str(tmp_path)])
+    assert "one: 1; 2 diverged" in (tmp_path / "report.md").read_text()
+
+
+def test_a_score_that_is_not_finite_counts_as_none(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), compose([f"seed={seed}"]), [4.0, 3.0])
+    metrics = tmp_path / "1" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('bits_per_byte": 6.0', 'bits_per_byte": Infinity') + "\n")
+    report.main([str(tmp_path)])
+    assert "Infinity" in metrics.read_text() and "Infinity" not in (tmp_path / "report.json").read_text()
 
 
 def test_islands_are_compared_by_all_bytes(tmp_path):
