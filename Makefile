@@ -19,10 +19,10 @@ quickstart: $(VENV)/installed ## train a tiny model with 4 shards on 2 processes
 	$(RUN) launch.pretrain experiment=quickstart
 
 test: $(VENV)/with-test ## run the tests (about 10 minutes)
-	$(RUN) pytest
+	$(RUN) pytest --durations=15
 
 test-slow: $(VENV)/with-test ## run the slow tests: whole runs, every shipped configuration, the wheel
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow --durations=25
 
 test-slurm: $(VENV)/with-test ## test the batch scripts on a temporary Slurm (as root; installs slurm-wlm and munge)
 	@PATH="$$PATH:/usr/sbin"; command -v slurmctld slurmd munged >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \

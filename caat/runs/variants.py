@@ -119,7 +119,7 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
     """Group the finished runs into variants, sorted by their other settings and then by falling ratio."""
     finished = [run for run in runs if run.finished and run.validation_loss is not None]
     differing = [name for name in compared(finished)[1] if name != SEED]
-    groups, lost = _by_settings(finished, differing), _by_settings(diverged(runs), differing)
+    groups, lost = _by_settings(finished, differing), _by_settings(_diverged(runs), differing)
     found = []
     for key, members in groups.items():
         all_settings = settings(members[0].config)
@@ -129,7 +129,7 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
     return sorted(found, key=_sort_key)
 
 
-def diverged(runs: Iterable[Run]) -> list[Run]:
+def _diverged(runs: Iterable[Run]) -> list[Run]:
     """Return the finished runs whose validation loss is not finite."""
     return [run for run in runs if run.finished and run.validation_loss is None]
 

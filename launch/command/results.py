@@ -31,8 +31,8 @@ def _refused(there: Path) -> str | None:
     try:
         if there.is_file():
             there.open("ab").close()
-        else:
-            TemporaryFile(dir=there).close()
+            there = there.resolve().parent
+        TemporaryFile(dir=there).close()
     except OSError as error:
         return error.strerror
     return None
@@ -40,6 +40,7 @@ def _refused(there: Path) -> str | None:
 
 def write_json(path: Path, result: Any, indent: int | None = 2) -> None:
     """Write ``result`` to ``path``, whose folder is created if necessary."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=indent, ensure_ascii=False)
     # Never half a file, nor half of an older one.

@@ -90,7 +90,8 @@ def test_link(tmp_path):
 @namespaces
 def test_data(tmp_path):
     """A step takes at least as long as the link needs for its bytes."""
-    small = ["model.layers=1", "model.vocab_size=512", "model.sequence=64", "micro_batch=1", "rounds=2"]
+    small = ["model.layers=1", "model.hidden=128", "model.ffn=256", "model.heads=4", "model.kv_heads=4"]
+    small += ["model.vocab_size=512", "model.sequence=64", "micro_batch=1", "rounds=2"]
     rows = bench(tmp_path, "data", *small, "rate=20mbit,1gbit", "codecs=[int8,topk:0.01,index=bitmap]")
     modes = [
         "nothing sent",
