@@ -147,10 +147,11 @@ def _generate(
                 moved = transfers.over(model.mesh, model.norm.weight.device)
     finally:
         # Also write what there is after an interrupt, or when the reader of our output is gone.
-        if is_first_rank() and texts:
+        begun = [each for each in zip(prompts, texts, strict=False) if each[1].tokens or each[1].ended]
+        if is_first_rank() and begun:
             results = [
                 {"prompt": prompt, "text": text.text, "tokens": text.tokens, "ending": text.ending}
-                for prompt, text in zip(prompts, texts, strict=False)
+                for prompt, text in begun
             ]
             made = {"checkpoint": str(folder), "settings": asdict(settings), "results": results}
             write_json(out, made | _figures(config, moved))

@@ -27,6 +27,13 @@ def test_the_page_says_what_the_runs_measured(tmp_path):
         assert (tmp_path / "images" / name).stat().st_size > 10_000
 
 
+def test_the_table_of_longer_runs_is_that_of_its_record():
+    program = "import json, longer; print(longer.table(json.loads(longer.RECORD.read_text())))"
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
+    assert printed.count("\n") > 3 and printed in FOLDER.with_suffix(".md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="four of the sources are packages of Debian")
 def test_prose(tmp_path):
