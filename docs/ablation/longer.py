@@ -148,7 +148,7 @@ def figures(out: Path) -> None:
         xlabel="trained tokens (millions)", ylabel="validation loss minus that of ratio 1\n(nats per token)"
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     figure.savefig(IMAGE, dpi=130)
     print(IMAGE)
 
