@@ -17,7 +17,7 @@ from caat.training.checkpoint.architecture import Architecture
 from conf.checks import require
 from conf.generate import GenerateConfig, SamplingConfig
 from conf.reading.verb import load_verb
-from launch.command.results import write_json
+from launch.command.results import keep_input, write_json
 from launch.command.trained import (
     find_trained,
     on_mesh,
@@ -44,10 +44,7 @@ def main(argv: list[str]) -> None:
     rows = [_encode(prompt, tokenizer) for prompt in prompts]
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
-    require(
-        config.prompts is None or not out.exists() or not out.samefile(Path(config.prompts).expanduser()),
-        f"out={config.out} would overwrite prompts={config.prompts}: give another name",
-    )
+    keep_input(out, config.out, prompts=config.prompts)
     if not ran_in_processes(f"{__package__}.generate", argv, config.launch):
         _generate(config, folder, tokenizer, architecture.ends, prompts=prompts, rows=rows, out=out)
 

@@ -12,7 +12,7 @@ from caat.storage.arrays import map_array
 from conf.checks import require
 from conf.reading.verb import load_verb
 from conf.score import ScoreConfig
-from launch.command.results import result_file, write_json
+from launch.command.results import keep_input, result_file, write_json
 from launch.command.trained import find_trained, on_mesh, ran_in_processes, result_path
 
 
@@ -35,10 +35,7 @@ def main(argv: list[str]) -> None:
     name = config.out and f"{config.out.removesuffix('.npy').removesuffix('.json')}.json"
     out = result_path(folder, name, "scores.json")
     scores = result_file(out.with_suffix(".npy"))
-    require(
-        not scores.exists() or not scores.samefile(Path(config.tokens).expanduser()),
-        f"out={config.out} would overwrite tokens={config.tokens}: give another name",
-    )
+    keep_input(scores, config.out, tokens=config.tokens)
     if not ran_in_processes(f"{__package__}.score", argv, config.launch):
         _score(config, folder, architecture.model.sequence, tokens, out)
 

@@ -39,11 +39,22 @@ def _refused(there: Path) -> str | None:
 
 
 def write_json(path: Path, result: Any, indent: int | None = 2) -> None:
-    """Write ``result`` to ``path``, whose folder is created if necessary."""
+    """Write ``result`` to ``path``, as :func:`replace_text` does."""
+    replace_text(path, json.dumps(result, indent=indent, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all. Its folder is created if necessary."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=indent, ensure_ascii=False)
-    # Never half a file, nor half of an older one.
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text + "\n", encoding="utf-8")
+    # Names of folders may not be UTF-8.
+    aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     aside.replace(path)
+
+
+def keep_input(out: Path, given: str | None, **inputs: str | None) -> None:
+    """Raise ``ValueError`` if ``out``, the result of ``out=given``, is one of the ``inputs``, by setting."""
+    for name, path in inputs.items():
+        if path is not None and out.exists() and out.samefile(Path(path).expanduser()):
+            raise ValueError(f"out={given} would overwrite {name}={path}: give another name")

@@ -93,8 +93,7 @@ def result_path(folder: Path, out: str | None, name: str) -> Path:
     Raises ``ValueError`` if it cannot be written, or if ``out`` is a file of the checkpoint.
     """
     path = result_file(out or (run_of(folder) or folder) / name)
-    require(
-        path.name == name or not path.exists() or not path.parent.samefile(folder),
-        f"out={out} is a file of the checkpoint: give another name",
-    )
+    # An earlier result may lie among the files of the checkpoint.
+    replaces = path.exists() and path.parent.samefile(folder) and path.name != name
+    require(not replaces, f"out={out} is a file of the checkpoint: give another name")
     return path

@@ -14,7 +14,7 @@ from filelock import FileLock
 from conf.checks import check_path
 from conf.reading.verb import load_verb
 from conf.report import ReportConfig
-from launch.command.results import result_file
+from launch.command.results import replace_text, result_file
 
 if TYPE_CHECKING:
     from launch.report.page import Contents
@@ -64,12 +64,8 @@ def write_report(
     # The tasks of a job array report on the same runs: whoever writes last must have read last.
     with FileLock(place / ".report.lock") if place.is_dir() else nullcontext():
         contents, texts = _contents(folders, title)
-        place.mkdir(parents=True, exist_ok=True)
         for path, text in zip(written, texts, strict=True):
-            aside = path.with_name(f".{path.name}.tmp")
-            # Names of folders may not be UTF-8.
-            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-            aside.replace(path)
+            replace_text(path, text)
     return contents, written
 
 
@@ -86,7 +82,7 @@ def _contents(folders: Sequence[str], title: str | None) -> tuple[Contents, tupl
     rows = table(groups)
     same, differing = compared(runs)
     names = ", ".join(sorted({run.config.model.name for run in runs}))
-    unfinished = [run for run in runs if not run.finished or run.validation_loss is None]
+    unfinished = [run for run in runs if not run.finished or run.diverged]
     title = title or f"{names}: {len(runs)} run{'s' if len(runs) > 1 else ''}"
     contents = Contents(title, rows, scores(groups), same, differing, unfinished, problems)
 
