@@ -44,6 +44,11 @@ class Run:
         return self.status == "finished"
 
     @property
+    def diverged(self) -> bool:
+        """Whether the run has finished with a validation loss that is not finite."""
+        return self.finished and self.validation_loss is None
+
+    @property
     def validation_loss(self) -> float | None:
         """The last validation loss in nats per token; None if there is none or it was not finite."""
         return next((r["validation_loss"] for r in reversed(self.records) if "validation_loss" in r), None)

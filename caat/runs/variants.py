@@ -47,7 +47,7 @@ class Variant:
 
     settings: Mapping[str, Any]
     runs: Sequence[Run]
-    # The seeds of runs that finished with a validation loss that is not finite.
+    # The seeds of runs that diverged.
     diverged: Sequence[int] = ()
 
     @property
@@ -117,9 +117,10 @@ def compared(runs: Iterable[Run]) -> tuple[dict[str, Any], dict[str, list[Any]]]
 
 def variants(runs: Sequence[Run]) -> list[Variant]:
     """Group the finished runs into variants, sorted by their other settings and then by falling ratio."""
-    finished = [run for run in runs if run.finished and run.validation_loss is not None]
+    finished = [run for run in runs if run.finished and not run.diverged]
     differing = [name for name in compared(finished)[1] if name != SEED]
-    groups, lost = _by_settings(finished, differing), _by_settings(_diverged(runs), differing)
+    groups = _by_settings(finished, differing)
+    lost = _by_settings([run for run in runs if run.diverged], differing)
     found = []
     for key, members in groups.items():
         all_settings = settings(members[0].config)
@@ -127,11 +128,6 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
         seeds = sorted(run.config.seed for run in lost.get(key, ()))
         found.append(Variant({name: all_settings[name] for name in differing}, members, seeds))
     return sorted(found, key=_sort_key)
-
-
-def _diverged(runs: Iterable[Run]) -> list[Run]:
-    """Return the finished runs whose validation loss is not finite."""
-    return [run for run in runs if run.finished and run.validation_loss is None]
 
 
 def _by_settings(runs: Iterable[Run], names: Sequence[str]) -> dict[tuple, list[Run]]:

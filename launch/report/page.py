@@ -121,7 +121,7 @@ def as_json(contents: Contents) -> dict[str, Any]:
         "rows": list(contents.rows),
         "benchmarks": list(contents.scores),
         "settings_that_differ": dict(contents.differing),
-        "not_finished": [{"run": str(run.folder), "status": run.status} for run in contents.unfinished],
+        "not_finished": [{"run": str(run.folder), "status": _status(run)} for run in contents.unfinished],
         "cannot_be_read": [{"folder": str(p.folder), "why": p.reason} for p in contents.problems],
     }
 
@@ -187,13 +187,17 @@ def _markdown_table(titles: Sequence[str], texts: Sequence[Sequence[str]]) -> li
     ]
 
 
+def _status(run: Run) -> str:
+    return "diverged" if run.diverged else run.status
+
+
 def _unfinished(contents: Contents) -> list[list[str]]:
     rows = []
     for run in contents.unfinished:
         done = run.records[-1]["step"] if run.records else 0
         loss = next((r["loss"] for r in reversed(run.records) if r["loss"] is not None), None)
         steps = f"{done} of {run.config.train.steps}"
-        rows.append([str(run.folder), run.status, steps, "-" if loss is None else f"{loss:.4f}"])
+        rows.append([str(run.folder), _status(run), steps, "-" if loss is None else f"{loss:.4f}"])
     return rows
 
 
