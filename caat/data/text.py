@@ -128,6 +128,11 @@ def _check_format(config: DataConfig, source: Source) -> None:
     find_template(config)
 
 
+def _refuse(error: OSError) -> None:
+    """Raise ``ValueError`` for a folder of texts that cannot be read: its files would be left out."""
+    raise ValueError(f"{error.filename} cannot be searched ({error.strerror})") from error
+
+
 def _find(config: DataConfig) -> Source:
     if config.path is None:
         return Source("quickstart", "quickstart")
@@ -135,7 +140,7 @@ def _find(config: DataConfig) -> Source:
     if path.is_dir():
         if is_prepared(path):
             return Source("prepared", path.name, (path,))
-        found = (place / name for place, _, names in walk(path) for name in names)
+        found = (place / name for place, _, names in walk(path, _refuse) for name in names)
         files = sorted(file for file in found if file.is_file() and not _is_aside(file, path))
         return _local(config, path.resolve().name, files)
     if path.is_file():
