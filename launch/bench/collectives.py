@@ -109,7 +109,8 @@ def _notes(
         auto = best_schedule(topology(config.topology, RATE, DELAY), "all-reduce", 4 * config.numbers).method
         how = f"data_sync.schedule=auto data_sync.topology={config.topology}"
         if auto != best["mode"]:
-            yield f"{how} takes {auto}, the fastest of all methods at its own rate and delay of the links"
-            how = "data_sync.schedule=FILE, which this command writes with schedule=FILE"
+            yield f"data_sync.schedule=auto would take {auto}, the fastest at 1 Gbit/s and 0.1 ms a link"
+            yield "Give this benchmark schedule=FILE to write its fastest schedule there"
+            how = "data_sync.schedule=FILE"
     processes = f"launch.processes={network.nodes} parallel.processes=1"
     yield f"To train along it with as many replicas: caat pretrain {processes} {how}"

@@ -52,7 +52,7 @@ def test_predictions_and_the_file_of_the_fastest(tmp_path, capsys):
     # `auto` chooses among all methods, not only the one that was measured.
     bench(tmp_path, "topology=torus:4x4", "method=ring", "size=4mb", "simulate=true")
     printed = capsys.readouterr().out
-    assert "topology=torus:4x4 takes 2d-ring" in printed and "data_sync.schedule=FILE" in printed
+    assert "schedule=auto would take 2d-ring" in printed and "data_sync.schedule=FILE\n" in printed
     bench(tmp_path, "topology=torus:4x4", "size=4mb", "simulate=true")
     assert "data_sync.schedule=auto data_sync.topology=torus:4x4\n" in capsys.readouterr().out
 
