@@ -17,7 +17,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 RECORD, IMAGE = FOLDER / "budget.json", FOLDER.parent / "images" / "uptraining.png"
-STEPS, EVERY = 195, 39
+STEPS, EVERY, TOKENS = 195, 39, 1024
 HALF, LOWERED = "sync.ratio=0.5", "sync.ratio={0:0.9,20:0.8,40:0.7,60:0.6,80:0.5}"
 # By name: the weight of distillation, if any, and the settings.
 WAYS = {
@@ -58,7 +58,7 @@ def figures(out: Path) -> None:
     axes = figure.subplots()
     for way, losses in record.items():
         # The first losses at a lowered ratio are off the scale that shows the others.
-        points = [(int(step) * 1.024, loss) for step, loss in losses.items() if int(step)]
+        points = [(int(step) * TOKENS / 1e3, loss) for step, loss in losses.items() if int(step)]
         axes.plot(
             *zip(*points, strict=True), "o-", ms=4, label=way, color="#888888" if way == "ratio 1" else None
         )
@@ -73,7 +73,7 @@ def table(record: dict[str, Losses]) -> str:
     """Return a Markdown table: a row for each way, a column for each validation."""
     # A ratio that changes is validated on both sides of each change, too.
     steps = range(0, STEPS + 1, EVERY)
-    titles = ["initial weights" if not step else f"{step * 1.024:.0f} k tokens" for step in steps]
+    titles = ["initial weights" if not step else f"{step * TOKENS / 1e3:.0f} k tokens" for step in steps]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(steps) + 1) + "|"]
     for way, losses in record.items():
         cells = [f"{losses[str(step)]:.3f}" if str(step) in losses else "" for step in steps]

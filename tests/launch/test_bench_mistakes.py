@@ -100,3 +100,11 @@ def test_one_line_and_nothing_is_written(benchmark, settings, says, tmp_path, mo
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         main([benchmark, *settings, "out=new/result.json"])
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_the_figures_do_not_go_where_the_plot_goes(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"figures.png is the path of the JSON: give a name that ends in .json"
+    ):
+        main(["predict", f"out={tmp_path / 'figures.png'}"])
+    assert not list(tmp_path.iterdir())

@@ -188,6 +188,26 @@ def test_mistakes(settings, says, tmp_path, monkeypatch):
     assert not Path("new").exists()
 
 
+def test_an_empty_folder_that_is_not_free(tmp_path, monkeypatch):
+    write_llama(tmp_path / "hf")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match=r"to=\. is the folder that you are in"):
+        main([f"from={tmp_path / 'hf'}", "to=.", "parallel.tensor=2"])
+    with pytest.raises(ValueError, match="to=/proc"):
+        main([f"from={tmp_path / 'hf'}", "to=/proc", "parallel.tensor=2"])
+
+
+def test_a_head_in_a_type_that_is_not_read(tmp_path):
+    write_llama(tmp_path / "hf", tie_word_embeddings=True)
+    file = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"lm_head.weight is F8_E4M3, and only .* are read"):
+        main([f"from={tmp_path / 'hf'}", f"to={tmp_path / 'new'}", "parallel.tensor=2"])
+
+
 def test_a_damaged_checkpoint_is_not_exported(tmp_path):
     write_llama(tmp_path / "hf")
     ours, back = tmp_path / "ours", tmp_path / "back"

@@ -140,6 +140,10 @@ def test_long_values_have_short_names():
     long = "p" * 300
     runs = plan_sweep([f"tracker.project={long},{long}q", "seed=1,2"]).runs
     assert len({run.name for run in runs}) == 4 and max(len(run.name) for run in runs) < 200
+    with pytest.raises(ValueError, match=r"sync.ratio-1\.0 and sync.ratio-1 are the same run: leave one out"):
+        plan_sweep(["sync.ratio=1,1.0"])
+    with pytest.raises(ValueError, match=r"^train.steps=abc is not a whole number"):
+        plan_sweep(["sync.ratio=1,0.5", "train.steps=abc"])
     with pytest.raises(ValueError, match=r"hydra.sweep.dir=.* is too long"):
         plan_sweep([f"hydra.sweep.dir={long}", "seed=1,2"])
     away = plan_sweep(["model.name=x/../../away", "seed=1,2"]).folder

@@ -94,6 +94,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        # While it is locked: nobody waits for the lock, and nothing but the folder shall remain.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
     sync_folder(folder.parent)
