@@ -94,12 +94,14 @@ def messages_of(
             velocity = torch.zeros_like(anchor) if momentum else None
             whole = all(weight.numel() == prod(shapes[name]) for name, weight in own.items())
             known = [shapes[name] for name in own] if whole else ()
-            messages.append(Message(fragment, own, replicated, known, _moved(padding, own), anchor, velocity))
+            messages.append(
+                Message(fragment, own, replicated, known, _within(padding, own), anchor, velocity)
+            )
     return messages
 
 
-def _moved(padding: Mapping[str, Sequence[slice]], weights: Mapping[str, Tensor]) -> list[slice]:
-    """Return the ``padding`` of each of the ``weights`` where it is when they lie one after the other."""
+def _within(padding: Mapping[str, Sequence[slice]], weights: Mapping[str, Tensor]) -> list[slice]:
+    """Return where the ``padding`` of ``weights`` is within a message, which has them one after the other."""
     found, at = [], 0
     for name, weight in weights.items():
         found += [slice(at + each.start, at + each.stop) for each in padding.get(name, ())]
