@@ -131,7 +131,7 @@ def _check_format(config: DataConfig, source: Source) -> None:
 def _refuse(error: OSError) -> None:
     """Raise ``ValueError`` for a folder of texts that cannot be read: its files would be left out."""
     raise ValueError(
-        f"{error.filename} cannot be searched ({error.strerror}): make it readable, or give files by a pattern"
+        f"{error.filename} cannot be searched ({error.strerror}): make it readable, or give a pattern"
     ) from error
 
 
