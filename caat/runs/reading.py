@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from caat.parallel.ring import ring_bytes
 from caat.runs.status import Status
 from caat.storage.records import Finite, Positive, Size, Whole, parse_record, read_record
 from caat.storage.walk import walk
@@ -86,13 +87,16 @@ class Run:
 
     @property
     def total_bytes_per_step(self) -> int | None:
-        """The bytes of all three axes: shards of a replica, replicas of an island, islands.
+        """Mean bytes of a step that the first process sends: to shards, replicas and other islands.
 
-        Those between shards are sizes of messages: a ring of P processes sends 2 (P - 1) / P times as many.
+        Between shards, a ring of P processes sends 2 (P - 1) / P times the sizes of the messages. None if a
+        step has such messages, but no number of processes, as in records of older runs.
         """
-        if self.bytes_per_step is None:
+        sent = [_sent_to_shards(record) for record in self.records]
+        known = [each for each in sent if each is not None]
+        if not sent or len(known) < len(sent):
             return None
-        return self.bytes_per_step + (self.data_bytes_per_step or 0) + (self.island_bytes_per_step or 0)
+        return round(mean(known)) + (self.data_bytes_per_step or 0) + (self.island_bytes_per_step or 0)
 
     def _data_parallel(self, what: str) -> int | None:
         return self._mean(f"data_parallel_{what}_") or None
@@ -228,6 +232,13 @@ def _scores(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     return scores
 
 
+def _sent_to_shards(record: Mapping[str, Any]) -> int | None:
+    size = sum(n for name, n in record.items() if name.startswith("tensor_parallel_bytes_"))
+    if size and "tensor_parallel_processes" not in record:
+        return None
+    return ring_bytes(size, record["tensor_parallel_processes"]) if size else 0
+
+
 def _is_score(name: str) -> bool:
     return name.startswith(SCORE)
 
@@ -251,6 +262,7 @@ class Record(Line):
     tensor_parallel_bytes_forward: Whole
     tensor_parallel_bytes_backward: Whole
     # Not in the records of older runs.
+    tensor_parallel_processes: Size = 1
     data_parallel_calls_gradients: Whole = 0
     data_parallel_calls_weights: Whole = 0
     data_parallel_calls_loss: Whole = 0

@@ -50,6 +50,7 @@ class Recorder:
             "memory_gib": memory_gib(self._device),
             "data_wait_seconds": taken.waited,
             "skipped_steps": state.skipped,
+            "tensor_parallel_processes": self._mesh.processes,
             **{f"tensor_parallel_{name}": n for name, n in tensor.items()},
             **{f"data_parallel_{name}": n for name, n in data.items()},
             **self._outer(taken.outer),

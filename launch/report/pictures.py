@@ -153,7 +153,7 @@ def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str], fi
     axes.margins(x=0.1, y=0.15)
     what = "sent to replicas"
     if field == "total_bytes_per_step":
-        what = "messages between shards, sent to replicas and islands"
+        what = "sent to shards, replicas and islands"
     axes.set(xlabel=f"MiB per step and process: {what}", ylabel="validation loss (nats per token)")
     _legend(axes)
 

@@ -32,6 +32,7 @@ def write_run(
             "tensor_parallel_bytes_backward": sent // 2,
         }
         if sent:  # older runs did not record these
+            record |= {"tensor_parallel_processes": 4}
             record |= {"data_parallel_bytes_gradients": 2**19, "data_parallel_bytes_weights": 2**18}
             record |= {"data_parallel_calls_gradients": 2, "data_parallel_calls_weights": 3}
         lines.append(json.dumps(record | {"validation_loss": loss}))

@@ -33,7 +33,11 @@ def test_bytes_are_means_over_the_steps(tmp_path):
     metrics.write_text("\n".join([first, *rest]))
     (run,) = find_runs([str(tmp_path)])[0]
     assert run.bytes_per_step == 2000
-    assert run.total_bytes_per_step == 2000 + 2**19 + 2**18
+    # A ring of four processes sends 1.5 times the size of a message.
+    assert run.total_bytes_per_step == 3000 + 2**19 + 2**18
+    metrics.write_text(metrics.read_text().replace('"tensor_parallel_processes": 4, ', "", 1))
+    (older,) = find_runs([str(tmp_path)])[0]
+    assert older.total_bytes_per_step is None
 
 
 def test_linked_folders_are_searched_too(tmp_path):
