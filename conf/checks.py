@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from pathlib import Path
-from sys import float_info
 from typing import Any
 
 # Settings that name a file or folder, in any schema.
 PATHS = {"path", "dir", "folder", "checkpoint", "resume", "initialize", "tokenizer", "tokens", "prompts"}
 PATHS |= {"from", "to", "out", "schedule", "topology", "chat_template"}
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Bounds of a number's magnitude: products of several stay finite, and no quantity of a run is beyond.
+SMALLEST, LARGEST = 1e-30, 1e30
 # Long values are cut in messages.
 SHOWN = 60
 
@@ -35,8 +37,8 @@ def require_positive(**settings: float) -> None:
 def check_values(values: Any, name: str = "") -> None:
     """Raise ``ValueError`` for the first of the nested ``values`` that cannot be used.
 
-    These are numbers that are not finite, denormal or beyond 64 bits, text that is not UTF-8, and invalid
-    paths. ``name`` is the dotted name of the setting that holds ``values``.
+    These are numbers that are not finite, beyond 1e30 or 64 bits or too close to 0, text that is not UTF-8,
+    and invalid paths. ``name`` is the dotted name of the setting that holds ``values``.
     """
     if isinstance(values, dict):
         for key, value in values.items():
@@ -45,8 +47,7 @@ def check_values(values: Any, name: str = "") -> None:
         for value in values:
             check_values(value, name)
     elif isinstance(values, float):
-        normal = values == 0 or float_info.min <= abs(values) <= float_info.max
-        require(normal, f"{name}={values} is not finite, or too close to 0: give another number")
+        check_magnitude(values, name, str(values))
     elif isinstance(values, int):
         require(
             abs(values) < 2**63,
@@ -59,10 +60,24 @@ def check_values(values: Any, name: str = "") -> None:
             check_path(values, name)
 
 
+def check_magnitude(value: float, name: str, shown: str) -> None:
+    """Raise ``ValueError`` unless ``value`` can be computed with. It is ``shown`` in the setting ``name``."""
+    require(isfinite(value), f"{name}={_cut(shown)} is not finite: give another number")
+    beyond = "large" if abs(value) > 1 else "close to 0"
+    require(
+        value == 0 or SMALLEST <= abs(value) <= LARGEST,
+        f"{name}={_cut(shown)} is too {beyond}: give a magnitude from {SMALLEST:g} to {LARGEST:g}",
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def check_path(value: str, name: str) -> None:
     """Raise ``ValueError`` if ``value`` is not a valid path. ``name`` is the setting."""
     require(value != "", f"{name} is empty: give a path, or leave {name} out")
-    shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
+    shown = _cut(value)
     try:
         path = Path(value).expanduser()
     except RuntimeError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from caat.machine import host_memory
 from caat.topology.bound import least_seconds
 from caat.topology.choose import best_schedule
 from caat.topology.graph import Topology
@@ -24,6 +25,8 @@ from launch.command.results import result_file
 
 # Most processes that one machine measures.
 MOST_HOSTS = 32
+# Peak memory of a process in sizes: the buffer, what it is filled with, the exact sum, 64-bit integers.
+BUFFERS = 6
 # Share of the optimum above which a figure is no rounding.
 PASSED = 1.001
 COLUMNS = {
@@ -46,6 +49,8 @@ def main(argv: list[str]) -> None:
         f"topology={config.topology} has {network.nodes} nodes: at most {MOST_HOSTS} can be measured on one "
         "machine. Give simulate=true to predict them",
     )
+    if not config.simulate:
+        _check_memory(config, network.nodes)
     ways = {way.mode: way for way in all_reduces(config, network, show=True)}
     new = None
     if config.schedule is not None and config.schedule not in ways:
@@ -70,6 +75,16 @@ def main(argv: list[str]) -> None:
         f"{', predicted' if config.simulate else ''}: optimum {optimum:.3g} s, speed-up over gloo's own",
         partial(plot_collectives, network=network, schedule=schedule, name=best["mode"]),
         list(_notes(report.rows, best, config, new, network)),
+    )
+
+
+def _check_memory(config: BenchCollectivesConfig, processes: int) -> None:
+    """Raise ``ValueError`` if the buffers of all processes do not fit into this machine's free memory."""
+    needed, free = processes * BUFFERS * 4 * config.numbers, host_memory()[1]
+    require(
+        needed <= free,
+        f"size={config.size} needs {needed / 2**30:,.1f} GiB for {processes} processes, and this machine has "
+        f"{free / 2**30:.1f} GiB free: give a smaller size, or simulate=true to predict only",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
-from caat.machine import available_cores, processor
+from caat.machine import available_cores, host_memory, processor
 from launch.command.available import installed, wandb_login
 
 GIB = 2**30
@@ -60,7 +60,7 @@ def _machine() -> Iterator[Finding]:
     remedy = "" if supported else f"caat is tested with Python {' and '.join(tested)}"
     yield Finding("Python", "good" if supported else "bad", found, remedy)
     yield Finding("CPU", "good", f"{available_cores()} cores, {processor()}")
-    total, free = _memory()
+    total, free = host_memory()
     yield Finding("memory", "good", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free")
 
 
@@ -189,19 +189,6 @@ def _disk() -> Iterator[Finding]:
         free = shutil.disk_usage(at).free
         enough = free >= little
         yield Finding(name, "good" if enough else "note", f"{free / GIB:.1f} GiB free", "" if enough else why)
-
-
-def _memory() -> tuple[int, int]:
-    """Return total and free memory in bytes, within a container's limit."""
-    text = Path("/proc/meminfo").read_text()
-    total, free = (
-        int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
-        for name in ("MemTotal", "MemAvailable")
-    )
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (allowed := limit.read_text().strip()).isdigit():
-        total = min(total, int(allowed))
-    return total, min(free, total)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -35,7 +35,11 @@ def test_units():
     ("settings", "says"),
     [
         (["memory=lots"], "memory=lots is not a size"),
-        (["memory=0gb"], "memory=0gb must be above 0"),
+        (["memory=0gb"], "memory=0gb is below 1 byte"),
+        ([f"memory={'9' * 400}tb"], "memory=9{60}... is not finite"),
+        ([f"link={'9' * 40}gbit"], "link=9{40}gbit is too large"),
+        (["tflops=1e300"], r"tflops=1e\+300 is too large: give a magnitude from 1e-30 to 1e\+30"),
+        (["tokens=1e-31"], "tokens=1e-31 is too close to 0"),
         (["link=fast"], "link=fast is not a rate"),
         (["link=0gbit"], "link=0gbit must be above 0"),
         (["node_link=fast"], "node_link=fast is not a rate"),
