@@ -85,8 +85,8 @@ class ZeroMessages:
 
     def _reduce_scattered(self, out: Tensor, message: Tensor) -> dist.Work | None:
         shapes, exchange = self.shapes(len(message)), self.gradients.exchange
-        if not shapes and not self.gradients.exact:
-            return None
+        known = shapes or self.gradients.exact
+        assert known, f"{len(message)} gradients are not those of whole parameters, and would go uncompressed"
         if self.gradients.codec.way == "linear":
             parameters = _joined(message, shapes, exchange.size)
             self.gradients.everywhere(parameters, shapes)

@@ -167,6 +167,11 @@ class BenchPredictConfig(MessageCostConfig):
         delay_seconds(self.delay)
         self.check_message_cost()
         require_positive(micro_batch=self.micro_batch, tflops=1 if self.tflops is None else self.tflops)
+        require(
+            self.parallel.islands == 1,
+            f"parallel.islands={self.parallel.islands} has no effect on a step of one replica: leave it "
+            "out, or use caat plan",
+        )
         require_choice("precision", self.precision, ("fp32", "bf16"))
         require_choice("wire_dtype", self.wire_dtype, ("auto", *WIRE_FORMATS))
         for ratio in self.ratios:

@@ -22,6 +22,7 @@ MISTAKES = {
         (["delay=2"], "delay=2 is not a time in tc's notation"),
         (["burst=lots"], "burst=lots is not a size in tc's notation"),
     ],
+    "predict": [(["parallel.islands=2"], "parallel.islands=2 has no effect on a step of one replica")],
     "peers": [(["rate=1gb"], "rate=1gb is not a rate in tc's notation")],
     "generate": [
         (["new_tokens=0"], "new_tokens=0 must be above 0"),
@@ -67,6 +68,7 @@ MISTAKES = {
         (["size=0mb"], "size=0mb must be above 0"),
         (["size=0"], "size=0 is not a size: write 40mb"),
         (["size=3b"], "size=3b is below 4 bytes"),
+        (["size=9000gb"], "size=9000gb needs 201,165.7 GiB for 4 processes, and this machine has"),
         (["method=star"], "method=star is unknown: write one of ring, two-way-ring"),
         (["topology=ring:4", "method=2d-ring"], "topology=ring:4 has no 2-D ring"),
         (["schedule=multitree"], "schedule=multitree is not a JSON file"),
