@@ -27,11 +27,17 @@ def test_the_page_says_what_the_runs_measured(tmp_path):
         assert (tmp_path / "images" / name).stat().st_size > 10_000
 
 
-def test_the_table_of_longer_runs_is_that_of_its_record():
-    program = "import json, longer; print(longer.table(json.loads(longer.RECORD.read_text())))"
+def test_the_tables_of_longer_runs_are_those_of_their_record():
+    program = (
+        "import json, longer; losses = json.loads(longer.RECORD.read_text());"
+        "print(json.dumps([longer.table(losses, size) for size in longer.SIZES.values()]))"
+    )
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
-    assert printed.count("\n") > 3 and printed in FOLDER.with_suffix(".md").read_text()
+    tables, page = json.loads(printed), FOLDER.with_suffix(".md").read_text()
+    assert len(tables) == 2
+    for table in tables:
+        assert table.count("\n") > 3 and table in page
 
 
 @pytest.mark.slow
