@@ -1,0 +1,46 @@
+"""docs/uptraining: the page's figures are those of the runs, and distillation does what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.convert import main as convert
+from tests.layers.huggingface.llamas import write_llama
+from tests.trained import SENTENCES
+
+FOLDER = Path(__file__).parents[2] / "docs" / "uptraining"
+
+
+def test_the_table_is_that_of_its_record():
+    program = "import json, budget; print(budget.table(json.loads(budget.RECORD.read_text())))"
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
+    assert printed.count("\n") > 3 and printed in FOLDER.with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+def test_distillation_mixes_the_usual_loss_with_the_divergence(tmp_path):
+    """A model does not diverge from itself; without the divergence, the loss is that of `caat pretrain`."""
+    checkpoint, text = tmp_path / "teacher", tmp_path / "text.txt"
+    write_llama(tmp_path / "hf")
+    convert([f"from={tmp_path / 'hf'}", f"to={checkpoint}", "parallel.tensor=4"])
+    text.write_text("\n\n".join(SENTENCES))
+
+    def loss(*program: str, ratio: float) -> float:
+        folder = tmp_path / f"{'-'.join(Path(part).name for part in program)}-{ratio}"
+        given = [f"initialize={checkpoint}", f"data.path={text}", f"data.dir={tmp_path / 'data'}"]
+        given += ["parallel.tensor=4", f"sync.ratio={ratio}", f"run.dir={folder}", "train.steps=1"]
+        given += ["train.sequence=32", "train.micro_batch=2", "train.global_batch=2", "data.validation=0.2"]
+        subprocess.run([sys.executable, *program, *given], check=True, cwd=tmp_path)
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+    distil = str(FOLDER / "distil.py")
+    assert loss(distil, "1", ratio=1.0) == pytest.approx(0, abs=1e-6)
+    usual, divergence = loss("-m", "launch.pretrain", ratio=0.5), loss(distil, "1", ratio=0.5)
+    assert divergence > 1e-3
+    assert loss(distil, "0.25", ratio=0.5) == pytest.approx(0.75 * usual + 0.25 * divergence, rel=1e-5)
