@@ -103,7 +103,7 @@ class Run:
 
     def _mean(self, prefix: str) -> int:
         """Return the mean over the steps of the sum of all fields with this ``prefix``; 0 without steps."""
-        sums = [sum(n for name, n in r.items() if name.startswith(prefix)) for r in self.records]
+        sums = [_sum(record, prefix) for record in self.records]
         return round(mean(sums)) if sums else 0
 
     @property
@@ -232,8 +232,12 @@ def _scores(lines: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     return scores
 
 
+def _sum(record: Mapping[str, Any], prefix: str) -> int:
+    return sum(number for name, number in record.items() if name.startswith(prefix))
+
+
 def _sent_to_shards(record: Mapping[str, Any]) -> int | None:
-    size = sum(n for name, n in record.items() if name.startswith("tensor_parallel_bytes_"))
+    size = _sum(record, "tensor_parallel_bytes_")
     if size and "tensor_parallel_processes" not in record:
         return None
     return ring_bytes(size, record["tensor_parallel_processes"]) if size else 0

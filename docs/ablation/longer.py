@@ -49,10 +49,10 @@ class Size:
     prefix: str = ""
 
 
-ALL = (1, 2, 3)
+SEEDS = (1, 2, 3)
 SIZES = {
     "5.3 M parameters": Size(
-        LENGTHS, {"ratio 1": ALL, "ratio 0.5": ALL, "ratio 0.5, int8": (1,), "ratio 0.25": (1,)}
+        LENGTHS, {"ratio 1": SEEDS, "ratio 0.5": SEEDS, "ratio 0.5, int8": (1,), "ratio 0.25": (1,)}
     ),
     "20 M parameters": Size(
         LENGTHS[:3],

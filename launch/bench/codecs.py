@@ -19,13 +19,20 @@ from conf.reading.saved import read_config
 from conf.reading.verb import load_verb
 from eval.open import open_model
 from eval.speed.codecs import gradient_like, gradient_of, measure
+from launch.bench.memory import check_memory
 from launch.bench.plots import plot_codecs
 from launch.bench.report import Column, Report
 from launch.command.trained import run_of
 
+# Peak memory in messages, besides one for each codec: a copy, and two in float64, which measure the error.
+MESSAGES = 8
+
 
 def main(argv: list[str]) -> None:
     config = load_verb(BenchCodecsConfig, argv)
+    if config.checkpoint is None:
+        needed = (MESSAGES + len(config.codecs)) * 4 * config.numbers
+        check_memory(f"numbers={config.numbers}", needed, "give fewer numbers")
     codecs = {name: make_codec(name) for name in config.codecs}
     report = Report(
         "codecs",

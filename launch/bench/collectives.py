@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from caat.machine import host_memory
 from caat.topology.bound import least_seconds
 from caat.topology.choose import best_schedule
 from caat.topology.graph import Topology
@@ -18,6 +17,7 @@ from conf.checks import require
 from conf.reading.verb import load_verb
 from eval.speed.collectives import AllReduce, all_reduces, network_of
 from eval.speed.wires import wired_hosts
+from launch.bench.memory import check_memory
 from launch.bench.plot_collectives import plot_collectives
 from launch.bench.report import Column, Report
 from launch.bench.workers import run_on_hosts
@@ -25,7 +25,7 @@ from launch.command.results import result_file
 
 # Most processes that one machine measures.
 MOST_HOSTS = 32
-# Peak memory of a process in sizes: the buffer, what it is filled with, the exact sum, 64-bit integers.
+# Peak memory of a process in sizes: the buffer, its input, the exact sum, 64-bit integers, a piece's copy.
 BUFFERS = 6
 # Share of the optimum above which a figure is no rounding.
 PASSED = 1.001
@@ -50,7 +50,11 @@ def main(argv: list[str]) -> None:
         "machine. Give simulate=true to predict them",
     )
     if not config.simulate:
-        _check_memory(config, network.nodes)
+        check_memory(
+            f"size={config.size} on {network.nodes} nodes",
+            network.nodes * BUFFERS * 4 * config.numbers,
+            "give a smaller size, or simulate=true to predict only",
+        )
     ways = {way.mode: way for way in all_reduces(config, network, show=True)}
     new = None
     if config.schedule is not None and config.schedule not in ways:
@@ -75,16 +79,6 @@ def main(argv: list[str]) -> None:
         f"{', predicted' if config.simulate else ''}: optimum {optimum:.3g} s, speed-up over gloo's own",
         partial(plot_collectives, network=network, schedule=schedule, name=best["mode"]),
         list(_notes(report.rows, best, config, new, network)),
-    )
-
-
-def _check_memory(config: BenchCollectivesConfig, processes: int) -> None:
-    """Raise ``ValueError`` if the buffers of all processes do not fit into this machine's free memory."""
-    needed, free = processes * BUFFERS * 4 * config.numbers, host_memory()[1]
-    require(
-        needed <= free,
-        f"size={config.size} needs {needed / 2**30:,.1f} GiB for {processes} processes, and this machine has "
-        f"{free / 2**30:.1f} GiB free: give a smaller size, or simulate=true to predict only",
     )
 
 

@@ -45,6 +45,7 @@ MISTAKES = {
         (["codecs=[topk:0.01,index=tree]"], "codec topk:0.01,index=tree: index=tree is not known"),
         (["codecs=[]"], "codecs=[] is empty: give one or more codecs"),
         (["numbers=0"], "numbers=0 must be above 0"),
+        (["numbers=100000000000000", "codecs=[int8]"], "needs 3,352,761.3 GiB, and this machine has"),
         (["checkpoint=missing"], "checkpoint=missing"),
     ],
     "data": [
@@ -68,7 +69,7 @@ MISTAKES = {
         (["size=0mb"], "size=0mb must be above 0"),
         (["size=0"], "size=0 is not a size: write 40mb"),
         (["size=3b"], "size=3b is below 4 bytes"),
-        (["size=9000gb"], "size=9000gb needs 201,165.7 GiB for 4 processes, and this machine has"),
+        (["size=9000gb"], "size=9000gb on 4 nodes needs 201,165.7 GiB, and this machine has"),
         (["method=star"], "method=star is unknown: write one of ring, two-way-ring"),
         (["topology=ring:4", "method=2d-ring"], "topology=ring:4 has no 2-D ring"),
         (["schedule=multitree"], "schedule=multitree is not a JSON file"),
