@@ -25,7 +25,7 @@ def memory_bytes(text: str) -> int:
     """Return the bytes of a size such as 80gb; a gb is 2^30 bytes, as for GPUs. Raise ``ValueError``."""
     units = {"mb": 2.0**20, "gb": 2.0**30, "tb": 2.0**40}
     given = _quantity(text, "memory", units, "a size: write 80gb or 512mb")
-    require(given >= 1, f"memory={text} is below 1 byte")
+    require(given >= 1, f"memory={text} is below 1 byte: write 80gb or 512mb")
     return int(given)
 
 
