@@ -66,6 +66,11 @@ class GenerateConfig(SamplingConfig):
         None,
         'File with several prompts, each line a JSON string: "Once upon a time".',
     )
+    add_bos: bool = setting(
+        True,
+        "Begin every prompt with the begin-of-text token, as documents do in training. Give false for an "
+        "imported model whose own tokenizer does not add it, such as SmolLM2.",
+    )
     out: str | None = setting(
         None,
         "Path of the result. Default: generations.json in the run folder, or next to the weights.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from caat.parallel.world import is_first_rank
+from caat.storage.records import read_record
 from caat.training.checkpoint.architecture import read_architecture
 from caat.training.checkpoint.state import read_state
 from conf.evaluate import EvaluateConfig
@@ -79,8 +80,8 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
     names = ("limit", "num_fewshot", "add_bos", "precision")
     settings = {name: getattr(config, name) for name in names}
     cache = {"cache": asdict(config.cache)} if config.cache.place == "host" else {}
-    result = {"checkpoint": str(folder), **settings, **cache, "results": results}
-    write_json(out, result)
+    result = {"checkpoint": str(folder), **settings, **cache}
+    write_json(out, {**result, "results": _results_in(out, result) | results})
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("task", "metric"):
         table.add_column(title)
@@ -99,6 +100,16 @@ def _write(config: EvaluateConfig, folder: Path, results: Results, out: Path) ->
     except ValueError as error:
         print(f"caat: WARNING: not added to the metrics of the run: {error}", file=sys.stderr)
     print(out)
+
+
+def _results_in(out: Path, made: dict[str, Any]) -> Results:
+    """Return the results of earlier tasks in ``out`` if they, too, were ``made`` so; else none."""
+    try:
+        earlier = read_record(out, dict[str, Any])
+    except ValueError:
+        return {}
+    results = earlier.pop("results", None)
+    return results if earlier == made and isinstance(results, dict) else {}
 
 
 def _track(folder: Path, results: Results, online: bool) -> None:

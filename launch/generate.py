@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     folder, architecture = find_trained(config.checkpoint, config.launch)
     prompts = read_prompts(config)
     tokenizer = tokenizer_of(folder, architecture)
-    rows = [_encode(prompt, tokenizer) for prompt in prompts]
+    rows = [_encode(prompt, tokenizer, config.add_bos) for prompt in prompts]
     check_lengths(config, rows, architecture)
     out = result_path(folder, config.out, "generations.json")
     keep_input(out, config.out, prompts=config.prompts)
@@ -78,10 +78,11 @@ def _prompt(line: bytes, name: str) -> str:
         ) from None
 
 
-def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+def _encode(prompt: str, tokenizer: Tokenizer, add_bos: bool) -> list[int]:
     """Return the tokens of ``prompt``, which may spell out begin and end tokens, as texts of chats do."""
     tokens, _ = tokenizer.encode_places(prompt)
-    return tokens if tokens[:1] == [tokenizer.bos_id()] else [tokenizer.bos_id(), *tokens]
+    require(add_bos or bool(tokens), "an empty prompt has no token to continue: give a text, or add_bos=true")
+    return [tokenizer.bos_id(), *tokens] if add_bos and tokens[:1] != [tokenizer.bos_id()] else tokens
 
 
 def check_lengths(config: GenerateConfig, rows: Sequence[Sequence[int]], architecture: Architecture) -> None:

@@ -92,6 +92,23 @@ def test_scores_of_a_part_are_kept_apart(run, tasks):
     assert before == [(run / name).read_text() for name in ("evaluation.json", "metrics.jsonl")]
 
 
+def test_results_of_other_tasks_are_kept(run, tasks, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, name in ((one, "tiny_choice"), (other, "tiny_perplexity")):
+        folder.mkdir()
+        shutil.copy(tasks / f"{name}.yaml", folder)
+    out = run / "evaluation.json"
+    evaluate.main([f"checkpoint={run}", f"tasks={one}"])
+    evaluate.main([f"checkpoint={run}", f"tasks={other}"])
+    both = json.loads(out.read_text())
+    assert list(both["results"]) == ["tiny_choice", "tiny_perplexity"]
+    # Those of another checkpoint are not, nor what no evaluation wrote.
+    for earlier in (json.dumps(both | {"checkpoint": "other"}), "half a resu"):
+        out.write_text(earlier)
+        evaluate.main([f"checkpoint={run}", f"tasks={one}"])
+        assert list(json.loads(out.read_text())["results"]) == ["tiny_choice"]
+
+
 def test_a_place_that_cannot_be_written_is_said_first(run, tasks, tmp_path, capsys):
     for out, says in ((tmp_path, "is a folder"), (run / "config.yaml" / "x", "is not a folder")):
         with pytest.raises(ValueError, match=f"cannot be written.*{says}"):

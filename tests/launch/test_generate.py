@@ -46,8 +46,21 @@ def test_a_prompt_may_spell_out_its_begin_and_end_tokens(run, capsys):
         made.append(result(capsys)[1]["results"][0]["tokens"])
     assert made[0] == made[1]
     tokenizer = load_tokenizer(next(run.rglob("tokenizer.model")))
-    tokens = generate._encode("<s>The</s>brown fox", tokenizer)
+    tokens = generate._encode("<s>The</s>brown fox", tokenizer, True)
     assert [tokens.count(number) for number in (tokenizer.bos_id(), tokenizer.eos_id())] == [1, 1]
+
+
+def test_a_prompt_without_a_begin_token(run, capsys):
+    """As for imported models whose tokenizer adds none."""
+    tokenizer = load_tokenizer(next(run.rglob("tokenizer.model")))
+    assert generate._encode("The fox", tokenizer, False) == tokenizer.encode("The fox")
+    made = []
+    for prompt in ("The brown fox", "<s>The brown fox"):
+        generate.main([f"checkpoint={run}", f"prompt={prompt}", "max_new_tokens=8", "add_bos=false"])
+        made.append(result(capsys)[1]["results"][0]["tokens"])
+    assert made[0] != made[1]
+    with pytest.raises(ValueError, match=r"an empty prompt has no token to continue: .* add_bos=true"):
+        generate.main([f"checkpoint={run}", "prompt=", "add_bos=false"])
 
 
 def test_several_prompts(run, tmp_path, capsys):
