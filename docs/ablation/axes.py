@@ -1,32 +1,42 @@
 """Trains the ablation's model with fewer bytes on every link at once: ratio, codec and islands.
 
-    python docs/ablation/axes.py run prose/prose.jsonl outputs/axes   # resumable; hours on two cores
-    python docs/ablation/axes.py figures outputs/axes                 # are the costs additive?
-    caat report outputs/axes                                          # the loss against all bytes
+    python docs/ablation/axes.py run prose/prose.jsonl outputs/axes   # resumable; an hour a seed on two cores
+    python docs/ablation/axes.py figures outputs/axes                 # a table and docs/images/axes.png
+    caat report outputs/axes                                          # all figures of the runs
 
 Eight shards on two processes, twice: as two replicas that add up their gradients, or as two islands that
 average their weights every 30 steps. The codec is that of the gradients, or of the changes of the weights.
+axes.json keeps the figures of the runs that have ended, also those of other machines.
 """
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
 from figures import shown
 from training import loss_of, precision, run_command, train
 
+from caat.runs.reading import find_runs
 from caat.runs.variants import Sample
+from launch.report.pictures import front
 
 SEEDS = (1, 2, 3)
 RATIOS, CODECS, ISLANDS = (1.0, 0.5), ("none", "int8"), (1, 2)
 Point = tuple[float, str, int]
 BASE: Point = (1.0, "none", 1)
-STEPS = 2000
+POINTS: list[Point] = list(product(RATIOS, CODECS, ISLANDS))
+STEPS = 1000
 COMMON = (
     *("experiment=ablation", "train.compile=true", "train.eval_every=0"),
     *("launch.processes=4", "parallel.processes=2", "zero.stage=1", "train.micro_batch=4"),
 )
+RECORD = Path(__file__).with_suffix(".json")
+IMAGE = Path(__file__).parents[1] / "images" / "axes.png"
+MIB = 2**20
+# The figures of a run by name: its loss, and the bytes that the first process sends in a step.
+Figures = dict[str, dict[str, float]]
 
 
 def settings_of(point: Point) -> list[str]:
@@ -41,47 +51,115 @@ def settings_of(point: Point) -> list[str]:
 def run(text: str, out: Path) -> None:
     """Train what is missing in ``out``, all points of a seed first."""
     for seed in SEEDS:
-        for point in product(RATIOS, CODECS, ISLANDS):
-            folder = place(out, point, seed)
+        for point in POINTS:
+            folder = out / name_of(point, seed)
             if loss_of(folder) is not None:
                 continue
             where = [f"data.path={text}", f"run.dir={folder}", f"seed={seed}", f"train.steps={STEPS}"]
             train([*COMMON, f"train.precision={precision()}", *settings_of(point), *where, "resume=auto"])
 
 
-def place(out: Path, point: Point, seed: int) -> Path:
+def name_of(point: Point, seed: int) -> str:
     ratio, codec, islands = point
-    return out / f"ratio-{ratio:g}-{codec}-islands-{islands}-seed-{seed}"
+    return f"ratio-{ratio:g}-{codec}-islands-{islands}-seed-{seed}"
+
+
+def collect(out: Path) -> Figures:
+    """Add the figures of the finished runs in ``out`` to the record; return all in it."""
+    found: Figures = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    for each in find_runs([str(out)])[0] if out.is_dir() else []:
+        if each.finished and each.validation_loss is not None:
+            replicas, islands = each.data_bytes_per_step or 0, each.island_bytes_per_step or 0
+            total = each.total_bytes_per_step
+            assert total is not None
+            sent = {"shards": total - replicas - islands, "replicas": replicas, "islands": islands}
+            found[each.folder.name] = {"loss": each.validation_loss, **sent}
+    RECORD.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    return found
+
+
+def sent(found: Figures, point: Point) -> list[float]:
+    """Return the MiB that a process sends in a step to shards, to replicas and to islands."""
+    each = next(found[name] for seed in SEEDS if (name := name_of(point, seed)) in found)
+    return [each[link] / MIB for link in ("shards", "replicas", "islands")]
+
+
+def cost(found: Figures, point: Point, seed: int) -> float | None:
+    """Return the loss of a point minus that of the base."""
+    one, base = (found.get(name_of(each, seed)) for each in (point, BASE))
+    return one["loss"] - base["loss"] if one and base else None
+
+
+def costs(found: Figures, point: Point) -> list[float]:
+    """Return the :func:`cost` of each seed that has one."""
+    return [value for seed in SEEDS if (value := cost(found, point, seed)) is not None]
+
+
+def beyond(found: Figures, point: Point) -> list[float]:
+    """Return by seed what a point costs beyond the sum of its axes, each changed alone."""
+    alone: list[Point] = [
+        (*BASE[:axis], value, *BASE[axis + 1 :])  # type: ignore[misc]
+        for axis, value in enumerate(point)
+        if value != BASE[axis]
+    ]
+    together = []
+    for seed in SEEDS if len(alone) > 1 else ():
+        whole, parts = cost(found, point, seed), [cost(found, each, seed) for each in alone]
+        if whole is not None and None not in parts:
+            together.append(whole - sum(part for part in parts if part is not None))
+    return together
+
+
+def table(found: Figures) -> str:
+    """Return a Markdown table, most bytes first."""
+    titles = "ratio | codec | islands | to shards | to replicas | to islands | all | minus the first row"
+    lines = [f"| {titles} | beyond the sum of its axes |", "|---" * 9 + "|"]
+    for point in sorted(_known(found), key=lambda point: -sum(sent(found, point))):
+        links = sent(found, point)
+        mib = (f"{value:.3g}" for value in (*links, sum(links)))
+        differences = costs(found, point) if point != BASE else [], beyond(found, point)
+        said = (shown(Sample(tuple(values))) if values else "" for values in differences)
+        lines.append(f"| {' | '.join((f'{point[0]:g}', *map(str, point[1:]), *mib, *said))} |")
+    return "\n".join(lines)
+
+
+def _known(found: Figures) -> list[Point]:
+    return [point for point in POINTS if costs(found, point)]
 
 
 def figures(out: Path) -> None:
-    """Print the loss of each point minus that of the base, and minus the sum of the costs of its axes."""
-    losses = {}
-    for point in product(RATIOS, CODECS, ISLANDS):
-        found = {seed: loss_of(place(out, point, seed)) for seed in SEEDS}
-        losses[point] = {seed: loss for seed, loss in found.items() if loss is not None}
-    for point, by_seed in losses.items():
-        # The same point with only one of its axes at a time.
-        single = [
-            (*BASE[:axis], value, *BASE[axis + 1 :])
-            for axis, value in enumerate(point)
-            if value != BASE[axis]
-        ]
-        costs, beyond = [], []
-        for seed, loss in by_seed.items():
-            if seed not in losses[BASE]:
-                continue
-            costs.append(loss - losses[BASE][seed])
-            if all(seed in losses[each] for each in single):
-                alone = sum(losses[each][seed] - losses[BASE][seed] for each in single)
-                beyond.append(costs[-1] - alone)
-        name = f"ratio {point[0]:g}, {point[1]}, {point[2]} island{'s' * (point[2] > 1)}"
-        more = (
-            f"  beyond the sum of its axes {shown(Sample(tuple(beyond)))}"
-            if len(single) > 1 and beyond
-            else ""
-        )
-        print(f"{name:<28} {shown(Sample(tuple(costs))) if costs else '-'}{more}")
+    """Print what each point sends and costs, and draw it."""
+    found = collect(out)
+    print(table(found))
+    _draw(found)
+    print(IMAGE)
+
+
+def _draw(found: Figures) -> None:
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = drawing.subplots()
+    points = {
+        point: (sum(sent(found, point)), Sample(tuple(costs(found, point))).mean) for point in _known(found)
+    }
+    for islands, colour in zip(ISLANDS, ("#0072b2", "#d55e00"), strict=True):
+        for codec, marker in zip(CODECS, "os", strict=True):
+            some = [points[p] for p in points if p[1:] == (codec, islands)]
+            label = f"{islands} island{'s' * (islands > 1)}, {codec.replace('none', 'no codec')}"
+            axes.plot(*zip(*some, strict=True), marker, color=colour, label=label)
+    for point, place in points.items():
+        axes.annotate(f"{point[0]:g}", place, (6, 4), textcoords="offset points")
+    axes.step(*zip(*front(list(points.values())), strict=True), where="post", color="#888888", lw=0.8, ls=":")
+    axes.set_xscale("log")
+    axes.margins(x=0.1, y=0.15)
+    axes.set(
+        xlabel="MiB that a process sends in a step, over all links (number: ratio)",
+        ylabel="validation loss minus that of ratio 1,\none island, no codec (nats per token)",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    drawing.savefig(IMAGE, dpi=130)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 RECORD, IMAGE = FOLDER / "budget.json", FOLDER.parent / "images" / "uptraining.png"
 STEPS, EVERY, TOKENS = 195, 39, 1024
-HALF, LOWERED = "sync.ratio=0.5", "sync.ratio={0:0.9,20:0.8,40:0.7,60:0.6,80:0.5}"
-# By name: the weight of distillation, if any, and the settings.
+FULL, HALF, LOWERED = {0: 1.0}, {0: 0.5}, {0: 0.9, 20: 0.8, 40: 0.7, 60: 0.6, 80: 0.5}
+# By name: the weight of distillation, if any, and the ratio from each step on.
 WAYS = {
-    "ratio 1": (None, ["sync.ratio=1"]),
-    "at once": (None, [HALF]),
-    "in steps": (None, [LOWERED]),
-    "distilled": ("1", [HALF]),
-    "in steps, distilled": ("1", [LOWERED]),
+    "ratio 1": (None, FULL),
+    "at once": (None, HALF),
+    "in steps": (None, LOWERED),
+    "distilled": ("1", HALF),
+    "in steps, distilled": ("1", LOWERED),
 }
 # Losses by step: before the first one, and at each validation.
 Losses = dict[str, float]
@@ -33,52 +33,74 @@ Losses = dict[str, float]
 
 def run(initial: str, text: str, out: Path, more: list[str]) -> None:
     """Train what is missing in ``out`` from the checkpoint ``initial``."""
-    for way, (weight, settings) in WAYS.items():
+    for way, (weight, ratios) in WAYS.items():
         folder = _folder(out, way)
         if (folder / "summary.json").is_file():
             continue
         program = ["-m", "launch.pretrain"] if weight is None else [str(FOLDER / "distil.py"), weight]
         where = [f"initialize={initial}", f"data.path={text}", f"run.dir={folder}", "resume=auto"]
         length = [f"train.steps={STEPS}", f"train.eval_every={EVERY}", "train.eval_sequences=64"]
-        given = ["experiment=uptrain", "parallel.tensor=3", *length, *settings, *where, *more]
+        ratio = f"sync.ratio={str(ratios).replace(' ', '')}"
+        given = ["experiment=uptrain", "parallel.tensor=3", ratio, *length, *where, *more]
         subprocess.run([sys.executable, *program, *given], check=True)
 
 
 def figures(out: Path) -> None:
     """Print the losses as Markdown, and draw them."""
-    from matplotlib.figure import Figure
-
     record: dict[str, Losses] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    record |= {
-        way: _losses(_folder(out, way)) for way in WAYS if (_folder(out, way) / "summary.json").is_file()
-    }
+    # In the order of WAYS. Runs that have not ended have losses, too.
+    record = {way: record.get(way, {}) | _losses(_folder(out, way)) for way in WAYS}
+    record = {way: losses for way, losses in record.items() if losses}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for way, losses in record.items():
-        # The first losses at a lowered ratio are off the scale that shows the others.
-        points = [(int(step) * TOKENS / 1e3, loss) for step, loss in losses.items() if int(step)]
-        axes.plot(
-            *zip(*points, strict=True), "o-", ms=4, label=way, color="#888888" if way == "ratio 1" else None
-        )
-    axes.set(xlabel="tokens (thousands)", ylabel="validation loss (nats per token)", ylim=(3, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(IMAGE, dpi=130)
+    _draw(record)
     print(IMAGE)
 
 
+def _draw(record: dict[str, Losses]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    initial = record["ratio 1"]["0"]
+    axes.axhline(initial, color="#888888", ls=":", label=f"initial weights, ratio 1: {initial:.3f}")
+    for way, losses in record.items():
+        # The first losses at a lowered ratio are off the scale that shows the others.
+        points = {int(step): loss for step, loss in losses.items() if int(step)}
+        if not points:
+            continue
+        thousands = [step * TOKENS / 1e3 for step in points]
+        (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
+        for step in range(EVERY, STEPS + 1, EVERY) if len(WAYS[way][1]) > 1 else ():
+            place = step * TOKENS / 1e3, points[step]
+            style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
+            axes.annotate(f"{ratio_of(way, step):g}", place, (0, 6), **style)
+    axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(IMAGE, dpi=130)
+
+
 def table(record: dict[str, Losses]) -> str:
-    """Return a Markdown table: a row for each way, a column for each validation."""
+    """Return a Markdown table: a row for each way, a column for each validation, other ratios in brackets."""
     # A ratio that changes is validated on both sides of each change, too.
     steps = range(0, STEPS + 1, EVERY)
     titles = ["initial weights" if not step else f"{step * TOKENS / 1e3:.0f} k tokens" for step in steps]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(steps) + 1) + "|"]
     for way, losses in record.items():
-        cells = [f"{losses[str(step)]:.3f}" if str(step) in losses else "" for step in steps]
+        cells = []
+        for step in steps:
+            loss, ratio = losses.get(str(step)), ratio_of(way, step)
+            other = "" if ratio == ratio_of(way, STEPS) else f" ({ratio:g})"
+            cells.append("" if loss is None else f"{loss:.3f}{other}")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratio_of(way: str, step: int) -> float:
+    """Return the ratio at which the loss after ``step`` is taken: that of the step."""
+    ratios = WAYS[way][1]
+    return ratios[max(first for first in ratios if first < max(step, 1))]
 
 
 def _folder(out: Path, way: str) -> Path:
@@ -86,11 +108,10 @@ def _folder(out: Path, way: str) -> Path:
 
 
 def _losses(folder: Path) -> Losses:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    before = {"0": records[0]["validation_loss_before"]}
-    return before | {
-        str(each["step"]): each["validation_loss"] for each in records if "validation_loss" in each
-    }
+    metrics = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    losses = {str(each["step"]): each["validation_loss"] for each in records if "validation_loss" in each}
+    return {"0": records[0]["validation_loss_before"], **losses} if records else {}
 
 
 if __name__ == "__main__":
