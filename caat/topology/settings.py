@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import networkx as nx
@@ -64,13 +65,22 @@ class Schedules:
         """
         if not spec:
             return None
-        given = _given(spec, spec.file.stat().st_mtime_ns if spec.file and spec.file.is_file() else 0)
         name = "topology" if spec.topology else "schedule"
         what = f"{spec.axis}.{name}={spec.topology or spec.schedule}"
+        try:
+            given = _given(spec, spec.file.stat().st_mtime_ns if spec.file and spec.file.is_file() else 0)
+        except ValueError as error:
+            if spec.file is None:
+                raise
+            raise ValueError(f"{what}, looked for in {Path.cwd()}: {error}") from None
+        number = (
+            f"parallel.islands={given.nodes}" if spec.axis == "islands" else "another number of processes"
+        )
+        one = f"one for {ranks}, " if ranks > 1 else ""
         require(
             given.nodes == ranks,
             f"{what} is for {given.nodes} {spec.ranks}, but there {'are' if ranks > 1 else 'is'} {ranks}: "
-            f"give one for {ranks}, or another number of processes",
+            f"give {one}{number} or {spec.axis}.schedule=none",
         )
         return Schedules(spec, given)
 

@@ -33,9 +33,9 @@ def choose_checkpoint(config: Config, run: Path, control: Control, watchdog: Wat
             return candidate
         what = f"{candidate} is damaged: {'; '.join(problems)}"
         if config.checkpoint.on_damage == "stop":
+            previous = ", or checkpoint.on_damage=previous to use the last good one"
             raise DamagedError(
-                f"{what}. Give another checkpoint with resume=..., or checkpoint.on_damage=previous to use "
-                "the last good one"
+                f"{what}. Give another checkpoint with resume=...{previous * (len(candidates) > 1)}"
             )
         if control.rank == 0:
             print(f"caat: WARNING: {what}. Trying the one before it", file=sys.stderr, flush=True)

@@ -5,7 +5,9 @@ Every mistake raises a one-line ``ValueError`` with the value, the rule and the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -21,6 +23,7 @@ from conf.reading.overrides import hydra_config, initialise, parse_overrides
 from conf.reading.settings import typed
 from conf.schema import Config
 from launch.run.initial import adopt, keep_tokenizer
+from launch.run.resume import where_it_began
 from launch.run.warmup import shorten_warmup
 
 
@@ -58,11 +61,29 @@ def compose(overrides: Sequence[str]) -> Config:
     if found.path and not given and "data.tokenizer" not in keys:
         keep_tokenizer(config, found.path.parent)
     adopt(config, keys | set(found.options) | set(found.settings))
-    built = build(config, Config, overrides)
+    with _naming_its_origin(found, set_by(parsed)):
+        built = build(config, Config, overrides)
+    if built.resume == "auto":
+        built.resume = where_it_began(built) or "auto"
     own = keys if "train.steps" in keys else keys | set(found.settings)
     if "optim.warmup_steps" not in own:
         shorten_warmup(built)
     return built
+
+
+@contextmanager
+def _naming_its_origin(found: FromFile, given: Collection[str]) -> Iterator[None]:
+    """Add to a ``ValueError`` which of the settings that it names the user did not give, but a file did."""
+    try:
+        yield
+    except ValueError as error:
+        named = re.findall(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*(?==)", str(error))
+        taken = [name for name in dict.fromkeys(named) if name in found.settings and name not in given]
+        if not taken:
+            raise
+        unset = [f"{name}=null" for name in taken if type(None) in SETTINGS[name].types]
+        how = f": {' '.join(unset)} leaves it out" if unset else ""
+        raise ValueError(f"{error} ({', '.join(taken)} comes from {found.path}{how})") from None
 
 
 def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> None:

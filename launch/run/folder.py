@@ -43,10 +43,11 @@ PACKAGES = (
 )
 
 
-def open_run_folder(config: Config) -> Path:
+def open_run_folder(config: Config, *, queued: bool = False) -> Path:
     """Create a new run's folder, or reopen the one that ``resume`` continues; claim it as ``starting``.
 
-    Raises ``ValueError`` if that fails or if another job has claimed the folder.
+    A run that is only ``queued`` keeps the status of its last start. Raises ``ValueError`` if that fails or
+    if another job has claimed the folder.
     """
     if continues(config):
         folder = Path(str(config.run.dir)).expanduser()
@@ -56,7 +57,8 @@ def open_run_folder(config: Config) -> Path:
     else:
         folder = create_run_folder(config)
         claim(folder)
-    write_status(folder, "starting")
+    if not queued:
+        write_status(folder, "starting")
     return folder
 
 

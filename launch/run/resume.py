@@ -9,9 +9,10 @@ from caat.data.prepared import Prepared
 from caat.parallel.world import local_world_size, may_restart, restarted, world_size
 from caat.runs.status import read_earlier_status
 from caat.training.checkpoint.architecture import Architecture, read_architecture
-from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
+from caat.training.checkpoint.folder import NAME, find, named_latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_optimizer, read_state
 from conf.checks import require
+from conf.reading.yaml_values import read_file
 from conf.schema import Config
 from launch.run.agreement import check_model, check_private
 
@@ -22,8 +23,9 @@ def check_restartable(config: Config) -> None:
         config.run.dir is not None or not may_restart(),
         "torchrun --max-restarts needs run.dir=...: restarted processes continue in that folder",
     )
+    one_node = local_world_size(unknown=1) == world_size()
     require(
-        config.resume == "auto" or not may_restart() or local_world_size(unknown=1) == world_size(),
+        config.resume == "auto" or _begins_again(config) or not may_restart() or one_node,
         "torchrun --max-restarts on several nodes needs resume=auto: each node counts restarts by itself",
     )
     require(
@@ -33,12 +35,28 @@ def check_restartable(config: Config) -> None:
     )
 
 
+def where_it_began(config: Config) -> str | None:
+    """Return the path that the run in ``run.dir`` began from, if it has not saved a checkpoint of its own.
+
+    ``resume=auto`` and a repeated command begin there again.
+    """
+    run = given_folder(config)
+    if run is None or not (run / "config.yaml").is_file() or whole_checkpoints(run / "checkpoints"):
+        return None
+    began = (read_file(run / "config.yaml") or {}).get("resume")
+    return began if isinstance(began, str) and began not in ("never", "auto") else None
+
+
+def _begins_again(config: Config) -> bool:
+    return config.resume not in ("never", "auto") and config.resume == where_it_began(config)
+
+
 def continues(config: Config) -> bool:
     """Return whether the run continues in a folder of an earlier start, ``run.dir``."""
     run = given_folder(config)
     if run is None or not (run / "config.yaml").is_file():
         return False
-    if restarted() or config.resume == "auto":
+    if restarted() or config.resume == "auto" or _begins_again(config):
         return True
     from_path = Path(config.resume).expanduser().resolve()
     return config.resume != "never" and run.resolve() in (from_path, *from_path.parents)
@@ -51,7 +69,7 @@ def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]
     ``ValueError`` if the path of ``resume`` has none, or if a run has saved some and none is left.
     """
     run = folder or given_folder(config)
-    if run is not None and (restarted() or config.resume == "auto"):
+    if run is not None and (restarted() or config.resume == "auto" or _begins_again(config)):
         found = _of_run(run)
         if found or config.resume in ("auto", "never"):
             return found
@@ -62,6 +80,12 @@ def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]
         f"resume={config.resume} is not a folder: give never, auto, a run folder or a checkpoint in it",
     )
     chosen = find(config.resume, "resume")
+    own = run is not None and chosen.parent.resolve() == (run / "checkpoints").resolve()
+    require(
+        not own or NAME.fullmatch(chosen.name) is not None,
+        f"resume={config.resume} lies with the checkpoints of run.dir={run}, but has another name: rename it "
+        "to step- and its step, such as step-00000200, or give a new run.dir=...",
+    )
     given = Path(config.resume).expanduser()
     return [chosen] if chosen == given else _from_latest(chosen.parent)
 
@@ -89,11 +113,10 @@ def check_resume(config: Config, folder: Path | None = None) -> State | None:
             f"optim.name={optimizer}, or start a new run from its weights with initialize={checkpoint}",
         )
         return state
-    require(
-        not candidates,
-        f"no checkpoint to resume from is intact: {problem}. Restore a good one, or give a new run.dir=... "
-        "to train from the start",
-    )
+    own = "Restore a good one, or give a new run.dir=... to train from the start"
+    path = "Give another checkpoint, or leave resume out to train from the start"
+    remedy = own if config.resume in ("auto", "never") else path
+    require(not candidates, f"no checkpoint to resume from is intact: {problem}. {remedy}")
     return None
 
 

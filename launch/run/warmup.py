@@ -10,7 +10,7 @@ from conf.schema import Config
 
 
 def shorten_warmup(config: Config) -> None:
-    """If the model's own ``optim.warmup_steps`` does not fit into the run, use a tenth of the steps."""
+    """If an ``optim.warmup_steps`` that was not given does not fit into the run, use a tenth of the steps."""
     steps, own = config.train.steps, config.optim.warmup_steps
     room = steps - config.optim.decay(steps)
     if 0 <= room < own:
@@ -23,6 +23,6 @@ def _note(own: int, shorter: int, steps: int) -> None:
     """Print the note once for all runs of a sweep."""
     if is_first_rank():
         print(
-            f"note: optim.warmup_steps is {shorter} instead of the model's {own}, to fit train.steps={steps}",
+            f"note: optim.warmup_steps is {shorter} instead of {own}, to fit train.steps={steps}",
             file=sys.stderr,
         )

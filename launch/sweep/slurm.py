@@ -85,7 +85,7 @@ def submit(runs: Sequence[Run], slurm: SlurmOptions, folder: Path, outcomes: Map
     """Queue ``runs`` as one job array. Raises ``ValueError`` with sbatch's message if it refuses."""
     if not runs:
         return
-    folders = [open_run_folder(run.config).resolve() for run in runs]
+    folders = [open_run_folder(run.config, queued=True).resolve() for run in runs]
     # A new list for each submission: waiting tasks of an earlier one still read theirs.
     tasks = next(path for number in count(1) if not (path := folder / f"tasks-{number}.txt").exists())
     launches = [run.config.launch for run in runs]

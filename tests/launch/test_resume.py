@@ -59,6 +59,44 @@ def test_a_restart_goes_on_where_the_run_was(run, monkeypatch):
     assert steps(checkpoints_to_try(elsewhere)) == [50]
 
 
+def test_a_branch_without_a_save_begins_again_where_it_began(run):
+    path = "run/checkpoints/step-00000100"
+    assert open_run_folder(compose(["run.dir=branch", f"resume={path}"])) == Path("branch")
+    # It dies. Slurm and users then give resume=auto, or the same command.
+    for given in ("auto", path):
+        config = compose(["run.dir=branch", f"resume={given}"])
+        validate(config, 1)
+        assert continues(config) and config.resume == path
+        assert steps(checkpoints_to_try(config)) == [100]
+        open_run_folder(config)
+    add_checkpoint(Path("branch"), 120)
+    config = compose(["run.dir=branch", "resume=auto"])
+    assert config.resume == "auto" and steps(checkpoints_to_try(config)) == [120]
+    assert not continues(compose(["run.dir=branch", f"resume={path}"]))
+
+
+def test_a_checkpoint_of_the_run_under_another_name_is_refused(run):
+    (run / "checkpoints" / "step-00000150").rename(run / "checkpoints" / "step-00000150.aside")
+    given = "resume=run/checkpoints/step-00000150.aside"
+    with pytest.raises(
+        ValueError, match=r"lies with the checkpoints of run\.dir=run, .*: rename it to step-"
+    ):
+        check_resume(compose(["run.dir=run", given]))
+    assert checkpoints_to_try(compose(["run.dir=new", given])) == [Path(given.removeprefix("resume="))]
+
+
+def test_a_setting_that_the_user_did_not_give_is_named_with_its_file(run):
+    open_run_folder(compose(["run.dir=wsd", "optim.schedule=wsd", "optim.decay_steps=20"]))
+    again = ["run.dir=wsd", "resume=auto", "optim.schedule=cosine"]
+    with pytest.raises(
+        ValueError,
+        match=r"optim\.decay_steps=20 has no effect.* \(optim\.decay_steps comes from wsd/config\.yaml: "
+        r"optim\.decay_steps=null leaves it out\)",
+    ):
+        compose(again)
+    assert compose([*again, "optim.decay_steps=null"]).optim.decay_steps is None
+
+
 def test_the_run_folder_is_used_again(run):
     config = compose(["run.dir=run", "resume=auto", "launch.processes=2"])
     validate(config, 2)

@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from caat.runs.status import write_status
+from caat.runs.status import read_status, write_status
 from conf.reading.overrides import initialise, parse_overrides
 from launch import pretrain
 from launch.command.processes import Stopped
 from launch.run import local
 from launch.run.compose import compose
-from launch.run.folder import create_run_folder
+from launch.run.folder import create_run_folder, open_run_folder
 from launch.run.resume_command import quoted
 from launch.sweep import here
 from launch.sweep.combinations import combinations
 from launch.sweep.outcomes import Outcome, report
 from launch.sweep.plan import plan_sweep
+from launch.sweep.slurm import submit
 from tests.drills.run import ROOT
 from tests.launch.test_local import start_of
 from tests.paragraphs import PARAGRAPHS
@@ -116,6 +117,49 @@ def test_combinations_are_those_of_hydras_own_sweeper(overrides):
     with initialise():
         parsed = parse_overrides(overrides)
         assert combinations(parsed) == BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def test_texts_with_the_characters_that_hydra_escapes_stay_as_given():
+    for name in ("a b.txt", "c:d.txt"):
+        Path(name).write_text("text")
+    fixed = ["data_sync.codec=qsgd:4", "data.path=a b.txt", "parallel.islands=2", "launch.processes=2"]
+    fixed += ["islands.schedule=auto", "islands.topology=ring:2"]
+    fixed += ["tracker.tags=[a:b,c d]", "tracker.name=e:f"]
+    for run in plan_sweep([*fixed, "seed=1,2"]).runs:
+        found = run.config
+        assert (found.data_sync.codec, found.islands.topology) == ("qsgd:4", "ring:2")
+        assert (found.data.path, found.tracker.tags, found.tracker.name) == ("a b.txt", ["a:b", "c d"], "e:f")
+    plan = plan_sweep(["data_sync.codec=none,qsgd:4,topk:0.01,index=bitmap", "data.path=a b.txt,c:d.txt"])
+    assert [(run.config.data_sync.codec, run.config.data.path) for run in plan.runs] == [
+        (codec, path)
+        for codec in ("none", "qsgd:4", "topk:0.01,index=bitmap")
+        for path in ("a b.txt", "c:d.txt")
+    ]
+    lists = plan_sweep(["tracker.tags=[a:b],[c d]"]).runs
+    assert [run.config.tracker.tags for run in lists] == [["a:b"], ["c d"]]
+    assert len(plan_sweep(["experiment=codecs"]).runs) > 20
+
+
+def test_runs_that_sbatch_refuses_stay_as_they_were(monkeypatch):
+    """Else a run that has saved, and lost its checkpoints, would begin anew when it is queued again."""
+    sbatch = Path("bin/sbatch")
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent.resolve()}:{os.environ['PATH']}")
+    plan = plan_sweep(["hydra/launcher=slurm", "seed=1,2"])
+    plan.folder.mkdir(parents=True)
+    open_run_folder(plan.runs[0].config)
+    write_status(plan.runs[0].folder, "stopped")
+    assert plan.slurm is not None
+    with pytest.raises(ValueError, match="sbatch says: invalid partition"):
+        submit(plan.runs, plan.slurm, plan.folder, {})
+    assert [read_status(run.folder) for run in plan.runs] == ["stopped", "unknown"]
+
+
+def test_the_last_value_of_a_key_wins_however_it_is_written():
+    assert names("seed=1,2", "++seed=3,4") == ["seed-3", "seed-4"]
+    assert {run.config.seed for run in plan_sweep(["seed=1,2", "++seed=7", "sync.ratio=1,0.5"]).runs} == {7}
 
 
 def test_an_experiment_that_sweeps_is_not_one_of_several():
