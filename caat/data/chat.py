@@ -19,6 +19,9 @@ ROLES = ("system", "user", "assistant")
 # Templates may mark the assistant's words themselves.
 GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
+# Takes the place of a message's words, to find where they begin: unlike these, it occurs nowhere else.
+PLACE = "caat-finds-this"
+
 Message = dict[str, Any]
 
 
@@ -89,8 +92,12 @@ class Chats:
         )
         if number == 0:
             # Nothing comes before, and many templates render no empty conversation.
-            before, words, _ = through.partition(messages[0]["content"].strip())
-            require(bool(words), f"the chat template changes the words of message 1{remedy}")
+            before, marked, _ = self._apply([{**messages[0], "content": PLACE}])[0].partition(PLACE)
+            words = messages[0]["content"].strip()
+            require(
+                bool(marked) and through.startswith(before) and words in through[len(before) :],
+                f"the chat template changes the words of message 1{remedy}",
+            )
         else:
             before, _ = self._apply(messages[:number], add_generation_prompt=True)
             require(

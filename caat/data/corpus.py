@@ -51,7 +51,8 @@ def prepared_folder(config: DataConfig) -> Path:
         require(
             config.format in (None, index.rows),
             f"data.format={config.format}, but {config.given} was prepared with {index.rows}: leave "
-            "data.format out, or give the rows themselves",
+            "data.format out, or give the rows themselves (in a mixture with text, give the folder of chats "
+            "that caat tokenize has prepared)",
         )
         require(
             config.chat_template is None or _about_rows(config)["template"] == index.template,

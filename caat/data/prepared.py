@@ -33,6 +33,15 @@ class Prepared:
         """Return the one text in ``folder``."""
         return Prepared({"": folder})
 
+    def __post_init__(self) -> None:
+        indices = {name: read_index(folder) for name, folder in self.folders.items()} if self.mixed else {}
+        templates = {name: index.template for name, index in indices.items() if index.rows == "chat"}
+        require(
+            len(set(templates.values())) < 2,
+            f"the chats of {' and '.join(templates)} were prepared with different templates, and a model "
+            "keeps one: prepare them again from their rows, with the same data.chat_template",
+        )
+
     @property
     def mixed(self) -> bool:
         return bool(self.weights)

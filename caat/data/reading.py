@@ -85,6 +85,16 @@ def _undecodable(path: Path) -> str:
 
 
 def _json_rows(path: Path, field: str) -> Iterator[pa.Array]:
+    """Yield the texts. Raise ``ValueError``, naming the columns, if the file has rows, but none a text."""
+    rows = missing = 0
+    for texts in _json_texts(path, field):
+        rows, missing = rows + len(texts), missing + texts.null_count
+        yield texts
+    if rows and rows == missing:
+        raise ValueError(no_column(path, field, _first_columns(path)))
+
+
+def _json_texts(path: Path, field: str) -> Iterator[pa.Array]:
     with open_file(path) as file:
         line = 1
         while block := file.read(BLOCK_BYTES):
@@ -150,15 +160,25 @@ def _texts(rows: Iterable[tuple[str, Any]], field: str) -> pa.Array:
 
 
 def _check_first_row(block: bytes, path: Path, field: str) -> None:
-    """Raise ``ValueError``, naming the columns, if ``field`` occurs nowhere in the first block."""
+    """Raise ``ValueError``, naming the columns, if the name ``field`` is nowhere in the first block."""
     if json.dumps(field).encode() in block or json.dumps(field, ensure_ascii=False).encode() in block:
         return
     try:
-        row = json.loads(next((line for line in block.splitlines() if line.strip()), b"{}"))
+        row = json.loads(next((line for line in block.splitlines() if line.strip()), b"{}").decode())
     except ValueError:
         return  # reported when the rows are read
     if isinstance(row, dict):
         raise ValueError(no_column(path, field, row))
+
+
+def _first_columns(path: Path) -> list[str]:
+    """Return the columns of the first row of a JSON file whose rows are objects."""
+    with open_file(path) as file:
+        start = next(line for line in file if line.removeprefix(codecs.BOM_UTF8).strip())
+        start = start.removeprefix(codecs.BOM_UTF8)
+        whole = start.lstrip().startswith(b"[")
+        found = load_json(start + file.read() if whole else start, str(path))
+    return list(found[0] if whole else found)
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[pa.Array]:

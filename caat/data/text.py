@@ -121,7 +121,8 @@ def _check_format(config: DataConfig, source: Source) -> None:
     if source.kind in ("quickstart", "text"):
         raise ValueError(
             f"data.format={config.format} needs rows with columns, and {config.given} has none: "
-            "give a jsonl or parquet file"
+            "give a jsonl or parquet file (in a mixture with text, leave data.format out, and give a folder of "
+            "chats that caat tokenize has prepared)"
         )
     from caat.data.chat import find_template
 
@@ -142,7 +143,7 @@ def _find(config: DataConfig) -> Source:
     if path.is_dir():
         if is_prepared(path):
             return Source("prepared", path.name, (path,))
-        found = (place / name for place, _, names in walk(path, _refuse) for name in names)
+        found = (place / name for place, names in _with_text(path) for name in names)
         files = sorted(file for file in found if file.is_file() and not _is_aside(file, path))
         return _local(config, path.resolve().name, files)
     if path.is_file():
@@ -160,6 +161,17 @@ def _find(config: DataConfig) -> Source:
             "Hugging Face dataset as owner/name"
         )
     return Source("hub", config.path.split("/")[-1])
+
+
+def _with_text(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below ``top`` and their files, without what caat writes: prepared texts and runs."""
+    for place, folders, names in walk(top, _refuse):
+        folders[:] = [name for name in folders if not (is_prepared(place / name) or _is_run(place / name))]
+        yield place, names
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.yaml", "status.json"))
 
 
 def _is_aside(file: Path, folder: Path) -> bool:

@@ -69,10 +69,19 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
         )
     from sentencepiece import SentencePieceTrainer
 
-    model = io.BytesIO()
+    model, failed = io.BytesIO(), []
+
+    def kept() -> Iterator[str]:
+        # SentencePiece would wrap an error of the text in a message of its own.
+        try:
+            yield from lines
+        except ValueError as error:
+            failed.append(error)
+            raise
+
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=kept(),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="bpe",
@@ -89,7 +98,7 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(_remedy(vocab_size, str(error))) from error
+        raise (failed or [ValueError(_remedy(vocab_size, str(error)))])[0] from None
     aside = out.with_name(out.name + ".partial")
     aside.write_bytes(model.getvalue())
     os.replace(aside, out)

@@ -29,7 +29,7 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line).partition("=")[2]]
     try:
-        return list(override.sweep_iterator(transformer=_written))
+        return [str(value) for value in override.sweep_iterator(transformer=_written)]
     # Intervals have no list of values. Hydra leaves a range whose step is 0 to Python.
     except (HydraException, ValueError) as error:
         raise ValueError(

@@ -106,6 +106,18 @@ def test_the_template_of_a_mixture_is_that_of_its_chats(tmp_path, mixture):
     tokens = prepare_text(replace(mixture, sources={**mixture.sources, "web": str(chats)}))
     assert tokens.tokenizer.parent == chats and read_template(tokens.tokenizer) is None
     assert read_template(tokens.folders["code"] / "tokenizer.json") is None
+    others = prepare(DataConfig(path=str(rows), **how))
+    both = replace(mixture, sources={"code": str(others), "web": str(chats)})
+    for look in (find_prepared, prepare_text):
+        with pytest.raises(ValueError, match="chats of code and web were prepared with different templates"):
+            look(both)
+
+
+def test_mistakes_in_the_text_of_a_mixture_are_named(tmp_path, mixture):
+    """Not as a failure of SentencePiece, which trains the tokenizer of all sources on them."""
+    (tmp_path / "code.jsonl").write_text('{"body": "x"}\n' * 9)
+    with pytest.raises(ValueError, match=r"^data\.text_field=text is not a column of .*code\.jsonl"):
+        prepare_text(mixture)
 
 
 def test_sources_without_a_test_split_are_named(mixture):

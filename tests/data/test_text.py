@@ -48,6 +48,17 @@ def test_a_paragraph_is_the_same_wherever_it_stands(tmp_path):
     assert texts(tmp_path, tmp_path / "three.txt") == ["one", "two", "three"]
 
 
+def test_what_caat_writes_is_no_text(tmp_path):
+    """A folder of text may hold data.dir and the runs that were trained on it."""
+    run = "outputs/run"
+    made = ["tokens/index.json", "tokens/tokenizer.json", f"{run}/config.yaml", f"{run}/status.json"]
+    for name in (*made, f"{run}/log.txt", f"{run}/checkpoints/step-00000001/state.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    assert check_source(DataConfig(path=str(tmp_path))).files == (tmp_path / "a.txt",)
+
+
 def test_linked_folders_are_read_too(tmp_path):
     for name in ("corpus", "elsewhere"):
         (tmp_path / name).mkdir()
@@ -151,6 +162,9 @@ def test_bad_tokenizer_is_found_at_once(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r"data\.text_field=text is not a column .* has body, id"),
+        ("a.jsonl", b'\n{"body": "x", "kind": "text"}\n', r"=text is not a column .* has body, kind"),
+        ("a.json", b'[{"body": "x", "kind": "text"}]', r"=text is not a column .* has body, kind"),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), r"line 1 could not be read as json"),
         ("a.jsonl", b'{"text": 1}\n', "not text: set data.text_field"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl: line 2 could not be read as json"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "caf\xe9"}\n', "a.jsonl: line 3 holds the byte E9"),
