@@ -121,8 +121,8 @@ def _check_format(config: DataConfig, source: Source) -> None:
     if source.kind in ("quickstart", "text"):
         raise ValueError(
             f"data.format={config.format} needs rows with columns, and {config.given} has none: "
-            "give a jsonl or parquet file (in a mixture with text, leave data.format out, and give a folder of "
-            "chats that caat tokenize has prepared)"
+            "give a jsonl or parquet file (in a mixture with text, leave data.format out, and give a folder "
+            "of chats that caat tokenize has prepared)"
         )
     from caat.data.chat import find_template
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from shutil import rmtree
 
@@ -162,7 +163,7 @@ def _count(found: dict[int, float]) -> str:
 
 
 def figures(out: Path) -> None:
-    """Print the differences to ratio 1, and draw them with those of each seed."""
+    """Print the differences to ratio 1, and draw them: a line for each seed, a mark for their mean."""
     losses = collect(out, RECORD, _all_runs())
     for title, size in SIZES.items():
         print(f"{title}\n\n{table(losses, size)}\n")
@@ -176,6 +177,7 @@ def _draw(losses: dict[str, float]) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="#888888", lw=1)
+    colours = count()
     for title, size in SIZES.items():
         for name in size.seeds:
             by_length = {
@@ -184,10 +186,14 @@ def _draw(losses: dict[str, float]) -> None:
             points = {x: Sample(tuple(found.values())) for x, found in by_length.items() if found}
             if name == "ratio 1" or not points:
                 continue
-            means = [sample.mean for sample in points.values()]
-            (line,) = axes.plot([*points], means, "o-", label=f"{name}, {title}")
+            colour = f"C{next(colours)}"
+            axes.plot([], [], "o-", color=colour, label=f"{name}, {title}")
+            for seed in size.seeds[name]:
+                own = {x: found[seed] for x, found in by_length.items() if seed in found}
+                axes.plot([*own], [*own.values()], color=colour, lw=0.8, alpha=0.6)
             for x, sample in points.items():
-                axes.plot([x] * len(sample.values), sample.values, "_", color=line.get_color(), ms=9)
+                one = len(sample.values) == 1
+                axes.plot(x, sample.mean, "o", color=colour, fillstyle="none" if one else "full")
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks := [round(length * TOKENS / 1e6) for length in LENGTHS], map(str, ticks))
     axes.set(
