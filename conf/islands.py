@@ -251,10 +251,13 @@ class IslandsConfig:
                 "different models; set islands.method=diloco or average",
             )
             default = IslandsConfig(method=self.method)
+            other = [name for name, value in vars(self).items() if value != getattr(default, name)]
+            given = ", ".join(f"islands.{name}={getattr(self, name)}" for name in other)
+            usual = " ".join(f"islands.{name}={_written(getattr(default, name))}" for name in other)
             require(
-                self == default,
-                "islands.* has no effect with one island: set parallel.islands=2 or more, or islands.method "
-                "to see the effect of the outer optimizer alone",
+                not other,
+                f"{given} has no effect with one island: give the default, {usual}, parallel.islands=2 "
+                "or more, or islands.method to see the effect of the outer optimizer alone",
             )
         require(
             self.fragments <= layers,
@@ -273,3 +276,7 @@ class IslandsConfig:
     def fragment_of(self, block: int | None, blocks: int) -> int:
         """Return the fragment of block number ``block``; None is what follows the last block."""
         return (blocks - 1 if block is None else block) * self.fragments // blocks
+
+
+def _written(value: object) -> object:
+    return "null" if value is None else value

@@ -77,7 +77,8 @@ def _naming_its_origin(found: FromFile, given: Collection[str]) -> Iterator[None
     try:
         yield
     except ValueError as error:
-        named = re.findall(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)*(?==)", str(error))
+        # Words with a dot, or before a value.
+        named = re.findall(r"(?<![\w.])(?:[a-z_]+(?=\.)|[a-z_]+(?==))(?:\.[a-z_]+)*", str(error))
         taken = [name for name in dict.fromkeys(named) if name in found.settings and name not in given]
         if not taken:
             raise
