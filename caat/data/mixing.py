@@ -9,6 +9,9 @@ from zlib import crc32
 
 from caat.data.order import Epochs, mix
 
+# Counts that Quotas keeps: a step reads parts of at most two batches, and looks one batch ahead.
+RECENT = 4
+
 
 def shares_of(weights: Mapping[str, float]) -> dict[str, Fraction]:
     """Return ``weights`` divided by their sum, exactly: 0.7 counts as 7/10. In the order of the names."""
@@ -61,32 +64,35 @@ class Quotas:
         self._left = batch - sum(self._whole.values())
         # After a period, every source has had its exact share.
         self._period = lcm(*(rate.denominator for rate in self._rates.values()))
-        self._at, self._up = 0, dict.fromkeys(shares, 0)
+        # How often each source was rounded up before the batches of a period that were asked for last. A
+        # step that reads parts of two batches goes back, and counting from the start again is slow.
+        self._up = {0: dict.fromkeys(shares, 0)}
 
     def before(self, batch: int) -> dict[str, int]:
         """Return the sequences of each source in the batches before number ``batch``."""
         periods, at = divmod(batch, self._period)
-        if at < self._at:
-            self._at, self._up = 0, dict.fromkeys(self._up, 0)
-        while self._at < at:
-            self._advance()
+        if at not in self._up:
+            known = max(each for each in self._up if each < at)
+            up = dict(self._up[known])
+            for number in range(known, at):
+                self._round_up(number, up)
+            self._up = {0: self._up[0], **dict(list(self._up.items())[-RECENT:]), at: up}
         return {
-            name: batch * whole + periods * int(self._period * self._rates[name]) + self._up[name]
+            name: batch * whole + periods * int(self._period * self._rates[name]) + self._up[at][name]
             for name, whole in self._whole.items()
         }
 
-    def _advance(self) -> None:
-        """Round up in batch ``_at`` those sources whose next deadlines are the nearest."""
+    def _round_up(self, batch: int, up: dict[str, int]) -> None:
+        """Count in ``up`` the sources that ``batch`` rounds up: those with the nearest deadlines."""
         released = [
             name
             for name, rate in self._rates.items()
-            if rate and self._up[name] * rate.denominator // rate.numerator <= self._at
+            if rate and up[name] * rate.denominator // rate.numerator <= batch
         ]
-        nearest = sorted(released, key=lambda name: _urgency(self._rates[name], self._up[name] + 1))
-        assert len(nearest) >= self._left, (self._at, nearest)
+        nearest = sorted(released, key=lambda name: _urgency(self._rates[name], up[name] + 1))
+        assert len(nearest) >= self._left, (batch, nearest)
         for name in nearest[: self._left]:
-            self._up[name] += 1
-        self._at += 1
+            up[name] += 1
 
 
 def _urgency(rate: Fraction, number: int) -> tuple[int, int, int]:

@@ -133,3 +133,15 @@ def test_counts_what_was_taken(sources):
     for place in range(200):
         assert order.taken(place) == {name: counted[name] for name in sorted(lengths)}
         counted[order[place][0]] += 1
+
+
+def test_reading_parts_of_two_batches_counts_each_once(monkeypatch):
+    """As after a resume with another global batch: the steps go back by one batch, over and over."""
+    counted = []
+    before = Quotas._round_up
+    monkeypatch.setattr(Quotas, "_round_up", lambda self, *given: (counted.append(1), before(self, *given)))
+    quotas = Quotas(shares_of({"a": 0.123457, "b": 0.5, "c": 0.376543}), 16)
+    for number in range(1000, 1010):
+        for each in (number, number + 1, number, number + 1, number + 2):
+            quotas.before(each)
+    assert len(counted) == 1011
