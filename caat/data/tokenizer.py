@@ -69,13 +69,14 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
         )
     from sentencepiece import SentencePieceTrainer
 
-    model, failed = io.BytesIO(), []
+    model = io.BytesIO()
+    failed: list[Exception] = []
 
     def kept() -> Iterator[str]:
         # SentencePiece would wrap an error of the text in a message of its own.
         try:
             yield from lines
-        except ValueError as error:
+        except Exception as error:
             failed.append(error)
             raise
 
@@ -98,7 +99,9 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int, out: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise (failed or [ValueError(_remedy(vocab_size, str(error)))])[0] from None
+        if failed:
+            raise failed[0] from None
+        raise ValueError(_remedy(vocab_size, str(error))) from error
     aside = out.with_name(out.name + ".partial")
     aside.write_bytes(model.getvalue())
     os.replace(aside, out)

@@ -35,11 +35,17 @@ def train(
     ended: int,
     before: str | None = None,
     restarts: int = 0,
+    begun: bool = False,
 ) -> subprocess.CompletedProcess:
-    """The script with a ``srun`` that trains nothing: it leaves ``status`` and ends with ``ended``."""
+    """The script with a ``srun`` that trains nothing: it leaves ``status`` and ends with ``ended``.
+
+    ``before`` is the status of an earlier start, and ``begun`` whether it wrote a config.yaml.
+    """
     run = folder / "run"
     (folder / "bin").mkdir()
     run.mkdir()
+    if begun:
+        (run / "config.yaml").touch()
     if before:
         (run / "status.json").write_text(json.dumps({"status": before}))
     (folder / "ended.json").write_text(json.dumps({"status": status}))
@@ -76,11 +82,12 @@ def test_what_a_job_makes_of_how_its_run_ended(tmp_path, status, ended, code, re
     assert "threads 4" in done.stdout
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_requeued_job_continues_in_its_own_folder(tmp_path, restarts):
-    settings = ["model=tiny", "resume=outputs/first", "seed=2"]
-    done = train(tmp_path, "pretrain.sbatch", *settings, status="stopped", ended=1, restarts=restarts)
-    given = f"resume=auto model=tiny {'' if restarts else 'resume=outputs/first '}seed=2"
+@pytest.mark.parametrize(("restarts", "begun"), [(0, False), (0, True), (1, False), (1, True)])
+def test_a_requeued_job_continues_in_its_own_folder(tmp_path, restarts, begun):
+    """Where it began is in its config.yaml, if it got that far."""
+    settings, how = ["model=tiny", "resume=outputs/first", "seed=2"], {"restarts": restarts, "begun": begun}
+    done = train(tmp_path, "pretrain.sbatch", *settings, status="stopped", ended=1, **how)
+    given = f"resume=auto model=tiny {'' if restarts and begun else 'resume=outputs/first '}seed=2"
     assert f"run.dir='{tmp_path / 'run'}' {given}" in done.stdout
 
 
