@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from time import perf_counter
 
-from caat.data.prepared import Prepared, planned_folders, prepare_text
+from caat.data.prepared import Prepared, check_given, planned_folders, prepare_text
 from caat.data.shards import read_index
 from caat.data.text import is_prepared
 from conf.reading.as_typed import quoted
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
     prepared = prepare_text(config.data, out)
     seconds = perf_counter() - started
     check_tokens(Prepared(before))
+    for folder in prepared.folders.values():
+        check_given(config.data, folder)
     for name, folder in prepared.folders.items():
         if prepared.mixed:
             print(f"{name}:")

@@ -151,6 +151,25 @@ def given_tokenizer(config: DataConfig) -> Path | None:
     return given
 
 
+def check_given(config: DataConfig, folder: Path, *, tokenizer: bool = True) -> None:
+    """Raise ``ValueError`` if ``folder`` was prepared without what ``config`` gives: tokenizer, test split.
+
+    A folder that is given as prepared text has been made with other settings. ``tokenizer``: compare that.
+    """
+    given, used = config.tokenizer, find_tokenizer(folder)
+    other = tokenizer_difference(used, Path(given).expanduser()) if given and tokenizer else ""
+    require(
+        not other,
+        f"data.tokenizer={given}, but {folder} was prepared with another one, {used} ({other}): leave "
+        "data.tokenizer out, or give the text itself as data.path",
+    )
+    require(
+        not config.test or bool(read_index(folder).test),
+        f"data.test={config.test}, but {folder} was prepared without a test split: prepare its text again "
+        "with it, or leave data.test out",
+    )
+
+
 def _separate(config: DataConfig) -> dict[str, DataConfig]:
     return {name: config.source(name) for name in sorted(config.mixture)}
 

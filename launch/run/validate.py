@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caat.data.marks import BLOCK, COUNTS
-from caat.data.prepared import Prepared, find_prepared, given_tokenizer
+from caat.data.prepared import Prepared, check_given, find_prepared, given_tokenizer
 from caat.data.shards import TokenShards, read_index, read_unigram, sequence_count
-from caat.data.tokenizer import find_tokenizer, load_tokenizer, tokenizer_difference
+from caat.data.tokenizer import load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
 from conf.reading.settings import typed
@@ -64,16 +64,8 @@ def check_data(config: Config, tokens: Prepared) -> None:
 def _check_folder(config: Config, folder: Path) -> None:
     index = read_index(folder)
     _check_vocabulary(config, index.vocab_size, f"the tokenizer of {folder}")
-    given, used = config.data.tokenizer, find_tokenizer(folder)
     # initialize= takes over the checkpoint's tokenizer, and check_initial compares it with the text's.
-    other = (
-        tokenizer_difference(used, Path(given).expanduser()) if given and config.initialize is None else ""
-    )
-    require(
-        not other,
-        f"data.tokenizer={given}, but {folder} was prepared with another one, {used} ({other}): leave "
-        "data.tokenizer out, or give the text itself as data.path",
-    )
+    check_given(config.data, folder, tokenizer=config.initialize is None)
     sequence = config.train.sequence
     for split in index.splits:
         tokens = index.tokens(split)
@@ -85,11 +77,6 @@ def _check_folder(config: Config, folder: Path) -> None:
         )
         if index.rows != "text":
             _check_counted(config, folder, split)
-    require(
-        not config.data.test or bool(index.test),
-        f"data.test={config.data.test}, but {folder} was prepared without a test split: prepare its text "
-        "again with it, or leave data.test out",
-    )
     # Only the final figures need the counts: check them before training, not after.
     counts = read_unigram(folder, index.vocab_size)
     require(

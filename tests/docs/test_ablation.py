@@ -27,15 +27,16 @@ def test_the_page_says_what_the_runs_measured(tmp_path):
         assert (tmp_path / "images" / name).stat().st_size > 10_000
 
 
-def test_the_tables_of_longer_runs_are_those_of_their_record():
+def test_the_tables_of_longer_runs_and_of_all_axes_are_those_of_their_records():
     program = (
-        "import json, longer; losses = json.loads(longer.RECORD.read_text());"
-        "print(json.dumps([longer.table(losses, size) for size in longer.SIZES.values()]))"
+        "import json, axes, longer; losses = json.loads(longer.RECORD.read_text());"
+        "tables = [longer.table(losses, size) for size in longer.SIZES.values()];"
+        "print(json.dumps([*tables, axes.table(json.loads(axes.RECORD.read_text()))]))"
     )
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
     tables, page = json.loads(printed), FOLDER.with_suffix(".md").read_text()
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
         assert table.count("\n") > 3 and table in page
 

@@ -6,6 +6,7 @@ import pytest
 
 from launch import tokenize
 from tests.data.conftest import write_documents
+from tests.data.test_huggingface_tokenizer import write_tokenizer
 
 
 def test_sources_that_are_there_are_checked(tmp_path, capsys):
@@ -15,6 +16,12 @@ def test_sources_that_are_there_are_checked(tmp_path, capsys):
     how = ["data.vocab_size=400", "data.validation=0.1", "data.workers=1"]
     tokenize.main([f"data.path={web}", f"out={tmp_path / 'tokens'}", *how])
     capsys.readouterr()
+    for given, says in (
+        ("data.test=0.1", "was prepared without a test split"),
+        (f"data.tokenizer={write_tokenizer(tmp_path / 'other')}", "was prepared with another one"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            tokenize.main([f"data.path={tmp_path / 'tokens'}", given])
     mixture = ["data.mixture={web:0.7,code:0.3}", f"data.sources={{web:{tmp_path / 'tokens'},code:{code}}}"]
     # One source is prepared before, the other is not; then both are.
     for says in ("reading and training the tokenizer included", "prepared before, nothing to do"):
