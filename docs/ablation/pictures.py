@@ -31,6 +31,8 @@ LINES = {
     "int8": ("#009e73", "without a scale, 8-bit integers on the wire", -1),
 }
 OTHER = "#cc79a7"
+# Differences beyond this are drawn here, or nothing would be seen of the others.
+FARTHEST = 0.1
 DIFFERENCE = "validation loss minus that of ratio 1\n(nats per token; a dash is one seed)"
 Group = dict[int, Run]
 
@@ -112,16 +114,21 @@ def _draw_variants(axes: Axes, runs: Iterable[Run]) -> None:
     rows.sort(key=lambda row: -row[0])
     beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
     for number, (delta, group) in enumerate(rows):
-        share = share_of_bytes(_of(group))
-        axes.plot([0, delta], [number, number], color="#dddddd", lw=1, zorder=0)
-        axes.plot(delta, number, "o", color="#888888" if group == base else "#d55e00")
+        share, place = share_of_bytes(_of(group)), min(delta, FARTHEST)
+        axes.plot([0, place], [number, number], color="#dddddd", lw=1, zorder=0)
+        axes.plot(
+            place, number, "o" if place == delta else ">", color="#888888" if group == base else "#d55e00"
+        )
         side = {"xytext": (8, -3), "ha": "left"} if delta >= 0 else {"xytext": (-8, -3), "ha": "right"}
-        axes.annotate(f"{delta:+.3f}", (delta, number), textcoords="offset points", fontsize=8, **side)
+        axes.annotate(f"{delta:+.3f}", (place, number), textcoords="offset points", fontsize=8, **side)
         axes.annotate(f"{share:.3g}", (1.02, number), **beside)
+        if label(_of(group)) == "ratio 0.25":
+            # Its learning rate is that of its variants, and not that of ratio 1.
+            axes.axvline(delta, color="#888888", lw=1, ls=":")
     axes.annotate("bytes", (1.02, len(rows) - 0.4), **beside)
     axes.set_yticks(range(len(rows)), [label(_of(group)) for _, group in rows])
     axes.axvline(0, color="#888888", lw=1)
-    axes.set(xlabel="validation loss minus that of ratio 1 (nats per token; one seed)")
+    axes.set(xlabel="validation loss minus that of ratio 1 (nats per token; one seed; dotted: ratio 0.25)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
