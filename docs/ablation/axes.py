@@ -149,10 +149,12 @@ def _draw(found: Figures) -> None:
             label = f"{islands} island{'s' * (islands > 1)}, {codec.replace('none', 'no codec')}"
             axes.plot(*zip(*some, strict=True), marker, color=colour, label=label)
     for point, place in points.items():
-        axes.annotate(f"{point[0]:g}", place, (6, 4), textcoords="offset points")
+        # The codec hardly moves a point.
+        side = {"xytext": (6, 4), "ha": "left"} if point[1] == "none" else {"xytext": (-6, 4), "ha": "right"}
+        axes.annotate(f"{point[0]:g}", place, textcoords="offset points", **side)
     axes.step(*zip(*front(list(points.values())), strict=True), where="post", color="#888888", lw=0.8, ls=":")
-    axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
+    axes.set_xlim(left=0)
     axes.set(
         xlabel="MiB that a process sends in a step, over all links (number: ratio)",
         ylabel="validation loss minus that of ratio 1,\none island, no codec (nats per token)",
