@@ -137,7 +137,7 @@ def test_texts_with_the_characters_that_hydra_escapes_stay_as_given():
     ]
     lists = plan_sweep(["tracker.tags=[a:b],[c d]"]).runs
     assert [run.config.tracker.tags for run in lists] == [["a:b"], ["c d"]]
-    assert len(plan_sweep(["experiment=codecs"]).runs) > 20
+    assert len(plan_sweep(["experiment=codecs", "seed=1"]).runs) == 11
 
 
 def test_runs_that_sbatch_refuses_stay_as_they_were(monkeypatch):
