@@ -83,8 +83,9 @@ def _naming_its_origin(found: FromFile, given: Collection[str]) -> Iterator[None
         if not taken:
             raise
         unset = [f"{name}=null" for name in taken if type(None) in SETTINGS[name].types]
-        how = f": {' '.join(unset)} leaves it out" if unset else ""
-        raise ValueError(f"{error} ({', '.join(taken)} comes from {found.path}{how})") from None
+        how = f": {' '.join(unset)} leaves {'them' if len(unset) > 1 else 'it'} out" if unset else ""
+        come = "come" if len(taken) > 1 else "comes"
+        raise ValueError(f"{error} ({', '.join(taken)} {come} from {found.path}{how})") from None
 
 
 def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> None:
