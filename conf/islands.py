@@ -252,7 +252,7 @@ class IslandsConfig:
             )
             default = IslandsConfig(method=self.method)
             other = [name for name, value in vars(self).items() if value != getattr(default, name)]
-            given = ", ".join(f"islands.{name}={getattr(self, name)}" for name in other)
+            given = ", ".join(f"islands.{name}={_written(getattr(self, name))}" for name in other)
             usual = " ".join(f"islands.{name}={_written(getattr(default, name))}" for name in other)
             require(
                 not other,

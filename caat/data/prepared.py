@@ -22,7 +22,7 @@ from conf.data import DataConfig
 class Prepared:
     """Folders of token shards by name of the source, and their weights in a mixture.
 
-    One text has the name "" and no weights.
+    One text has the name "" and no weights. Raises ``ValueError`` for chats with different templates.
     """
 
     folders: dict[str, Path]

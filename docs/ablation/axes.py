@@ -11,16 +11,15 @@ axes.json keeps the figures of the runs that have ended, also those of other mac
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 
 from figures import shown
-from training import loss_of, precision, run_command, train
+from training import collect, loss_of, precision, run_command, train
 
 from caat.runs.reading import find_runs
 from caat.runs.variants import Sample
-from launch.report.pictures import front
+from launch.report.pictures import MIB, front
 
 SEEDS = (1, 2, 3)
 RATIOS, CODECS, ISLANDS = (1.0, 0.5), ("none", "int8"), (1, 2)
@@ -34,7 +33,6 @@ COMMON = (
 )
 RECORD = Path(__file__).with_suffix(".json")
 IMAGE = Path(__file__).parents[1] / "images" / "axes.png"
-MIB = 2**20
 # The figures of a run by name: its loss, and the bytes that the first process sends in a step.
 Figures = dict[str, dict[str, float]]
 
@@ -64,18 +62,15 @@ def name_of(point: Point, seed: int) -> str:
     return f"ratio-{ratio:g}-{codec}-islands-{islands}-seed-{seed}"
 
 
-def collect(out: Path) -> Figures:
-    """Add the figures of the finished runs in ``out`` to the record; return all in it."""
-    found: Figures = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    for each in find_runs([str(out)])[0] if out.is_dir() else []:
-        if each.finished and each.validation_loss is not None:
-            replicas, islands = each.data_bytes_per_step or 0, each.island_bytes_per_step or 0
-            total = each.total_bytes_per_step
-            assert total is not None
-            sent = {"shards": total - replicas - islands, "replicas": replicas, "islands": islands}
-            found[each.folder.name] = {"loss": each.validation_loss, **sent}
-    RECORD.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    return found
+def _read(folder: Path) -> dict[str, float] | None:
+    """Return the figures of the run in ``folder``; None if it has not ended."""
+    if (loss := loss_of(folder)) is None:
+        return None
+    ((run,), _) = find_runs([str(folder)])
+    total = run.total_bytes_per_step
+    assert total is not None
+    sent = {"replicas": run.data_bytes_per_step or 0, "islands": run.island_bytes_per_step or 0}
+    return {"loss": loss, "shards": total - sum(sent.values()), **sent}
 
 
 def sent(found: Figures, point: Point) -> list[float]:
@@ -129,7 +124,7 @@ def _known(found: Figures) -> list[Point]:
 
 def figures(out: Path) -> None:
     """Print what each point sends and costs, and draw it."""
-    found = collect(out)
+    found = collect(out, RECORD, [name_of(*each) for each in product(POINTS, SEEDS)], _read)
     print(table(found))
     _draw(found)
     print(IMAGE)

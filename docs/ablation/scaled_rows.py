@@ -35,4 +35,6 @@ def main(checkpoint: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {sys.argv[0]} CHECKPOINT FOLDER")
     main(*map(Path, sys.argv[1:]))

@@ -5,7 +5,7 @@
     python docs/uptraining/budget.py figures outputs/uptraining    # a table and docs/images/uptraining.png
 
 `run` is resumable and trains what is missing; a run takes minutes to an hour on two cores. budget.json keeps
-the losses of the runs that have ended, also those of other machines: `figures` adds to it.
+the losses of all runs so far, also those of other machines: `figures` adds to it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def run(initial: str, text: str, out: Path, more: list[str]) -> None:
 def figures(out: Path) -> None:
     """Print the losses as Markdown, and draw them."""
     record: dict[str, Losses] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    # In the order of WAYS. Runs that have not ended have losses, too.
-    record = {way: record.get(way, {}) | _losses(_folder(out, way)) for way in WAYS}
-    record = {way: losses for way, losses in record.items() if losses}
+    # In the order of WAYS, without those of which nothing is known.
+    found = ((way, record.get(way, {}) | _losses(_folder(out, way))) for way in WAYS)
+    record = {way: losses for way, losses in found if losses}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))
     _draw(record)
@@ -62,8 +62,9 @@ def _draw(record: dict[str, Losses]) -> None:
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    initial = record["ratio 1"]["0"]
-    axes.axhline(initial, color="#888888", ls=":", label=f"initial weights, ratio 1: {initial:.3f}")
+    if "ratio 1" in record:
+        initial = record["ratio 1"]["0"]
+        axes.axhline(initial, color="#888888", ls=":", label=f"initial weights, ratio 1: {initial:.3f}")
     for way, losses in record.items():
         # The first losses at a lowered ratio are off the scale that shows the others.
         points = {int(step): loss for step, loss in losses.items() if int(step)}
@@ -71,10 +72,10 @@ def _draw(record: dict[str, Losses]) -> None:
             continue
         thousands = [step * TOKENS / 1e3 for step in points]
         (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
-        for step in range(EVERY, STEPS + 1, EVERY) if len(WAYS[way][1]) > 1 else ():
-            place = step * TOKENS / 1e3, points[step]
-            style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
-            axes.annotate(f"{ratio_of(way, step):g}", place, (0, 6), **style)
+        for step, loss in points.items():
+            if len(WAYS[way][1]) > 1 and step % EVERY == 0:
+                style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
+                axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, 6), **style)
     axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -64,6 +64,7 @@ def compose(overrides: Sequence[str]) -> Config:
     with _naming_its_origin(found, set_by(parsed)):
         built = build(config, Config, overrides)
     if built.resume == "auto":
+        # Also saved so: until the run has a checkpoint, its config.yaml says where it began.
         built.resume = where_it_began(built) or "auto"
     own = keys if "train.steps" in keys else keys | set(found.settings)
     if "optim.warmup_steps" not in own:
@@ -77,9 +78,9 @@ def _naming_its_origin(found: FromFile, given: Collection[str]) -> Iterator[None
     try:
         yield
     except ValueError as error:
-        # Words with a dot, or before a value.
-        named = re.findall(r"(?<![\w.])(?:[a-z_]+(?=\.)|[a-z_]+(?==))(?:\.[a-z_]+)*", str(error))
-        taken = [name for name in dict.fromkeys(named) if name in found.settings and name not in given]
+        # Words before a value, or with a dot within them.
+        words = re.findall(r"[\w.]+(?==)|\w+\.[\w.]*\w", str(error))
+        taken = [name for name in found.settings if name in words and name not in given]
         if not taken:
             raise
         unset = [f"{name}=null" for name in taken if type(None) in SETTINGS[name].types]

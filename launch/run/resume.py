@@ -9,7 +9,7 @@ from caat.data.prepared import Prepared
 from caat.parallel.world import local_world_size, may_restart, restarted, world_size
 from caat.runs.status import read_earlier_status
 from caat.training.checkpoint.architecture import Architecture, read_architecture
-from caat.training.checkpoint.folder import NAME, find, named_latest, whole_checkpoints
+from caat.training.checkpoint.folder import find, named_latest, whole_checkpoints
 from caat.training.checkpoint.state import State, read_optimizer, read_state
 from conf.checks import require
 from conf.reading.yaml_values import read_file
@@ -82,7 +82,7 @@ def checkpoints_to_try(config: Config, folder: Path | None = None) -> list[Path]
     chosen = find(config.resume, "resume")
     own = run is not None and chosen.parent.resolve() == (run / "checkpoints").resolve()
     require(
-        not own or NAME.fullmatch(chosen.name) is not None,
+        not own or chosen.name in [each.name for each in whole_checkpoints(chosen.parent)],
         f"resume={config.resume} lies with the checkpoints of run.dir={run}, but has another name: rename it "
         "to step- and its step, such as step-00000200, or give a new run.dir=...",
     )

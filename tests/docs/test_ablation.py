@@ -9,6 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from xxhash import xxh3_128
+
+from caat.training.checkpoint.state import read_optimizer, read_state, write_state
+from tests.launch.saved_run import ADAMW, AT_200
+from tests.trained import MODEL, write_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "docs" / "ablation"
 
@@ -39,6 +46,26 @@ def test_the_tables_of_longer_runs_and_of_all_axes_are_those_of_their_records():
     assert len(tables) == 3
     for table in tables:
         assert table.count("\n") > 3 and table in page
+
+
+def test_weights_that_write_private_channels_are_divided(tmp_path):
+    checkpoint, out = write_checkpoint(tmp_path / "run", 4, 0.5), tmp_path / "scaled"
+    files = {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()}
+    write_state(checkpoint, AT_200, ADAMW, files)
+    command = [sys.executable, "scaled_rows.py", str(checkpoint), str(out)]
+    subprocess.run(command, cwd=FOLDER, check=True)
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, out))
+    shared = MODEL.hidden // 2
+    for name, weight in before.items():
+        expected = weight.clone()
+        if "o_proj" in name or "down_proj" in name:
+            expected[shared:] *= 0.5
+        assert torch.equal(after[name], expected), name
+    # A run can resume from it.
+    state, checksums = read_state(out)
+    assert state == AT_200 and read_optimizer(out) == ADAMW
+    assert checksums == {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in out.iterdir()
+                         if path.name in files}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,20 @@ def test_the_table_is_that_of_its_record():
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
     assert printed.count("\n") > 3 and printed in FOLDER.with_suffix(".md").read_text()
+
+
+def test_figures_show_runs_that_have_not_ended(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "uptraining")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "uptraining" / "budget.json").unlink()
+    run = tmp_path / "out" / "in-steps"
+    run.mkdir(parents=True)
+    lines = [{"step": 1, "validation_loss_before": 4.0}, {"step": 39, "validation_loss": 3.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, str(tmp_path / "uptraining" / "budget.py"), "figures", str(tmp_path / "out")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "| in steps | 4.000 (0.9) | 3.500 (0.8) |  |  |  |  |" in printed.splitlines()
+    assert (tmp_path / "images" / "uptraining.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
