@@ -148,13 +148,17 @@ def _front(axes: Axes, rows: Sequence[dict[str, Any]], labels: Sequence[str], fi
     sent, losses = zip(*front(points), strict=True)
     axes.step(sent, losses, where="post", color=INK, lw=0.8, ls=":", zorder=0)
     # A run in one process sends nothing, which a logarithmic axis cannot show.
-    least = min(value for value, _ in points if value)
-    axes.set_xscale("symlog", linthresh=least, linscale=0.3) if min(sent) == 0 else axes.set_xscale("log")
+    least, most = min(value for value, _ in points if value), max(value for value, _ in points)
     axes.margins(x=0.1, y=0.15)
-    what = "sent to replicas"
-    if field == "total_bytes_per_step":
-        what = "sent to shards, replicas and islands"
-    axes.set(xlabel=f"MiB per step and process: {what}", ylabel="validation loss (nats per token)")
+    if min(sent) == 0:
+        axes.set_xscale("symlog", linthresh=least, linscale=0.3)
+    elif most < 10 * least:
+        # Within a decade, a logarithmic axis would have one or two labels.
+        axes.set_xlim(left=0)
+    else:
+        axes.set_xscale("log")
+    where = "over all links" if field == "total_bytes_per_step" else "between replicas"
+    axes.set(xlabel=f"MiB per step and process, {where}", ylabel="validation loss (nats per token)")
     _legend(axes)
 
 
