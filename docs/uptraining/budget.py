@@ -14,18 +14,32 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 RECORD, IMAGE = FOLDER / "budget.json", FOLDER.parent / "images" / "uptraining.png"
 STEPS, EVERY, TOKENS = 195, 39, 1024
 FULL, HALF, LOWERED = {0: 1.0}, {0: 0.5}, {0: 0.9, 20: 0.8, 40: 0.7, 60: 0.6, 80: 0.5}
-# By name: the weight of distillation, if any, and the ratio from each step on.
+
+
+class Way(NamedTuple):
+    """How to uptrain."""
+
+    # The ratio from each step on.
+    ratios: dict[int, float]
+    # The weights of distil.py; none: the usual loss.
+    distil: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
 WAYS = {
-    "ratio 1": (None, FULL),
-    "at once": (None, HALF),
-    "in steps": (None, LOWERED),
-    "distilled": ("1", HALF),
-    "in steps, distilled": ("1", LOWERED),
+    "ratio 1": Way(FULL),
+    "at once": Way(HALF),
+    "in steps": Way(LOWERED),
+    "distilled": Way(HALF, ("1", "0")),
+    "in steps, distilled": Way(LOWERED, ("1", "0")),
+    "at once, lr 1e-3": Way(HALF, settings=("optim.lr=1e-3", "optim.min_lr=1e-4")),
+    "streams distilled, lr 1e-3": Way(HALF, ("1", "10"), ("optim.lr=1e-3", "optim.min_lr=1e-4")),
 }
 # Losses by step: before the first one, and at each validation.
 Losses = dict[str, float]
@@ -33,15 +47,15 @@ Losses = dict[str, float]
 
 def run(initial: str, text: str, out: Path, more: list[str]) -> None:
     """Train what is missing in ``out`` from the checkpoint ``initial``."""
-    for way, (weight, ratios) in WAYS.items():
+    for way, (ratios, distil, settings) in WAYS.items():
         folder = _folder(out, way)
         if (folder / "summary.json").is_file():
             continue
-        program = ["-m", "launch.pretrain"] if weight is None else [str(FOLDER / "distil.py"), weight]
+        program = [str(FOLDER / "distil.py"), *distil] if distil else ["-m", "launch.pretrain"]
         where = [f"initialize={initial}", f"data.path={text}", f"run.dir={folder}", "resume=auto"]
         length = [f"train.steps={STEPS}", f"train.eval_every={EVERY}", "train.eval_sequences=64"]
         ratio = f"sync.ratio={str(ratios).replace(' ', '')}"
-        given = ["experiment=uptrain", "parallel.tensor=3", ratio, *length, *where, *more]
+        given = ["experiment=uptrain", "parallel.tensor=3", ratio, *length, *where, *settings, *more]
         subprocess.run([sys.executable, *program, *given], check=True)
 
 
@@ -73,7 +87,7 @@ def _draw(record: dict[str, Losses]) -> None:
         thousands = [step * TOKENS / 1e3 for step in points]
         (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
         for step, loss in points.items():
-            if len(WAYS[way][1]) > 1 and step % EVERY == 0:
+            if len(WAYS[way].ratios) > 1 and step % EVERY == 0:
                 style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
                 axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, 6), **style)
     axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
@@ -100,7 +114,7 @@ def table(record: dict[str, Losses]) -> str:
 
 def ratio_of(way: str, step: int) -> float:
     """Return the ratio at which the loss after ``step`` is taken: that of the step."""
-    ratios = WAYS[way][1]
+    ratios = WAYS[way].ratios
     return ratios[max(first for first in ratios if first < max(step, 1))]
 
 

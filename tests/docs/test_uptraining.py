@@ -40,7 +40,7 @@ def test_figures_show_runs_that_have_not_ended(tmp_path):
 
 @pytest.mark.slow
 def test_distillation_mixes_the_usual_loss_with_the_divergence(tmp_path):
-    """A model does not diverge from itself; without the divergence, the loss is that of `caat pretrain`."""
+    """A model differs in nothing from itself; without a teacher, the loss is that of `caat pretrain`."""
     checkpoint, text = tmp_path / "teacher", tmp_path / "text.txt"
     write_llama(tmp_path / "hf")
     convert([f"from={tmp_path / 'hf'}", f"to={checkpoint}", "parallel.tensor=4"])
@@ -55,7 +55,11 @@ def test_distillation_mixes_the_usual_loss_with_the_divergence(tmp_path):
         return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
     distil = str(FOLDER / "distil.py")
-    assert loss(distil, "1", ratio=1.0) == pytest.approx(0, abs=1e-6)
-    usual, divergence = loss("-m", "launch.pretrain", ratio=0.5), loss(distil, "1", ratio=0.5)
+    assert loss(distil, "1", "1", ratio=1.0) == pytest.approx(0, abs=1e-6)
+    usual, divergence = loss("-m", "launch.pretrain", ratio=0.5), loss(distil, "1", "0", ratio=0.5)
     assert divergence > 1e-3
-    assert loss(distil, "0.25", ratio=0.5) == pytest.approx(0.75 * usual + 0.25 * divergence, rel=1e-5)
+    both = loss(distil, "0.25", "0", ratio=0.5)
+    assert both == pytest.approx(0.75 * usual + 0.25 * divergence, rel=1e-5)
+    streams = loss(distil, "0.25", "2", ratio=0.5) - both
+    assert streams > 1e-3
+    assert loss(distil, "0.25", "4", ratio=0.5) == pytest.approx(both + 2 * streams, rel=1e-5)
