@@ -43,8 +43,9 @@ class PlanConfig(MessageCostConfig):
     topology: str | None = setting(
         None,
         "Network between the replicas, in the order of their numbers: torus:8x8, or a JSON file. Messages "
-        "take the time of the fastest schedule on it, with link and delay for each of its links: short for "
-        "data_sync.schedule=auto data_sync.topology=.",
+        "take the schedule that training takes, the fastest at 1 Gbit/s and 0.1 ms where the file has no "
+        "others, and its time with link and delay for these links. Short for data_sync.schedule=auto "
+        "data_sync.topology=.",
     )
     island_link: str | None = setting(
         None,

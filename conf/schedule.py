@@ -57,6 +57,11 @@ class ScheduleSpec:
         )
 
     @property
+    def name(self) -> str:
+        """The setting that names the schedule or its network."""
+        return "topology" if self.topology else "schedule"
+
+    @property
     def file(self) -> Path | None:
         """The file of the schedule or of the network; None if it has a name."""
         path = Path((self.topology or "") if self.schedule == "auto" else self.schedule).expanduser()

@@ -22,8 +22,8 @@ def way_seconds(way: Way, link: Link) -> float:
     """Return the seconds of a message along its schedule, simulated with the rate and delay of ``link``."""
     if not way.numbers:
         return 0.0
-    on_cores = way.sent_bytes(0) / link.cost.rate
-    return link.cost.seconds + max(way.seconds(link.rate, link.delay), on_cores)
+    on_cores = way.most_sent_bytes / link.cost.rate
+    return link.cost.seconds + max(way.seconds(link.rate, link.delay, link.sharers), on_cores)
 
 
 def data_wait(

@@ -22,7 +22,8 @@ def rate_needed(
     """Return the least bytes/s at which the wait for other islands is the share ``waiting`` of the time.
 
     It is the rate of one process's part of the link, whose delay and cost of messages are those of ``link``,
-    and ``step_seconds`` is a step without the wait. None: even without bytes, the wait is longer.
+    and ``step_seconds`` is a step without the wait. None: even without bytes, the wait is longer, or the
+    file of a network gives the rates of all links.
     """
     allowed = step_seconds * waiting / (1 - waiting)
 
@@ -30,7 +31,8 @@ def rate_needed(
         rate = SLOWEST * (FASTEST / SLOWEST) ** log_rate
         return island_wait(config, layout, replace(link, rate=rate), step_seconds) - allowed
 
-    if excess(1.0) > 0:
+    slowest, fastest = excess(0.0), excess(1.0)
+    if fastest > 0 or slowest == fastest:
         return None
-    found = bisect(excess, 0.0, 1.0, xtol=1e-12 / log(FASTEST / SLOWEST)) if excess(0.0) > 0 else 0.0
+    found = bisect(excess, 0.0, 1.0, xtol=1e-12 / log(FASTEST / SLOWEST)) if slowest > 0 else 0.0
     return SLOWEST * (FASTEST / SLOWEST) ** found

@@ -42,11 +42,15 @@ class MessageCost:
 
 @dataclass(frozen=True)
 class Link:
-    """A link between any two processes: ``rate`` in bytes/s per direction, ``delay`` in seconds one way."""
+    """A link between any two processes: ``rate`` in bytes/s per direction, ``delay`` in seconds one way.
+
+    If several processes share it, ``rate`` is the part of one of the ``sharers``.
+    """
 
     rate: float
     delay: float = 0.0
     cost: MessageCost = MessageCost()
+    sharers: int = 1
 
     def all_reduce_seconds(self, size: float, processes: int) -> float:
         """Return the seconds of a ring all-reduce of ``size`` bytes over ``processes`` that wait for it."""

@@ -66,7 +66,8 @@ class Machine:
 
     def island_link(self, layout: Layout) -> Link:
         """Return the part of a process in the link between islands."""
-        return Link(self.island_rate / (layout.processes * layout.replicas), self.island_delay, self.cost)
+        sharers = layout.processes * layout.replicas
+        return Link(self.island_rate / sharers, self.island_delay, self.cost, sharers)
 
     def tensor_link(self, processes: int) -> Link:
         """Return the link between the processes of a replica, which have consecutive ranks."""

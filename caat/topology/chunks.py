@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -47,3 +48,12 @@ def sent_numbers(schedule: Schedule, ranges: Ranges, node: int) -> int:
     """Return how many numbers ``node`` sends, on each link of its own once for each chunk."""
     moved = (ranges[move.chunk] for move in schedule.moves if move.source == node)
     return sum(end - start for start, end in moved)
+
+
+def most_sent(schedule: Schedule, ranges: Ranges) -> int:
+    """Return how many numbers the node sends that sends most."""
+    sent: Counter[int] = Counter()
+    for move in schedule.moves:
+        start, end = ranges[move.chunk]
+        sent[move.source] += end - start
+    return max(sent.values())

@@ -15,6 +15,11 @@ MOST = 1024
 Pair = tuple[int, int]
 
 
+def check_count(name: str, count: int) -> None:
+    """Raise ``ValueError`` if the network or schedule ``name`` has too many nodes and switches."""
+    require(count <= MOST, f"{name} has {count:,} nodes and switches: at most {MOST:,}")
+
+
 @dataclass(frozen=True)
 class Topology:
     """Nodes 0 to ``nodes`` - 1, then switches, which forward messages and hold no data.
@@ -35,7 +40,7 @@ class Topology:
     def __post_init__(self) -> None:
         name, graph = f"topology={self.name}", self.graph
         require(self.nodes >= 2, f"{name} has {self.nodes} node(s): a collective needs at least 2")
-        require(len(graph) <= MOST, f"{name} has {len(graph)} nodes and switches: at most {MOST}")
+        check_count(name, len(graph))
         for a, b, link in graph.edges(data=True):
             what = f"{name}: the link from {a} to {b}"
             require(

@@ -9,7 +9,7 @@ from math import prod
 
 import networkx as nx
 
-from caat.topology.graph import MOST, Pair, Topology
+from caat.topology.graph import Pair, Topology, check_count
 from conf.checks import require
 
 Sizes = tuple[int, ...]
@@ -35,7 +35,7 @@ def named(name: str, rate: float, delay: float) -> Topology:
     require(not small, f"topology={name} has a size of {min(small, default=0)}: sizes are at least 2")
     # Before the links are made, which would take the memory of the machine.
     several = max(prod(sizes[:2]), sizes[-1]) if match[1] == "fattree" else prod(sizes)
-    require(several <= MOST, f"topology={name} has {several} nodes or switches: at most {MOST}")
+    check_count(f"topology={name}", several)
     nodes, links = make(sizes)
     graph = nx.DiGraph()
     graph.add_nodes_from(range(nodes))

@@ -8,7 +8,7 @@ from pathlib import Path
 import networkx as nx
 
 from caat.storage.records import Size, Whole, read_record
-from caat.topology.graph import Topology
+from caat.topology.graph import Topology, check_count
 from caat.topology.names import named
 from conf.checks import require
 from conf.units import delay_seconds, rate_bytes
@@ -29,14 +29,16 @@ def topology(text: str, rate: float, delay: float = 0.0) -> Topology:
     ``rate`` in bytes/s and ``delay`` in seconds are those of links that name none of their own. Raises
     ``ValueError`` for anything that is not a connected network.
     """
-    if text.endswith(".json") or Path(text).is_file():
-        return _from_file(Path(text), rate, delay)
+    path = Path(text).expanduser()
+    if text.endswith(".json") or path.is_file():
+        return _from_file(path, rate, delay)
     return named(text, rate, delay)
 
 
 def _from_file(path: Path, rate: float, delay: float) -> Topology:
     content = read_record(path, _File)
     count, graph = content.nodes + content.switches, nx.DiGraph()
+    check_count(str(path), count)
     graph.add_nodes_from(range(content.nodes))
     for link in content.links:
         a, b, named_rate, named_delay = (*link, None, None, None, None)[:4]

@@ -13,6 +13,7 @@ from typing import Literal
 from caat.storage.durable import write_bytes
 from caat.storage.records import Size, Whole, read_record
 from caat.topology.check import check_schedule
+from caat.topology.graph import check_count
 from caat.topology.schedule import Move, Schedule
 from conf.checks import require
 
@@ -39,6 +40,7 @@ def read_schedule(path: Path, collective: str = "all-reduce") -> Schedule:
     Raises ``ValueError``, in one line that names the file, unless it is a correct ``collective``.
     """
     content = read_record(path, _File)
+    check_count(str(path), content.nodes)
     moves = [Move(*step[:4], step[4] == "reduce") for step in content.steps]
     links = set(content.links)
     for move in moves:

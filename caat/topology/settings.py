@@ -11,7 +11,7 @@ from typing import NamedTuple
 import networkx as nx
 
 from caat.topology.choose import best_schedule, pieces
-from caat.topology.chunks import Ranges, equal_chunks, owned_chunks, owners, sent_numbers
+from caat.topology.chunks import Ranges, equal_chunks, most_sent, owned_chunks, owners, sent_numbers
 from caat.topology.graph import Topology
 from caat.topology.read import topology
 from caat.topology.schedule import Schedule
@@ -40,14 +40,23 @@ class Way(NamedTuple):
         """The numbers of the whole message."""
         return sum(end - start for start, end in self.ranges)
 
-    def seconds(self, rate: float, delay: float) -> float:
-        """Return the simulated seconds; ``rate`` in bytes/s and ``delay`` are those of links without any."""
-        network = _network(self.spec, self.schedule, rate, delay)
-        return _simulated(self.schedule, network, self.numbers * self.itemsize, self.pieces)
+    def seconds(self, rate: float, delay: float, sharers: int = 1) -> float:
+        """Return the simulated seconds of ``sharers`` such messages at once, each with its part of a link.
+
+        ``rate`` in bytes/s is that part of a link that names no rate, and ``delay`` that of one without any.
+        """
+        network = _network(self.spec, self.schedule, sharers * rate, delay)
+        sizes = tuple(sharers * self.itemsize * (end - start) for start, end in self.ranges)
+        return _simulated(self.schedule, network, sizes, self.pieces)
 
     def sent_bytes(self, rank: int) -> int:
         """Return the bytes that ``rank`` sends, on all its links together."""
         return sent_numbers(self.schedule, self.ranges, rank) * self.itemsize
+
+    @property
+    def most_sent_bytes(self) -> int:
+        """The bytes of the rank that sends most."""
+        return most_sent(self.schedule, self.ranges) * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,7 @@ class Schedules:
         """
         if not spec:
             return None
-        name = "topology" if spec.topology else "schedule"
-        what = f"{spec.axis}.{name}={spec.topology or spec.schedule}"
+        what = f"{spec.axis}.{spec.name}={spec.topology or spec.schedule}"
         try:
             given = _given(spec, spec.file.stat().st_mtime_ns if spec.file and spec.file.is_file() else 0)
         except ValueError as error:
@@ -80,7 +88,7 @@ class Schedules:
         require(
             given.nodes == ranks,
             f"{what} is for {given.nodes} {spec.ranks}, but there {'are' if ranks > 1 else 'is'} {ranks}: "
-            f"give {one}{number} or {spec.axis}.schedule=none",
+            f"give {one}{number}, or leave {_both(spec)} out",
         )
         return Schedules(spec, given)
 
@@ -114,6 +122,11 @@ class Schedules:
             return best.schedule, best.pieces
         schedule = self.given if collective == "all-reduce" else self.given.half(collective)
         return schedule, pieces(schedule, size)
+
+
+def _both(spec: ScheduleSpec) -> str:
+    """Return the settings of ``spec`` that are given."""
+    return f"{spec.axis}.schedule" + (f" and {spec.axis}.topology" if spec.topology else "")
 
 
 # A plan asks for the same messages for every layout and ratio.

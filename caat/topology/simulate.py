@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -32,10 +33,14 @@ class _Message(NamedTuple):
     place: int
 
 
-def seconds(schedule: Schedule, topology: Topology, size: float, pieces: int = 1) -> float:
-    """Return the seconds of the schedule for a buffer of ``size`` bytes, each chunk sent in ``pieces``."""
+def seconds(schedule: Schedule, topology: Topology, size: float | Sequence[float], pieces: int = 1) -> float:
+    """Return the seconds of the schedule, each chunk sent in ``pieces``.
+
+    ``size`` is the bytes of each chunk, or of a buffer of equal chunks.
+    """
     assert schedule.nodes == topology.nodes and pieces >= 1
-    return _Run(_queues(schedule, pieces), topology, size / (schedule.chunks * pieces)).seconds()
+    chunks = [size / schedule.chunks] * schedule.chunks if isinstance(size, int | float) else size
+    return _Run(_queues(schedule, pieces), topology, [each / pieces for each in chunks]).seconds()
 
 
 def _queues(schedule: Schedule, pieces: int) -> dict[Pair, list[_Message]]:
@@ -46,10 +51,12 @@ def _queues(schedule: Schedule, pieces: int) -> dict[Pair, list[_Message]]:
 
 
 class _Run:
-    """One simulation, by events in the order of time. ``size`` is the bytes of a message."""
+    """One simulation, by events in the order of time. ``sizes`` are the bytes of a message, by chunk."""
 
-    def __init__(self, queues: dict[Pair, list[_Message]], topology: Topology, size: float) -> None:
-        self.queues, self.topology, self.size = queues, topology, size
+    def __init__(
+        self, queues: dict[Pair, list[_Message]], topology: Topology, sizes: Sequence[float]
+    ) -> None:
+        self.queues, self.topology, self.sizes = queues, topology, sizes
         self.next = dict.fromkeys(queues, 0)
         self.free: dict[Pair, float] = defaultdict(float)
         # By (node, chunk, piece): messages applied, places that came too early, queues that wait.
@@ -100,7 +107,7 @@ class _Run:
         """Take the link number ``hop``; the first byte and the last one ``came`` at these times."""
         link = self.topology.route(*pair)[hop]
         start = max(came[0], self.free[link])
-        end = max(start + self.size / self.topology.rate(link), came[1])
+        end = max(start + self.sizes[message.chunk] / self.topology.rate(link), came[1])
         self.free[link], delay = end, self.topology.delay(link)
         if hop == 0:
             self._add(end, pair, None)

@@ -76,9 +76,9 @@ def all_reduces(config: BenchCollectivesConfig, network: Topology, *, show: bool
 
 def _given(config: BenchCollectivesConfig, network: Topology) -> dict[str, Schedule]:
     """Return the schedule in the file, by its name, if there is one."""
-    if config.schedule is None or not Path(config.schedule).exists():
+    if config.schedule is None or not (path := Path(config.schedule).expanduser()).exists():
         return {}
-    schedule = read_schedule(Path(config.schedule))
+    schedule = read_schedule(path)
     require(
         schedule.nodes == network.nodes,
         f"schedule={config.schedule} is for {schedule.nodes} nodes, but topology={network.name} has "

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from caat.topology.bound import least_seconds
 from caat.topology.choose import best_schedule
-from caat.topology.graph import Topology
+from caat.topology.chunks import owners
 from caat.topology.read import topology
+from caat.topology.schedule import Schedule
 from caat.topology.schedule_file import write_schedule
 from caat.topology.settings import DELAY, RATE
 from conf.bench import BenchCollectivesConfig
@@ -21,7 +22,7 @@ from launch.bench.memory import check_memory
 from launch.bench.plot_collectives import plot_collectives
 from launch.bench.report import Column, Report
 from launch.bench.workers import run_on_hosts
-from launch.command.results import result_file
+from launch.command.results import keep_input, result_file
 
 # Most processes that one machine measures.
 MOST_HOSTS = 32
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
     if config.schedule is not None and config.schedule not in ways:
         new = result_file(config.schedule, "schedule")
     report = Report("collectives", config.out, COLUMNS)
+    keep_input(report.out, config.out, topology=config.topology, schedule=config.schedule)
     measured: dict[str, dict] = {}
     if not config.simulate:
         with wired_hosts(network, config.burst) as hosts:
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
         f"All-reduce of {config.size} on {config.topology} at {config.rate}"
         f"{', predicted' if config.simulate else ''}: optimum {optimum:.3g} s, speed-up over gloo's own",
         partial(plot_collectives, network=network, schedule=schedule, name=best["mode"]),
-        list(_notes(report.rows, best, config, new, network)),
+        list(_notes(report.rows, best, config, new, schedule)),
     )
 
 
@@ -102,13 +104,14 @@ def _time(row: dict) -> float:
 
 
 def _notes(
-    rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None, network: Topology
+    rows: list[dict], best: dict, config: BenchCollectivesConfig, new: Path | None, schedule: Schedule
 ) -> Iterator[str]:
     slower = "" if best["speed_up"] >= 1 else ", slower than gloo's own"
     yield f"Fastest schedule: {best['mode']}, {_time(best):.3g} s, {best['share']:.0%} of the optimum{slower}"
     if any(row["share"] > PASSED for row in rows):
         yield (
-            "Above 100 %: a sum and its copies may overlap on this network, which the optimum does not count"
+            "Above 100 %: on this network, a sum and its copies may overlap, or nodes sum unequal shares, "
+            "which the optimum does not count"
         )
     if new is not None:
         yield f"Its schedule is in {new}"
@@ -121,5 +124,8 @@ def _notes(
             yield f"data_sync.schedule=auto would take {auto}, the fastest at 1 Gbit/s and 0.1 ms a link"
             yield "Give this benchmark schedule=FILE to write its fastest schedule there"
             how = "data_sync.schedule=FILE"
-    processes = f"launch.processes={network.nodes} parallel.processes=1"
+    if "auto" not in how and len(set(owners(schedule))) < schedule.nodes:
+        # Its file cannot bring every replica the sums that it owns from ZeRO 1 on.
+        how += " zero.stage=0 train.precision=fp32"
+    processes = f"launch.processes={schedule.nodes} parallel.processes=1"
     yield f"To train along it with as many replicas: caat pretrain {processes} {how}"

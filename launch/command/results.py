@@ -56,5 +56,11 @@ def replace_text(path: Path, text: str) -> None:
 def keep_input(out: Path, given: str | None, **inputs: str | None) -> None:
     """Raise ``ValueError`` if ``out``, the result of ``out=given``, is one of the ``inputs``, by setting."""
     for name, path in inputs.items():
-        if path is not None and out.exists() and out.samefile(Path(path).expanduser()):
+        if path is not None and _same(out, Path(path).expanduser()):
             raise ValueError(f"out={given} would overwrite {name}={path}: give another name")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Return whether both are the same file, or will be."""
+    both = one.exists() and other.exists()
+    return one.samefile(other) if both else one.resolve() == other.resolve()

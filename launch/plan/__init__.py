@@ -23,7 +23,7 @@ from conf.reading.settings import settings_of
 from conf.reading.verb import load_verb
 from conf.schema import Config
 from conf.units import memory_bytes
-from launch.command.results import result_file, write_json
+from launch.command.results import keep_input, result_file, write_json
 from launch.plan import budget
 from launch.plan.show import show
 from launch.run.compose import compose
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     plan = load_verb(PlanConfig, asked)
     out = result_file(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
     config = compose([*(text for text in argv if text not in asked), *_along(plan, argv)])
+    for route in (config.data_sync.route, config.islands.route):
+        keep_input(out, plan.out, **{f"{route.axis}.{route.name}": str(route.file) if route.file else None})
     result = make_plan(plan, config)
     write_json(out, result)
     show(result)

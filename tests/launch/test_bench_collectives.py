@@ -9,9 +9,11 @@ import shutil
 
 import pytest
 
+from caat.planning.layouts import check_schedules, layout_of
 from caat.topology.methods import METHODS, make_schedule
-from caat.topology.schedule_file import read_schedule
+from caat.topology.schedule_file import read_schedule, write_schedule
 from launch.bench import main
+from launch.run.compose import compose
 from tests.topology.networks import unit
 
 MAY_NAMESPACE = os.geteuid() == 0 and all(map(shutil.which, ("ip", "tc", "sysctl")))
@@ -87,6 +89,39 @@ def test_a_network_in_two_parts_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="is not connected: no path from 0 to node 2"):
         main(["collectives", f"topology={file}", f"out={tmp_path / 'result.json'}"])
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_tree_that_gives_nodes_no_sum_is_for_zero_0(tmp_path, capsys):
+    """Two of four nodes have slow links: trees whose roots are these beat the bound of equal shares."""
+    network, file = tmp_path / "net.json", tmp_path / "fast.json"
+    rates = {0: "100mbit", 1: "10gbit", 2: "10gbit", 3: "100mbit"}
+    links = [link for node, rate in rates.items() for link in ([node, 4, rate], [4, node, rate])]
+    network.write_text(json.dumps({"nodes": 4, "switches": 1, "links": links}))
+    bench(tmp_path, f"topology={network}", "size=40mb", "simulate=true", f"schedule={file}")
+    printed = capsys.readouterr().out
+    assert "Fastest schedule: double-binary-tree" in printed and "nodes sum unequal shares" in printed
+    assert f"data_sync.schedule={file} zero.stage=0 train.precision=fp32\n" in printed
+    command = ["launch.processes=4", "parallel.processes=1", f"data_sync.schedule={file}"]
+    config = compose([*command, "zero.stage=0", "train.precision=fp32"])
+    check_schedules(config, layout_of(config, 4))
+
+
+@pytest.mark.parametrize("setting", ["topology", "schedule"])
+def test_the_result_does_not_overwrite_a_file_that_was_given(tmp_path, setting, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "given.json"
+    if setting == "topology":
+        file.write_text('{"nodes": 2, "links": [[0, 1], [1, 0]]}')
+    else:
+        write_schedule(make_schedule(unit("ring:2"), "ring"), file)
+    before = file.read_bytes()
+    where = ["topology=ring:2"] if setting == "schedule" else []
+    settings = ["collectives", "simulate=true", "size=1mb", *where, f"{setting}=~/given.json"]
+    with pytest.raises(ValueError, match=f"would overwrite {setting}=~/given.json"):
+        main([*settings, f"out={file}"])
+    assert list(tmp_path.iterdir()) == [file]
+    main([*settings, f"out={tmp_path / 'result.json'}"])
+    assert file.read_bytes() == before
 
 
 @pytest.mark.slow

@@ -27,6 +27,14 @@ def test_mistakes_about_a_network(argv, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_plan_does_not_overwrite_its_network(tmp_path):
+    file = tmp_path / "network.json"
+    file.write_text('{"nodes": 2, "links": [[0, 1], [1, 0]]}')
+    with pytest.raises(ValueError, match=r"would overwrite data_sync\.topology="):
+        plan.main(["model=7b", "gpus=2", "parallel.processes=1", f"topology={file}", f"out={file}"])
+    assert "links" in file.read_text()
+
+
 def test_units():
     assert memory_bytes("80gb") == 80 * 2**30 and memory_bytes("512mb") == 2**29
 

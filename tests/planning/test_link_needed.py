@@ -48,6 +48,24 @@ def test_by_hand():
     assert rate == pytest.approx(exchange_bytes(config, layout) / (50 * (1 - SMALL * around) - around))
 
 
+def test_the_processes_of_an_island_share_the_links_of_a_file(tmp_path):
+    """A file that gives the rate of a link is worth the same as that rate for links that give none."""
+    named, free = tmp_path / "named.json", tmp_path / "free.json"
+    named.write_text('{"nodes": 2, "links": [[0, 1, "1gbit", "20ms"], [1, 0, "1gbit", "20ms"]]}')
+    free.write_text('{"nodes": 2, "links": [[0, 1], [1, 0]]}')
+    link = Link(125e6 / 8, 0.02, sharers=8)
+
+    def settings(file):
+        more = ["parallel.tensor=2", "islands.schedule=auto", f"islands.topology={file}"]
+        config = compose(["model=130m", "parallel.islands=2", *more])
+        return config, layout_of(config, 16)
+
+    waits = [island_wait(*settings(file), link, 1.0) for file in (named, free)]
+    assert waits[0] == pytest.approx(waits[1], rel=1e-12) and waits[0] > 0
+    assert rate_needed(*settings(named), link, step_seconds=1.0, waiting=0.5) is None
+    assert rate_needed(*settings(free), link, step_seconds=1.0, waiting=0.5) is not None
+
+
 def test_no_rate_helps_against_delay_or_cores():
     config, layout = settings()
     assert rate_needed(config, layout, Link(1.0, 0.1), step_seconds=1.0, waiting=0.02) is None

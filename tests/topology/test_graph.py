@@ -89,8 +89,8 @@ def test_a_file_names_rates_and_delays_or_takes_the_given_ones(tmp_path):
         ("fattree:4x0", "has a size of 0"),
         ("ring:4x4", r"has 2 size\(s\), ring takes 1"),
         ("fattree:4", r"has 1 size\(s\), fattree takes 2 to 3"),
-        ("full:99999999", "at most 1024"),
-        ("fattree:2x2x99999999", "at most 1024"),
+        ("full:99999999", "at most 1,024"),
+        ("fattree:2x2x99999999", "at most 1,024"),
         ("missing.json", "missing.json cannot be read"),
     ],
 )
@@ -124,7 +124,8 @@ PAIR = [[0, 1], [1, 0]]
         ({"nodes": 2, "links": [[0, 1, "fast"], [1, 0]]}, "rate=fast is not a rate"),
         ({"nodes": 2, "links": [[0, 1, "1mbit", "soon"], [1, 0]]}, "delay=soon is not a time"),
         ({"nodes": 2, "links": "all"}, 'has links="all", which must be'),
-        ({"nodes": 2000, "links": PAIR}, "has 2000 nodes and switches: at most 1024"),
+        ({"nodes": 2_000_000_000, "links": PAIR}, "has 2,000,000,000 nodes and switches: at most 1,024"),
+        ({"nodes": 2, "switches": 1023, "links": PAIR}, "has 1,025 nodes and switches: at most 1,024"),
     ],
 )
 def test_an_unusable_file_is_one_clear_message(tmp_path, content, message):

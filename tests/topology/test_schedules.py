@@ -162,6 +162,7 @@ GOOD = [[1, 0, 1, 0, "reduce"], [2, 2, 1, 0, "reduce"], [3, 1, 0, 0, "copy"], [3
         ({"steps": [[1, 0, 1, 0, "add"]]}, "which must be 'reduce' or 'copy'"),
         ({"steps": [[1, 0, 1, 0]]}, "has no steps.0.4"),
         ({"chunks": 0}, "has chunks=0, which must be"),
+        ({"nodes": 2_000_000_000}, "has 2,000,000,000 nodes and switches: at most 1,024"),
         ({"links": 3}, "has links=3, which must be"),
     ],
 )

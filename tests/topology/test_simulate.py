@@ -33,6 +33,14 @@ def test_a_chain_of_pieces_takes_its_closed_form():
         assert seconds(chain, net, 40.0, pieces) == pytest.approx((3 + pieces) * 4.0 / pieces + 0.4)
 
 
+def test_chunks_of_different_sizes_take_their_own_time():
+    """Node 0 sums three chunks of a byte each, node 1 one of ten."""
+    net = topology("full:2", rate=10.0)
+    sums = Schedule.of(2, 4, [Move(i + 1, int(i < 3), int(i == 3), i, True) for i in range(4)])
+    assert seconds(sums, net, [10.0, 10.0, 10.0, 100.0]) == pytest.approx(10.0)
+    assert seconds(sums, net, 40.0) == seconds(sums, net, [10.0] * 4) == pytest.approx(3.0)
+
+
 def test_messages_over_several_hops_pass_through_and_occupy_their_links():
     net = topology("mesh:4", rate=10.0, delay=0.25)
     far = Move(1, 0, 3, 0, False)
