@@ -267,6 +267,7 @@ class Record(Line):
     tensor_parallel_bytes_backward: Whole
     # Not in the records of older runs.
     tensor_parallel_processes: Size = 1
+    replicas: Size = 1
     data_parallel_calls_gradients: Whole = 0
     data_parallel_calls_weights: Whole = 0
     data_parallel_calls_loss: Whole = 0

@@ -29,6 +29,8 @@ class StopRequest:
     def __init__(self, first: bool = True) -> None:
         self.number = 0
         self.training = False
+        # Set once the run has ended and its status is written: only figures and commands are left.
+        self.closing = False
         # Called with the reason for which the run ended.
         self.record: Callable[[str], None] = lambda why: None
         self._first, self._interrupts = first, 0
@@ -65,17 +67,19 @@ class StopRequest:
         while byte := os.read(self._pipe[0], 1):
             number = byte[0]
             # torchrun sends SIGTERM at a second Ctrl-C.
-            if number == signal.SIGINT or (number == signal.SIGTERM and self._interrupts):
+            if number == signal.SIGINT or (number == signal.SIGTERM and (self._interrupts or self.closing)):
                 self._interrupts += 1
                 if not self.training:
                     self._end("interrupted before training began: there was nothing to save")
                 elif self._interrupts > 1:
                     self._end("stopped at once by a second Ctrl-C")
+                elif self.closing:
+                    self._say("the run has ended and is saved: finishing what is left; again to stop at once")
                 else:
                     self._say(f"Ctrl-C: finishing this step, then saving; again to stop at once{_limit()}")
 
     def _end(self, why: str) -> None:
-        if self._first:
+        if self._first and not self.closing:
             self.record(why)
         self._say(why)
         os._exit(INTERRUPTED)

@@ -86,6 +86,7 @@ def train(run: Training) -> dict:
     record: dict = {}
     for step in range(first, steps + 1):
         last = step == steps
+        tested = last and run.test is not None
         ratio, rate = config.sync.ratio_of(step), learning_rate(step, steps, config.optim)
         run.engine.set_ratio(ratio)
         before = _validation_before(run, step, ratio)
@@ -106,9 +107,10 @@ def train(run: Training) -> dict:
         record = recorder.record(taken, run.state, ratio=ratio, learning_rate=rate) | before
         if last or _is_due(config.train.eval_every, step) or _begins_anew(config, step + 1):
             record |= run.validate(step, sampled=True)
-            if last and run.test is not None:
-                beat = partial(to.watchdog.beat, "computing the loss of the test split")
-                record |= run.test.losses(run.engine, "test_loss", beat)
+            if tested:
+                _check_finite(run, taken.result)
+                _save(run, saving, must=True)
+                record |= _test(run)
             record |= {f"epochs/{source}": number for source, number in run.loader.epochs.items()}
         if run.output:
             shown = step == first or "validation_loss" in record or taken.result.skipped
@@ -122,16 +124,30 @@ def train(run: Training) -> dict:
         benchmark = run.benchmarks is not None and (last or _is_due(config.eval.every, step))
         saving.note_due(step, benchmark)
         must = last or stop > 0
-        if saving.should_save(skipped=taken.result.skipped, must=must):
-            to.watchdog.beat(f"saving step {step}")
-            now = replace(run.state, random=random_state())
-            saving.save(now, must=must)
+        if not tested and saving.should_save(skipped=taken.result.skipped, must=must):
+            _save(run, saving, must=must)
         if stop and not last:
             raise StoppedBySignal(stop, step)
         if benchmark:
             saving.wait()
             _log_benchmarks(run, step)
     return record
+
+
+def _save(run: Training, saving: SavePolicy, *, must: bool) -> None:
+    """Save the run as it is; ``must``: training ends here. Collective."""
+    run.supervision.watchdog.beat(f"saving step {run.state.step}")
+    saving.save(replace(run.state, random=random_state()), must=must)
+
+
+def _test(run: Training) -> dict[str, float | None]:
+    """Return the losses of the test split. Collective.
+
+    It is read whole, which may take long: save before, or a kill would lose the steps since the last save.
+    """
+    assert run.test is not None
+    beat = partial(run.supervision.watchdog.beat, "computing the loss of the test split")
+    return run.test.losses(run.engine, "test_loss", beat)
 
 
 def _validation_before(run: Training, step: int, ratio: float) -> dict[str, float | None]:

@@ -51,6 +51,7 @@ class Recorder:
             "data_wait_seconds": taken.waited,
             "skipped_steps": state.skipped,
             "tensor_parallel_processes": self._mesh.processes,
+            "replicas": self._mesh.replicas,
             **{f"tensor_parallel_{name}": n for name, n in tensor.items()},
             **{f"data_parallel_{name}": n for name, n in data.items()},
             **self._outer(taken.outer),

@@ -1,10 +1,10 @@
-"""Settings from a YAML file: config=FILE, or the config.yaml of the run that resume=auto continues."""
+"""Settings from YAML files: the config.yaml of the run that resume=auto continues, and config=FILE."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ EMPTY = (None, "")
 
 @dataclass(frozen=True)
 class FromFile:
-    """The contents of the file ``path``: options by group, and values by setting."""
+    """The contents of the file ``path``: options by group, and values by setting.
 
-    path: Path | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    ``sets`` names these groups and settings, and the settings that the options set.
+    """
+
+    path: Path
+    options: Mapping[str, str]
+    settings: Mapping[str, Any]
+    sets: Set[str]
 
 
 def take_file(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -48,17 +52,21 @@ def take_file(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
-def settings_file(given: Sequence[str], parsed: Sequence[Override]) -> Path | None:
-    """Return the settings file: config=FILE if ``given``, else that of an existing run with resume=auto."""
-    for text in given:
-        path = Path(os.path.expanduser(text.removeprefix("config=")))
-        return path / "config.yaml" if os.path.isdir(path) else path
+def settings_files(given: Sequence[str], parsed: Sequence[Override]) -> list[FromFile]:
+    """Read the files of settings, of which later ones count more.
+
+    These are the config.yaml of an existing run with resume=auto, then config=FILE if ``given``.
+    """
+    paths = []
     values = {each.key_or_group: each.value() for each in parsed}
     run = values.get("run.dir")
-    if values.get("resume") != "auto" or not isinstance(run, str):
-        return None
-    path = Path(os.path.expanduser(run)) / "config.yaml"
-    return path if os.path.isfile(path) else None
+    if values.get("resume") == "auto" and isinstance(run, str):
+        path = Path(os.path.expanduser(run)) / "config.yaml"
+        paths += [path] if os.path.isfile(path) else []
+    for text in given:
+        path = Path(os.path.expanduser(text.removeprefix("config=")))
+        paths.append(path / "config.yaml" if os.path.isdir(path) else path)
+    return [read_settings(path) for path in paths]
 
 
 def read_settings(path: Path) -> FromFile:
@@ -66,15 +74,16 @@ def read_settings(path: Path) -> FromFile:
     values, as_typed = read_file(path) or {}, read_file(path, as_typed=True) or {}
     require(isinstance(values, dict), f"{path} has no settings: write `train:` and below it `steps: 100`")
     texts = dict(settings_in(as_typed, path))
-    options, settings = {}, {}
+    options, settings, by_option = {}, {}, set[str]()
     for name, value in settings_in(values, path):
         if name in GROUPS:
             for option in value if isinstance(value, list) else [value]:
                 check_option(name, option, f"{path}: {name}: {option}")
+                by_option |= _set_by_option(name, str(option))
             options[name] = typed(value)
         elif name not in NOT_TAKEN:
             settings[name] = SETTINGS[name].of_file(value, texts[name])
-    return FromFile(path, options, settings)
+    return FromFile(path, options, settings, {*options, *settings, *by_option})
 
 
 def settings_in(values: Mapping[str, Any], where: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

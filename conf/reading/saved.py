@@ -14,9 +14,18 @@ from conf.schema import Config
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write ``config`` as YAML to the new file ``path``. Raise ``FileExistsError`` if it exists."""
+    """Write ``config`` as YAML to the new file ``path``, whole or not at all.
+
+    Raise ``FileExistsError`` if it exists, and ``OSError`` if it cannot be written.
+    """
     with path.open("x", encoding="utf-8") as file:
-        file.write(config_text(config))
+        try:
+            file.write(config_text(config))
+            file.flush()
+        except OSError:
+            # Half of the settings would be read back as all of them.
+            path.unlink()
+            raise
 
 
 def config_text(config: Config) -> str:

@@ -97,10 +97,11 @@ def build_run(
     )
     came = join(engine.live.islands, config, control, watchdog)
     if control.rank == 0:
-        run.output = _output(config, folder, start.tokens, state, device)
+        run.output = _output(config, folder, start.tokens, state, device, source=source)
         about = [*rows_of(config, start.tokens), *notes, *changes]
         introduce(run, folder, start.tokens, source=source, initial=initial, notes=about)
-        for note in came:
+        again = (f"checkpoint.after of {name} runs again" for name in run.saver.after.start_again())
+        for note in (*came, *again):
             run.say(note)
     return run
 
@@ -275,13 +276,23 @@ def _benchmarks(
     return run
 
 
-def _output(config: Config, folder: Path, tokens: Prepared, state: State, device: torch.device) -> Output:
+def _output(
+    config: Config,
+    folder: Path,
+    tokens: Prepared,
+    state: State,
+    device: torch.device,
+    *,
+    source: Path | None,
+) -> Output:
+    """Open the output of a run that goes on from the checkpoint ``source``, which may be that of another."""
+    first = source is None or source.parent.resolve() != (folder / "checkpoints").resolve()
     tracker = config.tracker
     progress = RunProgress(config.train.steps, state.step, folder / "log.txt")
     # Only trackers show samples.
     shown = tracker.samples if tracker.tensorboard or tracker.wandb != "none" else 0
     return Output(
-        open_trackers(config, folder, (state.step, state.tokens)),
+        open_trackers(config, folder, (state.step, state.tokens), first=first),
         Samples(tokens.tokenizer, shown),
         progress,
         Profiler(config.train.profile or {}, folder / "profile", device, progress.say),

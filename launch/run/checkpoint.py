@@ -56,7 +56,7 @@ def choose_initial(config: Config, control: Control, watchdog: Watchdog) -> Path
     # If that run is still training, each rank could find a different latest checkpoint.
     checkpoint = Path(control.gather(str(initial_checkpoint(config.initialize)))[0])
     watchdog.beat(f"verifying {checkpoint}")
-    if problems := damage(checkpoint, control, tick=watchdog.tick):
+    if problems := damage(checkpoint, control, optimizer=False, tick=watchdog.tick):
         raise DamagedError(f"{checkpoint} is damaged: {'; '.join(problems)}. Give another initialize=...")
     return checkpoint
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.checks import check_path, require
 from conf.reading.build import build, put
 from conf.reading.explain import SETTINGS, explain, is_hydras
-from conf.reading.from_file import FromFile, read_settings, set_by, settings_file, take_file
+from conf.reading.from_file import FromFile, set_by, settings_files, take_file
 from conf.reading.overrides import hydra_config, initialise, parse_overrides
 from conf.reading.settings import typed
 from conf.schema import Config
@@ -30,8 +30,8 @@ from launch.run.warmup import shorten_warmup
 def compose(overrides: Sequence[str]) -> Config:
     """Return the configuration that ``overrides`` (``sync.ratio=0.5``, ``model=130m``, ...) describe.
 
-    Other settings come from the file of ``config=FILE``, or from the run that ``resume=auto`` continues. A
-    warm-up that is not set is shortened to fit the steps. Raises ``ValueError`` for an unknown setting or
+    Other settings come from the file of ``config=FILE``, else from the run that ``resume=auto`` continues.
+    A warm-up that is not set is shortened to fit the steps. Raises ``ValueError`` for an unknown setting or
     option, one of Hydra's own, a wrong type, bad syntax, or a value out of range.
     """
     given, overrides = take_file(overrides)
@@ -49,64 +49,71 @@ def compose(overrides: Sequence[str]) -> Config:
                     f"{override.input_line} gives several values: caat pretrain -m trains once for each; "
                     "a list is written as key=[a,b]"
                 )
-        path = settings_file(given, parsed)
-        found = read_settings(path) if path else FromFile()
+        files = settings_files(given, parsed)
         keys = {override.key_or_group for override in parsed}
-        options = [f"{group}={option}" for group, option in found.options.items() if group not in keys]
+        groups = {group: option for found in files for group, option in found.options.items()}
+        options = [f"{group}={option}" for group, option in groups.items() if group not in keys]
         try:
             config = hydra_config([*options, *_replacing(parsed)])
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
-    _take_over(config, found, set_by(parsed))
-    if found.path and not given and "data.tokenizer" not in keys:
-        keep_tokenizer(config, found.path.parent)
-    adopt(config, keys | set(found.options) | set(found.settings))
-    with _naming_its_origin(found, set_by(parsed)):
+    typed_in, of_files = set_by(parsed), {name for found in files for name in found.settings}
+    for number, found in enumerate(files):
+        later = {name for other in files[number + 1 :] for name in other.sets}
+        _take_over(config, found, typed_in, later)
+    if len(files) > len(given) and "data.tokenizer" not in keys.union(*(found.sets for found in files[1:])):
+        keep_tokenizer(config, files[0].path.parent)
+    adopt(config, keys | set(groups) | of_files)
+    with _naming_its_origin(files, typed_in):
         built = build(config, Config, overrides)
     if built.resume == "auto":
         # Also saved so: until the run has a checkpoint, its config.yaml says where it began.
         built.resume = where_it_began(built) or "auto"
-    own = keys if "train.steps" in keys else keys | set(found.settings)
+    own = keys if "train.steps" in keys else keys | of_files
     if "optim.warmup_steps" not in own:
         shorten_warmup(built)
     return built
 
 
 @contextmanager
-def _naming_its_origin(found: FromFile, given: Collection[str]) -> Iterator[None]:
+def _naming_its_origin(files: Sequence[FromFile], given: Collection[str]) -> Iterator[None]:
     """Add to a ``ValueError`` which of the settings that it names the user did not give, but a file did."""
     try:
         yield
     except ValueError as error:
         # Words before a value, or with a dot within them.
         words = re.findall(r"[\w.]+(?==)|\w+\.[\w.]*\w", str(error))
-        taken = [name for name in found.settings if name in words and name not in given]
+        origins = {name: found.path for found in files for name in found.settings}
+        taken = {name: path for name, path in origins.items() if name in words and name not in given}
         if not taken:
             raise
         unset = [f"{name}=null" for name in taken if type(None) in SETTINGS[name].types]
         how = f": {' '.join(unset)} leaves {'them' if len(unset) > 1 else 'it'} out" if unset else ""
-        come = "come" if len(taken) > 1 else "comes"
-        raise ValueError(f"{error} ({', '.join(taken)} {come} from {found.path}{how})") from None
+        parts = []
+        for path in dict.fromkeys(taken.values()):
+            names = [name for name, its in taken.items() if its == path]
+            parts.append(f"{', '.join(names)} {'come' if len(names) > 1 else 'comes'} from {path}")
+        raise ValueError(f"{error} ({' and '.join(parts)}{how})") from None
 
 
-def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> None:
-    """Apply the settings ``found`` in a file that are not ``given`` on the command line."""
+def _take_over(config: DictConfig, found: FromFile, given: Collection[str], later: Collection[str]) -> None:
+    """Apply the settings ``found`` in a file, without those ``given`` or set by a ``later`` one."""
     for name, value in found.settings.items():
-        if name in given:
+        if name in given or name in later:
             continue
         put(config, SETTINGS[name], value, f"{found.path}: {name}={typed(value)}")
     # The file, with the account and the command that it names, may belong to someone else.
     require(
-        found.path is None or config.tracker.wandb != "online" or "tracker.wandb" in given,
+        config.tracker.wandb != "online" or "tracker.wandb" in given,
         f"{found.path} sends its metrics to Weights & Biases: give tracker=wandb to do so, or tracker=none",
     )
     require(
-        found.path is None or not config.checkpoint.after or "checkpoint.after" in given,
+        not config.checkpoint.after or "checkpoint.after" in given,
         f"{found.path} runs a command after each save, {typed(list(config.checkpoint.after))}: give "
         "checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
     )
     require(
-        found.path is None or not config.islands.join or "islands.join" in given,
+        not config.islands.join or "islands.join" in given,
         f"{found.path} exchanges weights with the islands at {config.islands.join}: give islands.join=... on "
         "the command line to do so, or islands.join=null",
     )
@@ -114,7 +121,7 @@ def _take_over(config: DictConfig, found: FromFile, given: Collection[str]) -> N
         check_path(str(task), "eval.tasks")
     folders = [task for task in config.eval.tasks if Path(task).expanduser().is_dir()]
     require(
-        found.path is None or not folders or "eval.tasks" in given,
+        not folders or "eval.tasks" in given,
         f"{found.path} has eval.tasks={typed(folders)}, and task files may run code of their own: give "
         "eval.tasks=[...] on the command line to do so",
     )

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 import caat
 from caat.runs.status import write_status
+from caat.training.checkpoint.after import After
 from conf.checks import require
 from conf.reading.saved import save_config
 from conf.schema import Config
@@ -83,22 +84,24 @@ def create_run_folder(config: Config) -> Path:
 def reopen_run_folder(config: Config, folder: Path) -> Path:
     """Continue in the folder of an earlier run and save ``config`` as its configuration.
 
-    The environment of each start is kept: ``environment-2.json`` and so on. Raises ``ValueError`` if a
-    folder has the name of a file that the run writes.
+    The environment of each start is kept: ``environment-2.json`` and so on. The final figures of an earlier,
+    shorter run are removed. Raises ``ValueError`` if a folder has the name of a file that the run writes.
     """
-    aside = folder / "config.yaml.tmp"
-    for path in (aside, *(folder / name for name in ("metrics.jsonl", "status.json", "summary.json"))):
+    aside, final = folder / "config.yaml.tmp", [folder / name for name in ("summary.json", "loss.png")]
+    for path in (aside, *final, *(folder / name for name in ("metrics.jsonl", "status.json"))):
         require(not path.is_dir(), f"{path} is a folder, where a run keeps a file: move it away")
     aside.unlink(missing_ok=True)
     save_config(config, aside)
     aside.rename(folder / "config.yaml")
+    for path in final:
+        path.unlink(missing_ok=True)
     numbered = (folder / f"environment-{number}.json" for number in count(2))
     _write_environment(next(path for path in numbered if not path.exists()))
     return folder
 
 
 def leave_finished(config: Config, folder: Path | None = None) -> None:
-    """Mark a run that has done all its steps as finished, and print what is left to do.
+    """Mark a run that has done all its steps as finished, and do or print what is left to do.
 
     The run may have been killed just before it could do so. ``folder`` is claimed already; without it, this
     claims ``run.dir``. Raises ``ValueError`` if another job is still writing the final figures.
@@ -108,6 +111,9 @@ def leave_finished(config: Config, folder: Path | None = None) -> None:
         claim(folder)
     write_status(folder, "finished")
     print(f"nothing to do: all train.steps={config.train.steps} steps are done")
+    after = After(config.checkpoint.after, folder / "checkpoints")
+    after.start_again()
+    after.finish(print)
     if not (folder / "summary.json").is_file():
         print(
             f"the run ended before it wrote its final figures: caat evaluate checkpoint={folder} measures "

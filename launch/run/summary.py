@@ -145,22 +145,31 @@ def _islands(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _mean_bytes(config: Config, mesh: Mesh, records: Sequence[Mapping]) -> tuple[dict, dict]:
     """Return the mean tensor-parallel bytes of a step by direction, and those of full synchronisation."""
     sent = [{way: each[f"tensor_parallel_bytes_{way}"] for way in WAYS} for each in records]
-    ratios = [each["ratio"] for each in records]
-    full = [full_sync_bytes(config, mesh, ratio, its) for ratio, its in zip(ratios, sent, strict=True)]
+    full = [
+        full_sync_bytes(config, mesh, each["ratio"], its, _tokens_of_replica(each, mesh))
+        for each, its in zip(records, sent, strict=True)
+    ]
     ours, theirs = ({way: round(fmean(its[way] for its in steps)) for way in WAYS} for steps in (sent, full))
     return ours, theirs
 
 
-def full_sync_bytes(config: Config, mesh: Mesh, ratio: float, sent: dict[str, int]) -> dict[str, int]:
+def _tokens_of_replica(record: Mapping[str, Any], mesh: Mesh) -> int:
+    """Return the tokens of one replica in a step: a resumed run may have another batch and other replicas."""
+    replicas = record.get("replicas", mesh.replicas)  # older runs did not record them
+    return round(record["tokens_per_second"] * record["step_seconds"] / replicas)
+
+
+def full_sync_bytes(
+    config: Config, mesh: Mesh, ratio: float, sent: dict[str, int], tokens: int
+) -> dict[str, int]:
     """Return the bytes that full synchronisation would send in a step that ``sent`` these at ``ratio``.
 
-    Full synchronisation sends full messages inside the layers, and all activations in their own type. A run
-    may have been on one process for a while, which sends nothing.
+    ``tokens`` are those of one replica. Full synchronisation sends full messages inside the layers, and all
+    activations in their own type. A run may have been on one process for a while, which sends nothing.
     """
     if not any(sent.values()):
         return dict(sent)
     c, model = config.train, config.model
-    tokens = c.global_batch // mesh.replicas * c.sequence
     channels = shared_channels(model.hidden, ratio, mesh.shards)
     wire, own = config.sync.wire_format(c.precision), wire_format("auto", c.precision)
     layers = sync_bytes(model, model.hidden, tokens, own) - sync_bytes(model, channels, tokens, wire)

@@ -90,6 +90,7 @@ def train_run(
         if run.output:
             if status:
                 write_status(folder, status, why)
+                request.closing = True
                 run.saver.after.finish(run.say)
                 run.saver.retain()
             run.output.progress.close()

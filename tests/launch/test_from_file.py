@@ -83,6 +83,12 @@ def test_a_run_goes_on_with_its_own_settings(here):
     assert again == first
     assert compose(["run.dir=first", "resume=auto", "train.steps=99"]).train.steps == 99
     assert compose(["run.dir=first", "resume=auto", "model=tiny"]).model.name == "tiny"
+    # A file comes before what the run was started with, the command line before both.
+    write(here / "mine.yaml", "train: {sequence: 128, micro_batch: 2}\nsync: full\n")
+    more = compose(["mine.yaml", "run.dir=first", "resume=auto", "train.micro_batch=4"])
+    assert (more.train.steps, more.optim.warmup_steps, more.model.name) == (77, 3, first.model.name)
+    assert (more.train.sequence, more.train.micro_batch) == (128, 4)
+    assert more.sync == compose(["sync=full"]).sync != first.sync
     # Without resume=auto, or in a new folder, it is a new run.
     for other in (["run.dir=first"], ["run.dir=new", "resume=auto"]):
         assert compose(other).model.name == "tiny"

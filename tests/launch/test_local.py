@@ -114,6 +114,10 @@ def test_a_folder_that_is_gone_on_in_no_longer_says_how_it_ended(tmp_path):
     open_run_folder(config)
     assert read_status(tmp_path / "run") == "starting"
     write_status(tmp_path / "run", "finished")
+    for name in ("summary.json", "loss.png"):
+        (tmp_path / "run" / name).touch()
     config.resume, config.train.steps = "auto", 400
     open_run_folder(config)
     assert read_status(tmp_path / "run") == "starting"
+    # They are those of 200 steps.
+    assert not (tmp_path / "run/summary.json").exists() and not (tmp_path / "run/loss.png").exists()

@@ -172,6 +172,11 @@ REFUSED = {
     "negative minutes": (["checkpoint.minutes=-1"], ["checkpoint.minutes=-1", "0: not by time"]),
     "negative keep": (["checkpoint.keep=-1"], ["checkpoint.keep=-1", "0: keep all"]),
     "negative keep_every": (["checkpoint.keep_every=-1"], ["checkpoint.keep_every=-1", "0: none"]),
+    "keep_every of no save": (
+        ["checkpoint.keep_every=6", "checkpoint.every=4"],
+        ["checkpoint.keep_every=6 keeps only what is saved", "set checkpoint.every to it or to a divisor"],
+    ),
+    "keep_every of all": (["checkpoint.keep_every=6", "checkpoint.keep=0"], ["checkpoint.keep=0 keeps all"]),
     "unknown on_failure": (["checkpoint.on_failure=panic"], ["checkpoint.on_failure=panic", "warn, stop"]),
     "unknown on_damage": (["checkpoint.on_damage=x"], ["checkpoint.on_damage=x", "previous, stop"]),
     "no time to hang": (["launch.hang_seconds=0"], ["launch.hang_seconds=0", "above 0"]),

@@ -103,6 +103,22 @@ def test_a_mixture_resumes_bit_for_bit_with_the_loss_of_each_source(text, tmp_pa
     assert not any("test_loss" in record for record in records(tmp_path / "whole")[:-1])
 
 
+def test_a_run_that_is_killed_in_its_test_split_is_saved(text, tmp_path):
+    program = """
+import os, sys
+from caat.training.held_out import HeldOutText
+from launch.pretrain import main
+losses = HeldOutText.losses
+HeldOutText.losses = lambda self, engine, name, *more: os._exit(9) if name == "test_loss" else losses(
+    self, engine, name, *more
+)
+main(sys.argv[1:])
+"""
+    settings = [*SHORT, f"data.path={text}", "data.test=0.2", "run.dir=run"]
+    command("-c", program, *settings, cwd=tmp_path, status=9)
+    assert "nothing to do" in command("-m", "launch.pretrain", *settings, "resume=auto", cwd=tmp_path)
+
+
 def test_three_ways_in_train_the_same_model(text, tmp_path):
     settings = [*SHORT, f"data.path={text}", "sync.ratio=0.5"]
     command("-m", "launch.cli", "pretrain", *settings, "run.dir=cli", "launch.processes=2", cwd=tmp_path)

@@ -86,23 +86,30 @@ def test_figures_stand_on_whatever_was_logged(tmp_path, monkeypatch, capsys):
 
 
 def test_bytes_are_means_over_steps_that_may_have_had_other_processes(tmp_path):
-    """Before it was resumed on two processes, the run was on one, which sends nothing."""
+    """The run was on one process, which sends nothing, then on two, then on two replicas with more tokens."""
     step = {"tokens": 48, "loss": 1.0, "validation_loss": 1.5, "ratio": 0.5, "skipped_steps": 0}
     step |= {"tokens_per_second": 8.0, "step_seconds": 2.0, "data_wait_seconds": 1.0}
     step |= {f"data_parallel_{what}_{purpose}": 0 for what in ("bytes", "calls") for purpose in PURPOSES}
     config, mesh = Config(), Mesh(8, 2)
     records = []
-    for number, sent in enumerate((0, 0, 1000)):
-        more = {"step": number, "data_parallel_bytes_weights": 30 * number}
+    for number, (sent, replicas, rate) in enumerate(
+        ((0, 1, 8.0), (0, 1, 8.0), (1000, 1, 8.0), (3000, 2, 32.0))
+    ):
+        more = {"step": number, "data_parallel_bytes_weights": 20 * number}
+        more |= {"replicas": replicas, "tokens_per_second": rate}
         records.append(
             step | more | {f"tensor_parallel_bytes_{way}": sent for way in ("forward", "backward")}
         )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     found = summarise(config, mesh, records[-1], {"uniform": 3.0, "unigram": 2.0}, tmp_path)
-    full = full_sync_bytes(config, mesh, 0.5, {"forward": 1000, "backward": 1000})
+    fulls = [
+        full_sync_bytes(config, mesh, 0.5, {"forward": sent, "backward": sent}, tokens)
+        for sent, tokens in ((1000, 16), (3000, 32))
+    ]
+    full = {way: sum(each[way] for each in fulls) for way in fulls[0]}
     named = found["tensor_parallel_bytes_per_step_full_synchronisation"]
-    assert named == {way: round(size / 3) for way, size in full.items()}
-    assert found["bytes_saved"] == pytest.approx(1 - 2000 / sum(full.values()), rel=1e-3)
+    assert named == {way: round(size / 4) for way, size in full.items()}
+    assert found["bytes_saved"] == pytest.approx(1 - 8000 / sum(full.values()), rel=1e-3)
     assert found["data_parallel_bytes_per_step"]["weights"] == 30
 
 

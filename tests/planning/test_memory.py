@@ -126,7 +126,7 @@ def counted_tensor_bytes(wire_dtype: str, model: ModelConfig = SMALL):
 
     ours, full = counted(0.5, SumOptions.of(config.sync)), counted(1.0, SumOptions())
     planned = tensor_bytes(pass_of(config, layout_of(config, 2), 0.5), 1, config.sync.wire_format("fp32"))
-    return sum(ours.values()), planned, full, full_sync_bytes(config, Mesh(4, 2), 0.5, ours)
+    return sum(ours.values()), planned, full, full_sync_bytes(config, Mesh(4, 2), 0.5, ours, 2 * 9)
 
 
 @pytest.mark.parametrize("wire_dtype", ["auto", "bfloat16", "int8"])

@@ -33,21 +33,22 @@ def test_a_stop_signal_is_a_request(number):
 
 
 @pytest.mark.parametrize(
-    ("training", "signals", "says"),
+    ("state", "signals", "says"),
     [
-        (True, [signal.SIGINT, signal.SIGINT], "stopped at once by a second Ctrl-C"),
-        (True, [signal.SIGINT, signal.SIGTERM], "stopped at once by a second Ctrl-C"),
-        (False, [signal.SIGINT], "interrupted before training began: there was nothing to save"),
+        ("training", [signal.SIGINT, signal.SIGINT], "stopped at once by a second Ctrl-C"),
+        ("training", [signal.SIGINT, signal.SIGTERM], "stopped at once by a second Ctrl-C"),
+        ("", [signal.SIGINT], "interrupted before training began: there was nothing to save"),
+        ("closing", [signal.SIGTERM, signal.SIGTERM], "stopped at once by a second Ctrl-C"),
     ],
 )
-def test_ctrl_c_ends_what_computes_at_once(training, signals, says):
+def test_ctrl_c_ends_what_computes_at_once(state, signals, says):
     """Though the main thread is not in Python, as in a product of matrices or a collective."""
     code = f"""
 import ctypes, signal
 from caat.supervision.signals import StopRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with StopRequest() as request:
-    request.training = {training}
+    request.training, request.closing = {state != ""}, {state == "closing"}
     request.record = lambda why: print("recorded:", why, flush=True)
     print("ready", flush=True)
     # An interrupted sleep returns what is left.
@@ -68,8 +69,11 @@ with StopRequest() as request:
         time.sleep(0.3)
     printed = process.communicate(timeout=30)[0]
     assert process.returncode == 130, printed
-    assert f"recorded: {says}" in printed and f"caat: {says}" in printed
-    assert ("Ctrl-C: finishing this step, then saving" in printed) == training
+    assert f"caat: {says}" in printed
+    # The status of a run that has ended stays.
+    assert (f"recorded: {says}" in printed) == (state != "closing")
+    assert ("Ctrl-C: finishing this step, then saving" in printed) == (state == "training")
+    assert ("the run has ended and is saved" in printed) == (state == "closing")
 
 
 def test_a_terminal_that_closes_stops_the_run_and_not_its_save(tmp_path):

@@ -108,7 +108,12 @@ def test_what_an_earlier_start_logged_without_saving_is_kept(tmp_path, capsys):
     assert path.read_text() == ""
     for number in (1, 2):
         assert json.loads((tmp_path / f"metrics-aside-{number}.jsonl").read_text()) == {"step": number}
-    assert "left no checkpoint" in capsys.readouterr().err
+    assert "training begins at step 1" in capsys.readouterr().err
+    # A run that branches off another one at step 7.
+    path.write_text('{"step": 8}\n')
+    JsonLines(path, 7, first=True)
+    assert json.loads((tmp_path / "metrics-aside-3.jsonl").read_text()) == {"step": 8}
+    assert "left no checkpoint, and training begins at step 8" in capsys.readouterr().err
 
 
 def test_scores_added_to_a_run_that_was_killed(tmp_path):

@@ -7,16 +7,23 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
+
+from caat.storage.durable import write_bytes
+
+# Names the checkpoints whose command has not ended well, a line each, for the next start of the run.
+PENDING = "after.txt"
 
 
 class After:
-    """Runs ``command`` for each new checkpoint, one after another.
+    """Runs ``command`` for each new checkpoint in the folder ``checkpoints``, one after another.
 
     In its arguments, ``%p`` stands for the path of the checkpoint and ``%n`` for its name. There is no shell.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
+    def __init__(self, command: Sequence[str], checkpoints: Path) -> None:
+        self._command, self._record = command, checkpoints / PENDING
+        self._lock = Lock()
         self._runs: dict[Path, Future[str]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint.after")
 
@@ -24,7 +31,33 @@ class After:
         """Run the command for the checkpoint ``folder`` once those before it are done."""
         if self._command:
             words = [word.replace("%p", str(folder)).replace("%n", folder.name) for word in self._command]
-            self._runs[folder] = self._thread.submit(_run, words)
+            self._note(folder.name, pending=True)
+            self._runs[folder] = self._thread.submit(self._hand_over, words, folder.name)
+
+    def start_again(self) -> list[str]:
+        """Run the command for the checkpoints for which it did not end well before; return their names."""
+        names = self._pending() if self._command else []
+        for name in names:
+            folder = self._record.with_name(name)
+            if folder.is_dir():
+                self.start(folder)
+            else:
+                self._note(name, pending=False)
+        return [folder.name for folder in self._runs]
+
+    def _pending(self) -> list[str]:
+        return self._record.read_text(encoding="utf-8").split() if self._record.is_file() else []
+
+    def _note(self, name: str, *, pending: bool) -> None:
+        with self._lock:
+            names = [other for other in self._pending() if other != name] + [name] * pending
+            write_bytes(self._record, "".join(f"{each}\n" for each in names).encode())
+
+    def _hand_over(self, words: Sequence[str], name: str) -> str:
+        problem = _run(words)
+        if not problem:
+            self._note(name, pending=False)
+        return problem
 
     @property
     def unfinished(self) -> list[Path]:

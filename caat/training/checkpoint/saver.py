@@ -86,7 +86,7 @@ class Saver:
         self._tokenizer = tokenizer_files(tokenizer)
         self._live, self._architecture = live, architecture
         self._control = Control()
-        self.after = After(settings.after)
+        self.after = After(settings.after, checkpoints)
         contents = [content for kind in live.kinds for content in _contents(kind, live, tensors)]
         self._files = plan_files(contents, self._control.world)
         ranges = {key: (held.start, held.size) for key, held in live.fragments().items()}

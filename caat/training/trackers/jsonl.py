@@ -16,13 +16,13 @@ class JsonLines(Tracker):
     """Writes one JSON object per line and flushes it at once, so that a killed run keeps its metrics.
 
     When opened, it drops damaged lines and those of steps after ``done``, which a resumed run repeats; if
-    ``done`` is None it keeps all. An incomplete last line is always dropped. If training begins (``done`` 0),
-    metrics of an earlier start, which left no checkpoint, are moved to another file.
+    ``done`` is None it keeps all. An incomplete last line is always dropped. If the run has no
+    checkpoint of its own yet (``first``), metrics of an earlier start are moved to another file.
     """
 
-    def __init__(self, path: Path, done: int | None) -> None:
-        if done == 0 and path.is_file() and path.stat().st_size:
-            _set_aside(path, "an earlier start left no checkpoint, and training begins at step 1")
+    def __init__(self, path: Path, done: int | None, *, first: bool = False) -> None:
+        if done is not None and (first or done == 0) and path.is_file() and path.stat().st_size:
+            _set_aside(path, f"an earlier start left no checkpoint, and training begins at step {done + 1}")
         elif path.is_file() and done is not None:
             _drop_lines_after(path, done)
         elif path.is_file():
