@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -49,9 +50,12 @@ class After:
         return self._record.read_text(encoding="utf-8").split() if self._record.is_file() else []
 
     def _note(self, name: str, *, pending: bool) -> None:
-        with self._lock:
+        aside = self._record.with_suffix(".tmp")
+        # A full disk must not turn a checkpoint that is saved into one that failed.
+        with self._lock, suppress(OSError):
             names = [other for other in self._pending() if other != name] + [name] * pending
-            write_bytes(self._record, "".join(f"{each}\n" for each in names).encode())
+            write_bytes(aside, "".join(f"{each}\n" for each in names).encode())
+            aside.replace(self._record)
 
     def _hand_over(self, words: Sequence[str], name: str) -> str:
         problem = _run(words)
