@@ -38,8 +38,9 @@ WAYS = {
     "in steps": Way(LOWERED),
     "distilled": Way(HALF, ("1", "0")),
     "in steps, distilled": Way(LOWERED, ("1", "0")),
+    "at once, private scale sqrt": Way(HALF, settings=("sync.private_scale=sqrt",)),
     "at once, lr 1e-3": Way(HALF, settings=("optim.lr=1e-3", "optim.min_lr=1e-4")),
-    "streams distilled, lr 1e-3": Way(HALF, ("1", "10"), ("optim.lr=1e-3", "optim.min_lr=1e-4")),
+    "streams distilled": Way(HALF, ("1", "10")),
 }
 # Losses by step: before the first one, and at each validation.
 Losses = dict[str, float]
@@ -74,7 +75,7 @@ def figures(out: Path) -> None:
 def _draw(record: dict[str, Losses]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     if "ratio 1" in record:
         initial = record["ratio 1"]["0"]
@@ -92,7 +93,7 @@ def _draw(record: dict[str, Losses]) -> None:
                 axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, 6), **style)
     axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(IMAGE, dpi=130)
 
 
