@@ -57,9 +57,9 @@ class ScheduleSpec:
         )
 
     @property
-    def name(self) -> str:
-        """The setting that names the schedule or its network."""
-        return "topology" if self.topology else "schedule"
+    def names(self) -> list[str]:
+        """The settings that are given; the last one may name a file."""
+        return [f"{self.axis}.schedule"] + [f"{self.axis}.topology"] * (self.topology is not None)
 
     @property
     def file(self) -> Path | None:

@@ -74,15 +74,6 @@ class CheckpointConfig:
         require(
             self.keep_every >= 0, f"checkpoint.keep_every={self.keep_every} must not be negative (0: none)"
         )
-        if self.keep_every:
-            kept = f"checkpoint.keep_every={self.keep_every}"
-            require(
-                self.keep != 0, f"{kept} has no effect: checkpoint.keep=0 keeps all. Leave one of them out"
-            )
-            require(
-                self.every > 0 and self.keep_every % self.every == 0,
-                f"{kept} keeps only what is saved: set checkpoint.every to it or to a divisor of it",
-            )
         require_choice("checkpoint.on_failure", self.on_failure, ("warn", "stop"))
         require_choice("checkpoint.on_damage", self.on_damage, ("previous", "stop"))
 

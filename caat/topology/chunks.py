@@ -44,16 +44,10 @@ def owned_chunks(schedule: Schedule, sizes: Sequence[int]) -> Ranges:
     return found
 
 
-def sent_numbers(schedule: Schedule, ranges: Ranges, node: int) -> int:
-    """Return how many numbers ``node`` sends, on each link of its own once for each chunk."""
-    moved = (ranges[move.chunk] for move in schedule.moves if move.source == node)
-    return sum(end - start for start, end in moved)
-
-
-def most_sent(schedule: Schedule, ranges: Ranges) -> int:
-    """Return how many numbers the node sends that sends most."""
+def sent_numbers(schedule: Schedule, ranges: Ranges) -> Counter[int]:
+    """Return how many numbers each node sends, on each link of its own once for each chunk."""
     sent: Counter[int] = Counter()
     for move in schedule.moves:
         start, end = ranges[move.chunk]
         sent[move.source] += end - start
-    return max(sent.values())
+    return sent

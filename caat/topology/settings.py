@@ -11,7 +11,7 @@ from typing import NamedTuple
 import networkx as nx
 
 from caat.topology.choose import best_schedule, pieces
-from caat.topology.chunks import Ranges, equal_chunks, most_sent, owned_chunks, owners, sent_numbers
+from caat.topology.chunks import Ranges, equal_chunks, owned_chunks, owners, sent_numbers
 from caat.topology.graph import Topology
 from caat.topology.read import topology
 from caat.topology.schedule import Schedule
@@ -51,12 +51,12 @@ class Way(NamedTuple):
 
     def sent_bytes(self, rank: int) -> int:
         """Return the bytes that ``rank`` sends, on all its links together."""
-        return sent_numbers(self.schedule, self.ranges, rank) * self.itemsize
+        return sent_numbers(self.schedule, self.ranges)[rank] * self.itemsize
 
     @property
     def most_sent_bytes(self) -> int:
         """The bytes of the rank that sends most."""
-        return most_sent(self.schedule, self.ranges) * self.itemsize
+        return max(sent_numbers(self.schedule, self.ranges).values()) * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Schedules:
         """
         if not spec:
             return None
-        what = f"{spec.axis}.{spec.name}={spec.topology or spec.schedule}"
+        what = f"{spec.names[-1]}={spec.topology or spec.schedule}"
         try:
             given = _given(spec, spec.file.stat().st_mtime_ns if spec.file and spec.file.is_file() else 0)
         except ValueError as error:
@@ -88,7 +88,7 @@ class Schedules:
         require(
             given.nodes == ranks,
             f"{what} is for {given.nodes} {spec.ranks}, but there {'are' if ranks > 1 else 'is'} {ranks}: "
-            f"give {one}{number}, or leave {_both(spec)} out",
+            f"give {one}{number}, or leave {' and '.join(spec.names)} out",
         )
         return Schedules(spec, given)
 
@@ -122,11 +122,6 @@ class Schedules:
             return best.schedule, best.pieces
         schedule = self.given if collective == "all-reduce" else self.given.half(collective)
         return schedule, pieces(schedule, size)
-
-
-def _both(spec: ScheduleSpec) -> str:
-    """Return the settings of ``spec`` that are given."""
-    return f"{spec.axis}.schedule" + (f" and {spec.axis}.topology" if spec.topology else "")
 
 
 # A plan asks for the same messages for every layout and ratio.

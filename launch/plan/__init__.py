@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     out = result_file(plan.out or f"outputs/plan-{datetime.now():%Y%m%d-%H%M%S}.json")
     config = compose([*(text for text in argv if text not in asked), *_along(plan, argv)])
     for route in (config.data_sync.route, config.islands.route):
-        keep_input(out, plan.out, **{f"{route.axis}.{route.name}": str(route.file) if route.file else None})
+        keep_input(out, plan.out, **{route.names[-1]: str(route.file) if route.file else None})
     result = make_plan(plan, config)
     write_json(out, result)
     show(result)

@@ -58,9 +58,8 @@ def compose(overrides: Sequence[str]) -> Config:
         except (HydraException, OmegaConfBaseException) as error:
             explain(error, overrides)
     typed_in, of_files = set_by(parsed), {name for found in files for name in found.settings}
-    for number, found in enumerate(files):
-        later = {name for other in files[number + 1 :] for name in other.sets}
-        _take_over(config, found, typed_in, later)
+    _take_over(config, files, typed_in)
+    _refuse_foreign(config, files, typed_in)
     if len(files) > len(given) and "data.tokenizer" not in keys.union(*(found.sets for found in files[1:])):
         keep_tokenizer(config, files[0].path.parent)
     adopt(config, keys | set(groups) | of_files)
@@ -96,34 +95,48 @@ def _naming_its_origin(files: Sequence[FromFile], given: Collection[str]) -> Ite
         raise ValueError(f"{error} ({' and '.join(parts)}{how})") from None
 
 
-def _take_over(config: DictConfig, found: FromFile, given: Collection[str], later: Collection[str]) -> None:
-    """Apply the settings ``found`` in a file, without those ``given`` or set by a ``later`` one."""
-    for name, value in found.settings.items():
-        if name in given or name in later:
-            continue
-        put(config, SETTINGS[name], value, f"{found.path}: {name}={typed(value)}")
-    # The file, with the account and the command that it names, may belong to someone else.
+def _take_over(config: DictConfig, files: Sequence[FromFile], given: Collection[str]) -> None:
+    """Apply the settings in ``files``, of which later ones count more, that are not ``given``."""
+    for number, found in enumerate(files):
+        over = {*given, *(name for later in files[number + 1 :] for name in later.sets)}
+        for name, value in found.settings.items():
+            if name not in over:
+                put(config, SETTINGS[name], value, f"{found.path}: {name}={typed(value)}")
+
+
+def _refuse_foreign(config: DictConfig, files: Sequence[FromFile], given: Collection[str]) -> None:
+    """Raise ``ValueError`` for what a file does to others or runs, unless it is ``given``.
+
+    The file, with the account and the command that it names, may belong to someone else.
+    """
+    if not files:
+        return
+
+    def origin(name: str) -> Path:
+        return next((found.path for found in reversed(files) if name in found.sets), files[-1].path)
+
     require(
         config.tracker.wandb != "online" or "tracker.wandb" in given,
-        f"{found.path} sends its metrics to Weights & Biases: give tracker=wandb to do so, or tracker=none",
+        f"{origin('tracker.wandb')} sends its metrics to Weights & Biases: give tracker=wandb to do so, or "
+        "tracker=none",
     )
     require(
         not config.checkpoint.after or "checkpoint.after" in given,
-        f"{found.path} runs a command after each save, {typed(list(config.checkpoint.after))}: give "
-        "checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
+        f"{origin('checkpoint.after')} runs a command after each save, {typed(list(config.checkpoint.after))}: "
+        "give checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
     )
     require(
         not config.islands.join or "islands.join" in given,
-        f"{found.path} exchanges weights with the islands at {config.islands.join}: give islands.join=... on "
-        "the command line to do so, or islands.join=null",
+        f"{origin('islands.join')} exchanges weights with the islands at {config.islands.join}: give "
+        "islands.join=... on the command line to do so, or islands.join=null",
     )
     for task in config.eval.tasks:
         check_path(str(task), "eval.tasks")
     folders = [task for task in config.eval.tasks if Path(task).expanduser().is_dir()]
     require(
         not folders or "eval.tasks" in given,
-        f"{found.path} has eval.tasks={typed(folders)}, and task files may run code of their own: give "
-        "eval.tasks=[...] on the command line to do so",
+        f"{origin('eval.tasks')} has eval.tasks={typed(folders)}, and task files may run code of their own: "
+        "give eval.tasks=[...] on the command line to do so",
     )
 
 

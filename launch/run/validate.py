@@ -14,7 +14,7 @@ from caat.data.tokenizer import load_tokenizer
 from caat.planning.layouts import check_schedules, layout_of
 from conf.checks import require
 from conf.reading.settings import typed
-from conf.schema import Config
+from conf.schema import CheckpointConfig, Config
 from launch.command.available import installed, wandb_login
 from launch.run.initial import check_initial
 from launch.run.joining import check_joining
@@ -41,6 +41,7 @@ def validate(config: Config, world: int) -> None:
 
         find_tasks(config.eval.tasks).check(config.model.sequence)
     _check_run_folder(config)
+    _check_keep_every(config.checkpoint)
     _check_after(config.checkpoint.after)
     check_joining(config)
 
@@ -130,6 +131,19 @@ def _check_tracker(config: Config) -> None:
         config.tracker.wandb != "online" or wandb_login(),
         "tracker=wandb needs an account: run `wandb login`, or give tracker=wandb_offline and run "
         "`wandb sync` later",
+    )
+
+
+def _check_keep_every(c: CheckpointConfig) -> None:
+    """Raise ``ValueError`` if `checkpoint.keep_every` has no effect: nothing is saved then, or all stays."""
+    kept = f"checkpoint.keep_every={c.keep_every}"
+    require(
+        not c.keep_every or c.keep != 0,
+        f"{kept} has no effect: checkpoint.keep=0 keeps all. Leave one of them out",
+    )
+    require(
+        not c.keep_every or (c.every > 0 and c.keep_every % c.every == 0),
+        f"{kept} keeps only what is saved: set checkpoint.every to it or to a divisor of it",
     )
 
 

@@ -89,6 +89,9 @@ def test_a_run_goes_on_with_its_own_settings(here):
     assert (more.train.steps, more.optim.warmup_steps, more.model.name) == (77, 3, first.model.name)
     assert (more.train.sequence, more.train.micro_batch) == (128, 4)
     assert more.sync == compose(["sync=full"]).sync != first.sync
+    write(here / "theirs.yaml", "checkpoint: {after: [ls]}\n")
+    with pytest.raises(ValueError, match=r"theirs\.yaml runs a command after each save"):
+        compose(["theirs.yaml", "run.dir=first", "resume=auto"])
     # Without resume=auto, or in a new folder, it is a new run.
     for other in (["run.dir=first"], ["run.dir=new", "resume=auto"]):
         assert compose(other).model.name == "tiny"

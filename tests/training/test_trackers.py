@@ -103,8 +103,8 @@ def test_damaged_lines_are_left_out_and_kept_aside(tmp_path, capsys, damaged):
 def test_what_an_earlier_start_logged_without_saving_is_kept(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     for number in (1, 2):
-        JsonLines(path, 0).log({"step": number})
-    JsonLines(path, 0)
+        JsonLines(path, 0, first=True).log({"step": number})
+    JsonLines(path, 0, first=True)
     assert path.read_text() == ""
     for number in (1, 2):
         assert json.loads((tmp_path / f"metrics-aside-{number}.jsonl").read_text()) == {"step": number}
@@ -179,7 +179,7 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tokenizer, tmp_path):
     config = compose(["tracker=tensorboard"])
     # Killed before its first checkpoint, begun again, killed, resumed.
     for done, steps in ((0, (1, 2, 3)), (0, (1, 2, 3)), (2, (3, 4))):
-        for tracker in open_trackers(config, tmp_path, (done, 100 * done)):
+        for tracker in open_trackers(config, tmp_path, (done, 100 * done), first=done == 0):
             for step in steps:
                 tracker.log(record(step))
             tracker.samples(record(steps[-1]), samples(tokenizer)[1])

@@ -21,7 +21,7 @@ class JsonLines(Tracker):
     """
 
     def __init__(self, path: Path, done: int | None, *, first: bool = False) -> None:
-        if done is not None and (first or done == 0) and path.is_file() and path.stat().st_size:
+        if done is not None and first and path.is_file() and path.stat().st_size:
             _set_aside(path, f"an earlier start left no checkpoint, and training begins at step {done + 1}")
         elif path.is_file() and done is not None:
             _drop_lines_after(path, done)
