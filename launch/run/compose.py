@@ -123,7 +123,8 @@ def _refuse_foreign(config: DictConfig, files: Sequence[FromFile], given: Collec
     require(
         not config.checkpoint.after or "checkpoint.after" in given,
         f"{origin('checkpoint.after')} runs a command after each save, "
-        f"{typed(list(config.checkpoint.after))}: give checkpoint.after=[...] on the command line to do so, or checkpoint.after=[]",
+        f"{typed(list(config.checkpoint.after))}: give checkpoint.after=[...] on the command line to do so, "
+        "or checkpoint.after=[]",
     )
     require(
         not config.islands.join or "islands.join" in given,
