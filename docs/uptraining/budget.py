@@ -2,7 +2,7 @@
 
     caat convert from=SmolLM2-135M to=ordered parallel.tensor=3 order=prose/prose-validation.jsonl
     python docs/uptraining/budget.py run ordered prose/prose.jsonl outputs/uptraining [setting=value ...]
-    python docs/uptraining/budget.py figures outputs/uptraining    # a table and docs/images/uptraining.png
+    python docs/uptraining/budget.py figures outputs/uptraining    # tables and docs/images/uptraining.png
 
 `run` is resumable and trains what is missing; a run takes minutes to an hour on two cores. budget.json keeps
 the losses of all runs so far, also those of other machines: `figures` adds to it.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 RECORD, IMAGE = FOLDER / "budget.json", FOLDER.parent / "images" / "uptraining.png"
-STEPS, EVERY, TOKENS = 195, 39, 1024
+STEPS, TOKENS = 195, 1024
 FULL, HALF, LOWERED = {0: 1.0}, {0: 0.5}, {0: 0.9, 20: 0.8, 40: 0.7, 60: 0.6, 80: 0.5}
 
 
@@ -30,6 +30,12 @@ class Way(NamedTuple):
     # The weights of distil.py; none: the usual loss.
     distil: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    steps: int = STEPS
+
+    @property
+    def every(self) -> int:
+        """The steps from one validation to the next."""
+        return self.steps // 5
 
 
 WAYS = {
@@ -41,6 +47,7 @@ WAYS = {
     "at once, private scale sqrt": Way(HALF, settings=("sync.private_scale=sqrt",)),
     "at once, lr 1e-3": Way(HALF, settings=("optim.lr=1e-3", "optim.min_lr=1e-4")),
     "streams distilled": Way(HALF, ("1", "10")),
+    "at once, twice as long": Way(HALF, steps=2 * STEPS),
 }
 # Losses by step: before the first one, and at each validation.
 Losses = dict[str, float]
@@ -48,15 +55,15 @@ Losses = dict[str, float]
 
 def run(initial: str, text: str, out: Path, more: list[str]) -> None:
     """Train what is missing in ``out`` from the checkpoint ``initial``."""
-    for way, (ratios, distil, settings) in WAYS.items():
-        folder = _folder(out, way)
+    for name, way in WAYS.items():
+        folder = _folder(out, name)
         if (folder / "summary.json").is_file():
             continue
-        program = [str(FOLDER / "distil.py"), *distil] if distil else ["-m", "launch.pretrain"]
+        program = [str(FOLDER / "distil.py"), *way.distil] if way.distil else ["-m", "launch.pretrain"]
         where = [f"initialize={initial}", f"data.path={text}", f"run.dir={folder}", "resume=auto"]
-        length = [f"train.steps={STEPS}", f"train.eval_every={EVERY}", "train.eval_sequences=64"]
-        ratio = f"sync.ratio={str(ratios).replace(' ', '')}"
-        given = ["experiment=uptrain", "parallel.tensor=3", ratio, *length, *where, *settings, *more]
+        length = [f"train.steps={way.steps}", f"train.eval_every={way.every}", "train.eval_sequences=64"]
+        ratio = f"sync.ratio={str(way.ratios).replace(' ', '')}"
+        given = ["experiment=uptrain", "parallel.tensor=3", ratio, *length, *where, *way.settings, *more]
         subprocess.run([sys.executable, *program, *given], check=True)
 
 
@@ -67,7 +74,8 @@ def figures(out: Path) -> None:
     found = ((way, record.get(way, {}) | _losses(_folder(out, way))) for way in WAYS)
     record = {way: losses for way, losses in found if losses}
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
+    for steps in sorted({WAYS[way].steps for way in record}):
+        print(f"{table(record, steps)}\n")
     _draw(record)
     print(IMAGE)
 
@@ -88,7 +96,7 @@ def _draw(record: dict[str, Losses]) -> None:
         thousands = [step * TOKENS / 1e3 for step in points]
         (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
         for step, loss in points.items():
-            if len(WAYS[way].ratios) > 1 and step % EVERY == 0:
+            if len(WAYS[way].ratios) > 1 and step % WAYS[way].every == 0:
                 style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
                 axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, 6), **style)
     axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
@@ -97,17 +105,21 @@ def _draw(record: dict[str, Losses]) -> None:
     figure.savefig(IMAGE, dpi=130)
 
 
-def table(record: dict[str, Losses]) -> str:
-    """Return a Markdown table: a row for each way, a column for each validation, other ratios in brackets."""
+def table(record: dict[str, Losses], steps: int) -> str:
+    """Return a Markdown table of the ways with ``steps``: a row for each, a column for each validation.
+
+    Ratios other than the last one are in brackets.
+    """
+    ways = [way for way in record if WAYS[way].steps == steps]
     # A ratio that changes is validated on both sides of each change, too.
-    steps = range(0, STEPS + 1, EVERY)
-    titles = ["initial weights" if not step else f"{step * TOKENS / 1e3:.0f} k tokens" for step in steps]
-    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(steps) + 1) + "|"]
-    for way, losses in record.items():
+    at = range(0, steps + 1, WAYS[ways[0]].every)
+    titles = ["initial weights" if not step else f"{step * TOKENS / 1e3:.0f} k tokens" for step in at]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(at) + 1) + "|"]
+    for way in ways:
         cells = []
-        for step in steps:
-            loss, ratio = losses.get(str(step)), ratio_of(way, step)
-            other = "" if ratio == ratio_of(way, STEPS) else f" ({ratio:g})"
+        for step in at:
+            loss, ratio = record[way].get(str(step)), ratio_of(way, step)
+            other = "" if ratio == ratio_of(way, steps) else f" ({ratio:g})"
             cells.append("" if loss is None else f"{loss:.3f}{other}")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)

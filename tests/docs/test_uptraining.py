@@ -17,11 +17,18 @@ from tests.trained import SENTENCES
 FOLDER = Path(__file__).parents[2] / "docs" / "uptraining"
 
 
-def test_the_table_is_that_of_its_record():
-    program = "import json, budget; print(budget.table(json.loads(budget.RECORD.read_text())))"
+def test_the_tables_are_those_of_their_record():
+    program = (
+        "import json, budget; record = json.loads(budget.RECORD.read_text());"
+        "lengths = {budget.WAYS[way].steps for way in record};"
+        "print(json.dumps([budget.table(record, steps) for steps in sorted(lengths)]))"
+    )
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
-    assert printed.count("\n") > 3 and printed in FOLDER.with_suffix(".md").read_text()
+    tables, page = json.loads(printed), FOLDER.with_suffix(".md").read_text()
+    assert tables and tables[0].count("\n") > 3
+    for table in tables:
+        assert table in page
 
 
 def test_figures_show_runs_that_have_not_ended(tmp_path):
