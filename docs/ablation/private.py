@@ -5,8 +5,9 @@ python docs/ablation/private.py prose/prose-validation.jsonl RUN_OR_CHECKPOINT .
 One line per checkpoint and layer, on held-out text. For the stream that a layer reads (the last row: the
 head), `private` is the part of its square in private channels, and `apart` the part that is not common to
 the shards: the variance over them. `logits` is the variance that private channels give to the logits,
-relative to that of all channels. `zeroed` is the loss if a layer reads zeros in place of its private
-channels, and `averaged` if it reads their mean over the shards, minus the loss of the model as it is.
+relative to that of all channels, if the head reads this stream. `zeroed` is the loss if a layer reads zeros
+in place of its private channels, and `averaged` if it reads their mean over the shards, minus the loss of
+the model as it is.
 """
 
 from __future__ import annotations
@@ -84,15 +85,16 @@ def loss(model: GPT, tokens: Tensor, targets: Tensor) -> float:
 
 
 @torch.inference_mode()
-def shares(model: GPT, tokens: Tensor) -> list[tuple[float, float]]:
-    """Return for each reader which part of the stream's square is private, and which is not common."""
-    found: list[tuple[float, float]] = []
+def shares(model: GPT, tokens: Tensor) -> list[tuple[float, float, float]]:
+    """Return for each reader `private`, `apart` and `logits` of the stream that it reads."""
+    found: list[tuple[float, float, float]] = []
 
     def record(stream: Stream) -> Stream:
         shared, private = stream.shared.double(), stream.private.double()
         square = shared.square().sum() + private.square().sum() / len(private)
         apart = (private - private.mean(0)).square().sum() / len(private)
-        found.append((float(1 - shared.square().sum() / square), float(apart / square)))
+        share = float(1 - shared.square().sum() / square), float(apart / square), logit_share(model, stream)
+        found.append(share)
         return stream
 
     with ExitStack() as stack:
@@ -103,23 +105,14 @@ def shares(model: GPT, tokens: Tensor) -> list[tuple[float, float]]:
     return found
 
 
-@torch.inference_mode()
-def logit_share(model: GPT, tokens: Tensor) -> float:
+def logit_share(model: GPT, stream: Stream) -> float:
     """Return the variance over the vocabulary of what private channels add to the logits, as a share."""
-    found: list[float] = []
-
-    def record(stream: Stream) -> Stream:
-        weight = (model.head.weight * model.norm.weight).unflatten(0, (model.mesh.shards, -1))
-        k = stream.shared_channels
-        private = torch.einsum("r...m,rvm->r...v", stream.private, weight[..., k:])
-        shared = torch.einsum("...k,rvk->r...v", stream.shared, weight[..., :k])
-        # The factor of the norm is the same for both, and is left out.
-        found.append(float((private.var(-1) / (private + shared).var(-1)).mean()))
-        return stream
-
-    with reads(model.head, record):
-        model(tokens[:8], tokens[:8])
-    return found[0]
+    weight = (model.head.weight * model.norm.weight).unflatten(0, (model.mesh.shards, -1))
+    k = stream.shared_channels
+    private = torch.einsum("r...m,rvm->r...v", stream.private, weight[..., k:])
+    shared = torch.einsum("...k,rvk->r...v", stream.shared, weight[..., :k])
+    # The factor of the norm is the same for both, and is left out.
+    return float((private.var(-1) / (private + shared).var(-1)).mean())
 
 
 def main(text: Path, given: list[str]) -> None:
@@ -129,8 +122,8 @@ def main(text: Path, given: list[str]) -> None:
         model = load_model(folder, Mesh(found.shards))
         tokens, targets = held_out(text, folder, found.model.sequence)
         base = loss(model, tokens, targets)
-        print(f"{name}: ratio {found.ratio}, loss {base:.4f}, logits {logit_share(model, tokens):.3f}")
-        print(f"{'layer':<14}{'private':>9}{'apart':>9}{'zeroed':>10}{'averaged':>10}")
+        print(f"{name}: ratio {found.ratio}, loss {base:.4f}")
+        print(f"{'layer':<14}{'private':>9}{'apart':>9}{'logits':>9}{'zeroed':>10}{'averaged':>10}")
         for number, (layer, share) in enumerate(zip(readers(model), shares(model, tokens), strict=True)):
             above = []
             for change in (zeroed, averaged):
@@ -138,7 +131,8 @@ def main(text: Path, given: list[str]) -> None:
                     above.append(loss(model, tokens, targets) - base)
             block, which = divmod(number, 2)
             title = "head" if layer is model.head else f"{block + 1} {('attention', 'MLP')[which]}"
-            print(f"{title:<14}{share[0]:9.3f}{share[1]:9.3f}{above[0]:+10.4f}{above[1]:+10.4f}", flush=True)
+            print(f"{title:<14}{''.join(f'{part:9.3f}' for part in share)}", end="")
+            print(f"{above[0]:+10.4f}{above[1]:+10.4f}", flush=True)
 
 
 if __name__ == "__main__":
