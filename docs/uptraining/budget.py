@@ -88,6 +88,7 @@ def _draw(record: dict[str, Losses]) -> None:
     if "ratio 1" in record:
         initial = record["ratio 1"]["0"]
         axes.axhline(initial, color="#888888", ls=":", label=f"initial weights, ratio 1: {initial:.3f}")
+    labelled: list[dict[int, float]] = [FULL, HALF]
     for way, losses in record.items():
         # The first losses at a lowered ratio are off the scale that shows the others.
         points = {int(step): loss for step, loss in losses.items() if int(step)}
@@ -96,9 +97,10 @@ def _draw(record: dict[str, Losses]) -> None:
         thousands = [step * TOKENS / 1e3 for step in points]
         (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
         for step, loss in points.items():
-            if len(WAYS[way].ratios) > 1 and step % WAYS[way].every == 0:
+            if WAYS[way].ratios not in labelled and step % WAYS[way].every == 0:
                 style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
                 axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, 6), **style)
+        labelled.append(WAYS[way].ratios)
     axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
