@@ -88,7 +88,7 @@ def _draw(record: dict[str, Losses]) -> None:
     if "ratio 1" in record:
         initial = record["ratio 1"]["0"]
         axes.axhline(initial, color="#888888", ls=":", label=f"initial weights, ratio 1: {initial:.3f}")
-    labelled: list[dict[int, float]] = [FULL, HALF]
+    labelled: list[dict[int, float]] = []
     for way, losses in record.items():
         # The first losses at a lowered ratio are off the scale that shows the others.
         points = {int(step): loss for step, loss in losses.items() if int(step)}
@@ -97,11 +97,12 @@ def _draw(record: dict[str, Losses]) -> None:
         thousands = [step * TOKENS / 1e3 for step in points]
         (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
         for step, loss in points.items():
-            if WAYS[way].ratios not in labelled and step % WAYS[way].every == 0:
+            lowered = ratio_of(way, step) == ratio_of(way, WAYS[way].steps)
+            if WAYS[way].ratios not in labelled and step % WAYS[way].every == 0 and not lowered:
                 style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
-                axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, 6), **style)
+                axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, -14), **style)
         labelled.append(WAYS[way].ratios)
-    axes.set(xlabel="tokens (thousands); number: ratio", ylabel="validation loss (nats per token)")
+    axes.set(xlabel="tokens (thousands); number: ratio, until it is 0.5", ylabel="validation loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(IMAGE, dpi=130)
