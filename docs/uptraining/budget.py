@@ -102,7 +102,9 @@ def _draw(record: dict[str, Losses]) -> None:
                 style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
                 axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, -14), **style)
         labelled.append(WAYS[way].ratios)
-    axes.set(xlabel="tokens (thousands); number: ratio, until it is 0.5", ylabel="validation loss (nats per token)")
+    axes.set(
+        xlabel="tokens (thousands); number: ratio, until it is 0.5", ylabel="validation loss (nats per token)"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(IMAGE, dpi=130)
