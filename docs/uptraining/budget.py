@@ -88,23 +88,15 @@ def _draw(record: dict[str, Losses]) -> None:
     if "ratio 1" in record:
         initial = record["ratio 1"]["0"]
         axes.axhline(initial, color="#888888", ls=":", label=f"initial weights, ratio 1: {initial:.3f}")
-    labelled: list[dict[int, float]] = []
     for way, losses in record.items():
         # The first losses at a lowered ratio are off the scale that shows the others.
         points = {int(step): loss for step, loss in losses.items() if int(step)}
         if not points:
             continue
-        thousands = [step * TOKENS / 1e3 for step in points]
-        (line,) = axes.plot(thousands, [*points.values()], "o-", ms=4, label=way)
-        for step, loss in points.items():
-            lowered = ratio_of(way, step) == ratio_of(way, WAYS[way].steps)
-            if WAYS[way].ratios not in labelled and step % WAYS[way].every == 0 and not lowered:
-                style = {"textcoords": "offset points", "ha": "center", "color": line.get_color()}
-                axes.annotate(f"{ratio_of(way, step):g}", (step * TOKENS / 1e3, loss), (0, -14), **style)
-        labelled.append(WAYS[way].ratios)
-    axes.set(
-        xlabel="tokens (thousands); number: ratio, until it is 0.5", ylabel="validation loss (nats per token)"
-    )
+        last = max(WAYS[way].ratios)
+        label = f"{way}, ratio {ratio_of(way, STEPS):g} from {last * TOKENS / 1e3:.0f} k on" if last else way
+        axes.plot([step * TOKENS / 1e3 for step in points], [*points.values()], "o-", ms=4, label=label)
+    axes.set(xlabel="tokens (thousands)", ylabel="validation loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(IMAGE, dpi=130)
