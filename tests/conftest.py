@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# Tensors are small, and several processes run at once: more threads would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 
 from tests.ranks import Ranks
+
+# Tensors are small: on busy cores, more threads would only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
