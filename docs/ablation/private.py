@@ -107,12 +107,15 @@ def shares(model: GPT, tokens: Tensor) -> list[tuple[float, float, float]]:
 
 def logit_share(model: GPT, stream: Stream) -> float:
     """Return the variance over the vocabulary of what private channels add to the logits, as a share."""
-    weight = (model.head.weight * model.norm.weight).unflatten(0, (model.mesh.shards, -1))
+    shared, private = stream.shared, stream.private
+    # Each shard divides by its own norm, and has the logits of its part of the vocabulary.
+    square = (shared.square().sum(-1) + private.square().sum(-1)) / model.config.hidden
+    factor = (square + model.norm.eps).rsqrt()
+    weight = (model.head.weight * model.norm.weight).unflatten(0, (len(private), -1))
     k = stream.shared_channels
-    private = torch.einsum("r...m,rvm->r...v", stream.private, weight[..., k:])
-    shared = torch.einsum("...k,rvk->r...v", stream.shared, weight[..., :k])
-    # The factor of the norm is the same for both, and is left out.
-    return float((private.var(-1) / (private + shared).var(-1)).mean())
+    ours = torch.einsum("r...,r...m,rvm->...rv", factor, private, weight[..., k:]).flatten(-2)
+    others = torch.einsum("r...,...k,rvk->...rv", factor, shared, weight[..., :k]).flatten(-2)
+    return float((ours.var(-1) / (ours + others).var(-1)).mean())
 
 
 def main(text: Path, given: list[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from xxhash import xxh3_128
 
+from caat.parallel.mesh import Mesh
 from caat.training.checkpoint.state import read_optimizer, read_state, write_state
+from eval.open import load_model
 from tests.launch.saved_run import ADAMW, AT_200
 from tests.trained import MODEL, write_checkpoint
 
@@ -66,6 +69,22 @@ def test_weights_that_write_private_channels_are_divided(tmp_path):
     assert state == AT_200 and read_optimizer(out) == ADAMW
     assert checksums == {path.name: xxh3_128(path.read_bytes()).hexdigest() for path in out.iterdir()
                          if path.name in files}  # fmt: skip
+
+
+def test_what_private_channels_give_to_the_logits(tmp_path, monkeypatch):
+    """Without their columns of the head, the model gives the rest, divided by the same norm."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from private import shares
+
+    checkpoint = write_checkpoint(tmp_path / "run", 4, 0.5, model=replace(MODEL, vocab_size=304))
+    model, tokens = load_model(checkpoint, Mesh(4)), torch.arange(128).view(2, 64) % 300
+    share = shares(model, tokens)[-1][-1]
+    with torch.inference_mode():
+        whole = model(tokens)
+        model.head.weight[:, MODEL.hidden // 2 :] = 0
+        private = whole - model(tokens)
+    assert share == pytest.approx(float((private.var(-1) / whole.var(-1)).mean()), rel=1e-4)
+    assert 0.1 < share < 0.9
 
 
 @pytest.mark.slow
